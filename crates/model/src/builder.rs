@@ -1,0 +1,400 @@
+//! [`SpecBuilder`]: the vocabulary in which a family file describes a model.
+//!
+//! A family file says, in checkpoint order, which tensors there are and what each layer does; the
+//! builder gives them types, layers, experts and, at the end, the checkpoint's quantisation.
+
+use plimsoll_units::{Bytes, DType, SizeOverflow};
+
+use crate::config::Config;
+use crate::quant::QuantScheme;
+use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec};
+use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
+use crate::{ModelError, quant};
+
+/// Collects a [`ModelSpec`] while a family file describes it.
+#[derive(Clone, Debug)]
+pub struct SpecBuilder {
+    spec: ModelSpec,
+    prefix: String,
+    layer: Option<u32>,
+    experts: Option<u64>,
+}
+
+const HEADS: &str = "attention heads";
+
+impl SpecBuilder {
+    /// A builder that knows only the type and the name.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] where the config names no usable type.
+    pub fn new(config: &Config<'_>, family: &'static str) -> Result<Self, ModelError> {
+        let text = config.text()?;
+        let stated = match config.dtype()? {
+            Some(d) => Some(d),
+            None => text.dtype()?,
+        };
+        let mut notes = Vec::new();
+        if stated.is_none() {
+            notes.push(
+                "the config states no dtype: 16-bit weights are assumed, as engines load unstated ones"
+                    .to_owned(),
+            );
+        }
+        let spec = ModelSpec {
+            architecture: config
+                .architecture()
+                .or_else(|| config.str("model_type"))
+                .unwrap_or(family)
+                .to_owned(),
+            family,
+            hidden: 0,
+            vocab: 0,
+            max_context: None,
+            dtype: stated.unwrap_or(DType::F16),
+            tied_embeddings: false,
+            layers: Vec::new(),
+            tensors: Vec::new(),
+            quant: None,
+            encoder: None,
+            mtp_layers: 0,
+            final_softcap: false,
+            from_headers: false,
+            notes,
+        };
+        Ok(Self {
+            spec,
+            prefix: String::new(),
+            layer: None,
+            experts: None,
+        })
+    }
+
+    /// The spec so far, to set the facts that are no tensors.
+    pub fn spec(&mut self) -> &mut ModelSpec {
+        &mut self.spec
+    }
+
+    /// Everything named inside `f` gets `prefix` before its name; prefixes nest.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn scope(
+        &mut self,
+        prefix: &str,
+        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let outer = self.prefix.len();
+        self.prefix.push_str(prefix);
+        let result = f(self);
+        self.prefix.truncate(outer);
+        result
+    }
+
+    /// Describes the next decoder layer; its tensors are those added inside `f`, under `prefix`.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn layer(
+        &mut self,
+        prefix: &str,
+        layer: LayerSpec,
+        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let index = u32::try_from(self.spec.layers.len()).unwrap_or(u32::MAX);
+        self.spec.layers.push(layer);
+        self.layer = Some(index);
+        let result = self.scope(prefix, f);
+        self.layer = None;
+        result
+    }
+
+    /// Every tensor added inside `f` exists once per expert; its name holds `{e}`.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn experts(
+        &mut self,
+        count: u64,
+        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        self.experts = Some(count);
+        let result = f(self);
+        self.experts = None;
+        result
+    }
+
+    /// A tensor of any shape, in the model's type.
+    pub fn tensor(&mut self, role: Role, name: &str, shape: &[u64], shard: Shard) {
+        let dtype = self.spec.dtype;
+        self.tensor_typed(role, name, shape, shard, dtype);
+    }
+
+    /// A tensor of any shape and type.
+    pub fn tensor_typed(
+        &mut self,
+        role: Role,
+        name: &str,
+        shape: &[u64],
+        shard: Shard,
+        dtype: DType,
+    ) {
+        self.spec.tensors.push(TensorSpec {
+            name: format!("{}{name}", self.prefix),
+            shape: shape.to_vec(),
+            dtype,
+            role,
+            layer: self.layer,
+            shard,
+            experts: self.experts,
+            linear: None,
+        });
+    }
+
+    /// The weight `[out, inp]` of a linear layer, which formats may quantise.
+    fn matrix(&mut self, role: Role, module: &str, [out, inp]: [u64; 2], axis: Axis, shard: Shard) {
+        self.tensor(role, &format!("{module}.weight"), &[out, inp], shard);
+        if let Some(t) = self.spec.tensors.last_mut() {
+            t.linear = Some(Linear { out, inp, axis });
+        }
+    }
+
+    /// A linear layer whose outputs are split (column-parallel): the bias splits with them.
+    pub fn out_split(
+        &mut self,
+        role: Role,
+        module: &str,
+        [out, inp]: [u64; 2],
+        bias: bool,
+        shard: Shard,
+    ) {
+        self.matrix(role, module, [out, inp], Axis::Out, shard);
+        if bias {
+            self.tensor(role, &format!("{module}.bias"), &[out], shard);
+        }
+    }
+
+    /// A linear layer whose inputs are split (row-parallel): every rank keeps the whole bias.
+    pub fn in_split(
+        &mut self,
+        role: Role,
+        module: &str,
+        [out, inp]: [u64; 2],
+        bias: bool,
+        shard: Shard,
+    ) {
+        self.matrix(role, module, [out, inp], Axis::In, shard);
+        if bias {
+            self.tensor(role, &format!("{module}.bias"), &[out], Shard::Replicated);
+        }
+    }
+
+    /// A linear layer of which every rank keeps all.
+    pub fn whole(&mut self, role: Role, module: &str, [out, inp]: [u64; 2], bias: bool) {
+        self.out_split(role, module, [out, inp], bias, Shard::Replicated);
+    }
+
+    /// A GPT-2 `Conv1D`: a linear layer stored transposed, `[inp, out]`, always with a bias.
+    pub fn conv1d(&mut self, role: Role, module: &str, [inp, out]: [u64; 2], split: Conv1dSplit) {
+        let (axis, weight, bias) = match split {
+            Conv1dSplit::Out(s) => (Axis::Out, s, s),
+            Conv1dSplit::In(s) => (Axis::In, s, Shard::Replicated),
+        };
+        self.matrix(role, module, [out, inp], axis, weight);
+        if let Some(t) = self.spec.tensors.last_mut() {
+            t.shape = vec![inp, out];
+        }
+        self.tensor(role, &format!("{module}.bias"), &[out], bias);
+    }
+
+    /// The token embedding `name`, `[rows, width]`.
+    pub fn embedding(&mut self, name: &str, rows: u64, width: u64) {
+        self.tensor(Role::Embedding, name, &[rows, width], Shard::Vocab { rows });
+    }
+
+    /// The output head `module`, unless it is tied to the embedding.
+    pub fn head(&mut self, module: &str, rows: u64, width: u64) {
+        if !self.spec.tied_embeddings {
+            self.matrix(
+                Role::Head,
+                module,
+                [rows, width],
+                Axis::Out,
+                Shard::Vocab { rows },
+            );
+        }
+    }
+
+    /// A normalisation gain.
+    pub fn norm(&mut self, module: &str, width: u64) {
+        self.tensor(
+            Role::Norm,
+            &format!("{module}.weight"),
+            &[width],
+            Shard::Replicated,
+        );
+    }
+
+    /// A normalisation gain and bias.
+    pub fn norm_bias(&mut self, module: &str, width: u64) {
+        self.norm(module, width);
+        self.tensor(
+            Role::Norm,
+            &format!("{module}.bias"),
+            &[width],
+            Shard::Replicated,
+        );
+    }
+
+    /// Separate query, key, value and output projections of grouped-query attention, under the
+    /// names `self_attn.{q,k,v,o}_proj` that most families use.
+    pub fn qkvo(&mut self, hidden: u64, a: &Attention, qkv_bias: bool, o_bias: bool) {
+        let q = Shard::Split {
+            units: a.q_heads,
+            what: HEADS,
+        };
+        let kv = Shard::KvHeads { heads: a.kv_heads };
+        let at = Role::Attention;
+        let (q_out, k_out) = (a.q_heads * a.k_dim, a.kv_heads * a.k_dim);
+        self.out_split(at, "self_attn.q_proj", [q_out, hidden], qkv_bias, q);
+        self.out_split(at, "self_attn.k_proj", [k_out, hidden], qkv_bias, kv);
+        self.out_split(
+            at,
+            "self_attn.v_proj",
+            [a.kv_heads * a.v_dim, hidden],
+            qkv_bias,
+            kv,
+        );
+        self.in_split(
+            at,
+            "self_attn.o_proj",
+            [hidden, a.q_heads * a.v_dim],
+            o_bias,
+            q,
+        );
+    }
+
+    /// `gate_proj`, `up_proj` and `down_proj` under `prefix`.
+    pub fn gated_mlp(&mut self, role: Role, prefix: &str, hidden: u64, inner: u64, bias: bool) {
+        let cols = columns(inner);
+        self.out_split(
+            role,
+            &format!("{prefix}gate_proj"),
+            [inner, hidden],
+            bias,
+            cols,
+        );
+        self.out_split(
+            role,
+            &format!("{prefix}up_proj"),
+            [inner, hidden],
+            bias,
+            cols,
+        );
+        self.in_split(
+            role,
+            &format!("{prefix}down_proj"),
+            [hidden, inner],
+            bias,
+            cols,
+        );
+    }
+
+    /// Sets the vision or audio tower.
+    pub fn encoder(&mut self, encoder: Encoder) {
+        self.spec.encoder = Some(encoder);
+    }
+
+    /// Applies the checkpoint's quantisation, checks the whole, and returns it.
+    ///
+    /// # Errors
+    /// [`ModelError`] for an unusable `quantization_config`, a model without layers, or sizes
+    /// past 64 bits.
+    pub fn finish(mut self, config: &Config<'_>) -> Result<ModelSpec, ModelError> {
+        if let Some(scheme) = QuantScheme::from_config(config)? {
+            quant::apply(&mut self.spec, scheme)?;
+        }
+        let spec = self.spec;
+        if spec.layers.is_empty() || spec.hidden == 0 || spec.vocab == 0 {
+            return Err(ModelError::Contradiction(
+                "the model has no layers".to_owned(),
+            ));
+        }
+        for layer in &spec.layers {
+            check_layer(layer)?;
+        }
+        let too_large = |source: SizeOverflow| ModelError::TooLarge {
+            what: "the sum of all tensors".to_owned(),
+            source,
+        };
+        let total = spec.stored_bytes().map_err(too_large)?;
+        spec.parameters().map_err(too_large)?;
+        if total > Bytes::new(LARGEST_MODEL) {
+            return Err(ModelError::Contradiction(format!(
+                "the config describes {total} of weights, above the limit of {}: check its sizes",
+                Bytes::new(LARGEST_MODEL)
+            )));
+        }
+        Ok(spec)
+    }
+}
+
+/// Models above this are refused as nonsense: 1 PiB, some 500 times the largest published one.
+const LARGEST_MODEL: u64 = 1 << 50;
+/// Largest KV cache of one token in one layer, in elements, above which a config is nonsense.
+const LARGEST_ROW: u64 = 1 << 32;
+
+fn check_layer(layer: &LayerSpec) -> Result<(), ModelError> {
+    let elements = match layer.mixer {
+        Mixer::Attention(a) => a.elements_per_token(a.kv_heads),
+        Mixer::Latent(a) => a.rank.saturating_add(a.rope_dim),
+        Mixer::State(s) => s
+            .heads
+            .saturating_mul(s.rows)
+            .saturating_mul(s.cols)
+            .saturating_add(s.conv_channels.saturating_mul(s.conv_taps)),
+        Mixer::None => 0,
+    };
+    if elements > LARGEST_ROW {
+        return Err(ModelError::Contradiction(format!(
+            "one layer would cache {elements} elements: check the head counts and sizes"
+        )));
+    }
+    Ok(())
+}
+
+/// How a [`SpecBuilder::conv1d`] splits.
+#[derive(Clone, Copy, Debug)]
+pub enum Conv1dSplit {
+    /// By outputs; the bias too.
+    Out(Shard),
+    /// By inputs; the bias is whole.
+    In(Shard),
+}
+
+/// The columns of a feed-forward's inner dimension.
+#[must_use]
+pub const fn columns(inner: u64) -> Shard {
+    Shard::Split {
+        units: inner,
+        what: "MLP columns",
+    }
+}
+
+/// Query heads.
+#[must_use]
+pub const fn heads(n: u64) -> Shard {
+    Shard::Split {
+        units: n,
+        what: HEADS,
+    }
+}
+
+/// A layer of attention and a feed-forward.
+#[must_use]
+pub const fn attention_layer(a: Attention, ffn: Ffn) -> LayerSpec {
+    LayerSpec {
+        mixer: Mixer::Attention(a),
+        parallel: None,
+        ffn,
+    }
+}
