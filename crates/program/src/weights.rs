@@ -1,0 +1,163 @@
+//! What one rank loads: the inventory, split and padded by an engine's rules.
+
+use plimsoll_model::{ModelSpec, Role, Shard, ShardError, TensorSpec, quant};
+use plimsoll_units::{Bytes, DType};
+
+use crate::parallel::{Parallel, Stage};
+
+/// Bytes of one role on one rank.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleBytes {
+    /// The role.
+    pub role: Role,
+    /// Bytes as the engine holds them.
+    pub bytes: Bytes,
+    /// Stored tensors behind it (experts counted one by one).
+    pub tensors: u64,
+}
+
+/// What an engine does to the inventory while loading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightRules {
+    /// Unquantised tensors are cast to this type; `None` keeps the stored one.
+    pub dtype: Option<DType>,
+    /// The vocabulary is padded to a multiple of this (and of the TP degree).
+    pub vocab_multiple: u64,
+    /// Whether multi-token-prediction layers are loaded.
+    pub mtp: bool,
+    /// Whether the vision or audio tower is loaded.
+    pub encoder: bool,
+    /// Whether the tower is a full copy on every TP rank.
+    pub encoder_replicated: bool,
+    /// Whether GPTQ's `g_idx` is kept (kernels that need no order drop it).
+    pub keep_order_index: bool,
+    /// Plimsoll's packed panels instead of plain matrices.
+    pub packed: Option<PackedLayout>,
+}
+
+impl WeightRules {
+    /// Everything exactly as stored.
+    #[must_use]
+    pub const fn stored() -> Self {
+        Self {
+            dtype: None,
+            vocab_multiple: 1,
+            mtp: false,
+            encoder: true,
+            encoder_replicated: false,
+            keep_order_index: true,
+            packed: None,
+        }
+    }
+}
+
+/// Plimsoll's layout of a weight matrix: panels of `rows` output rows, so the last panel is padded.
+///
+/// Source: DESIGN section 5 (panels of 32 rows, pairs of inputs adjacent, serve both the widening
+/// FMA and the dot-product kernel).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedLayout {
+    /// Output rows of one panel.
+    pub rows: u64,
+}
+
+/// What one tensor-parallel rank of `stage` holds, by role in report order.
+///
+/// TP ranks are alike: splits are even, and KV heads replicate evenly.
+///
+/// # Errors
+/// [`ShardError`] where the degree does not divide what it must divide.
+pub fn rank_weights(
+    spec: &ModelSpec,
+    parallel: &Parallel,
+    stage: &Stage,
+    rules: &WeightRules,
+) -> Result<Vec<RoleBytes>, ShardError> {
+    let mut rows: Vec<RoleBytes> = Role::ALL
+        .iter()
+        .map(|&role| RoleBytes { role, bytes: Bytes::ZERO, tensors: 0 })
+        .collect();
+    for tensor in &spec.tensors {
+        if !held_by(spec, tensor, stage, rules) {
+            continue;
+        }
+        let copies = local_copies(tensor, parallel);
+        let bytes = one_copy(spec, tensor, parallel, rules)?.times(copies)?;
+        if let Some(row) = rows.iter_mut().find(|r| r.role == tensor.role) {
+            row.bytes = row.bytes.add(bytes)?;
+            row.tensors = row.tensors.saturating_add(copies);
+        }
+    }
+    // A tied head on a later stage needs its own copy of the embedding.
+    if spec.tied_embeddings && stage.is_last() && !stage.is_first() {
+        for tensor in spec.tensors.iter().filter(|t| t.role == Role::Embedding && t.shape.len() == 2) {
+            let bytes = one_copy(spec, tensor, parallel, rules)?;
+            if let Some(row) = rows.iter_mut().find(|r| r.role == Role::Head) {
+                row.bytes = row.bytes.add(bytes)?;
+                row.tensors += 1;
+            }
+        }
+    }
+    rows.retain(|r| r.tensors > 0);
+    Ok(rows)
+}
+
+fn held_by(spec: &ModelSpec, tensor: &TensorSpec, stage: &Stage, rules: &WeightRules) -> bool {
+    if !rules.keep_order_index && tensor.name.ends_with("g_idx") {
+        return false;
+    }
+    if let Some(layer) = tensor.layer.map(u64::from).filter(|l| *l < spec.layers.len() as u64) {
+        return stage.layers.contains(&layer) && (tensor.role != Role::Mtp || rules.mtp);
+    }
+    match tensor.role {
+        Role::Mtp => rules.mtp && stage.is_last(),
+        Role::Encoder => rules.encoder && stage.is_first(),
+        Role::Embedding | Role::Position => stage.is_first(),
+        Role::Head | Role::Norm | Role::Other => stage.is_last(),
+        Role::Attention
+        | Role::State
+        | Role::Mlp
+        | Role::Router
+        | Role::Experts
+        | Role::SharedExperts => true,
+    }
+}
+
+/// Experts of which this rank holds at least a part: the fullest rank's number under EP.
+fn local_copies(tensor: &TensorSpec, parallel: &Parallel) -> u64 {
+    tensor.copies().div_ceil(if tensor.experts.is_some() { parallel.ep() } else { 1 })
+}
+
+fn one_copy(
+    spec: &ModelSpec,
+    tensor: &TensorSpec,
+    parallel: &Parallel,
+    rules: &WeightRules,
+) -> Result<Bytes, ShardError> {
+    let whole_expert = tensor.experts.is_some() && parallel.expert_parallel;
+    let replicated_tower = tensor.role == Role::Encoder && rules.encoder_replicated;
+    let shard = if whole_expert || replicated_tower { Shard::Replicated } else { tensor.shard };
+    let pad = |rows: u64| {
+        let unit = rules.vocab_multiple.max(1);
+        rows.div_ceil(unit).saturating_mul(unit)
+    };
+    let local = shard.local_elements(tensor.elements()?, parallel.tp, pad)?;
+    let casts = tensor.dtype == spec.dtype && tensor.dtype.is_scalar();
+    let dtype = match rules.dtype {
+        Some(d) if casts && !quant::is_auxiliary(&tensor.name) => d,
+        _ => tensor.dtype,
+    };
+    let elements = match (rules.packed, tensor.linear) {
+        // Only whole matrices of plain elements are packed; the embedding is read row by row.
+        (Some(layout), Some(linear)) if dtype.is_scalar() && linear.inp > 0 && linear.out > 0 => {
+            let inp = match (linear.axis, shard) {
+                (plimsoll_model::Axis::In, Shard::Split { .. }) => linear.inp / parallel.tp,
+                _ => linear.inp,
+            };
+            let out = local / inp.max(1);
+            Bytes::product([out.div_ceil(layout.rows.max(1)), layout.rows, inp])?.get().max(local)
+        }
+        _ => local,
+    };
+    Ok(dtype.bytes(elements)?)
+}
