@@ -17,6 +17,8 @@ Exit status 0 when everything agrees, 1 otherwise.
 
 import argparse
 import json
+import re
+import statistics
 import sys
 import tomllib
 from decimal import Decimal
@@ -82,6 +84,16 @@ def claim(seen, key, owner):
     check(other == owner, f"{owner}: {key!r} also belongs to {other}")
 
 
+def check_memory_source(name, text, total, usable):
+    """The source must quote the very figures: MiB (torch writes MB), bytes, or GiB to two digits."""
+    numbers = set(re.findall(r"\d+(?:\.\d+)?", text))
+    if total and usable != total:
+        check(str(total >> 20) in numbers or str(total) in numbers, f"{name}: memory_source does not quote {total >> 20}MiB")
+    if usable:
+        quoted = {str(usable), str(usable >> 20), f"{usable / 2**30:.2f}"}
+        check(quoted & numbers, f"{name}: memory_source does not quote any of {sorted(quoted)}")
+
+
 def check_devices(path):
     devices = tomllib.loads(path.read_text())["device"]
     seen = {}
@@ -116,6 +128,7 @@ def check_devices(path):
         if total and usable:
             check(usable <= total, f"{name}: usable {usable} above the driver's {total}")
             check(usable > 0.96 * total, f"{name}: usable {usable} far below the driver's {total}")
+        check_memory_source(name, d["memory_source"], total, usable)
         marketing = int(d["marketing_memory"].split()[0])
         check(d["marketing_memory"] == f"{marketing} GB", f"{name}: marketing memory {d['marketing_memory']}")
         for size in filter(None, (total, usable)):
@@ -123,8 +136,11 @@ def check_devices(path):
         check((d["confidence"] == "printed") == (usable is not None), f"{name}: 'printed' means usable_bytes is given")
     for name in REQUIRED_DEVICES:
         check(name in seen, f"no device {name}")
-    printed = sum(d["confidence"] == "printed" for d in devices)
-    print(f"{path.relative_to(ROOT)}: {len(devices)} devices, {len(seen)} names, usable bytes printed for {printed}")
+    held = [1 - d["usable_bytes"] / d["driver_total_bytes"] for d in devices
+            if d["vendor"] == "nvidia" and "usable_bytes" in d and "driver_total_bytes" in d]
+    print(f"{path.relative_to(ROOT)}: {len(devices)} devices, {len(seen)} names, usable bytes printed for "
+          f"{sum('usable_bytes' in d for d in devices)}; NVIDIA's driver keeps {min(held):.2%} to {max(held):.2%}, "
+          f"median {statistics.median(held):.2%}")
 
 
 def check_models(path):
