@@ -42,6 +42,8 @@ pub struct Device {
     pub link: Option<(String, f64)>,
     /// Where rates and links were read.
     pub source: String,
+    /// What the reader should know.
+    pub note: Option<String>,
 }
 
 /// How well a device's usable memory is known.
@@ -88,8 +90,8 @@ struct Raw {
     source: String,
     #[serde(default)]
     confidence: Option<String>,
-    #[serde(default, rename = "notes")]
-    _notes: Option<String>,
+    #[serde(default)]
+    note: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -98,14 +100,15 @@ struct Link {
     bytes_per_s: Option<f64>,
 }
 
-/// What `cudaMemGetInfo` shows less than NVML's total, on cards whose usable size nobody printed:
-/// the smallest difference seen among the catalogue's printed cards.
-const UNSEEN_BY_PROCESSES: u64 = 256 << 20;
+/// What `cudaMemGetInfo` shows less than NVML's total, in thousandths, on NVIDIA cards whose usable
+/// size nobody printed: the median of the catalogue's printed cards (a test recomputes it).
+const UNSEEN_PER_MILLE: u64 = 13;
 
 impl Raw {
     fn device(self) -> Device {
         let driver_total = Bytes::new(self.driver_total_bytes);
-        let derived = driver_total.saturating_sub(Bytes::new(UNSEEN_BY_PROCESSES));
+        let unseen = self.driver_total_bytes / 1000 * UNSEEN_PER_MILLE;
+        let derived = driver_total.saturating_sub(Bytes::new(unseen));
         let usable = self.usable_bytes.map_or(derived, Bytes::new);
         let confidence = match (self.usable_bytes, self.confidence.as_deref()) {
             (None, _) | (Some(_), Some("derived")) => Confidence::Derived,
@@ -137,6 +140,7 @@ impl Raw {
                 .collect(),
             link: self.link.and_then(|l| Some((l.kind, l.bytes_per_s?))),
             source: self.source,
+            note: self.note,
         }
     }
 }
@@ -188,6 +192,7 @@ impl Device {
             dense_flops: Vec::new(),
             link: None,
             source: String::new(),
+            note: None,
         }
     }
 
@@ -206,7 +211,9 @@ mod tests {
     fn the_data_file_parses_and_has_the_cards_everybody_names() {
         let file: Result<File, _> = toml::from_str(DATA);
         assert!(file.is_ok(), "{:?}", file.err());
-        for name in ["a100-40g", "a100-80g", "h100", "h200", "l4", "t4", "rtx-4090", "RTX 4090"] {
+        for name in [
+            "a100-40g", "a100-80g", "h100", "h200", "l4", "t4", "rtx-4090", "RTX 4090",
+        ] {
             assert!(find(name).is_some(), "{name}");
         }
     }
@@ -220,10 +227,28 @@ mod tests {
     }
 
     #[test]
+    fn the_share_unseen_by_processes_is_the_median_of_printed_cards() {
+        let mut shares: Vec<f64> = devices()
+            .iter()
+            .filter(|d| d.vendor == "nvidia" && d.confidence == Confidence::Printed)
+            .map(|d| 1.0 - d.usable.gib() / d.driver_total.gib())
+            .collect();
+        shares.sort_by(f64::total_cmp);
+        let median = shares[shares.len() / 2] * 1000.0;
+        assert!((median - UNSEEN_PER_MILLE as f64).abs() < 0.5, "{median}");
+    }
+
+    #[test]
     fn names_are_unique() {
         let mut all: Vec<String> = devices()
             .iter()
-            .flat_map(|d| d.aliases.iter().chain([&d.name]).map(|n| normal(n)).collect::<std::collections::BTreeSet<_>>())
+            .flat_map(|d| {
+                d.aliases
+                    .iter()
+                    .chain([&d.name])
+                    .map(|n| normal(n))
+                    .collect::<std::collections::BTreeSet<_>>()
+            })
             .collect();
         let n = all.len();
         all.sort();

@@ -1,1 +1,34 @@
-//! Placeholder.
+//! What fits where, and why.
+//!
+//! For a model, a load and devices: the memory map of each rank, region by region and term by term,
+//! under the rules of a chosen engine and version, and one solver for all questions (how many
+//! devices, users, tokens; what would make it fit). Promises:
+//!
+//! - pure: no clock, file, socket or hash order; equal inputs give equal plans;
+//! - every term carries its formula, its inputs and its source, and says how well it is known:
+//!   exact, derived, calibrated with an interval, or a bound;
+//! - "does not fit" is an answer, not an error;
+//! - nothing is keyed by what identifies a model: constants belong to engine versions and
+//!   attention backends.
+//!
+//! It reads no model files (`plimsoll-host`) and prints nothing (`plimsoll-report`).
+
+pub mod engine;
+mod error;
+mod evaluate;
+pub mod kv;
+mod rule_of_thumb;
+mod settings;
+mod solve;
+mod term;
+
+pub use engine::{Engine, EngineVersion, Reserve, Version};
+pub use error::PlanError;
+pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
+pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
+pub use settings::{Deployment, KvType, Load, Settings};
+pub use solve::{
+    Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, max_context, max_users,
+    smallest,
+};
+pub use term::{Kind, Region, Term, total};

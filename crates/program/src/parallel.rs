@@ -20,7 +20,12 @@ pub struct Parallel {
 
 impl Default for Parallel {
     fn default() -> Self {
-        Self { tp: 1, pp: 1, dp: 1, expert_parallel: false }
+        Self {
+            tp: 1,
+            pp: 1,
+            dp: 1,
+            expert_parallel: false,
+        }
     }
 }
 
@@ -89,7 +94,11 @@ impl Parallel {
     /// Ranks over which whole experts are dealt out (1 without expert parallelism).
     #[must_use]
     pub const fn ep(&self) -> u64 {
-        if self.expert_parallel { self.tp.saturating_mul(self.dp) } else { 1 }
+        if self.expert_parallel {
+            self.tp.saturating_mul(self.dp)
+        } else {
+            1
+        }
     }
 
     /// Checks the degrees that do not depend on single tensors; those are checked as they split.
@@ -99,12 +108,19 @@ impl Parallel {
     pub fn check(&self, spec: &ModelSpec) -> Result<(), ParallelError> {
         for (name, degree) in [("TP", self.tp), ("PP", self.pp), ("DP", self.dp)] {
             if degree == 0 || degree > MAX_DEGREE {
-                return Err(ParallelError::OutOfRange { name, degree, max: MAX_DEGREE });
+                return Err(ParallelError::OutOfRange {
+                    name,
+                    degree,
+                    max: MAX_DEGREE,
+                });
             }
         }
         let layers = spec.layers.len() as u64;
         if self.pp > layers {
-            return Err(ParallelError::TooFewLayers { pp: self.pp, layers });
+            return Err(ParallelError::TooFewLayers {
+                pp: self.pp,
+                layers,
+            });
         }
         if self.expert_parallel {
             let experts = spec
@@ -117,7 +133,10 @@ impl Parallel {
                 .min()
                 .ok_or(ParallelError::NoExperts)?;
             if self.ep() > experts {
-                return Err(ParallelError::TooFewExperts { ep: self.ep(), experts });
+                return Err(ParallelError::TooFewExperts {
+                    ep: self.ep(),
+                    experts,
+                });
             }
         }
         Ok(())
@@ -139,7 +158,11 @@ impl Parallel {
                 // Extra layers go to positions pp−2, pp−3, ..., never to the last stage.
                 let more = u64::from(i + 1 < pp && i + 1 + extra >= pp);
                 let end = start + base + more;
-                let stage = Stage { index: i, count: pp, layers: start..end };
+                let stage = Stage {
+                    index: i,
+                    count: pp,
+                    layers: start..end,
+                };
                 start = end;
                 stage
             })
@@ -179,11 +202,14 @@ mod tests {
     #[test]
     fn stages_cover_all_layers_and_spare_the_last() {
         let split = |layers, pp| -> Vec<u64> {
-            Parallel { pp, ..Parallel::default() }
-                .stages(layers)
-                .into_iter()
-                .map(|s| s.layers.end - s.layers.start)
-                .collect()
+            Parallel {
+                pp,
+                ..Parallel::default()
+            }
+            .stages(layers)
+            .into_iter()
+            .map(|s| s.layers.end - s.layers.start)
+            .collect()
         };
         assert_eq!(split(40, 3), [13, 14, 13]);
         assert_eq!(split(61, 4), [15, 15, 16, 15]);

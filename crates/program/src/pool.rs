@@ -5,7 +5,9 @@
 //! as many slots of all its layers into a page as fit. What is left over in a page is padding and
 //! is counted as internal fragmentation. A state group keeps a fixed number of pages per sequence.
 
-use plimsoll_model::{Attention, ModelSpec, Mixer, Reach, ShardError, StateKind, StateSpace, local_kv_heads};
+use plimsoll_model::{
+    Attention, Mixer, ModelSpec, Reach, ShardError, StateKind, StateSpace, local_kv_heads,
+};
 use plimsoll_units::{Blocks, Bytes, DType, SizeOverflow, Tokens};
 
 use crate::parallel::{Parallel, Stage};
@@ -71,31 +73,46 @@ pub struct KvRules {
 /// [`ShardError`] where the heads do not split.
 pub fn token_bytes(a: &Attention, tp: u64, dtype: DType) -> Result<Bytes, ShardError> {
     let heads = local_kv_heads(a.kv_heads, tp)?;
-    let elements = heads.checked_mul(a.k_dim + a.v_dim).ok_or(ShardError::Size(SizeOverflow))?;
+    let elements = heads
+        .checked_mul(a.k_dim + a.v_dim)
+        .ok_or(ShardError::Size(SizeOverflow))?;
     let scales = if dtype == DType::I8 { 8 } else { 0 };
-    Ok(dtype.bytes(elements)?.add(Bytes::product([heads, scales])?)?)
+    Ok(dtype
+        .bytes(elements)?
+        .add(Bytes::product([heads, scales])?)?)
 }
 
 /// Bytes that one sequence's state takes in one layer on one rank: convolution tail and state.
 ///
 /// # Errors
 /// [`ShardError`] where the heads do not split.
-pub fn state_bytes(s: &StateSpace, tp: u64, conv: DType, state: DType) -> Result<Bytes, ShardError> {
-    let not_divisible = || ShardError::NotDivisible { units: s.heads, what: "state heads", degree: tp };
+pub fn state_bytes(
+    s: &StateSpace,
+    tp: u64,
+    conv: DType,
+    state: DType,
+) -> Result<Bytes, ShardError> {
+    let not_divisible = || ShardError::NotDivisible {
+        units: s.heads,
+        what: "state heads",
+        degree: tp,
+    };
     if tp == 0 || !s.heads.is_multiple_of(tp) {
         return Err(not_divisible());
     }
     // Mamba 2 replicates the shared B and C where the degree does not divide their groups.
     let extra = match s.kind {
-        StateKind::Mamba2 if !s.groups.is_multiple_of(tp) => {
-            2 * (tp - s.groups.min(tp)) * s.cols
-        }
+        StateKind::Mamba2 if !s.groups.is_multiple_of(tp) => 2 * (tp - s.groups.min(tp)) * s.cols,
         _ => 0,
     };
     let channels = (s.conv_channels + extra) / tp;
-    let conv_elements = channels.checked_mul(s.conv_taps.saturating_sub(1)).ok_or(SizeOverflow)?;
+    let conv_elements = channels
+        .checked_mul(s.conv_taps.saturating_sub(1))
+        .ok_or(SizeOverflow)?;
     let state_elements = Bytes::product([s.heads / tp, s.rows, s.cols])?.get();
-    Ok(conv.bytes(conv_elements)?.add(s.state_dtype.unwrap_or(state).bytes(state_elements)?)?)
+    Ok(conv
+        .bytes(conv_elements)?
+        .add(s.state_dtype.unwrap_or(state).bytes(state_elements)?)?)
 }
 
 impl PoolGeometry {
@@ -110,20 +127,26 @@ impl PoolGeometry {
         rules: &KvRules,
     ) -> Result<Self, ShardError> {
         let mut groups: Vec<Group> = Vec::new();
-        let mut add = |kind: GroupKind, rate: Bytes| {
-            match groups.iter_mut().find(|g| g.kind == kind && g.rate == rate) {
-                Some(g) => g.layers += 1,
-                None => groups.push(Group {
-                    kind,
-                    layers: 1,
-                    rate,
-                    slots: 0,
-                    state_pages: 0,
-                    padding: Bytes::ZERO,
-                }),
-            }
+        let mut add = |kind: GroupKind, rate: Bytes| match groups
+            .iter_mut()
+            .find(|g| g.kind == kind && g.rate == rate)
+        {
+            Some(g) => g.layers += 1,
+            None => groups.push(Group {
+                kind,
+                layers: 1,
+                rate,
+                slots: 0,
+                state_pages: 0,
+                padding: Bytes::ZERO,
+            }),
         };
-        for layer in spec.layers.iter().enumerate().filter(|(i, _)| stage.layers.contains(&(*i as u64))) {
+        for layer in spec
+            .layers
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| stage.layers.contains(&(*i as u64)))
+        {
             let layer = layer.1;
             match layer.mixer {
                 Mixer::Attention(a) if a.shared => {}
@@ -145,7 +168,10 @@ impl PoolGeometry {
                 Mixer::None => {}
             }
             if let Some(s) = layer.parallel {
-                add(GroupKind::State, state_bytes(&s, parallel.tp, spec.dtype, rules.state_dtype)?);
+                add(
+                    GroupKind::State,
+                    state_bytes(&s, parallel.tp, spec.dtype, rules.state_dtype)?,
+                );
             }
         }
         let mut per_token = Bytes::ZERO;
@@ -178,7 +204,12 @@ impl PoolGeometry {
     /// which may start anywhere in a block: one more than their length.
     #[must_use]
     pub fn held(&self, tokens: Tokens, in_flight: Tokens) -> Blocks {
-        Blocks(self.groups.iter().map(|g| g.held(tokens, in_flight).get()).sum())
+        Blocks(
+            self.groups
+                .iter()
+                .map(|g| g.held(tokens, in_flight).get())
+                .sum(),
+        )
     }
 
     /// Bytes of one token over all groups that grow with length.
@@ -207,7 +238,12 @@ impl Group {
                 if all <= kept {
                     Tokens(all).blocks(slots)
                 } else {
-                    Blocks(Tokens(all).blocks(slots).get().min(Tokens(kept).blocks(slots).get() + 1))
+                    Blocks(
+                        Tokens(all)
+                            .blocks(slots)
+                            .get()
+                            .min(Tokens(kept).blocks(slots).get() + 1),
+                    )
                 }
             }
             GroupKind::Chunk(c) => Tokens(all.min(c.saturating_add(in_flight.get()))).blocks(slots),

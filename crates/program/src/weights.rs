@@ -75,7 +75,11 @@ pub fn rank_weights(
 ) -> Result<Vec<RoleBytes>, ShardError> {
     let mut rows: Vec<RoleBytes> = Role::ALL
         .iter()
-        .map(|&role| RoleBytes { role, bytes: Bytes::ZERO, tensors: 0 })
+        .map(|&role| RoleBytes {
+            role,
+            bytes: Bytes::ZERO,
+            tensors: 0,
+        })
         .collect();
     for tensor in &spec.tensors {
         if !held_by(spec, tensor, stage, rules) {
@@ -90,7 +94,11 @@ pub fn rank_weights(
     }
     // A tied head on a later stage needs its own copy of the embedding.
     if spec.tied_embeddings && stage.is_last() && !stage.is_first() {
-        for tensor in spec.tensors.iter().filter(|t| t.role == Role::Embedding && t.shape.len() == 2) {
+        for tensor in spec
+            .tensors
+            .iter()
+            .filter(|t| t.role == Role::Embedding && t.shape.len() == 2)
+        {
             let bytes = one_copy(spec, tensor, parallel, rules)?;
             if let Some(row) = rows.iter_mut().find(|r| r.role == Role::Head) {
                 row.bytes = row.bytes.add(bytes)?;
@@ -106,7 +114,11 @@ fn held_by(spec: &ModelSpec, tensor: &TensorSpec, stage: &Stage, rules: &WeightR
     if !rules.keep_order_index && tensor.name.ends_with("g_idx") {
         return false;
     }
-    if let Some(layer) = tensor.layer.map(u64::from).filter(|l| *l < spec.layers.len() as u64) {
+    if let Some(layer) = tensor
+        .layer
+        .map(u64::from)
+        .filter(|l| *l < spec.layers.len() as u64)
+    {
         return stage.layers.contains(&layer) && (tensor.role != Role::Mtp || rules.mtp);
     }
     match tensor.role {
@@ -125,7 +137,11 @@ fn held_by(spec: &ModelSpec, tensor: &TensorSpec, stage: &Stage, rules: &WeightR
 
 /// Experts of which this rank holds at least a part: the fullest rank's number under EP.
 fn local_copies(tensor: &TensorSpec, parallel: &Parallel) -> u64 {
-    tensor.copies().div_ceil(if tensor.experts.is_some() { parallel.ep() } else { 1 })
+    tensor.copies().div_ceil(if tensor.experts.is_some() {
+        parallel.ep()
+    } else {
+        1
+    })
 }
 
 fn one_copy(
@@ -136,7 +152,11 @@ fn one_copy(
 ) -> Result<Bytes, ShardError> {
     let whole_expert = tensor.experts.is_some() && parallel.expert_parallel;
     let replicated_tower = tensor.role == Role::Encoder && rules.encoder_replicated;
-    let shard = if whole_expert || replicated_tower { Shard::Replicated } else { tensor.shard };
+    let shard = if whole_expert || replicated_tower {
+        Shard::Replicated
+    } else {
+        tensor.shard
+    };
     let pad = |rows: u64| {
         let unit = rules.vocab_multiple.max(1);
         rows.div_ceil(unit).saturating_mul(unit)
@@ -155,7 +175,9 @@ fn one_copy(
                 _ => linear.inp,
             };
             let out = local / inp.max(1);
-            Bytes::product([out.div_ceil(layout.rows.max(1)), layout.rows, inp])?.get().max(local)
+            Bytes::product([out.div_ceil(layout.rows.max(1)), layout.rows, inp])?
+                .get()
+                .max(local)
         }
         _ => local,
     };

@@ -1,0 +1,171 @@
+//! `plimsoll`: our own server. Weights, KV pages and swap are exact; what kernels do not define yet
+//! is a bound.
+
+use plimsoll_model::{Ffn, Mixer};
+use plimsoll_program::{KvRules, PackedLayout, PoolGeometry, WeightRules};
+use plimsoll_units::Bytes;
+
+use super::ideal::{state_dtype, whole_device};
+use super::{Context, EngineStage, in_use, plain_kv_dtype, weight_terms};
+use crate::error::PlanError;
+use crate::kv::{Held, LogRule, PagedGroup, PagedLaw};
+use crate::term::{Kind, Region, Term};
+use plimsoll_program::GroupKind;
+
+/// Tokens per block unless `--block-size` says otherwise: the paper's choice (section 7.2).
+const BLOCK_SIZE: u64 = 16;
+/// Rows of a packed panel (DESIGN section 5).
+const PANEL_ROWS: u64 = 32;
+/// T unless `--max-num-batched-tokens` says otherwise.
+const BATCHED_TOKENS: u64 = 2048;
+/// R unless `--max-num-seqs` says otherwise.
+const SEQUENCES: u64 = 256;
+/// Activations are f32 (DESIGN, invariant 5).
+const F32: u64 = 4;
+/// Context, modules, cuBLASLt handles and graphs on a GPU, until warm-up measures them: about twice
+/// what contexts with lazily loaded modules were seen to take (FORMULAS section 3.3: 0.3 GB).
+const DRIVER_BOUND_MIB: u64 = 640;
+
+pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
+    let rules = WeightRules {
+        dtype: context.settings.dtype,
+        packed: Some(PackedLayout { rows: PANEL_ROWS }),
+        keep_order_index: false,
+        ..WeightRules::stored()
+    };
+    let mut terms = weight_terms(
+        context,
+        &rules,
+        "plimsoll-program: weights.rs, panels of 32 rows",
+    )?;
+    terms.push(activations(context)?);
+    terms.push(logits(context)?);
+    let driver = Bytes::from_mib(DRIVER_BOUND_MIB)?;
+    terms.push(
+        Term::exact(Region::Driver, "context and modules", driver)
+            .kind(Kind::Bound)
+            .formula("fixed bound until warm-up measures it")
+            .source("plimsoll-plan: engine/plimsoll.rs"),
+    );
+    if context.settings.swap > Bytes::ZERO {
+        // On the host; listed with the rank that swaps, outside the device's budget.
+    }
+    Ok(EngineStage {
+        budget: whole_device(context),
+        terms,
+        outside: in_use(context).into_iter().collect(),
+        kv: Box::new(law(context)?),
+        takes_rest: true,
+        notes: vec!["activations, logits and driver are bounds until the runtime lands".to_owned()],
+    })
+}
+
+fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
+    let rules = KvRules {
+        dtype: plain_kv_dtype(context, "plimsoll")?,
+        state_dtype: state_dtype(context),
+        block_size: context.settings.block_size.unwrap_or(BLOCK_SIZE),
+    };
+    let parallel = &context.deployment.parallel;
+    let geometry = PoolGeometry::new(context.spec, parallel, context.stage, &rules)?;
+    let groups = geometry
+        .groups
+        .iter()
+        .map(|g| PagedGroup {
+            kind: g.kind,
+            layers: g.layers,
+            padding_layers: 0,
+            block_size: if g.kind == GroupKind::State {
+                1
+            } else {
+                g.slots
+            },
+            page: geometry.page,
+            rate: g.rate,
+            held: match g.kind {
+                GroupKind::Full | GroupKind::Latent => Held::PerToken,
+                GroupKind::Window(n) => Held::Capped {
+                    cap: n.saturating_sub(1),
+                    extra: 1,
+                    always_extra: false,
+                },
+                GroupKind::Chunk(n) => Held::Capped {
+                    cap: n,
+                    extra: 0,
+                    always_extra: false,
+                },
+                GroupKind::State => Held::Fixed(g.state_pages),
+            },
+            shares: matches!(g.kind, GroupKind::Full | GroupKind::Latent),
+        })
+        .collect();
+    Ok(PagedLaw {
+        block_bytes: geometry.page,
+        null_blocks: 1,
+        groups,
+        log: LogRule::ConcurrencyTimesLength,
+    })
+}
+
+/// The widest layer's inputs, outputs and inner buffers for T tokens, all alive at once.
+fn activations(context: &Context<'_>) -> Result<Term, PlanError> {
+    let spec = context.spec;
+    let tp = context.deployment.parallel.tp.max(1);
+    let t = context
+        .settings
+        .max_num_batched_tokens
+        .unwrap_or(BATCHED_TOKENS);
+    let mut widest = 0_u64;
+    for layer in &spec.layers {
+        let mixer = match layer.mixer {
+            Mixer::Attention(a) => {
+                (a.q_heads * (a.k_dim + a.v_dim) + a.elements_per_token(a.kv_heads)) / tp
+            }
+            Mixer::Latent(a) => {
+                a.q_heads * (a.rank + a.rope_dim + a.nope_dim + a.v_dim) / tp + a.rank + a.rope_dim
+            }
+            Mixer::State(s) => (s.conv_channels * 2 + s.heads * (s.rows + s.cols)) / tp,
+            Mixer::None => 0,
+        };
+        let ffn = match layer.ffn {
+            Ffn::Dense {
+                intermediate,
+                gated,
+            } => intermediate * (1 + u64::from(gated)) / tp,
+            Ffn::Moe(m) => m
+                .top_k
+                .saturating_mul(2 * m.intermediate / tp + spec.hidden)
+                .saturating_add(2 * m.shared / tp),
+            Ffn::None => 0,
+        };
+        widest = widest.max(mixer.max(ffn));
+    }
+    let row = widest.saturating_add(3 * spec.hidden);
+    let bytes = Bytes::product([t, row, F32])?;
+    Ok(Term::exact(Region::Activations, "activations", bytes)
+        .kind(Kind::Bound)
+        .formula("T x (widest layer's buffers + 3 x hidden) x 4")
+        .input("T", t)
+        .input("widest layer, elements per token", widest)
+        .input("hidden", spec.hidden)
+        .source("plimsoll-plan: engine/plimsoll.rs; exact once the runtime walks the same program"))
+}
+
+/// f32 logits of every row that samples, and the sampler's sorted copy with indices.
+fn logits(context: &Context<'_>) -> Result<Term, PlanError> {
+    let r = context
+        .settings
+        .max_num_seqs
+        .unwrap_or(SEQUENCES)
+        .max(context.users.min(SEQUENCES));
+    let vocab = context.spec.vocab;
+    let bytes = Bytes::product([r, vocab, F32 + 8])?;
+    Ok(
+        Term::exact(Region::Activations, "logits and sampling", bytes)
+            .kind(Kind::Bound)
+            .formula("R x vocabulary x (4 logits + 8 sorted copy and index)")
+            .input("R", r)
+            .input("vocabulary", vocab)
+            .source("plimsoll-plan: engine/plimsoll.rs"),
+    )
+}

@@ -1,0 +1,92 @@
+//! `vllm`: what vLLM's V1 engine allocates, version by version.
+//!
+//! Start-up in order (`v1/worker/gpu_worker.py: determine_available_memory`): weights are loaded, a
+//! profile run measures the activation peak, graphs are estimated, and the KV cache takes the rest of
+//! `total x gpu_memory_utilization`. Each step is one module here: `weights` rules below, `profile`
+//! for activations, non-torch memory and graphs, `kv` for blocks and groups, `defaults` for what an
+//! unset flag means on a card.
+
+mod defaults;
+mod kv;
+mod profile;
+
+use plimsoll_program::WeightRules;
+use plimsoll_units::Bytes;
+
+use super::{Budget, Context, EngineStage, Version, in_use, weight_terms};
+use crate::error::PlanError;
+use crate::term::Term;
+
+pub use defaults::Defaults;
+
+/// The newest release whose rules were read.
+pub const NEWEST: Version = Version {
+    major: 0,
+    minor: 32,
+    patch: 0,
+};
+
+/// Rows of the vocabulary are padded to this (`vocab_parallel_embedding.py`).
+const VOCAB_PADDING: u64 = 64;
+
+pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
+    let defaults = Defaults::new(context, version);
+    let rules = WeightRules {
+        dtype: Some(super::activation_dtype(context)),
+        vocab_multiple: VOCAB_PADDING,
+        mtp: false,
+        encoder: true,
+        encoder_replicated: false,
+        keep_order_index: false,
+        packed: None,
+    };
+    let mut terms = weight_terms(
+        context,
+        &rules,
+        "vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py",
+    )?;
+    terms.extend(profile::terms(context, version, &defaults)?);
+    let law = kv::law(context, version, &defaults)?;
+    let budget = budget(context, &defaults)?;
+    let outside: Vec<Term> = in_use(context)
+        .into_iter()
+        .chain(profile::outside(context, version)?)
+        .collect();
+    let mut notes = Vec::new();
+    if version < Version::new(0, 17) {
+        notes.push(format!(
+            "vLLM {version} measured its activation peak differently: that term is a bound"
+        ));
+    }
+    Ok(EngineStage {
+        budget,
+        terms,
+        outside,
+        kv: Box::new(law),
+        takes_rest: true,
+        notes,
+    })
+}
+
+/// `ceil(total x u)`: context and communicators made before the first snapshot are outside it.
+fn budget(context: &Context<'_>, defaults: &Defaults) -> Result<Budget, PlanError> {
+    let total = context.deployment.device.usable;
+    let u = defaults.gpu_memory_utilization;
+    if context.settings.kv_memory.is_some() {
+        return Ok(Budget {
+            bytes: total,
+            formula: "total (--kv-memory bypasses the utilisation)".to_owned(),
+            source: "vLLM v1/worker/gpu_worker.py: determine_available_memory".to_owned(),
+        });
+    }
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "vLLM computes this in floating point too"
+    )]
+    let bytes = Bytes::from_f64((total.get() as f64 * u).ceil())?;
+    Ok(Budget {
+        bytes,
+        formula: format!("ceil({total} x {u} gpu_memory_utilization)"),
+        source: "vLLM v1/worker/utils.py: request_memory".to_owned(),
+    })
+}

@@ -1,0 +1,278 @@
+//! [`evaluate`]: one model, one deployment, one load: every rank's map, and whether it fits.
+
+use std::borrow::Cow;
+
+use plimsoll_model::{Ffn, ModelSpec, quant};
+use plimsoll_program::Stage;
+use plimsoll_units::Bytes;
+
+use crate::engine::{self, Budget, Context};
+use crate::error::PlanError;
+use crate::kv::{Capacity, KvLaw, Need};
+use crate::settings::{Deployment, Load, Settings};
+use crate::term::{Kind, Region, Term, total};
+
+/// Whether a load fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Not by the expected figures.
+    No,
+    /// By the expected figures, but not by the upper ends of the intervals.
+    Tight,
+    /// By the upper ends of all intervals.
+    Yes,
+}
+
+impl Verdict {
+    /// The word in reports and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Tight => "tight",
+            Self::Yes => "yes",
+        }
+    }
+}
+
+/// What one stage's rank looks like. TP ranks of a stage are alike.
+pub struct StageEvaluation {
+    /// Which stage.
+    pub stage: Stage,
+    /// The engine's budget.
+    pub budget: Budget,
+    /// Terms inside the budget, without the KV cache.
+    pub terms: Vec<Term>,
+    /// Terms outside the budget.
+    pub outside: Vec<Term>,
+    /// The KV cache or pool.
+    pub kv_term: Term,
+    /// What is left for the KV cache: expected, and at the ends of the intervals.
+    pub pool: Bytes,
+    /// With every other term at its upper end.
+    pub pool_low: Bytes,
+    /// With every other term at its lower end.
+    pub pool_high: Bytes,
+    /// Whether weights and the rest alone exceed the budget.
+    pub over_budget: bool,
+    /// What the load needs of the pool (the share of one replica).
+    pub need: Need,
+    /// The pool in the engine's own words.
+    pub capacity: Capacity,
+    /// The KV law.
+    pub kv: Box<dyn KvLaw>,
+    /// Remarks.
+    pub notes: Vec<String>,
+}
+
+/// One deployment judged.
+pub struct Evaluation {
+    /// Devices and division.
+    pub deployment: Deployment,
+    /// Stage by stage.
+    pub stages: Vec<StageEvaluation>,
+    /// The load of one replica.
+    pub load: Load,
+    /// The longest sequence that the engine is told to accept.
+    pub max_model_len: u64,
+    /// Whether it fits.
+    pub verdict: Verdict,
+}
+
+impl StageEvaluation {
+    /// Everything that this rank's device holds, pool included.
+    ///
+    /// # Errors
+    /// [`PlanError::Size`].
+    pub fn total(&self) -> Result<Bytes, PlanError> {
+        let fixed = total(self.terms.iter().chain(&self.outside))?;
+        Ok(fixed.add(self.kv_term.bytes)?)
+    }
+
+    /// Terms of one region, added up.
+    ///
+    /// # Errors
+    /// [`PlanError::Size`].
+    pub fn region(&self, region: Region) -> Result<Bytes, PlanError> {
+        let terms = self
+            .terms
+            .iter()
+            .chain(&self.outside)
+            .chain([&self.kv_term]);
+        Ok(total(terms.filter(|t| t.region == region))?)
+    }
+
+    /// Whether a pool of `pool` bytes carries `load`.
+    fn carries(&self, pool: Bytes, load: &Load) -> Result<bool, PlanError> {
+        Ok(!self.over_budget && self.kv.need(load)?.pool <= pool)
+    }
+}
+
+impl Evaluation {
+    /// Whether every stage carries `load` (one replica's share) by the expected figures.
+    ///
+    /// # Errors
+    /// [`PlanError::Size`].
+    pub fn carries(&self, load: &Load) -> Result<bool, PlanError> {
+        for s in &self.stages {
+            if !s.carries(s.pool, load)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The stage with the smallest margin: it decides.
+    #[must_use]
+    pub fn tightest(&self) -> Option<&StageEvaluation> {
+        self.stages.iter().min_by(|a, b| {
+            let margin = |s: &StageEvaluation| (!s.over_budget, ratio(s.pool, s.need.pool));
+            let (x, y) = (margin(a), margin(b));
+            x.0.cmp(&y.0).then(x.1.total_cmp(&y.1))
+        })
+    }
+
+    /// The share of users of one replica.
+    #[must_use]
+    pub fn replica_users(users: u64, dp: u64) -> u64 {
+        users.div_ceil(dp.max(1))
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "an order, not a size")]
+fn ratio(a: Bytes, b: Bytes) -> f64 {
+    a.get() as f64 / (b.get() as f64).max(1.0)
+}
+
+/// The model after what the flags do to it while loading.
+pub(crate) fn prepared<'a>(
+    spec: &'a ModelSpec,
+    settings: &Settings,
+) -> Result<Cow<'a, ModelSpec>, PlanError> {
+    match settings.quantization {
+        Some(format) if spec.quant.is_none() => {
+            let mut changed = spec.clone();
+            quant::apply(&mut changed, quant::QuantScheme::online(format))?;
+            Ok(Cow::Owned(changed))
+        }
+        _ => Ok(Cow::Borrowed(spec)),
+    }
+}
+
+/// Judges one deployment. `load` is that of the whole deployment; replicas share its users.
+///
+/// # Errors
+/// [`PlanError`] where the model cannot be divided so or the engine refuses a setting. Not fitting
+/// is a verdict, not an error.
+pub fn evaluate(
+    spec: &ModelSpec,
+    deployment: &Deployment,
+    settings: &Settings,
+    load: &Load,
+) -> Result<Evaluation, PlanError> {
+    let spec = prepared(spec, settings)?;
+    let stages = engine::check(&spec, &deployment.parallel)?;
+    let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
+    let share = load.with_users(users);
+    let max_model_len = settings.max_model_len.unwrap_or_else(|| {
+        // An engine told nothing takes the trained context; a longer load must be asked for.
+        spec.max_context
+            .unwrap_or(load.context)
+            .max(load.context)
+            .max(1)
+    });
+    let mut out = Vec::with_capacity(stages.len());
+    let mut verdict = Verdict::Yes;
+    for stage in stages {
+        let context = Context {
+            spec: &spec,
+            deployment,
+            settings,
+            stage: &stage,
+            max_model_len,
+            users: users.saturating_mul(load.sequences),
+        };
+        let engine = engine::stage(&context)?;
+        let evaluated = judge(stage.clone(), engine, settings, &share, max_model_len)?;
+        let fits = |pool| evaluated.carries(pool, &share);
+        let here = if fits(evaluated.pool_low)? {
+            Verdict::Yes
+        } else if fits(evaluated.pool)? {
+            Verdict::Tight
+        } else {
+            Verdict::No
+        };
+        verdict = verdict.min(here);
+        out.push(evaluated);
+    }
+    // Block counts are the minimum over stages: all use the smallest.
+    Ok(Evaluation {
+        deployment: deployment.clone(),
+        stages: out,
+        load: share,
+        max_model_len,
+        verdict,
+    })
+}
+
+fn judge(
+    stage: Stage,
+    engine: engine::EngineStage,
+    settings: &Settings,
+    share: &Load,
+    max_model_len: u64,
+) -> Result<StageEvaluation, PlanError> {
+    let expected = total(&engine.terms)?;
+    let low = Bytes::sum(engine.terms.iter().map(Term::low))?;
+    let high = Bytes::sum(engine.terms.iter().map(Term::high))?;
+    let budget = engine.budget.bytes;
+    let rest = |fixed: Bytes| budget.saturating_sub(fixed);
+    let (pool, pool_low, pool_high, over) = match settings.kv_memory {
+        Some(kv) => (kv, kv, kv, expected.add(kv)? > budget),
+        None => (rest(expected), rest(high), rest(low), expected > budget),
+    };
+    let need = engine.kv.need(share)?;
+    let capacity = engine.kv.capacity(pool, max_model_len)?;
+    let taken = if engine.takes_rest { pool } else { need.pool };
+    let exact = engine.terms.iter().all(|t| t.kind == Kind::Exact) || settings.kv_memory.is_some();
+    let kv_term = Term::exact(Region::KvCache, "kv cache", taken)
+        .kind(if exact || !engine.takes_rest {
+            Kind::Exact
+        } else {
+            Kind::Calibrated {
+                low: pool_low,
+                high: pool_high,
+            }
+        })
+        .formula(match settings.kv_memory {
+            Some(_) => "given (--kv-memory)".to_owned(),
+            None if engine.takes_rest => {
+                format!("budget ({}) - all other terms", engine.budget.formula)
+            }
+            None => "what the load needs".to_owned(),
+        })
+        .input("bytes per block", capacity.bytes_per_block.get())
+        .input("tokens", capacity.tokens)
+        .source(engine.budget.source.clone());
+    Ok(StageEvaluation {
+        stage,
+        budget: engine.budget,
+        terms: engine.terms,
+        outside: engine.outside,
+        kv_term,
+        pool,
+        pool_low,
+        pool_high,
+        over_budget: over,
+        need,
+        capacity,
+        kv: engine.kv,
+        notes: engine.notes,
+    })
+}
+
+/// Whether any layer routes tokens to experts.
+#[must_use]
+pub(crate) fn has_experts(spec: &ModelSpec) -> bool {
+    spec.layers.iter().any(|l| matches!(l.ffn, Ffn::Moe(_)))
+}

@@ -1,0 +1,219 @@
+//! What the user asks for: devices, engine settings and the load. `None` means the engine's default.
+
+use std::fmt;
+use std::str::FromStr;
+
+use plimsoll_device::Device;
+use plimsoll_model::quant::QuantFormat;
+use plimsoll_program::Parallel;
+use plimsoll_units::{Bytes, DType};
+
+use crate::engine::Engine;
+
+/// Devices and how the model is divided over them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Deployment {
+    /// The kind of device; all are alike.
+    pub device: Device,
+    /// How the model is divided.
+    pub parallel: Parallel,
+    /// What other processes use on each device.
+    pub in_use: Bytes,
+}
+
+/// Type of the cached keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// As the model's activations.
+    #[default]
+    Auto,
+    /// This type for both, without scales per token.
+    Plain(DType),
+    /// 8-bit integers with an f32 scale per token and head.
+    Int8PerTokenHead,
+    /// 8-bit floats with an f32 scale per token and head.
+    Fp8PerTokenHead,
+    /// 4-bit integers with an f32 scale per token and head.
+    Int4PerTokenHead,
+    /// 4-bit floats with e4m3 scales per 16.
+    Nvfp4,
+    /// FlashMLA's latent row: 512 e4m3, 4 f32 scales, 64 bf16.
+    Fp8DsMla,
+}
+
+impl fmt::Display for KvType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Plain(d) => d.fmt(f),
+            Self::Int8PerTokenHead => f.pad("int8_per_token_head"),
+            Self::Fp8PerTokenHead => f.pad("fp8_per_token_head"),
+            Self::Int4PerTokenHead => f.pad("int4_per_token_head"),
+            Self::Nvfp4 => f.pad("nvfp4"),
+            Self::Fp8DsMla => f.pad("fp8_ds_mla"),
+        }
+    }
+}
+
+impl FromStr for KvType {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Ok(match s.trim().to_ascii_lowercase().as_str() {
+            "auto" => Self::Auto,
+            "int8_per_token_head" => Self::Int8PerTokenHead,
+            "fp8_per_token_head" => Self::Fp8PerTokenHead,
+            "int4_per_token_head" | "int4" => Self::Int4PerTokenHead,
+            "nvfp4" => Self::Nvfp4,
+            "fp8_ds_mla" => Self::Fp8DsMla,
+            "fp8_inc" => Self::Plain(DType::F8E4m3),
+            other => Self::Plain(other.parse().map_err(|_| {
+                format!(
+                    "`{s}` is no KV cache type: use auto, bf16, f16, f32, fp8, fp8_e5m2, int8, int4, nvfp4, \
+                     fp8_ds_mla, or a ggml type such as q8_0"
+                )
+            })?),
+        })
+    }
+}
+
+/// What the flags say about the engine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Engine and version.
+    pub engine: Engine,
+    /// `--dtype`: type of activations and of unquantised weights.
+    pub dtype: Option<DType>,
+    /// `--quantization`: quantise an unquantised checkpoint while loading.
+    pub quantization: Option<QuantFormat>,
+    /// `--kv-cache-dtype`, for K (and V unless `kv_type_v` is set).
+    pub kv_type: KvType,
+    /// `--cache-type-v` (llama.cpp).
+    pub kv_type_v: Option<KvType>,
+    /// `--block-size`.
+    pub block_size: Option<u64>,
+    /// `--max-model-len`.
+    pub max_model_len: Option<u64>,
+    /// `--max-num-seqs` (R).
+    pub max_num_seqs: Option<u64>,
+    /// `--max-num-batched-tokens` (T).
+    pub max_num_batched_tokens: Option<u64>,
+    /// `--ubatch-size` (llama.cpp's physical batch).
+    pub ubatch: Option<u64>,
+    /// `--gpu-memory-utilization`.
+    pub gpu_memory_utilization: Option<f64>,
+    /// `--kv-memory`: the KV budget per device, taken as given.
+    pub kv_memory: Option<Bytes>,
+    /// `--enforce-eager`: no CUDA graphs.
+    pub enforce_eager: bool,
+    /// Whether cached prefixes are kept and shared.
+    pub prefix_caching: bool,
+    /// Whether scheduling runs one step ahead; `None` for the engine version's default.
+    pub async_scheduling: Option<bool>,
+    /// Whether flash attention is used (llama.cpp); `None` for its default.
+    pub flash_attention: Option<bool>,
+    /// One KV buffer for all sequences (llama.cpp `--kv-unified`).
+    pub kv_unified: bool,
+    /// Full-size cache for window layers (llama.cpp `--swa-full`).
+    pub swa_full: bool,
+    /// `--swap-space` on the host, per device.
+    pub swap: Bytes,
+}
+
+impl Settings {
+    /// All defaults of `engine`.
+    #[must_use]
+    pub const fn new(engine: Engine) -> Self {
+        Self {
+            engine,
+            dtype: None,
+            quantization: None,
+            kv_type: KvType::Auto,
+            kv_type_v: None,
+            block_size: None,
+            max_model_len: None,
+            max_num_seqs: None,
+            max_num_batched_tokens: None,
+            ubatch: None,
+            gpu_memory_utilization: None,
+            kv_memory: None,
+            enforce_eager: false,
+            prefix_caching: true,
+            async_scheduling: None,
+            flash_attention: None,
+            kv_unified: false,
+            swa_full: false,
+            swap: Bytes::ZERO,
+        }
+    }
+}
+
+/// What is to be served at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Load {
+    /// Concurrent requests.
+    pub users: u64,
+    /// Tokens of one sequence at its longest: prompt and output.
+    pub context: u64,
+    /// Tokens of the prompt, the part that the sequences of one request share.
+    pub prompt: u64,
+    /// Sequences per request (`n`, or the beam width).
+    pub sequences: u64,
+    /// Leading tokens that requests have in common.
+    pub shared_prefix: u64,
+    /// The share of requests that have them, 0 to 1.
+    pub prefix_hit: f64,
+}
+
+impl Load {
+    /// `users` requests of `context` tokens, one sequence each, nothing in common.
+    #[must_use]
+    pub const fn plain(users: u64, context: u64) -> Self {
+        Self {
+            users,
+            context,
+            prompt: context,
+            sequences: 1,
+            shared_prefix: 0,
+            prefix_hit: 1.0,
+        }
+    }
+
+    /// The same with another number of users.
+    #[must_use]
+    pub const fn with_users(self, users: u64) -> Self {
+        Self { users, ..self }
+    }
+
+    /// The same at another length; prompt and shared prefix keep their share of it only as far as
+    /// they fit.
+    #[must_use]
+    pub fn with_context(self, context: u64) -> Self {
+        let prompt = if self.prompt == self.context {
+            context
+        } else {
+            self.prompt.min(context)
+        };
+        Self {
+            context,
+            prompt,
+            shared_prefix: self.shared_prefix.min(context),
+            ..self
+        }
+    }
+
+    /// Requests that share the prefix.
+    #[must_use]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "users are bounded by the flag's range; a fraction of them is not a size"
+    )]
+    pub fn sharing_users(&self) -> u64 {
+        if self.shared_prefix == 0 {
+            return 0;
+        }
+        ((self.users as f64 * self.prefix_hit.clamp(0.0, 1.0)).floor() as u64).min(self.users)
+    }
+}

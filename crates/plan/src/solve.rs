@@ -1,0 +1,427 @@
+//! One solver for every question: it asks [`evaluate`] and searches.
+//!
+//! Searches over users and tokens are binary, since needs are monotone; searches over devices and
+//! degrees are exhaustive up to [`MAX_DEVICES`], in a fixed order of preference, with deployments
+//! whose weights alone cannot fit skipped by arithmetic.
+
+use plimsoll_device::Device;
+use plimsoll_model::ModelSpec;
+use plimsoll_model::quant::QuantFormat;
+use plimsoll_program::Parallel;
+use plimsoll_units::{Bytes, DType};
+
+use crate::error::PlanError;
+use crate::evaluate::{Evaluation, Verdict, evaluate, has_experts};
+use crate::settings::{Deployment, KvType, Load, Settings};
+
+/// Most devices that a search tries.
+pub const MAX_DEVICES: u64 = 64;
+/// Most users that a search answers with.
+const MAX_USERS: u64 = 1 << 32;
+/// Longest context that a search answers with, in tokens.
+const MAX_CONTEXT: u64 = 1 << 32;
+/// Devices of one node, beyond which TP is not proposed: links between nodes are far slower.
+const NODE: u64 = 8;
+
+/// The largest `n` in `0..=max` for which `fits(n)`, where `fits` is monotone and `fits(0)` holds.
+fn largest(
+    max: u64,
+    mut fits: impl FnMut(u64) -> Result<bool, PlanError>,
+) -> Result<u64, PlanError> {
+    let (mut low, mut high) = (0_u64, 1_u64);
+    while high <= max && fits(high)? {
+        low = high;
+        high = high.saturating_mul(2);
+    }
+    if high > max {
+        if fits(max)? {
+            return Ok(max);
+        }
+        high = max;
+    }
+    while high - low > 1 {
+        let mid = low + (high - low) / 2;
+        if fits(mid)? {
+            low = mid;
+        } else {
+            high = mid;
+        }
+    }
+    Ok(low)
+}
+
+/// Sizes past 64 bits do not fit anywhere: for a search that is a plain no.
+fn no_if_too_large(r: Result<bool, PlanError>) -> Result<bool, PlanError> {
+    match r {
+        Err(PlanError::Size(_)) => Ok(false),
+        other => other,
+    }
+}
+
+/// How many users an evaluated deployment carries at its load's context, over all replicas.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn max_users(e: &Evaluation) -> Result<u64, PlanError> {
+    let one = largest(MAX_USERS, |n| {
+        no_if_too_large(e.carries(&e.load.with_users(n)))
+    })?;
+    Ok(one.saturating_mul(e.deployment.parallel.dp))
+}
+
+/// The longest context that an evaluated deployment carries for its load's users; at least one.
+///
+/// # Errors
+/// [`PlanError`].
+pub fn max_context(e: &Evaluation) -> Result<u64, PlanError> {
+    let load = e.load.with_users(e.load.users.max(1));
+    largest(MAX_CONTEXT, |n| {
+        no_if_too_large(e.carries(&load.with_context(n)))
+    })
+}
+
+/// The divisions of `n` devices that are worth trying, best first: tensor parallel inside a node,
+/// then pipeline stages, then replicas.
+fn divisions(n: u64, spec: &ModelSpec) -> Vec<Parallel> {
+    let divides = |a: u64| n.is_multiple_of(a);
+    let mut all = Vec::new();
+    for dp in (1..=n).filter(|d| divides(*d)) {
+        for pp in (1..=n / dp).filter(|p| (n / dp).is_multiple_of(*p)) {
+            let tp = n / dp / pp;
+            if tp > NODE {
+                continue;
+            }
+            all.push(Parallel {
+                tp,
+                pp,
+                dp,
+                expert_parallel: false,
+            });
+            if dp > 1 && pp == 1 && has_experts(spec) {
+                all.push(Parallel {
+                    tp,
+                    pp,
+                    dp,
+                    expert_parallel: true,
+                });
+            }
+        }
+    }
+    all
+}
+
+/// Whether weights alone rule a division out, by the plainest arithmetic.
+fn hopeless(stored: Bytes, p: &Parallel, device: &Device) -> bool {
+    let ranks = if p.expert_parallel {
+        p.devices()
+    } else {
+        p.tp.saturating_mul(p.pp)
+    };
+    stored.get() / ranks.max(1) > device.usable.get()
+}
+
+/// The fewest devices of one kind that carry `load`, with the division chosen.
+///
+/// Prefers a deployment that fits by the upper ends of all intervals; where `n` devices only fit
+/// tightly, more are tried, and the tight one is the answer if nothing better is found.
+///
+/// # Errors
+/// [`PlanError`] where no division is legal at all; the reason is that of one device.
+pub fn smallest(
+    spec: &ModelSpec,
+    device: &Device,
+    in_use: Bytes,
+    settings: &Settings,
+    load: &Load,
+    max_devices: u64,
+) -> Result<Option<Evaluation>, PlanError> {
+    let spec = crate::evaluate::prepared(spec, settings)?;
+    let stored = spec.stored_bytes()?;
+    let mut tight: Option<Evaluation> = None;
+    let mut first_error: Option<PlanError> = None;
+    let mut legal = false;
+    for n in 1..=max_devices.min(MAX_DEVICES) {
+        for parallel in divisions(n, &spec) {
+            if hopeless(stored, &parallel, device) {
+                legal = true;
+                continue;
+            }
+            let deployment = Deployment {
+                device: device.clone(),
+                parallel,
+                in_use,
+            };
+            match evaluate(&spec, &deployment, settings, load) {
+                Ok(e) if e.verdict == Verdict::Yes => return Ok(Some(e)),
+                Ok(e) => {
+                    legal = true;
+                    if e.verdict == Verdict::Tight && tight.is_none() {
+                        tight = Some(e);
+                    }
+                }
+                Err(e) => {
+                    first_error.get_or_insert(e);
+                }
+            }
+        }
+    }
+    match (tight, first_error) {
+        (Some(e), _) => Ok(Some(e)),
+        (None, Some(e)) if !legal => Err(e),
+        (None, _) => Ok(None),
+    }
+}
+
+/// The best legal division of exactly `n` devices: the best verdict, and in the order of preference
+/// among equals.
+///
+/// # Errors
+/// [`PlanError`] where no division of `n` is legal: the reason of the first.
+pub fn best_division(
+    spec: &ModelSpec,
+    device: &Device,
+    in_use: Bytes,
+    settings: &Settings,
+    load: &Load,
+    n: u64,
+) -> Result<Evaluation, PlanError> {
+    let mut best: Option<Evaluation> = None;
+    let mut first_error = None;
+    for parallel in divisions(n, spec) {
+        let deployment = Deployment {
+            device: device.clone(),
+            parallel,
+            in_use,
+        };
+        match evaluate(spec, &deployment, settings, load) {
+            Ok(e) if e.verdict == Verdict::Yes => return Ok(e),
+            Ok(e) => {
+                if best.as_ref().is_none_or(|b| e.verdict > b.verdict) {
+                    best = Some(e);
+                }
+            }
+            Err(e) => {
+                first_error.get_or_insert(e);
+            }
+        }
+    }
+    best.ok_or_else(|| {
+        first_error.unwrap_or_else(|| PlanError::Load(format!("{n} devices cannot be divided")))
+    })
+}
+
+/// For each priced device the fewest that carry the load, cheapest first: device, evaluation, price
+/// per hour of all.
+///
+/// # Errors
+/// [`PlanError`] only where sizes overflow; devices on which nothing is legal are left out.
+pub fn cheapest<'d>(
+    spec: &ModelSpec,
+    priced: &[(&'d Device, f64)],
+    settings: &Settings,
+    load: &Load,
+    max_devices: u64,
+) -> Result<Vec<(&'d Device, Evaluation, f64)>, PlanError> {
+    let mut out = Vec::new();
+    for &(device, price) in priced {
+        match smallest(spec, device, Bytes::ZERO, settings, load, max_devices) {
+            Ok(Some(e)) => {
+                #[allow(clippy::cast_precision_loss, reason = "a price")]
+                let total = price * e.deployment.parallel.devices() as f64;
+                out.push((device, e, total));
+            }
+            Ok(None) => {}
+            Err(e @ PlanError::Size(_)) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    out.sort_by(|a, b| a.2.total_cmp(&b.2));
+    Ok(out)
+}
+
+/// A single change to a deployment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// What to change, as a flag.
+    pub flag: String,
+    /// What it costs, in a few words.
+    pub cost: &'static str,
+    /// Users carried after it.
+    pub users: u64,
+    /// Whether it still depends on the intervals.
+    pub verdict: Verdict,
+}
+
+/// Which single change would make a deployment carry its load, the gentlest first.
+///
+/// # Errors
+/// [`PlanError`] where sizes overflow.
+pub fn changes_that_fit(
+    spec: &ModelSpec,
+    e: &Evaluation,
+    settings: &Settings,
+    load: &Load,
+) -> Result<Vec<Change>, PlanError> {
+    let mut candidates: Vec<(String, &'static str, Settings, Deployment, Load)> = Vec::new();
+    let here = &e.deployment;
+    let mut push = |flag: String, cost, s: Settings, d: Deployment, l: Load| {
+        candidates.push((flag, cost, s, d, l));
+    };
+    let p = here.parallel;
+    if settings.kv_type == KvType::Auto && matches!(spec.dtype, DType::F16 | DType::Bf16) {
+        let kv = KvType::Plain(DType::F8E4m3);
+        let s = Settings {
+            kv_type: kv,
+            ..settings.clone()
+        };
+        push(
+            "--kv-cache-dtype fp8".to_owned(),
+            "halves the KV cache; some accuracy",
+            s,
+            here.clone(),
+            *load,
+        );
+    }
+    for t in [4096_u64, 2048, 1024] {
+        if settings.max_num_batched_tokens.is_none_or(|now| now > t) {
+            let s = Settings {
+                max_num_batched_tokens: Some(t),
+                ..settings.clone()
+            };
+            push(
+                format!("--max-num-batched-tokens {t}"),
+                "smaller activations; slower prefill",
+                s,
+                here.clone(),
+                *load,
+            );
+        }
+    }
+    if settings.max_num_seqs.is_none_or(|r| r > load.users) && load.users > 0 {
+        let s = Settings {
+            max_num_seqs: Some(load.users),
+            ..settings.clone()
+        };
+        push(
+            format!("--max-num-seqs {}", load.users),
+            "smaller sampling buffers; no more requests at once",
+            s,
+            here.clone(),
+            *load,
+        );
+    }
+    if !settings.enforce_eager {
+        let s = Settings {
+            enforce_eager: true,
+            ..settings.clone()
+        };
+        push(
+            "--enforce-eager".to_owned(),
+            "no graphs; slower decode",
+            s,
+            here.clone(),
+            *load,
+        );
+    }
+    if spec.quant.is_none() && settings.quantization.is_none() {
+        let formats = [
+            (
+                "--quantization fp8",
+                QuantFormat::Fp8Tensor {
+                    static_input: false,
+                },
+                "8-bit weights; little accuracy lost",
+            ),
+            (
+                "--quantization int4",
+                QuantFormat::Packed {
+                    bits: 4,
+                    group: Some(128),
+                    zero_points: false,
+                    g_idx: false,
+                },
+                "4-bit weights; needs a quantised checkpoint, some accuracy lost",
+            ),
+        ];
+        for (flag, format, cost) in formats {
+            let s = Settings {
+                quantization: Some(format),
+                ..settings.clone()
+            };
+            push(flag.to_owned(), cost, s, here.clone(), *load);
+        }
+    }
+    for more in [2_u64, 4, 8] {
+        let tp = p.tp.saturating_mul(more);
+        if tp <= NODE {
+            let d = Deployment {
+                parallel: Parallel { tp, ..p },
+                ..here.clone()
+            };
+            push(
+                format!("--tp {tp}"),
+                "more devices",
+                settings.clone(),
+                d,
+                *load,
+            );
+        }
+    }
+    if p.pp == 1 {
+        let d = Deployment {
+            parallel: Parallel { pp: 2, ..p },
+            ..here.clone()
+        };
+        push(
+            "--pp 2".to_owned(),
+            "more devices; longer latency",
+            settings.clone(),
+            d,
+            *load,
+        );
+    }
+    let shorter = max_context(e)?;
+    if shorter > 0 && shorter < load.context {
+        let s = Settings {
+            max_model_len: settings.max_model_len.map(|m| m.min(shorter)),
+            ..settings.clone()
+        };
+        push(
+            format!("--context {shorter}"),
+            "shorter requests",
+            s,
+            here.clone(),
+            load.with_context(shorter),
+        );
+    }
+    let mut fits = Vec::new();
+    for (flag, cost, s, d, l) in candidates {
+        // An illegal change is no proposal.
+        let Ok(changed) = evaluate(spec, &d, &s, &l) else {
+            continue;
+        };
+        if changed.verdict > Verdict::No {
+            let users = max_users(&changed)?;
+            fits.push(Change {
+                flag,
+                cost,
+                users,
+                verdict: changed.verdict,
+            });
+        }
+    }
+    Ok(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn largest_finds_the_edge() {
+        for edge in [0_u64, 1, 2, 3, 7, 8, 9, 1000, 12345] {
+            assert_eq!(largest(1 << 20, |n| Ok(n <= edge)).unwrap(), edge);
+        }
+        assert_eq!(largest(100, |_| Ok(true)).unwrap(), 100);
+    }
+}
