@@ -346,6 +346,9 @@ case("gemma-3-27b", n_ctx=32768, type_k="q8_0", type_v="q8_0", fa_f16_copy=True,
 case("llama-3.1-8b", n_ctx=8192, n_gpus=2)
 case("llama-3.1-8b", n_ctx=8192, n_gpus=2, flash_attn=False)
 case("qwen3-30b-a3b", n_ctx=8192, n_gpus=2, n_outputs_max=1)
+for m in ("gemma-3-27b", "gpt-oss-20b", "deepseek-v3", "qwen3-next-80b", "mixtral-8x7b", "pythia-2.8b"):
+    case(m, n_ctx=2048, n_gpus=2)
+case("llama-3.1-8b", n_ctx=8192, n_gpus=3, **SERVER)
 case("llama-3.1-8b", n_ctx=8192, n_gpu_layers=2)
 case("llama-3.1-8b-q4k", n_ctx=8192, n_gpu_layers=1)
 case("llama-3.1-8b", n_ctx=8192, n_gpu_layers=0)
