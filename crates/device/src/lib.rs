@@ -196,6 +196,21 @@ impl Device {
         }
     }
 
+    /// No device in particular: room for anything, to ask only what is needed.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        Self {
+            name: "no device".to_owned(),
+            ..Self::of_size(Bytes::new(1 << 60))
+        }
+    }
+
+    /// Whether it is [`Device::unlimited`].
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        self.usable == Bytes::new(1 << 60)
+    }
+
     /// Whether it is an NVIDIA device of at least this compute capability.
     #[must_use]
     pub fn has_compute(&self, major: u32, minor: u32) -> bool {
