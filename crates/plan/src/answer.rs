@@ -193,10 +193,19 @@ fn ways(spec: &ModelSpec, e: &Evaluation, settings: &Settings) -> Result<Ways, P
         out.contiguous = way(e, &load, |i, l| Ok(c.stages[i].kv.need(l)?.pool))?;
         out.contiguous.bytes = ranks(out.contiguous.bytes)?;
     }
-    out.paged = way(e, &unshared, |i, l| Ok(e.stages[i].kv.need(l)?.pool))?;
+    // Where the engine itself does not page, Plimsoll's pages stand beside it.
+    let own = Settings { engine: Engine::Plimsoll, kv_memory: None, ..settings.clone() };
+    let paged = match settings.engine {
+        Engine::Contiguous(_) | Engine::Ideal | Engine::LlamaCpp(_) => {
+            evaluate(spec, &e.deployment, &own, &load).ok()
+        }
+        Engine::Vllm(_) | Engine::Plimsoll => None,
+    };
+    let pages = paged.as_ref().unwrap_or(e);
+    out.paged = way(e, &unshared, |i, l| Ok(pages.stages[i].kv.need(l)?.pool))?;
     out.paged.bytes = ranks(out.paged.bytes)?;
     out.paged.users /= load.sequences.max(1);
-    out.shared = way(e, &load, |i, l| Ok(e.stages[i].kv.need(l)?.pool))?;
+    out.shared = way(e, &load, |i, l| Ok(pages.stages[i].kv.need(l)?.pool))?;
     out.shared.bytes = ranks(out.shared.bytes)?;
     Ok(out)
 }
