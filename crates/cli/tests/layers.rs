@@ -23,7 +23,10 @@ const PURE: &[&str] = &["units", "model", "device", "program", "plan"];
 const FORBIDDEN: &[(&str, &str)] = &[
     ("std::fs", "files belong to plimsoll-host"),
     ("std::net", "sockets belong to plimsoll-host"),
-    ("std::env", "the environment belongs to plimsoll-host and the binary"),
+    (
+        "std::env",
+        "the environment belongs to plimsoll-host and the binary",
+    ),
     ("std::process", "processes belong to plimsoll-host"),
     ("std::thread", "pure crates are single-threaded"),
     ("std::time", "clocks are passed in"),
@@ -32,7 +35,10 @@ const FORBIDDEN: &[(&str, &str)] = &[
 ];
 
 fn crates() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("crates/cli has a parent").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("crates/cli has a parent")
+        .to_owned()
 }
 
 /// The name and the normal dependencies of a manifest, read line by line.
@@ -66,8 +72,13 @@ fn a_crate_uses_only_floors_below_its_own() {
             panic!("{name} has no floor: add it to FLOORS here and to the map in ARCHITECTURE.md")
         });
         for d in dependencies {
-            let below = floors.get(d.as_str()).unwrap_or_else(|| panic!("{name} uses unknown {d}"));
-            assert!(below < floor, "{name} (floor {floor}) must not use {d} (floor {below})");
+            let below = floors
+                .get(d.as_str())
+                .unwrap_or_else(|| panic!("{name} uses unknown {d}"));
+            assert!(
+                below < floor,
+                "{name} (floor {floor}) must not use {d} (floor {below})"
+            );
         }
         seen += 1;
     }

@@ -194,7 +194,11 @@ fn ways(spec: &ModelSpec, e: &Evaluation, settings: &Settings) -> Result<Ways, P
         out.contiguous.bytes = ranks(out.contiguous.bytes)?;
     }
     // Where the engine itself does not page, Plimsoll's pages stand beside it.
-    let own = Settings { engine: Engine::Plimsoll, kv_memory: None, ..settings.clone() };
+    let own = Settings {
+        engine: Engine::Plimsoll,
+        kv_memory: None,
+        ..settings.clone()
+    };
     let paged = match settings.engine {
         Engine::Contiguous(_) | Engine::Ideal | Engine::LlamaCpp(_) => {
             evaluate(spec, &e.deployment, &own, &load).ok()

@@ -6,7 +6,7 @@ use plimsoll_model::{Ffn, ModelSpec, quant};
 use plimsoll_program::Stage;
 use plimsoll_units::Bytes;
 
-use crate::engine::{self, Budget, Context, EngineStage};
+use crate::engine::{self, Budget, Context, Engine, EngineStage};
 use crate::error::PlanError;
 use crate::kv::{Capacity, KvLaw, Need};
 use crate::settings::{Deployment, Load, Settings};
@@ -198,7 +198,12 @@ pub fn evaluate(
                 && (!deployment.device.is_unlimited() || settings.kv_memory.is_some()),
             ..engine
         };
-        let evaluated = judge(stage.clone(), engine, settings, &share, max_model_len)?;
+        // A contiguous server's run is as long as the request; others are asked for their longest.
+        let length = match settings.engine {
+            Engine::Contiguous(_) => share.context,
+            _ => max_model_len,
+        };
+        let evaluated = judge(stage.clone(), engine, settings, &share, length)?;
         let fits = |pool| evaluated.carries(pool, &share);
         let here = if fits(evaluated.pool_low)? {
             Verdict::Yes
