@@ -44,3 +44,15 @@ impl Defaults {
         }
     }
 }
+
+#[cfg(test)]
+impl Defaults {
+    /// Those of an H100.
+    pub(super) const fn for_tests() -> Self {
+        Self {
+            batched_tokens: 8192,
+            sequences: 1024,
+            gpu_memory_utilization: 0.9,
+        }
+    }
+}
