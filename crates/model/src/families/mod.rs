@@ -92,7 +92,7 @@ pub(crate) fn decoder(text: &Config<'_>, b: &mut SpecBuilder) -> Result<Decoder,
     )?;
     let kv_heads = text.dim_or(&["num_key_value_heads", "num_kv_heads"], q_heads)?;
     let head_dim = head_dim(text, hidden, q_heads)?;
-    if q_heads % kv_heads != 0 {
+    if !q_heads.is_multiple_of(kv_heads) {
         return Err(text.reject(
             "num_key_value_heads",
             format!("expected a divisor of the {q_heads} attention heads"),
@@ -116,7 +116,7 @@ pub(crate) fn decoder(text: &Config<'_>, b: &mut SpecBuilder) -> Result<Decoder,
 pub(crate) fn head_dim(text: &Config<'_>, hidden: u64, q_heads: u64) -> Result<u64, ModelError> {
     match text.opt_any(&["head_dim", "hidden_size_per_head"])? {
         Some(n) if n > 0 => Ok(n),
-        _ if hidden % q_heads == 0 => Ok(hidden / q_heads),
+        _ if hidden.is_multiple_of(q_heads) => Ok(hidden / q_heads),
         _ => Err(text.reject(
             "hidden_size",
             format!(
