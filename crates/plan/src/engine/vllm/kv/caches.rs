@@ -3,7 +3,9 @@
 //! Source: vLLM `v1/kv_cache_interface.py` (page sizes), `model_executor/layers/mamba/mamba_utils.py`
 //! (state shapes), `v1/attention/backends/triton_attn.py` and `mla/flashmla_sparse.py` (formats).
 
-use plimsoll_model::{Attention, LatentAttention, Mixer, Reach, StateSpace, local_kv_heads};
+use plimsoll_model::{
+    Attention, LatentAttention, Mixer, Reach, StateKind, StateSpace, local_kv_heads,
+};
 use plimsoll_program::{GroupKind, state_bytes};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
@@ -49,6 +51,13 @@ pub(super) enum Shape {
     Latent(u64),
     /// A state.
     State(StateSpace),
+}
+
+impl Cache {
+    /// Whether it is the state of a Mamba 2 layer.
+    pub(super) fn is_mamba2(&self) -> bool {
+        matches!(self.shape, Shape::State(s) if s.kind == StateKind::Mamba2)
+    }
 }
 
 /// How a version stores the model's keys, values and states on one rank.

@@ -22,7 +22,8 @@ use crate::error::PlanError;
 use crate::kv::{Held, PagedGroup, PagedLaw};
 use crate::settings::StateMode;
 use blocks::Blocks;
-use rules::{Rules, States};
+use caches::Cache;
+use rules::Rules;
 
 /// The KV law of one rank.
 ///
@@ -61,7 +62,7 @@ pub(super) fn law(
             block_size: p.like.block,
             page: p.page,
             row: p.row,
-            held: held(p.like.kind, &rules, &blocks, in_flight),
+            held: held(&p.like, &rules, &blocks, in_flight),
             shares: blocks.prefixes && matches!(p.like.kind, GroupKind::Full | GroupKind::Latent),
         })
         .collect();
@@ -78,7 +79,11 @@ pub(super) fn law(
 pub(super) fn notes(version: Version) -> Vec<String> {
     Rules::of(version)
         .nearest()
-        .map(|read| format!("KV cache rules of vLLM {version} are those read in {read}"))
+        .map(|read| {
+            format!(
+                "vLLM {version}: the KV cache rules are those of {read}, the nearest release read"
+            )
+        })
         .into_iter()
         .collect()
 }
@@ -87,17 +92,17 @@ pub(super) fn notes(version: Version) -> Vec<String> {
 fn hybrid_manager(
     context: &Context<'_>,
     rules: &Rules,
-    caches: &[caches::Cache],
+    caches: &[Cache],
 ) -> Result<bool, PlanError> {
-    let chunked = caches.iter().any(|c| matches!(c.kind, GroupKind::Chunk(_)));
+    let off = rules.chunks_alone && caches.iter().any(|c| matches!(c.kind, GroupKind::Chunk(_)));
     match context.settings.disable_hybrid_kv_cache_manager {
-        Some(false) if chunked => Err(refused(
+        Some(false) if off => Err(refused(
             rules,
             "--no-disable-hybrid-kv-cache-manager".to_owned(),
-            "chunked local attention is slow with it, so it must not be asked for".to_owned(),
+            "it has no hybrid manager for chunked local attention".to_owned(),
         )),
         Some(disable) => Ok(!disable),
-        None => Ok(!chunked),
+        None => Ok(!off),
     }
 }
 
@@ -120,8 +125,8 @@ fn in_flight(
 }
 
 /// Blocks that a sequence holds.
-fn held(kind: GroupKind, rules: &Rules, blocks: &Blocks, in_flight: u64) -> Held {
-    match kind {
+fn held(cache: &Cache, rules: &Rules, blocks: &Blocks, in_flight: u64) -> Held {
+    match cache.kind {
         GroupKind::Full | GroupKind::Latent => Held::PerToken,
         GroupKind::Window(w) => Held::Capped {
             cap: w.saturating_sub(1).saturating_add(in_flight),
@@ -136,11 +141,11 @@ fn held(kind: GroupKind, rules: &Rules, blocks: &Blocks, in_flight: u64) -> Held
         },
         GroupKind::State => match blocks.mode {
             StateMode::None => Held::Fixed(1),
-            StateMode::Align => Held::Fixed(2),
-            StateMode::All => {
-                debug_assert!(rules.states != States::Align);
-                Held::PerToken
+            StateMode::Align => {
+                let checkpoint = rules.checkpoint && cache.is_mamba2();
+                Held::Fixed(2 + u64::from(checkpoint))
             }
+            StateMode::All => Held::PerToken,
         },
     }
 }

@@ -48,8 +48,14 @@ pub(super) struct Rules {
     pub(super) full_by_key: bool,
     /// So do window layers.
     pub(super) window_by_key: bool,
+    /// Whether chunked layers are treated as full ones: the variable
+    /// `VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE` is 0 unless set.
+    pub(super) chunks_alone: bool,
     /// Which states are cached with prefixes.
     pub(super) states: States,
+    /// Whether the second selective state space (Mamba 2) keeps one state more with cached prefixes:
+    /// the one at a block's end inside a prefill.
+    pub(super) checkpoint: bool,
     /// Whether hybrids cache prefixes unless told otherwise.
     pub(super) hybrid_prefixes: bool,
     /// How blocks are chosen.
@@ -123,6 +129,7 @@ impl Rules {
             },
             full_by_key: !at_least(V0_17),
             window_by_key: !at_least(V0_21),
+            chunks_alone: !at_least(V0_17),
             states: if at_least(V0_28) {
                 States::Align
             } else if at_least(V0_17) {
@@ -130,6 +137,7 @@ impl Rules {
             } else {
                 States::AllOrOff
             },
+            checkpoint: at_least(V0_32),
             // 0.11 ignored its own rule for hybrids (vllm#29393).
             hybrid_prefixes: at_least(V0_28) || !at_least(V0_12),
             blocks: if at_least(V0_32) {
