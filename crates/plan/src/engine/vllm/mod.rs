@@ -37,7 +37,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         .into_iter()
         .chain(profile::outside(context, version)?)
         .collect();
-    let mut notes = Vec::new();
+    let mut notes = kv::notes(version);
     if version < Version::new(0, 17) {
         notes.push(format!(
             "vLLM {version} measured its activation peak differently: that term is a bound"
