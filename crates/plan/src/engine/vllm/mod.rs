@@ -6,6 +6,7 @@
 //! for activations, non-torch memory and graphs, `kv` for blocks and groups, `defaults` for what an
 //! unset flag means on a card.
 
+pub mod constants;
 mod defaults;
 mod kv;
 mod profile;
@@ -17,6 +18,7 @@ use super::{Budget, Context, EngineStage, Version, in_use, weight_terms};
 use crate::error::PlanError;
 use crate::term::Term;
 
+pub use constants::{Constant, constants};
 pub use defaults::Defaults;
 
 /// The newest release whose rules were read.
