@@ -16,6 +16,7 @@ pub use tokens::TokenLaw;
 
 use crate::error::PlanError;
 use crate::settings::Load;
+use crate::term::Term;
 
 /// How an engine allocates the KV cache on one rank.
 pub trait KvLaw {
@@ -32,6 +33,24 @@ pub trait KvLaw {
     /// # Errors
     /// [`PlanError::Size`] past 64 bits.
     fn capacity(&self, pool: Bytes, max_len: u64) -> Result<Capacity, PlanError>;
+
+    /// Memory beside the pool that depends on the load (llama.cpp's compute buffer).
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn beside(&self, load: &Load) -> Result<Bytes, PlanError> {
+        let _ = load;
+        Ok(Bytes::ZERO)
+    }
+
+    /// The same, line by line; its upper ends add up to [`KvLaw::beside`].
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn beside_terms(&self, load: &Load) -> Result<Vec<Term>, PlanError> {
+        let _ = load;
+        Ok(Vec::new())
+    }
 }
 
 /// What a load needs, in the four classes of waste of the `PagedAttention` paper (section 3).
