@@ -6,7 +6,7 @@ use plimsoll_model::{Ffn, ModelSpec, quant};
 use plimsoll_program::Stage;
 use plimsoll_units::Bytes;
 
-use crate::engine::{self, Budget, Context};
+use crate::engine::{self, Budget, Context, Engine, EngineStage};
 use crate::error::PlanError;
 use crate::kv::{Capacity, KvLaw, Need};
 use crate::settings::{Deployment, Load, Settings};
@@ -193,7 +193,17 @@ pub fn evaluate(
             users: users.saturating_mul(load.sequences),
         };
         let engine = engine::stage(&context)?;
-        let evaluated = judge(stage.clone(), engine, settings, &share, max_model_len)?;
+        let engine = EngineStage {
+            takes_rest: engine.takes_rest
+                && (!deployment.device.is_unlimited() || settings.kv_memory.is_some()),
+            ..engine
+        };
+        // A contiguous server's run is as long as the request; others are asked for their longest.
+        let length = match settings.engine {
+            Engine::Contiguous(_) => share.context,
+            _ => max_model_len,
+        };
+        let evaluated = judge(stage.clone(), engine, settings, &share, length)?;
         let fits = |pool| evaluated.carries(pool, &share);
         let here = if fits(evaluated.pool_low)? {
             Verdict::Yes
@@ -217,7 +227,7 @@ pub fn evaluate(
 
 fn judge(
     stage: Stage,
-    engine: engine::EngineStage,
+    engine: EngineStage,
     settings: &Settings,
     share: &Load,
     max_model_len: u64,

@@ -13,6 +13,7 @@
 //!
 //! It reads no model files (`plimsoll-host`) and prints nothing (`plimsoll-report`).
 
+mod answer;
 pub mod engine;
 mod error;
 mod evaluate;
@@ -22,6 +23,7 @@ mod settings;
 mod solve;
 mod term;
 
+pub use answer::{Answer, OneDevice, Question, Way, Ways, answer};
 pub use engine::{Engine, EngineVersion, Reserve, Version};
 pub use error::PlanError;
 pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};

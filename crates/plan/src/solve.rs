@@ -58,6 +58,13 @@ fn no_if_too_large(r: Result<bool, PlanError>) -> Result<bool, PlanError> {
     }
 }
 
+/// The most users for which `fits`.
+pub(crate) fn largest_users(
+    mut fits: impl FnMut(u64) -> Result<bool, PlanError>,
+) -> Result<u64, PlanError> {
+    largest(MAX_USERS, |n| no_if_too_large(fits(n)))
+}
+
 /// How many users an evaluated deployment carries at its load's context, over all replicas.
 ///
 /// # Errors

@@ -1,1 +1,29 @@
-//! Placeholder.
+//! Plans for people and for programs.
+//!
+//! [`PlanReport`] is the wire form: every field of `plimsoll plan --json`, versioned by its
+//! `schema` field and described by `plimsoll schema plan`. The table and the explanations are drawn
+//! from the same values, so they cannot disagree with the JSON. It computes nothing: figures come
+//! from `plimsoll-plan`.
+
+mod build;
+mod explain;
+mod flags;
+mod numbers;
+mod table;
+mod wire;
+
+pub use build::{ModelFacts, build};
+pub use explain::explain;
+pub use flags::engine_flags;
+pub use numbers::{short_bytes, thousands};
+pub use table::{Look, table};
+pub use wire::{
+    Answer, Change, Device, EngineFlags, EngineName, ErrorBody, ErrorReport, Group, Interval, Kv,
+    Load, Model, Need, OneDevice, Parallel, PlanReport, Rank, SCHEMA, Term, Way, Ways,
+};
+
+/// The JSON Schema of [`PlanReport`].
+#[must_use]
+pub fn plan_schema() -> serde_json::Value {
+    schemars::schema_for!(PlanReport).to_value()
+}

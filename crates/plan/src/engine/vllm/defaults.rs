@@ -83,3 +83,16 @@ fn batch(context: &Context<'_>, version: Version) -> (u64, u64) {
 fn is_cpu(context: &Context<'_>) -> bool {
     context.deployment.device.vendor.eq_ignore_ascii_case("cpu")
 }
+
+#[cfg(test)]
+impl Defaults {
+    /// Those of an H100.
+    pub(super) const fn for_tests() -> Self {
+        Self {
+            batched_tokens: 8192,
+            sequences: 1024,
+            gpu_memory_utilization: 0.9,
+            async_scheduling: true,
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! What can be typed. What is meant by it is decided in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use plimsoll_plan::{Engine, KvType};
+use plimsoll_units::{Bytes, DType};
+
+/// How much memory an LLM needs to be served, what fits where, and why.
+#[derive(Debug, Parser)]
+#[command(
+    name = "plimsoll",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) global: Global,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// When to colour: auto obeys NO_COLOR, CLICOLOR_FORCE and TERM
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub(crate) color: Color,
+    /// Draw with ASCII only
+    #[arg(long, global = true)]
+    pub(crate) ascii: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Plan memory: how many devices, users and tokens, byte by byte
+    Plan(Box<PlanArgs>),
+    /// Built-in models
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Known devices
+    Devices {
+        /// One object per device instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare a start-up log of vLLM or llama.cpp with what is predicted for it
+    Compare(CompareArgs),
+    /// Judge predictions against a file of published start-up reports
+    Accuracy(AccuracyArgs),
+    /// Print the JSON Schema of a command's `--json` output
+    Schema {
+        /// Which output
+        #[arg(value_enum)]
+        of: SchemaOf,
+    },
+    /// Look at this machine: accelerators, memory, limits
+    Doctor {
+        /// One object instead of text
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print shell completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SchemaOf {
+    Plan,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// List them
+    List,
+    /// Show one
+    Show {
+        /// Name or alias
+        name: String,
+        /// Print its config.json, which plans exactly as the name does
+        #[arg(long)]
+        config: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Method {
+    /// Region by region, under the engine's rules
+    Engine,
+    /// Weights + KV + 10 % of both, as hand calculations do
+    RuleOfThumb,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReserveArg {
+    Max,
+    Pow2,
+    Oracle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AssumeArg {
+    /// A LLaMA-like decoder with grouped-query attention over the full context
+    Gqa,
+}
+
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct PlanArgs {
+    /// A built-in name, a folder, config.json, .safetensors, .gguf, or a hub id org/name[@revision]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Print one JSON object (see `plimsoll schema plan`)
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Expand terms into formula, inputs and source: all, or those whose name contains TERM
+    #[arg(long, value_name = "TERM", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) explain: Option<String>,
+    /// How to compute
+    #[arg(long, value_enum, default_value_t = Method::Engine)]
+    pub(crate) method: Method,
+    /// Take an unknown architecture for this
+    #[arg(long, value_enum)]
+    pub(crate) assume: Option<AssumeArg>,
+    /// Do not touch the network
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// What is to be served.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Load")]
+pub(crate) struct LoadArgs {
+    /// Concurrent requests; without it, the plan answers how many
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) users: Option<u64>,
+    /// Tokens per sequence, prompt and output (default: the model's trained context); 8k = 8192
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) context: Option<u64>,
+    /// Tokens of the prompt, which sequences of one request share (default: half of the context)
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) prompt: Option<u64>,
+    /// Sequences per request (parallel sampling)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    pub(crate) n: u64,
+    /// Beams per request; planned as that many sequences that share only the prompt
+    #[arg(long, value_name = "N", conflicts_with = "n", value_parser = clap::value_parser!(u64).range(1..=16_384))]
+    pub(crate) beam_width: Option<u64>,
+    /// Leading tokens that requests have in common
+    #[arg(long, value_name = "TOKENS", default_value = "0", value_parser = tokens_or_zero)]
+    pub(crate) shared_prefix: u64,
+    /// Share of the requests that have them
+    #[arg(long, value_name = "0..1", default_value_t = 1.0, value_parser = fraction)]
+    pub(crate) prefix_hit: f64,
+}
+
+/// Where it is to run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Devices")]
+pub(crate) struct DeviceArgs {
+    /// Kind of device, or `auto` to look at this machine
+    #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
+    pub(crate) gpu: Option<String>,
+    /// How many there are; without it, the plan chooses the fewest
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(crate) gpus: Option<u64>,
+    /// Memory of one device, instead of a known kind
+    #[arg(long, value_name = "SIZE", conflicts_with = "gpu")]
+    pub(crate) memory: Option<Bytes>,
+    /// What other processes use on each device
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) in_use: Bytes,
+    /// Tensor-parallel degree
+    #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) tp: Option<u64>,
+    /// Pipeline-parallel degree
+    #[arg(long, visible_alias = "pipeline-parallel-size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) pp: Option<u64>,
+    /// Data-parallel replicas
+    #[arg(long, visible_alias = "data-parallel-size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) dp: Option<u64>,
+    /// Deal whole experts out over the ranks instead of splitting each
+    #[arg(long, visible_alias = "enable-expert-parallel")]
+    pub(crate) ep: bool,
+    /// Price per hour of a kind of device, as h100=2.99/h; repeat to find the cheapest
+    #[arg(long, value_name = "NAME=PRICE", value_parser = price)]
+    pub(crate) price: Vec<(String, f64)>,
+}
+
+/// Under which rules.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine (flags named as vLLM's)")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct EngineArgs {
+    /// ideal, contiguous, vllm[@VERSION], llama.cpp[@ik] or plimsoll
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<Engine>,
+    /// What a contiguous server reserves
+    #[arg(long, value_enum)]
+    pub(crate) reserve: Option<ReserveArg>,
+    /// Type of activations and unquantised weights
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) dtype: Option<DType>,
+    /// Quantise while loading: fp8, int8, int4, bitsandbytes
+    #[arg(long, value_name = "FORMAT", value_parser = quantization)]
+    pub(crate) quantization: Option<plimsoll_model::quant::QuantFormat>,
+    /// Type of the KV cache
+    #[arg(long, visible_aliases = ["kv-dtype", "cache-type-k"], value_name = "TYPE")]
+    pub(crate) kv_cache_dtype: Option<KvType>,
+    /// Type of cached values, where it differs (llama.cpp)
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) cache_type_v: Option<KvType>,
+    /// Tokens per block
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub(crate) block_size: Option<u64>,
+    /// Longest sequence the engine accepts (default: the trained context, or the load's)
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) max_model_len: Option<u64>,
+    /// R: sequences per step
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub(crate) max_num_seqs: Option<u64>,
+    /// T: tokens per step
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) max_num_batched_tokens: Option<u64>,
+    /// Physical batch (llama.cpp)
+    #[arg(long, visible_alias = "ubatch", value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) ubatch_size: Option<u64>,
+    /// Share of the device that vLLM takes
+    #[arg(long, value_name = "0..1", value_parser = utilization)]
+    pub(crate) gpu_memory_utilization: Option<f64>,
+    /// KV cache per device, taken as given
+    #[arg(long, visible_alias = "kv-cache-memory-bytes", value_name = "SIZE")]
+    pub(crate) kv_memory: Option<Bytes>,
+    /// No CUDA graphs
+    #[arg(long)]
+    pub(crate) enforce_eager: bool,
+    /// Keep cached prefixes where the engine would not (vLLM: models with recurrent states)
+    #[arg(long, conflicts_with = "no_enable_prefix_caching")]
+    pub(crate) enable_prefix_caching: bool,
+    /// Keep no cached prefixes
+    #[arg(long)]
+    pub(crate) no_enable_prefix_caching: bool,
+    /// Schedule one step ahead (vLLM): true or false
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) async_scheduling: Option<bool>,
+    /// Flash attention (llama.cpp): true or false
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) flash_attn: Option<bool>,
+    /// One KV buffer for all sequences (llama.cpp)
+    #[arg(long)]
+    pub(crate) kv_unified: bool,
+    /// Full-size cache for window layers (llama.cpp)
+    #[arg(long)]
+    pub(crate) swa_full: bool,
+    /// Host memory for swapped KV blocks, per device
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) swap_space: Bytes,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// The log, or - for standard input
+    pub(crate) log: PathBuf,
+    /// The model, where the log does not name one that can be found
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// One object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AccuracyArgs {
+    /// Start-up reports, one JSON object per line
+    #[arg(required_unless_present = "constants")]
+    pub(crate) data: Option<PathBuf>,
+    /// Configurations of the models in it, one JSON object per line
+    #[arg(long)]
+    pub(crate) configs: Option<PathBuf>,
+    /// Only records of this engine version or newer
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) min_version: Option<plimsoll_plan::Version>,
+    /// One object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List every fitted constant with its cause and its errors
+    #[arg(long)]
+    pub(crate) constants: bool,
+}
+
+fn tokens_or_zero(s: &str) -> Result<u64, String> {
+    let text = s.trim();
+    let (number, factor) = match text.strip_suffix(['k', 'K']) {
+        Some(n) => (n, 1024),
+        None => match text.strip_suffix(['m', 'M']) {
+            Some(n) => (n, 1024 * 1024),
+            None => (text, 1),
+        },
+    };
+    let n: u64 = number
+        .replace('_', "")
+        .parse()
+        .map_err(|_| format!("`{s}` is no number of tokens: write 8192 or 8k"))?;
+    n.checked_mul(factor)
+        .filter(|n| *n <= 1 << 32)
+        .ok_or_else(|| format!("`{s}` is out of range: at most {} tokens", 1_u64 << 32))
+}
+
+fn tokens(s: &str) -> Result<u64, String> {
+    match tokens_or_zero(s)? {
+        0 => Err("0 tokens: use 1 or more".to_owned()),
+        n => Ok(n),
+    }
+}
+
+fn fraction(s: &str) -> Result<f64, String> {
+    let f: f64 = s.parse().map_err(|_| format!("`{s}` is no number"))?;
+    if (0.0..=1.0).contains(&f) {
+        Ok(f)
+    } else {
+        Err(format!("{s} is not between 0 and 1"))
+    }
+}
+
+fn utilization(s: &str) -> Result<f64, String> {
+    match fraction(s)? {
+        f if f > 0.0 => Ok(f),
+        _ => Err("0 leaves no memory: use a share above 0 and up to 1".to_owned()),
+    }
+}
+
+fn price(s: &str) -> Result<(String, f64), String> {
+    let bad = || format!("`{s}` is no price: write NAME=PRICE, such as h100=2.99/h");
+    let (name, price) = s.split_once('=').ok_or_else(bad)?;
+    let price: f64 = price.trim_end_matches("/h").parse().map_err(|_| bad())?;
+    if price.is_finite() && price >= 0.0 {
+        Ok((name.to_owned(), price))
+    } else {
+        Err(bad())
+    }
+}
+
+fn quantization(s: &str) -> Result<plimsoll_model::quant::QuantFormat, String> {
+    use plimsoll_model::quant::QuantFormat as Q;
+    match s.to_ascii_lowercase().as_str() {
+        "fp8" => Ok(Q::Fp8Tensor {
+            static_input: false,
+        }),
+        "int8" => Ok(Q::Int8Channel {
+            static_input: false,
+        }),
+        "int4" => Ok(Q::Packed {
+            bits: 4,
+            group: Some(128),
+            zero_points: false,
+            g_idx: false,
+        }),
+        "bitsandbytes" => Ok(Q::Bnb4),
+        _ => Err(format!(
+            "`{s}` is no format to quantise to: use fp8, int8, int4 or bitsandbytes"
+        )),
+    }
+}

@@ -1,0 +1,61 @@
+//! `plimsoll devices`.
+
+use std::process::ExitCode;
+
+use plimsoll_device::devices;
+
+use crate::error::{Exit, Failure};
+use crate::output::Output;
+
+pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> {
+    let mut text = String::new();
+    for d in devices() {
+        if json {
+            let value = serde_json::json!({
+                "name": d.name, "aliases": d.aliases, "vendor": d.vendor, "arch": d.arch,
+                "usable_bytes": d.usable.get(), "driver_total_bytes": d.driver_total.get(),
+                "memory_source": d.memory_source, "bandwidth_bytes_per_s": d.bandwidth, "source": d.source,
+            });
+            text.push_str(&value.to_string());
+            text.push('\n');
+        } else {
+            let bandwidth = d
+                .bandwidth
+                .map_or_else(String::new, |b| format!("{:.0} GB/s", b / 1e9));
+            text.push_str(&format!(
+                "{:<22} {:>8} on the box  {:>10} usable  {bandwidth:>10}  {}\n",
+                d.name,
+                d.marketing_memory,
+                d.usable.to_string(),
+                d.aliases.first().map_or("", String::as_str)
+            ));
+        }
+    }
+    if text.is_empty() {
+        return Err(Failure::new(
+            Exit::Failure,
+            "E-DEVICE-002",
+            "the device catalogue is empty",
+        ));
+    }
+    output.line(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Catalogue names that contain what was typed, or the other way round; at most four.
+pub(crate) fn similar(name: &str) -> Vec<String> {
+    let plain = |s: &str| s.to_ascii_lowercase().replace(['-', '_', ' '], "");
+    let wanted = plain(name);
+    let mut found: Vec<String> = devices()
+        .iter()
+        .filter(|d| {
+            d.aliases.iter().chain([&d.name]).any(|a| {
+                let a = plain(a);
+                wanted.len() >= 2 && (a.contains(&wanted) || wanted.contains(&a))
+            })
+        })
+        .map(|d| d.name.clone())
+        .collect();
+    found.truncate(4);
+    found
+}

@@ -1,0 +1,10 @@
+//! One file per command.
+
+pub(crate) mod accuracy;
+pub(crate) mod compare;
+pub(crate) mod completions;
+pub(crate) mod devices;
+pub(crate) mod doctor;
+pub(crate) mod models;
+pub(crate) mod plan;
+pub(crate) mod schema;

@@ -1,0 +1,316 @@
+//! `plimsoll plan`.
+
+use std::process::ExitCode;
+
+use plimsoll_device::Device;
+use plimsoll_model::Assume;
+use plimsoll_plan::{
+    Engine, KvType, Load, Question, Reserve, Settings, Verdict, answer, cheapest, engine,
+    rule_of_thumb,
+};
+use plimsoll_program::Parallel;
+use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
+use plimsoll_units::{Bytes, Tokens};
+
+use crate::args::{AssumeArg, EngineArgs, LoadArgs, Method, PlanArgs, ReserveArg};
+use crate::error::{Exit, Failure};
+use crate::exit;
+use crate::load::{Loaded, load};
+use crate::output::Output;
+
+pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+    if args.method == Method::RuleOfThumb
+        && let Some(parameters) = bare_count(&args.model)
+    {
+        return thumb_of_count(&args.model, parameters, output);
+    }
+    let assume = match args.assume {
+        Some(AssumeArg::Gqa) => Assume::Gqa,
+        None => Assume::Nothing,
+    };
+    let model = load(&args.model, assume, args.offline)?;
+    let load = the_load(&args.load, &model)?;
+    if args.method == Method::RuleOfThumb {
+        return thumb(&model, &load, output);
+    }
+    let device = the_device(args)?;
+    let settings = the_settings(&args.engine, device.as_ref());
+    let question = Question {
+        parallel: the_parallel(args, device.is_some()),
+        devices: args.device.gpus,
+        device,
+        in_use: args.device.in_use,
+        settings,
+        load,
+    };
+    let facts = ModelFacts {
+        name: model.name.clone(),
+        read_from: model.read_from.clone(),
+        users_given: args.load.users.is_some(),
+    };
+    let answered = answer(&model.spec, &question)?;
+    let mut report = build(&facts, &model.spec, &question, &answered)?;
+    prices(args, &model, &question, &mut report)?;
+    print(args, &report, output)?;
+    // Choosing the number of devices always has an answer unless no number fits.
+    Ok(match answered.evaluation.verdict {
+        Verdict::No if question.device.is_some() => exit(Exit::DoesNotFit),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<(), Failure> {
+    if let Some(term) = &args.explain {
+        let text = explain(report, Some(term)).ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                "E-USAGE-002",
+                format!("no term of this plan is called `{term}`"),
+            )
+            .hint("`--explain` alone expands all of them")
+        })?;
+        return output.line(&text);
+    }
+    if args.json {
+        let text = serde_json::to_string_pretty(report).map_err(|e| {
+            Failure::new(
+                Exit::Failure,
+                "E-IO-002",
+                format!("cannot write the plan as JSON: {e}"),
+            )
+        })?;
+        return output.line(&text);
+    }
+    let look = output.look();
+    output.line(&table(report, look))
+}
+
+/// The load that the flags and the model imply.
+fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
+    let context = match args.context.or(model.spec.max_context) {
+        Some(n) => n,
+        None => {
+            return Err(Failure::new(
+                Exit::Usage,
+                "E-USAGE-003",
+                "the model states no trained context, so `--context` is needed",
+            )
+            .hint("add `--context 8k`"));
+        }
+    };
+    let sequences = args.beam_width.unwrap_or(args.n);
+    let prompt = args
+        .prompt
+        .unwrap_or(if sequences > 1 { context / 2 } else { context });
+    for (flag, n) in [
+        ("--prompt", prompt),
+        ("--shared-prefix", args.shared_prefix),
+    ] {
+        if n > context {
+            return Err(Failure::new(
+                Exit::Usage,
+                "E-USAGE-004",
+                format!(
+                    "{flag} {} exceeds --context {}",
+                    thousands(n),
+                    thousands(context)
+                ),
+            )
+            .hint("a sequence's context holds its prompt and its output"));
+        }
+    }
+    Ok(Load {
+        users: args.users.unwrap_or(1),
+        context,
+        prompt,
+        sequences,
+        shared_prefix: args.shared_prefix,
+        prefix_hit: args.prefix_hit,
+    })
+}
+
+fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
+    if let Some(memory) = args.device.memory {
+        if memory == Bytes::ZERO {
+            return Err(Failure::new(
+                Exit::Usage,
+                "E-USAGE-005",
+                "--memory 0 leaves nothing to plan with",
+            ));
+        }
+        return Ok(Some(Device::of_size(memory)));
+    }
+    let Some(name) = &args.device.gpu else {
+        return Ok(None);
+    };
+    if name == "auto" {
+        return crate::commands::doctor::detected().map(Some);
+    }
+    plimsoll_device::find(name)
+        .cloned()
+        .map(Some)
+        .ok_or_else(|| {
+            let near = crate::commands::devices::similar(name);
+            let failure = Failure::new(
+                Exit::Usage,
+                "E-DEVICE-001",
+                format!("no device is called `{name}`"),
+            );
+            if near.is_empty() {
+                failure.hint("`plimsoll devices` lists them; `--memory 24GiB` plans for any other")
+            } else {
+                failure.hint(format!(
+                    "did you mean {}? `plimsoll devices` lists all",
+                    near.join(", ")
+                ))
+            }
+        })
+}
+
+/// Degrees are fixed by the user as soon as one is given.
+fn the_parallel(args: &PlanArgs, has_device: bool) -> Option<Parallel> {
+    let d = &args.device;
+    let given = d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep;
+    (given || !has_device).then(|| Parallel {
+        tp: d.tp.unwrap_or(1),
+        pp: d.pp.unwrap_or(1),
+        dp: d.dp.unwrap_or(1),
+        expert_parallel: d.ep,
+    })
+}
+
+fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
+    let reserve = args.reserve.map(|r| match r {
+        ReserveArg::Max => Reserve::Max,
+        ReserveArg::Pow2 => Reserve::Pow2,
+        ReserveArg::Oracle => Reserve::Oracle,
+    });
+    // On a card, the engine that most teams run; without one, our own layout.
+    let default = if device.is_some() {
+        Engine::Vllm(engine::vllm::NEWEST)
+    } else {
+        Engine::Plimsoll
+    };
+    let engine = match (args.engine.unwrap_or(default), reserve) {
+        (Engine::Contiguous(_), Some(r)) => Engine::Contiguous(r),
+        (e, _) => e,
+    };
+    Settings {
+        dtype: args.dtype,
+        quantization: args.quantization,
+        kv_type: args.kv_cache_dtype.unwrap_or(KvType::Auto),
+        kv_type_v: args.cache_type_v,
+        block_size: args.block_size,
+        max_model_len: args.max_model_len,
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        ubatch: args.ubatch_size,
+        gpu_memory_utilization: args.gpu_memory_utilization,
+        kv_memory: args.kv_memory,
+        enforce_eager: args.enforce_eager,
+        prefix_caching: match (args.enable_prefix_caching, args.no_enable_prefix_caching) {
+            (_, true) => Some(false),
+            (true, false) => Some(true),
+            (false, false) => None,
+        },
+        async_scheduling: args.async_scheduling,
+        flash_attention: args.flash_attn,
+        kv_unified: args.kv_unified,
+        swa_full: args.swa_full,
+        swap: args.swap_space,
+        ..Settings::new(engine)
+    }
+}
+
+/// With prices: the cheapest deployments, as notes.
+fn prices(
+    args: &PlanArgs,
+    model: &Loaded,
+    question: &Question,
+    report: &mut PlanReport,
+) -> Result<(), Failure> {
+    if args.device.price.is_empty() {
+        return Ok(());
+    }
+    let mut priced = Vec::new();
+    for (name, price) in &args.device.price {
+        let device = plimsoll_device::find(name).ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                "E-DEVICE-001",
+                format!("no device is called `{name}`"),
+            )
+            .hint("`plimsoll devices` lists them")
+        })?;
+        priced.push((device, *price));
+    }
+    let ranked = cheapest(&model.spec, &priced, &question.settings, &question.load, 64)?;
+    if ranked.is_empty() {
+        report
+            .notes
+            .push("none of the priced devices carries this load with up to 64 of them".to_owned());
+    }
+    for (i, (device, e, total)) in ranked.iter().enumerate() {
+        let p = e.deployment.parallel;
+        report.notes.push(format!(
+            "{}: {} x {} ({p}) at {total:.2} per hour",
+            if i == 0 { "cheapest" } else { "then" },
+            p.devices(),
+            device.name
+        ));
+    }
+    Ok(())
+}
+
+/// `345M` or `175B`: a number of parameters, which is all that the hand calculation needs for weights.
+fn bare_count(text: &str) -> Option<f64> {
+    let (number, factor) = match text.strip_suffix(['M', 'm']) {
+        Some(n) => (n, 1e6),
+        None => (text.strip_suffix(['B', 'b'])?, 1e9),
+    };
+    let n: f64 = number.parse().ok()?;
+    (n.is_finite() && n > 0.0 && n < 1e9).then_some(n * factor)
+}
+
+/// Two bytes per parameter; without layers and heads there is no KV cache to compute.
+fn thumb_of_count(name: &str, parameters: f64, output: &mut Output) -> Result<ExitCode, Failure> {
+    let weights = Bytes::from_f64(parameters * 2.0).map_err(plimsoll_plan::PlanError::from)?;
+    output.line(&format!(
+        "{name} parameters by the rule of thumb\n  weights   {:>9}  2 bytes per parameter\nnote: a number of \
+         parameters says nothing of the KV cache: name a model or its config for that",
+        decimal(weights)
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Decimal units, as hand calculations write them.
+fn decimal(b: Bytes) -> String {
+    if b.gb() < 1.0 {
+        format!("{:.0} MB", b.gb() * 1000.0)
+    } else {
+        format!("{:.1} GB", b.gb())
+    }
+}
+
+/// The hand calculation, in decimal units as it is always written.
+fn thumb(model: &Loaded, load: &Load, output: &mut Output) -> Result<ExitCode, Failure> {
+    let users = load.users.saturating_mul(load.sequences);
+    let r = rule_of_thumb(&model.spec, users, Tokens(load.context))
+        .map_err(plimsoll_plan::PlanError::from)?;
+    let total = r.total().map_err(plimsoll_plan::PlanError::from)?;
+    output.line(&format!(
+        "{} by the rule of thumb, {} users of {} tokens\n  weights   {:>9}  {} parameters in {}\n  KV cache  {:>9}  {} per token\n  overhead  {:>9}  10 % of both\n  total     {:>9}  = {:.1} GiB\nnote: this is what hand calculations give; `plan` without `--method` says what engines allocate",
+        model.name,
+        thousands(users),
+        thousands(load.context),
+        decimal(r.weights),
+        thousands(model.spec.parameters().map_err(plimsoll_plan::PlanError::from)?),
+        model.spec.dtype,
+        decimal(r.kv),
+        r.kv_per_token,
+        decimal(r.overhead),
+        decimal(total),
+        total.gib(),
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}

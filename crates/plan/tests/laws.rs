@@ -1,0 +1,238 @@
+//! Laws that hold for every model, load and engine.
+
+use plimsoll_device::{Device, find};
+use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
+use plimsoll_plan::{
+    Deployment, Engine, Load, PlanError, Region, Reserve, Settings, Verdict, evaluate, max_context,
+    max_users, total,
+};
+use plimsoll_program::Parallel;
+use plimsoll_units::Bytes;
+use proptest::prelude::*;
+
+fn builtin(name: &str) -> ModelSpec {
+    let entry = catalogue::find(name).expect("a built-in model");
+    from_config(&entry.config, Assume::Nothing).expect("it lowers")
+}
+
+/// A LLaMA-like model of the given shape.
+fn llama(layers: u64, kv_heads: u64, vocab: u64) -> ModelSpec {
+    let json = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
+        "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": layers,
+        "num_attention_heads": 16, "num_key_value_heads": kv_heads, "vocab_size": vocab,
+        "max_position_embeddings": 8192, "tie_word_embeddings": false,
+    });
+    from_config(&json, Assume::Nothing).expect("it lowers")
+}
+
+fn engines() -> Vec<Engine> {
+    vec![
+        Engine::Ideal,
+        Engine::Contiguous(Reserve::Max),
+        Engine::Contiguous(Reserve::Pow2),
+        Engine::Contiguous(Reserve::Oracle),
+        "vllm@0.19".parse().expect("an engine"),
+        "vllm".parse().expect("an engine"),
+        Engine::Plimsoll,
+    ]
+}
+
+fn on(device: &Device, parallel: Parallel) -> Deployment {
+    Deployment {
+        device: device.clone(),
+        parallel,
+        in_use: Bytes::ZERO,
+    }
+}
+
+fn h100() -> Device {
+    find("h100").expect("in the catalogue").clone()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn more_tokens_or_users_never_need_less(
+        layers in 1_u64..50, kv in prop::sample::select(vec![1_u64, 2, 4, 8, 16]),
+        users in 1_u64..300, context in 1_u64..9000, more in 1_u64..500,
+    ) {
+        let spec = llama(layers, kv, 32_000);
+        for engine in engines() {
+            let s = Settings { max_model_len: Some(16_384), ..Settings::new(engine) };
+            let need = |load: Load| -> Result<Bytes, PlanError> {
+                let e = evaluate(&spec, &on(&h100(), Parallel::default()), &s, &load)?;
+                Ok(e.stages[0].kv.need(&load)?.pool)
+            };
+            let base = need(Load::plain(users, context)).unwrap();
+            prop_assert!(need(Load::plain(users, context + more)).unwrap() >= base, "{engine}: tokens");
+            prop_assert!(need(Load::plain(users + more, context)).unwrap() >= base, "{engine}: users");
+        }
+    }
+
+    #[test]
+    fn a_shared_prefix_is_added_once_when_it_doubles(users in 2_u64..100, blocks in 1_u64..64) {
+        let spec = llama(8, 4, 32_000);
+        let s = Settings::new(Engine::Plimsoll);
+        let prefix = blocks * 16;
+        let need = |prefix: u64| {
+            let load = Load { shared_prefix: prefix, ..Load::plain(users, prefix + 160) };
+            let e = evaluate(&spec, &on(&h100(), Parallel::default()), &s, &load).unwrap();
+            e.stages[0].kv.need(&load).unwrap().pool
+        };
+        let page = {
+            let load = Load::plain(1, 16);
+            let e = evaluate(&spec, &on(&h100(), Parallel::default()), &s, &load).unwrap();
+            e.stages[0].capacity.bytes_per_block
+        };
+        let grown = need(2 * prefix).checked_sub(need(prefix)).unwrap();
+        prop_assert_eq!(grown, page.times(blocks).unwrap());
+    }
+
+    #[test]
+    fn the_inverse_solver_agrees_with_the_forward_plan(
+        layers in 1_u64..40, users in 1_u64..100, context in 16_u64..8000,
+    ) {
+        let spec = llama(layers, 8, 32_000);
+        for engine in engines() {
+            let s = Settings { max_model_len: Some(8192), ..Settings::new(engine) };
+            let load = Load::plain(users, context);
+            let d = on(&h100(), Parallel::default());
+            let e = evaluate(&spec, &d, &s, &load).unwrap();
+            let n = max_users(&e).unwrap();
+            let verdict = |users, context| {
+                evaluate(&spec, &d, &s, &Load::plain(users, context)).unwrap().verdict
+            };
+            if n > 0 && n < 1 << 32 {
+                prop_assert!(e.carries(&load.with_users(n)).unwrap(), "{}: {} users", engine, n);
+                prop_assert!(!e.carries(&load.with_users(n + 1)).unwrap(), "{}: {} users + 1", engine, n);
+                // The forward plan, from scratch, where the users do not change the fixed terms.
+                if n <= 256 {
+                    prop_assert!(verdict(n, context) > Verdict::No, "{engine}: {n} users");
+                }
+            }
+            let longest = max_context(&e).unwrap();
+            if longest > 0 && longest < 1 << 32 {
+                prop_assert!(e.carries(&load.with_context(longest)).unwrap());
+                prop_assert!(!e.carries(&load.with_context(longest + 1)).unwrap());
+            }
+        }
+    }
+
+    #[test]
+    fn more_ranks_never_hold_more(layers in 2_u64..40, kv in prop::sample::select(vec![1_u64, 2, 4, 8, 16])) {
+        let spec = llama(layers, kv, 32_000);
+        let load = Load::plain(4, 2048);
+        for engine in engines() {
+            let s = Settings::new(engine);
+            let mut last = Bytes::MAX;
+            for tp in [1_u64, 2, 4, 8, 16] {
+                let e = evaluate(&spec, &on(&h100(), Parallel { tp, ..Parallel::default() }), &s, &load).unwrap();
+                let weights = e.stages[0].region(Region::Weights).unwrap();
+                prop_assert!(weights <= last, "{engine} TP{tp}");
+                last = weights;
+            }
+        }
+    }
+}
+
+#[test]
+fn regions_sum_to_the_total() {
+    for name in ["llama-13b", "opt-13b", "gpt2-345m"] {
+        let spec = builtin(name);
+        for engine in engines() {
+            for pp in [1, 2, 3] {
+                let p = Parallel {
+                    pp,
+                    ..Parallel::default()
+                };
+                let e = evaluate(
+                    &spec,
+                    &on(&h100(), p),
+                    &Settings::new(engine),
+                    &Load::plain(2, 512),
+                )
+                .unwrap();
+                for s in &e.stages {
+                    let terms = s.terms.iter().chain(&s.outside).chain([&s.kv_term]);
+                    assert_eq!(s.total().unwrap(), total(terms).unwrap());
+                    let inside = total(s.terms.iter().chain([&s.kv_term])).unwrap();
+                    assert!(
+                        inside <= s.budget.bytes || s.over_budget,
+                        "{name} {engine} PP{pp}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn forty_one_layers_differ_from_forty_everywhere() {
+    let (a, b) = (llama(40, 8, 32_000), llama(41, 8, 32_000));
+    let load = Load::plain(3, 2048);
+    for engine in engines() {
+        let s = Settings {
+            max_model_len: Some(2048),
+            ..Settings::new(engine)
+        };
+        let of = |spec: &ModelSpec| {
+            let e = evaluate(spec, &on(&h100(), Parallel::default()), &s, &load).unwrap();
+            let stage = &e.stages[0];
+            (
+                stage.region(Region::Weights).unwrap(),
+                stage.need.pool,
+                stage.capacity.tokens,
+                stage.capacity.bytes_per_block,
+            )
+        };
+        let (x, y) = (of(&a), of(&b));
+        assert!(
+            x.0 < y.0 && x.1 < y.1 && x.2 > y.2 && x.3 < y.3,
+            "{engine}: {x:?} {y:?}"
+        );
+    }
+}
+
+#[test]
+fn one_more_vocabulary_row_moves_activations_by_about_one_part_in_v() {
+    for v in [32_000_u64, 49_155, 128_256, 151_936, 262_144] {
+        let s = Settings::new("vllm@0.19".parse().unwrap());
+        let of = |vocab| {
+            let e = evaluate(
+                &llama(8, 4, vocab),
+                &on(&h100(), Parallel::default()),
+                &s,
+                &Load::plain(1, 2048),
+            )
+            .unwrap();
+            e.stages[0].region(Region::Activations).unwrap().gib()
+        };
+        let (a, b) = (of(v), of(v + 1));
+        // The head is padded to 64 rows, so one row more moves it by nothing or by one padding step.
+        let step = 64.0 / v as f64 * a;
+        assert!((b - a).abs() <= step * 1.5, "vocabulary {v}: {a} -> {b}");
+    }
+}
+
+#[test]
+fn tp3_on_forty_heads_is_refused_with_the_reason() {
+    let spec = builtin("llama-13b");
+    let d = on(
+        &h100(),
+        Parallel {
+            tp: 3,
+            ..Parallel::default()
+        },
+    );
+    let Err(err) = evaluate(
+        &spec,
+        &d,
+        &Settings::new(Engine::Plimsoll),
+        &Load::plain(1, 2048),
+    ) else {
+        panic!("TP3 was accepted");
+    };
+    assert!(err.to_string().contains("40 attention heads"), "{err}");
+}

@@ -1,0 +1,119 @@
+//! The plan as a command: flags for vLLM, llama.cpp and Plimsoll.
+
+use plimsoll_plan::{Answer, Engine, KvType, Question};
+use plimsoll_units::DType;
+
+use crate::build::ModelFacts;
+use crate::wire::EngineFlags;
+
+/// One command per engine that serves; every flag restates a figure of the plan.
+#[must_use]
+pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineFlags> {
+    let p = a.evaluation.deployment.parallel;
+    let settings = &q.settings;
+    let length = q.load.context;
+    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
+    let model = &facts.name;
+
+    let mut vllm = vec![format!("vllm serve {model} --max-model-len {length}")];
+    for (flag, n) in [
+        ("tensor-parallel-size", p.tp),
+        ("pipeline-parallel-size", p.pp),
+        ("data-parallel-size", p.dp),
+    ] {
+        if n > 1 {
+            vllm.push(format!("--{flag} {n}"));
+        }
+    }
+    if p.expert_parallel {
+        vllm.push("--enable-expert-parallel".to_owned());
+    }
+    if let Some(d) = settings.dtype {
+        vllm.push(format!("--dtype {}", torch_name(d)));
+    }
+    if settings.kv_type != KvType::Auto {
+        vllm.push(format!(
+            "--kv-cache-dtype {}",
+            vllm_kv_name(settings.kv_type)
+        ));
+    }
+    for (flag, n) in [
+        ("max-num-seqs", settings.max_num_seqs),
+        ("max-num-batched-tokens", settings.max_num_batched_tokens),
+        ("block-size", settings.block_size),
+    ] {
+        if let Some(n) = n {
+            vllm.push(format!("--{flag} {n}"));
+        }
+    }
+    if let Some(u) = settings.gpu_memory_utilization {
+        vllm.push(format!("--gpu-memory-utilization {u}"));
+    }
+    if let Some(kv) = settings.kv_memory {
+        vllm.push(format!("--kv-cache-memory-bytes {}", kv.get()));
+    }
+    if settings.enforce_eager {
+        vllm.push("--enforce-eager".to_owned());
+    }
+
+    let context = length.saturating_mul(sequences);
+    let mut llama = vec![format!(
+        "llama-server -m MODEL.gguf -c {context} -np {sequences} -ngl 99"
+    )];
+    if let KvType::Plain(d) = settings.kv_type {
+        llama.push(format!(
+            "-ctk {} -ctv {}",
+            d.name(),
+            settings
+                .kv_type_v
+                .map_or_else(|| d.name().to_owned(), |v| v.to_string())
+        ));
+    }
+    if let Some(u) = settings.ubatch {
+        llama.push(format!("-ub {u}"));
+    }
+
+    let mut own = vec![format!(
+        "plimsoll serve {model} --max-model-len {length} --max-num-seqs {sequences}"
+    )];
+    for (flag, n) in [("tp", p.tp), ("pp", p.pp), ("dp", p.dp)] {
+        if n > 1 {
+            own.push(format!("--{flag} {n}"));
+        }
+    }
+    if let Some(kv) = settings.kv_memory {
+        own.push(format!("--kv-memory {}", kv.get()));
+    } else if q.device.is_some()
+        && settings.engine == Engine::Plimsoll
+        && let Some(s) = a.evaluation.tightest()
+    {
+        own.push(format!("--kv-memory {}", s.kv_term.bytes.get()));
+    }
+    let of = |engine: &str, parts: &[String]| EngineFlags {
+        engine: engine.to_owned(),
+        command: parts.join(" "),
+    };
+    vec![
+        of("vllm", &vllm),
+        of("llama.cpp", &llama),
+        of("plimsoll", &own),
+    ]
+}
+
+fn torch_name(d: DType) -> &'static str {
+    match d {
+        DType::F32 => "float32",
+        DType::F16 => "float16",
+        DType::Bf16 => "bfloat16",
+        other => other.name(),
+    }
+}
+
+fn vllm_kv_name(k: KvType) -> String {
+    match k {
+        KvType::Plain(DType::F8E4m3) => "fp8".to_owned(),
+        KvType::Plain(DType::F8E5m2) => "fp8_e5m2".to_owned(),
+        KvType::Plain(d) => torch_name(d).to_owned(),
+        other => other.to_string(),
+    }
+}

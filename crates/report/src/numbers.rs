@@ -1,0 +1,37 @@
+//! How numbers are written.
+
+use plimsoll_units::Bytes;
+
+/// `1234567` as `1,234,567`.
+#[must_use]
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A size in its own unit, as [`Bytes`] prints it.
+#[must_use]
+pub fn short_bytes(n: u64) -> String {
+    Bytes::new(n).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_three() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_000), "1,000");
+        assert_eq!(thousands(15_728), "15,728");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+}
