@@ -301,4 +301,27 @@ mod tests {
         assert_eq!(blocks(run(32, 48).unwrap()), [(16, 64), (16, 64)]);
         assert!(run(11, 32).is_err());
     }
+
+    #[test]
+    fn layers_that_keep_all_tokens_in_pages_of_two_sizes_are_one_group() {
+        // DeepSeek-V3.2: latent rows of 576 bf16 and an indexer's 132 bytes, in blocks of 64.
+        let all = (0..61)
+            .flat_map(|i| [(i, 576, 576 * 2), (i, 132, 132)])
+            .map(|(layer, width, row)| Cache {
+                shape: Shape::Latent(width),
+                block: 64,
+                page: Bytes::new(64 * row),
+                rate: Bytes::new(row),
+                ..cache(layer, GroupKind::Latent, 0)
+            })
+            .collect();
+        let groups = of(all, &Rules::of(Version::new(0, 32)), true).unwrap();
+        let (parts, block) = project(&groups, &(0..61)).unwrap();
+        assert_eq!((parts.len(), parts[0].layers), (1, 122));
+        // As vLLM's own code says.
+        assert_eq!((parts[0].page.get(), block.get()), (5_012_736, 5_012_736));
+        assert_eq!(parts[0].row.get(), 61 * (1152 + 132));
+        let (half, block) = project(&groups, &(0..30)).unwrap();
+        assert_eq!((half[0].layers, block.get()), (60, 30 * 64 * (1152 + 132)));
+    }
 }
