@@ -297,7 +297,7 @@ def activation(s, b, tp, pp, k, T, R, card, cold=True, moe_backend="triton", ver
         enc = pixels + patches * b * (2 * v["hidden_size"] + 2 * v["intermediate_size"] // tp)
         phases["encoder"] = enc + ws
     # compile: Inductor's benchmark of the embedding kernel builds random inputs: the table and two outputs
-    if cold and first and not s.vision:
+    if cold and first and not s.vision and ver >= (0, 12):  # torch >= 2.9
         phases["compile"] = blk(pad(s.v, 64) // tp * s.h * b) + 2 * th
     # one decoder layer between two attention calls
     q, kvd = s.heads * s.d // tp, 2 * max(1, s.kv // tp) * s.d
