@@ -7,7 +7,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::config::Config;
 use crate::quant::QuantScheme;
-use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Rotary};
+use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Reach, Rotary};
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 use crate::{ModelError, quant};
 
@@ -374,31 +374,49 @@ fn rotary(text: &Config<'_>, spec: &ModelSpec) -> Result<Vec<Rotary>, ModelError
         }
         _ => head,
     };
+    let local = Rotary { dim, positions };
+    positions = scaled_positions(text, positions)?;
+    let table = Rotary { dim, positions };
+    // Window layers that rotate at their own base have a table of their own, never scaled.
+    let windows = |l: &LayerSpec| matches!(l.mixer, Mixer::Attention(a) if a.reach != Reach::Full);
+    let two = text.has("rope_local_base_freq") && spec.layers.iter().any(windows);
+    Ok(if two { vec![table, local] } else { vec![table] })
+}
+
+/// Positions of the table under `rope_scaling`: YaRN stretches the original context, linear and dynamic
+/// scaling the trained one (vLLM `layers/rotary_embedding/`).
+fn scaled_positions(text: &Config<'_>, positions: u64) -> Result<u64, ModelError> {
     let scaling = match text.object("rope_scaling")? {
         Some(s) => Some(s),
         None => text.object("rope_parameters")?,
     };
-    if let Some(s) = scaling
-        && s.str("rope_type").or_else(|| s.str("type")) == Some("yarn")
-        && let (Some(factor), Some(original)) = (
-            s.float("factor"),
-            s.opt("original_max_position_embeddings")?,
-        )
-    {
-        #[allow(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a count of positions, clamped below"
-        )]
-        let stretched = (original as f64 * factor).clamp(0.0, 4.0e9) as u64;
-        positions = stretched.max(1);
-    }
-    let table = Rotary { dim, positions };
-    let two = text
-        .float("rope_local_base_freq")
-        .is_some_and(|b| text.float("rope_theta") != Some(b));
-    Ok(if two { vec![table, table] } else { vec![table] })
+    // Newer configs keep one set per layer type; the full layers' is the one that is scaled.
+    let scaling = match scaling {
+        Some(s) => s.object("full_attention")?.or(Some(s)),
+        None => None,
+    };
+    let Some(s) = scaling else {
+        return Ok(positions);
+    };
+    let kind = s.str("rope_type").or_else(|| s.str("type"));
+    let base = match kind {
+        Some("yarn") => s
+            .opt("original_max_position_embeddings")?
+            .unwrap_or(positions),
+        Some("linear" | "dynamic") => positions,
+        _ => return Ok(positions),
+    };
+    let Some(factor) = s.float("factor") else {
+        return Ok(positions);
+    };
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count of positions, clamped"
+    )]
+    let stretched = (base as f64 * factor).clamp(1.0, 4.0e9) as u64;
+    Ok(stretched)
 }
 
 /// Models above this are refused as nonsense: 1 PiB, some 500 times the largest published one.

@@ -17,7 +17,10 @@ pub mod catalogue;
 mod config;
 mod error;
 pub mod families;
+pub mod json;
 pub mod quant;
+pub mod read_at;
+pub mod safetensors;
 mod spec;
 mod tensor;
 

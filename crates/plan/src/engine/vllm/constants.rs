@@ -19,6 +19,12 @@ pub struct Constant {
     pub cause: &'static str,
     /// The releases it was fitted on.
     pub versions: &'static str,
+    /// Ids of the records that it was fitted to.
+    pub records: &'static [&'static str],
+    /// Mean absolute error of the term on them, percent.
+    pub in_sample_error_pct: Option<f64>,
+    /// The same with each model's records predicted by a fit without them.
+    pub leave_one_out_error_pct: Option<f64>,
 }
 
 /// Rows of hidden size that stay allocated beside the widest layer during the forward pass: residual,
@@ -86,6 +92,9 @@ pub fn constants() -> Vec<Constant> {
         unit,
         cause,
         versions: "0.17 to 0.20",
+        records: &[],
+        in_sample_error_pct: None,
+        leave_one_out_error_pct: None,
     };
     #[allow(clippy::cast_precision_loss, reason = "small numbers, for print")]
     let list = vec![

@@ -18,6 +18,7 @@ use super::{Budget, Context, EngineStage, Version, in_use};
 use crate::error::PlanError;
 use crate::term::Term;
 
+pub use constants::{Constant, constants};
 pub use defaults::Defaults;
 
 /// The newest release whose rules were read.

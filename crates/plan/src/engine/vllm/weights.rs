@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_model::Role;
+use plimsoll_model::quant::QuantFormat;
+use plimsoll_model::{Axis, Role};
 use plimsoll_program::{WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, SizeOverflow};
 
@@ -124,6 +125,18 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py")
         })
         .collect();
+    let padding = expert_padding(context)?;
+    if padding > 0 {
+        terms.push(
+            Term::exact(Region::Weights, "expert layout", Bytes::new(padding))
+                .kind(Kind::Derived)
+                .formula("mxfp4 experts as their kernel wants them, less their plain size")
+                .source(
+                    "vLLM fused_moe/oracle/mxfp4.py: mxfp4_round_up_hidden_size_and_intermediate_size; \
+                     triton_kernels layout_details/hopper_value.py, hopper_scale.py",
+                ),
+        );
+    }
     let width = activation_dtype(context).bytes(1)?.get();
     let mut rotary = 0_u64;
     for table in &spec.rotary {
@@ -149,6 +162,94 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
             .source("c10/cuda/CUDACachingAllocator.cpp: round_size, should_split"),
     );
     Ok(terms)
+}
+
+/// How a card's mxfp4 kernel pads experts: inner and hidden size, then bytes of a row of packed values
+/// and rows.
+struct ExpertLayout {
+    inner: u64,
+    hidden: u64,
+    value_row: u64,
+    rows: u64,
+}
+
+fn expert_layout(context: &Context<'_>) -> ExpertLayout {
+    let device = &context.deployment.device;
+    match device.compute_capability {
+        // Triton's swizzled layouts.
+        Some((9, _)) => ExpertLayout {
+            inner: 64,
+            hidden: 1,
+            value_row: 64,
+            rows: 256,
+        },
+        // TensorRT-LLM's kernels.
+        Some((10.., _)) => ExpertLayout {
+            inner: 256,
+            hidden: 256,
+            value_row: 1,
+            rows: 1,
+        },
+        // Marlin.
+        _ => ExpertLayout {
+            inner: 128,
+            hidden: 256,
+            value_row: 1,
+            rows: 1,
+        },
+    }
+}
+
+/// What the layout of mxfp4 experts adds to their plain size, over all layers of the stage.
+fn expert_padding(context: &Context<'_>) -> Result<u64, PlanError> {
+    let spec = context.spec;
+    if !spec
+        .quant
+        .as_ref()
+        .is_some_and(|q| q.format == QuantFormat::Mxfp4)
+    {
+        return Ok(0);
+    }
+    let parallel = &context.deployment.parallel;
+    let layout = expert_layout(context);
+    let up = |n: u64, step: u64| n.div_ceil(step).checked_mul(step).ok_or(SizeOverflow);
+    let mut sum = 0_u64;
+    for t in spec.tensors.iter().filter(|t| t.role == Role::Experts) {
+        let (Some(l), Some(layer), Some(experts)) = (t.linear, t.layer, t.experts) else {
+            continue;
+        };
+        if !context.stage.layers.contains(&u64::from(layer)) {
+            continue;
+        }
+        let split = if parallel.expert_parallel {
+            1
+        } else {
+            parallel.tp.max(1)
+        };
+        let copies = experts.div_ceil(parallel.ep().max(1));
+        // The split dimension is the inner one: outputs of gate and up (two rows each), inputs of down.
+        let (out, inp) = match l.axis {
+            Axis::Out => (l.out / split, l.inp),
+            Axis::In => (l.out, l.inp / split),
+        };
+        let (padded_out, padded_inp) = match l.axis {
+            Axis::Out => (2 * up(out / 2, layout.inner)?, up(inp, layout.hidden)?),
+            Axis::In => (up(out, layout.hidden)?, up(inp, layout.inner)?),
+        };
+        let rows = up(padded_out, layout.rows)?;
+        let values = Bytes::product([up(padded_inp.div_ceil(2), layout.value_row)?, rows])?.get();
+        let scales = Bytes::product([padded_inp.div_ceil(32), rows])?.get();
+        let plain = Bytes::product([inp.div_ceil(2), out])?
+            .add(Bytes::product([inp.div_ceil(32), out])?)?
+            .get();
+        let more = values
+            .checked_add(scales)
+            .ok_or(SizeOverflow)?
+            .saturating_sub(plain);
+        let all = more.checked_mul(copies).ok_or(SizeOverflow)?;
+        sum = sum.checked_add(all).ok_or(SizeOverflow)?;
+    }
+    Ok(sum)
 }
 
 #[cfg(test)]
