@@ -17,6 +17,7 @@ pub mod catalogue;
 mod config;
 mod error;
 pub mod families;
+pub mod gguf;
 pub mod json;
 pub mod quant;
 pub mod read_at;

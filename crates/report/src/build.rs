@@ -170,7 +170,7 @@ fn engine_name(engine: Engine) -> EngineName {
         Engine::Contiguous(Reserve::Oracle) => of("contiguous", Some("oracle".to_owned())),
         Engine::Vllm(v) => of("vllm", Some(v.to_string())),
         Engine::LlamaCpp(EngineVersion::Mainline) => of("llama.cpp", None),
-        Engine::LlamaCpp(EngineVersion::Ik) => of("llama.cpp", Some("ik".to_owned())),
+        Engine::LlamaCpp(v) => of("llama.cpp", Some(v.to_string())),
         Engine::Plimsoll => of("plimsoll", None),
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{Family, decoder, tie};
 use crate::builder::attention_layer;
-use crate::{Config, Encoder, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Config, Encoder, Ffn, ModelError, Reach, Role, Rotary, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma",
@@ -46,6 +46,9 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     tie(config, &text, b, true)?;
     b.spec().final_softcap = text.has("final_logit_softcapping");
     let reach = reaches(&text, generation, d.layers)?;
+    if generation == Generation::Three && !text.has("rope_scaling") && !text.has("rope_parameters") {
+        default_rotary(d.head_dim, b);
+    }
 
     b.embedding(&format!("{prefix}embed_tokens.weight"), d.vocab, d.hidden);
     for (i, reach) in reach.into_iter().enumerate() {
@@ -88,6 +91,21 @@ fn reaches(text: &Config<'_>, generation: Generation, layers: u64) -> Result<Vec
     Ok((1..=layers)
         .map(|i| if i.is_multiple_of(pattern) { Reach::Full } else { Reach::Window(window) })
         .collect())
+}
+
+/// Context that Gemma 3 was pre-trained at, and the factor by which the global layers' positions are
+/// interpolated beyond it (Gemma 3 Technical Report, 2025, section 2.2).
+const PRETRAINED_CONTEXT: u64 = 32_768;
+const INTERPOLATION: u64 = 8;
+
+/// The tables of a config that leaves its rotary fields out: windows rotate at their own base, and
+/// the global layers' table is stretched where the context exceeds the pre-trained one.
+fn default_rotary(head_dim: u64, b: &mut SpecBuilder) {
+    let spec = b.spec();
+    let Some(positions) = spec.max_context else { return };
+    let factor = if positions > PRETRAINED_CONTEXT { INTERPOLATION } else { 1 };
+    let table = |positions| Rotary { dim: head_dim, positions };
+    spec.rotary = vec![table(positions.saturating_mul(factor)), table(positions)];
 }
 
 /// SigLIP, and the projector that pools its patches to a fixed number of tokens.

@@ -16,6 +16,7 @@ pub use tokens::TokenLaw;
 
 use crate::error::PlanError;
 use crate::settings::Load;
+use crate::term::Term;
 
 /// How an engine allocates the KV cache on one rank.
 pub trait KvLaw {
@@ -40,6 +41,24 @@ pub trait KvLaw {
     /// [`PlanError::Size`] past 64 bits.
     fn start(&self, _max_len: u64) -> Result<Option<Bytes>, PlanError> {
         Ok(None)
+    }
+
+    /// Memory beside the pool that depends on the load (llama.cpp's compute buffer).
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn beside(&self, load: &Load) -> Result<Bytes, PlanError> {
+        let _ = load;
+        Ok(Bytes::ZERO)
+    }
+
+    /// The same, line by line; its upper ends add up to [`KvLaw::beside`].
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn beside_terms(&self, load: &Load) -> Result<Vec<Term>, PlanError> {
+        let _ = load;
+        Ok(Vec::new())
     }
 }
 

@@ -47,10 +47,10 @@ pub(super) fn non_torch(version: Version, tp: u64, pp: u64) -> (f64, f64, f64) {
         };
     }
     match (tp, pp) {
-        (1, 1) => (0.25, 0.2, 0.48),
-        (1, _) => (0.07, 0.05, 0.3),
-        (2, _) => (2.07, 1.9, 2.2),
-        (3..=4, _) => (2.15, 1.9, 2.35),
+        (1, 1) => (0.25, 0.235, 0.265),
+        (1, _) => (0.07, 0.05, 0.1),
+        (2, _) => (2.07, 2.04, 2.105),
+        (3..=4, _) => (2.15, 2.1, 2.22),
         _ => (2.3, 1.8, 2.9),
     }
 }
@@ -66,9 +66,9 @@ pub(super) fn activation_spread(
     sampler: bool,
     experts: bool,
 ) -> (f64, f64) {
-    let mut spread: f64 = if sampler { 0.02 } else { 0.12 };
+    let mut spread: f64 = if sampler { 0.005 } else { 0.025 };
     if experts {
-        spread += 0.05;
+        spread += 0.03;
     }
     if (d.batched_tokens, d.sequences) != (8192, 1024) {
         spread += 0.06;

@@ -96,11 +96,17 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         row.0 = row.0.checked_add(bytes).ok_or(SizeOverflow)?;
         row.1 = row.1.saturating_add(part.copies);
     }
-    let mut rounding = 0_u64;
+    // What remains of a granule may be given to another tensor or stay: between nothing and all of it.
+    let (mut rounding, mut most) = (0_u64, 0_u64);
     for bytes in parameters.values() {
-        rounding = rounding
-            .checked_add(allocated(*bytes)? - bytes)
-            .ok_or(SizeOverflow)?;
+        let counted = allocated(*bytes)? - bytes;
+        rounding = rounding.checked_add(counted).ok_or(SizeOverflow)?;
+        let large = if *bytes >= OWN_SEGMENT {
+            SPLIT_ABOVE
+        } else {
+            SMALL_STEP
+        };
+        most = most.checked_add(large.max(counted)).ok_or(SizeOverflow)?;
     }
     let from = if spec.from_headers {
         "file headers"
@@ -156,7 +162,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     }
     terms.push(
         Term::exact(Region::Weights, "allocator rounding", Bytes::new(rounding))
-            .kind(Kind::Derived)
+            .kind(Kind::Calibrated { low: Bytes::ZERO, high: Bytes::new(most) })
             .formula("per parameter: up to 512 B; up to 2 MiB from 10 MiB on where at most 1 MiB remains")
             .input("parameters", parameters.len())
             .source("c10/cuda/CUDACachingAllocator.cpp: round_size, should_split"),
