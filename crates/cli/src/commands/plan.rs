@@ -208,7 +208,11 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         gpu_memory_utilization: args.gpu_memory_utilization,
         kv_memory: args.kv_memory,
         enforce_eager: args.enforce_eager,
-        prefix_caching: args.no_enable_prefix_caching.then_some(false),
+        prefix_caching: match (args.enable_prefix_caching, args.no_enable_prefix_caching) {
+            (_, true) => Some(false),
+            (true, false) => Some(true),
+            (false, false) => None,
+        },
         async_scheduling: args.async_scheduling,
         flash_attention: args.flash_attn,
         kv_unified: args.kv_unified,
