@@ -78,7 +78,10 @@ pub fn compute_buffer_bytes(
     let Some(arch) = net.arch else {
         return Ok(None);
     };
-    Ok(Some(buffers(exact(net, arch, run, placement)?, placement)))
+    Ok(Some(buffers(
+        exact(net, arch, run, placement)?.1,
+        placement,
+    )))
 }
 
 /// The same by replaying every layer: slower, and what tests hold the shortcut against.
@@ -130,9 +133,8 @@ pub fn at_the_peak(
     let Some(arch) = net.arch else {
         return Ok(Vec::new());
     };
-    let all: Vec<usize> = (0..net.layers.len()).collect();
-    let first = run_layers(net, arch, run, placement, &all, false, None)?;
-    let again = run_layers(net, arch, run, placement, &all, false, Some(first.peak))?;
+    let (layers, first) = exact(net, arch, run, placement)?;
+    let again = run_layers(net, arch, run, placement, &layers, false, Some(first.peak))?;
     Ok(again
         .live
         .into_iter()
@@ -140,18 +142,25 @@ pub fn at_the_peak(
         .collect())
 }
 
-fn exact(net: &Net, arch: Arch, run: &Run, placement: Placement) -> Result<Replay, SizeOverflow> {
+/// The replay, and the layers that it took.
+fn exact(
+    net: &Net,
+    arch: Arch,
+    run: &Run,
+    placement: Placement,
+) -> Result<(Vec<usize>, Replay), SizeOverflow> {
     if let (Some(cut), Placement::Host | Placement::Devices(1)) = (Cut::of(net), placement) {
         let layers: Vec<usize> = (0..cut.from)
             .chain(cut.from + cut.left_out..net.layers.len())
             .collect();
         let short = run_layers(net, arch, run, placement, &layers, true, None)?;
         if cut.recurs(&short) {
-            return Ok(short);
+            return Ok((layers, short));
         }
     }
     let all: Vec<usize> = (0..net.layers.len()).collect();
-    run_layers(net, arch, run, placement, &all, false, None)
+    let full = run_layers(net, arch, run, placement, &all, false, None)?;
+    Ok((all, full))
 }
 
 fn run_layers(
