@@ -11,7 +11,7 @@ use plimsoll_program::GroupKind;
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::compute::{
-    DEVICE_ALIGN, HOST_ALIGN, Placement, at_the_peak, compute_buffer_bytes, upper_bound,
+    DEVICE_ALIGN, HOST_ALIGN, Placement, at_the_peak, compute_buffer_bytes, graph_of, upper_bound,
 };
 use super::net::Net;
 use super::run::{MAX_SEQUENCES, Run, Sizes};
@@ -375,7 +375,7 @@ impl KvLaw for CellsLaw {
         } else {
             term = term
                 .formula("the widest layer with all its results alive, inputs and logits")
-                .input("why", self.net.uncovered.as_deref().unwrap_or("no graph"))
+                .input("why", graph_of(&self.net, &run).err().unwrap_or_default())
                 .source("plimsoll-plan: engine/llamacpp/compute/bound.rs");
         }
         let mut out = vec![term];
