@@ -86,7 +86,7 @@ fn text(path: &Path) -> Result<(String, bool), Failure> {
 fn the_model(args: &CompareArgs, log: &StartLog) -> Result<(String, Model), Failure> {
     if let Some(model) = &args.model {
         let loaded = load(model, Assume::Nothing, false)?;
-        return Ok((loaded.name, Model::Spec(loaded.spec)));
+        return Ok((loaded.name, Model::Spec(Box::new(loaded.spec))));
     }
     let named = log.setup.model.clone();
     let shown = if named.is_empty() {
@@ -100,13 +100,13 @@ fn the_model(args: &CompareArgs, log: &StartLog) -> Result<(String, Model), Fail
     for candidate in candidates(&named) {
         if catalogue::find(&candidate).is_some() {
             let loaded = load(&candidate, Assume::Nothing, true)?;
-            return Ok((shown, Model::Spec(loaded.spec)));
+            return Ok((shown, Model::Spec(Box::new(loaded.spec))));
         }
         // A folder or file that the log names and that is here too.
         if Path::new(&candidate).exists()
             && let Ok(loaded) = load(&candidate, Assume::Nothing, true)
         {
-            return Ok((shown, Model::Spec(loaded.spec)));
+            return Ok((shown, Model::Spec(Box::new(loaded.spec))));
         }
     }
     let failure = match (&log.config, named.is_empty()) {

@@ -61,7 +61,7 @@ pub enum Model {
     /// As a config.json says.
     Config(Value),
     /// As already read, from file headers perhaps.
-    Spec(ModelSpec),
+    Spec(Box<ModelSpec>),
 }
 
 /// Predicts every figure of `setup`, with the configuration that `configs` has of its model and
@@ -171,7 +171,7 @@ fn load(
 ) -> Result<Loaded, String> {
     let gguf = matches!(engine, EngineName::LlamaCpp | EngineName::IkLlamaCpp);
     let spec = match model {
-        Model::Spec(spec) => spec,
+        Model::Spec(spec) => *spec,
         Model::Config(mut json) => {
             // A GGUF file has its own types, whatever the checkpoint it was made from had.
             if gguf && let Value::Object(map) = &mut json {
