@@ -280,6 +280,12 @@ pub(crate) struct CompareArgs {
     /// The model, where the log does not name one that can be found
     #[arg(long)]
     pub(crate) model: Option<String>,
+    /// The kind of device, where the log does not show it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) gpu: Option<String>,
+    /// The engine's version, where the log does not show it
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) engine_version: Option<plimsoll_plan::Version>,
     /// One object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

@@ -18,6 +18,7 @@ pub mod engine;
 mod error;
 mod evaluate;
 pub mod kv;
+pub mod log;
 pub mod measured;
 mod rule_of_thumb;
 mod settings;

@@ -423,7 +423,7 @@ fn terms_lines(out: &mut String, group: &str, terms: &[(Figure, Metrics)]) {
 }
 
 /// A reason's first statement; JSON has it whole.
-fn short(reason: &str) -> &str {
+pub(super) fn short(reason: &str) -> &str {
     match reason.split_once(": ") {
         Some((head, _)) if reason.len() > 120 => head,
         _ => reason,
@@ -484,7 +484,7 @@ fn terms_json(terms: &[(Figure, Metrics)]) -> Value {
         .into()
 }
 
-fn judged_json(j: &Judged) -> Value {
+pub(super) fn judged_json(j: &Judged) -> Value {
     let mut o = Map::new();
     o.insert("unit".to_owned(), json!(j.figure.unit().name()));
     match &j.predicted {

@@ -22,6 +22,6 @@ pub use configs::Configs;
 pub use figure::{Figure, Unit};
 pub use gguf::config_of_gguf;
 pub use metrics::{Judged, Metrics, judge, judge_figure, metrics, tokens_given_pool};
-pub use predict::{Estimate, Prediction, attention_kind, predict, predict_with};
+pub use predict::{Estimate, Model, Prediction, attention_kind, predict, predict_on};
 pub use record::{LineError, Record, Reported, Setup, StartOutcome, parse_records};
 pub use version::{EngineName, Said, read_engine};

@@ -1,10 +1,11 @@
 //! [`predict`]: from a setup and a configuration to the figures that the engine will print.
 
 use plimsoll_device::Device;
-use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, from_config};
+use plimsoll_model::quant::{self, QuantFormat, QuantScheme};
+use plimsoll_model::{Assume, Config, Mixer, ModelSpec, Reach, from_config};
 use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::card::card;
 use super::configs::Configs;
@@ -55,16 +56,35 @@ pub struct Prediction {
     pub spec: Option<ModelSpec>,
 }
 
-/// Predicts every figure of `setup`.
-#[must_use]
-pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
-    let model = configs.config(&setup.model);
-    predict_with(setup, model)
+/// The model of a setup.
+pub enum Model {
+    /// As a config.json says.
+    Config(Value),
+    /// As already read, from file headers perhaps.
+    Spec(Box<ModelSpec>),
 }
 
-/// As [`predict`], with the configuration at hand.
+/// Predicts every figure of `setup`, with the configuration that `configs` has of its model and
+/// the card that it names.
 #[must_use]
-pub fn predict_with(setup: &Setup, config: Result<(Value, Vec<String>), String>) -> Prediction {
+pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
+    let (model, assumed) = match configs.config(&setup.model) {
+        Ok((json, assumed)) => (Ok(Model::Config(json)), assumed),
+        Err(reason) => (Err(reason), Vec::new()),
+    };
+    let device = card(setup.gpu.as_deref()).cloned();
+    let mut p = predict_on(setup, model, device);
+    p.assumed.splice(0..0, assumed);
+    p
+}
+
+/// As [`predict`], with model and device at hand, or why they are not.
+#[must_use]
+pub fn predict_on(
+    setup: &Setup,
+    model: Result<Model, String>,
+    device: Result<Device, String>,
+) -> Prediction {
     let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
     let mut p = Prediction {
         engine,
@@ -79,23 +99,20 @@ pub fn predict_with(setup: &Setup, config: Result<(Value, Vec<String>), String>)
         spec: None,
     };
     // The release is a fact of the setup, known or not before the model is.
-    let release = (engine == EngineName::Vllm).then(|| said.vllm_release());
-    if let Some(Some((version, note))) = &release {
-        p.release = Some(*version);
-        p.assumed
-            .extend(note.iter().map(|n| format!("version: {n}")));
+    if engine == EngineName::Vllm
+        && let Some((version, note)) = said.vllm_release()
+    {
+        p.release = Some(version);
+        p.assumed.extend(note.map(|n| format!("version: {n}")));
     }
-    let loaded = config.and_then(|(json, assumed)| {
-        p.assumed.extend(assumed);
-        load(setup, engine, json, &mut p.assumed)
-    });
-    if let Ok((spec, _)) = &loaded {
-        p.attention = attention_kind(spec);
+    let loaded = model.and_then(|m| load(setup, engine, m, &mut p.assumed));
+    if let Ok(m) = &loaded {
+        p.attention = attention_kind(&m.spec);
     }
     let result = match engine {
-        EngineName::Vllm => loaded.and_then(|m| vllm(setup, m, &mut p)),
+        EngineName::Vllm => loaded.and_then(|m| vllm(setup, m, device, &mut p)),
         EngineName::LlamaCpp | EngineName::IkLlamaCpp => {
-            loaded.and_then(|m| llama_cpp(setup, m, &mut p))
+            loaded.and_then(|m| llama_cpp(setup, m, device, &mut p))
         }
         EngineName::SgLang => Err("engine not modelled yet (SGLang)".to_owned()),
         EngineName::Other => Err(format!("engine `{}` is not modelled", setup.engine)),
@@ -137,49 +154,59 @@ pub fn attention_kind(spec: &ModelSpec) -> &'static str {
     }
 }
 
-/// The spec of the model as this engine loads it, and the weights' format if it is unknown.
+/// A model as an engine loads it.
+struct Loaded {
+    spec: ModelSpec,
+    /// Quantised while loading.
+    online: Option<QuantFormat>,
+    /// Why its weights' format is not known.
+    unknown: Option<String>,
+}
+
 fn load(
     setup: &Setup,
     engine: EngineName,
-    mut json: Value,
+    model: Model,
     assumed: &mut Vec<String>,
-) -> Result<(ModelSpec, Loaded), String> {
+) -> Result<Loaded, String> {
+    let gguf = matches!(engine, EngineName::LlamaCpp | EngineName::IkLlamaCpp);
+    let spec = match model {
+        Model::Spec(spec) => *spec,
+        Model::Config(mut json) => {
+            // A GGUF file has its own types, whatever the checkpoint it was made from had.
+            if gguf && let Value::Object(map) = &mut json {
+                map.shift_remove("quantization_config");
+            }
+            from_config(&json, Assume::Nothing).map_err(|e| e.to_string())?
+        }
+    };
     let mut loaded = Loaded {
+        spec,
         online: None,
         unknown: None,
     };
-    let Value::Object(map) = &mut json else {
-        return Err("the configuration is no object".to_owned());
-    };
-    if matches!(engine, EngineName::LlamaCpp | EngineName::IkLlamaCpp) {
-        // A GGUF file has its own types, whatever the checkpoint it was made from had.
-        map.shift_remove("quantization_config");
-    } else {
-        let configured = map.contains_key("quantization_config")
-            || map.contains_key("compression_config")
-            || map
-                .get("text_config")
-                .is_some_and(|t| t.get("quantization_config").is_some());
-        let (weights, note) =
-            quantisation::weights(configured, setup.quantization.as_deref(), &setup.model);
-        assumed.extend(note);
-        match weights {
-            Weights::AsConfigured => {}
-            Weights::Stored(q) => {
-                map.insert("quantization_config".to_owned(), q);
-            }
-            Weights::Online(format) => loaded.online = Some(format),
-            Weights::Unknown(reason) => loaded.unknown = Some(reason),
-        }
+    if gguf {
+        return Ok(loaded);
     }
-    let spec = from_config(&json, Assume::Nothing).map_err(|e| e.to_string())?;
-    Ok((spec, loaded))
-}
-
-/// What the configuration alone does not say of the weights.
-struct Loaded {
-    online: Option<plimsoll_model::quant::QuantFormat>,
-    unknown: Option<String>,
+    let configured = loaded.spec.quant.is_some();
+    let (weights, note) =
+        quantisation::weights(configured, setup.quantization.as_deref(), &setup.model);
+    assumed.extend(note);
+    match weights {
+        Weights::AsConfigured => {}
+        Weights::Stored(q) => {
+            let json = json!({"quantization_config": q});
+            let scheme = Config::root(&json)
+                .and_then(|c| QuantScheme::from_config(&c))
+                .map_err(|e| e.to_string())?;
+            if let Some(scheme) = scheme {
+                quant::apply(&mut loaded.spec, scheme).map_err(|e| e.to_string())?;
+            }
+        }
+        Weights::Online(format) => loaded.online = Some(format),
+        Weights::Unknown(reason) => loaded.unknown = Some(reason),
+    }
+    Ok(loaded)
 }
 
 fn parallel(setup: &Setup, assumed: &mut Vec<String>) -> Result<Parallel, String> {
@@ -228,11 +255,12 @@ fn kv_type(text: Option<&String>) -> Result<KvType, String> {
 /// vLLM's figures.
 fn vllm(
     setup: &Setup,
-    (spec, loaded): (ModelSpec, Loaded),
+    loaded: Loaded,
+    device: Result<Device, String>,
     p: &mut Prediction,
 ) -> Result<(), String> {
+    let spec = loaded.spec;
     let parallel = parallel(setup, &mut p.assumed)?;
-    let device = card(setup.gpu.as_deref());
     let (release, unknown_release) = match p.release {
         Some(v) => (v, None),
         None => (
@@ -257,7 +285,7 @@ fn vllm(
     };
     let deployment = Deployment {
         device: match &device {
-            Ok(d) => (*d).clone(),
+            Ok(d) => d.clone(),
             Err(_) => Device::unlimited(),
         },
         parallel,
@@ -449,9 +477,11 @@ fn llama_kv(text: Option<&String>) -> Result<(KvType, Option<KvType>), String> {
 /// llama.cpp's figures.
 fn llama_cpp(
     setup: &Setup,
-    (spec, _): (ModelSpec, Loaded),
+    loaded: Loaded,
+    device: Result<Device, String>,
     p: &mut Prediction,
 ) -> Result<(), String> {
+    let spec = loaded.spec;
     let version = if p.engine == EngineName::IkLlamaCpp {
         EngineVersion::Ik
     } else {
@@ -472,9 +502,7 @@ fn llama_cpp(
         ..Settings::new(Engine::LlamaCpp(version))
     };
     let deployment = Deployment {
-        device: card(setup.gpu.as_deref())
-            .cloned()
-            .unwrap_or_else(|_| Device::unlimited()),
+        device: device.unwrap_or_else(|_| Device::unlimited()),
         parallel: Parallel::default(),
         in_use: Bytes::ZERO,
     };
