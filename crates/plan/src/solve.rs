@@ -9,13 +9,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use plimsoll_device::Device;
-use plimsoll_model::{Mixer, ModelSpec, Role};
 use plimsoll_model::quant::QuantFormat;
+use plimsoll_model::{Mixer, ModelSpec, Role};
 use plimsoll_program::{Parallel, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, DType};
 
-use crate::error::PlanError;
 use crate::engine::Engine;
+use crate::error::PlanError;
 use crate::evaluate::{
     Evaluation, Stop, Verdict, evaluate, evaluate_prepared, has_experts, prepared,
 };
@@ -29,6 +29,9 @@ const MAX_USERS: u64 = 1 << 32;
 const MAX_CONTEXT: u64 = 1 << 32;
 /// Devices of one node, beyond which TP is not proposed: links between nodes are far slower.
 const NODE: u64 = 8;
+
+/// Most pipeline stages that a search proposes: more add latency and bubbles that nobody serves with.
+const STAGES: u64 = 16;
 
 /// The largest `n` in `0..=max` for which `fits(n)`, where `fits` is monotone and `fits(0)` holds.
 fn largest(
@@ -102,7 +105,7 @@ fn divisions(n: u64, spec: &ModelSpec) -> Vec<Parallel> {
     for dp in (1..=n).filter(|d| divides(*d)) {
         for pp in (1..=n / dp).filter(|p| (n / dp).is_multiple_of(*p)) {
             let tp = n / dp / pp;
-            if tp > NODE {
+            if tp > NODE || pp > STAGES {
                 continue;
             }
             all.push(Parallel {
@@ -148,7 +151,10 @@ impl<'a> Search<'a> {
             parallel: Parallel::default(),
             in_use: Bytes::ZERO,
         };
-        let ideal = Settings { kv_type: settings.kv_type, ..Settings::new(Engine::Ideal) };
+        let ideal = Settings {
+            kv_type: settings.kv_type,
+            ..Settings::new(Engine::Ideal)
+        };
         // A cache type that only one engine knows gives no bound, and none is needed.
         let kv = evaluate_prepared(&spec, &unlimited, &ideal, load, Stop::Never)
             .ok()
@@ -157,16 +163,34 @@ impl<'a> Search<'a> {
         let cast = settings.dtype.is_some_and(|d| d != spec.dtype);
         let mut draft = spec.tensors.iter().filter(|t| t.role == Role::Mtp);
         let draft = draft.try_fold(Bytes::ZERO, |acc, t| acc.add(t.bytes()?))?;
-        let weights =
-            if cast { Bytes::ZERO } else { spec.stored_bytes()?.saturating_sub(draft) };
-        let latent = spec.layers.iter().all(|l| matches!(l.mixer, Mixer::Latent(_)));
-        Ok(Self { spec, settings, load, weights, kv, latent, before: RefCell::default() })
+        let weights = if cast {
+            Bytes::ZERO
+        } else {
+            spec.stored_bytes()?.saturating_sub(draft)
+        };
+        let latent = spec
+            .layers
+            .iter()
+            .all(|l| matches!(l.mixer, Mixer::Latent(_)));
+        Ok(Self {
+            spec,
+            settings,
+            load,
+            weights,
+            kv,
+            latent,
+            before: RefCell::default(),
+        })
     }
 
     /// Whether plain arithmetic rules a division out: some rank must hold at least its even share.
     fn hopeless(&self, p: &Parallel, device: &Device) -> bool {
         let ranks = p.tp.saturating_mul(p.pp).max(1);
-        let weight_ranks = if p.expert_parallel { p.devices().max(1) } else { ranks };
+        let weight_ranks = if p.expert_parallel {
+            p.devices().max(1)
+        } else {
+            ranks
+        };
         let kv_ranks = if self.latent { p.pp.max(1) } else { ranks };
         let least = self.weights.get() / weight_ranks
             + self.kv.get() / kv_ranks.saturating_mul(p.dp.max(1)).max(1);
@@ -182,7 +206,13 @@ impl<'a> Search<'a> {
         let mut memo = self.before.borrow_mut();
         let before = memo.entry((p.tp, p.ep())).or_insert_with(|| self.sums(p));
         let Some(before) = before else { return 0 };
-        let at = |i: u64| usize::try_from(i).ok().and_then(|i| before.get(i)).copied().unwrap_or(0);
+        let at = |i: u64| {
+            usize::try_from(i)
+                .ok()
+                .and_then(|i| before.get(i))
+                .copied()
+                .unwrap_or(0)
+        };
         p.stages(self.spec.layers.len() as u64)
             .iter()
             .map(|s| at(s.layers.end).saturating_sub(at(s.layers.start)))
@@ -229,7 +259,11 @@ impl<'a> Search<'a> {
                     legal = true;
                     continue;
                 }
-                let d = Deployment { device: device.clone(), parallel, in_use };
+                let d = Deployment {
+                    device: device.clone(),
+                    parallel,
+                    in_use,
+                };
                 match evaluate_prepared(&self.spec, &d, self.settings, self.load, Stop::AtNo) {
                     Ok(e) if e.verdict == Verdict::Yes => return Ok(Some(e)),
                     Ok(e) => {
