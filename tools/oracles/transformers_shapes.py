@@ -197,6 +197,7 @@ CASES = {
     ),
     "phi-small": small("phi", "PhiForCausalLM"),
     "phi-qk-norm": small("phi", "PhiForCausalLM", num_key_value_heads=None, qk_layernorm=True),
+    "phi-tied": small("phi", "PhiForCausalLM", tie_word_embeddings=True),
     "phi3-small": small("phi3", "Phi3ForCausalLM", sliding_window=64, pad_token_id=0),
     "phi3-tied": small("phi3", "Phi3ForCausalLM", sliding_window=None, tie_word_embeddings=True, pad_token_id=0),
     "granite-small": small("granite", "GraniteForCausalLM"),
@@ -402,9 +403,8 @@ def main():
             continue
         jobs.append((f"{entry['config']['model_type']}-{entry['name']}", f"catalogue: {entry['name']}", entry["config"]))
     failed = []
+    jobs = [job for job in jobs if not a.names or job[0] in a.names]
     for name, source, config in jobs:
-        if a.names and name not in a.names:
-            continue
         try:
             write(a.out / f"{name}.json", source, config)
         except Exception as e:  # a config that transformers itself refuses is named, not skipped

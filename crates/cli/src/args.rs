@@ -250,6 +250,9 @@ pub(crate) struct EngineArgs {
     /// No CUDA graphs
     #[arg(long)]
     pub(crate) enforce_eager: bool,
+    /// Keep cached prefixes where the engine would not (vLLM: models with recurrent states)
+    #[arg(long, conflicts_with = "no_enable_prefix_caching")]
+    pub(crate) enable_prefix_caching: bool,
     /// Keep no cached prefixes
     #[arg(long)]
     pub(crate) no_enable_prefix_caching: bool,

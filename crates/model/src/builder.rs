@@ -7,7 +7,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::config::Config;
 use crate::quant::QuantScheme;
-use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Rotary};
+use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Reach, Rotary};
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 use crate::{ModelError, quant};
 
@@ -393,7 +393,7 @@ impl SpecBuilder {
 
 /// The rotary tables that a config implies: none beside learned positions; a second one where window
 /// layers rotate at their own base; stretched where the context was. YaRN scales the original
-/// context, linear scaling the stated one, and `longrope` keeps a short and a long table in one.
+/// context, linear and dynamic scaling the stated one, and `longrope` keeps a short and a long table in one.
 fn rotary(text: &Config<'_>, builder: &SpecBuilder) -> Result<Vec<Rotary>, ModelError> {
     let spec = &builder.spec;
     if spec.tensors.iter().any(|t| t.role == Role::Position) {
@@ -438,15 +438,19 @@ fn rotary(text: &Config<'_>, builder: &SpecBuilder) -> Result<Vec<Rotary>, Model
         None => positions,
     };
     let table = Rotary { dim, positions };
-    let local = match (&full, &window) {
+    let bases_differ = match (&full, &window) {
         (Some(f), Some(w)) => f.float("rope_theta") != w.float("rope_theta"),
-        _ => match (text.float("rope_local_base_freq"), text.float("rope_theta")) {
-            (Some(local), global) => global != Some(local),
-            (None, _) => builder.rotary_local,
+        _ => match text.float("rope_local_base_freq") {
+            Some(local) => text.float("rope_theta") != Some(local),
+            None => builder.rotary_local,
         },
     };
+    let windowed = |l: &LayerSpec| matches!(l.mixer, Mixer::Attention(a) if a.reach != Reach::Full);
     Ok(match spec.max_context {
-        Some(positions) if local => vec![table, Rotary { positions, ..table }],
+        // The table of the window layers is never scaled.
+        Some(positions) if bases_differ && spec.layers.iter().any(windowed) => {
+            vec![table, Rotary { positions, ..table }]
+        }
         _ => vec![table],
     })
 }
@@ -459,8 +463,10 @@ fn stretched(text: &Config<'_>, scaling: &Config<'_>, positions: u64) -> Result<
         None => text.opt("original_max_position_embeddings")?,
     };
     Ok(match (kind, scaling.float("factor"), original) {
-        (Some("yarn"), Some(factor), Some(original)) => scaled(original, factor).max(1),
-        (Some("linear"), Some(factor), _) => scaled(positions, factor).max(1),
+        (Some("yarn"), Some(factor), original) => {
+            scaled(original.unwrap_or(positions), factor).max(1)
+        }
+        (Some("linear" | "dynamic"), Some(factor), _) => scaled(positions, factor).max(1),
         (Some("longrope" | "su"), _, Some(original)) => positions.saturating_add(original),
         _ => positions,
     })

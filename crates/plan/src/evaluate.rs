@@ -47,12 +47,17 @@ pub struct StageEvaluation {
     pub outside: Vec<Term>,
     /// The KV cache or pool.
     pub kv_term: Term,
-    /// What is left for the KV cache: expected, and at the ends of the intervals.
+    /// What is left for the KV cache: expected, and at the ends of the intervals. Memory that the
+    /// planned load takes beside the cache is taken off.
     pub pool: Bytes,
     /// With every other term at its upper end.
     pub pool_low: Bytes,
     /// With every other term at its lower end.
     pub pool_high: Bytes,
+    /// What is left for the cache and what a load takes beside it: expected.
+    room: Bytes,
+    /// The same with every other term at its upper end.
+    room_low: Bytes,
     /// Whether weights and the rest alone exceed the budget.
     pub over_budget: bool,
     /// What the load needs of the pool (the share of one replica).
@@ -102,9 +107,14 @@ impl StageEvaluation {
         Ok(total(terms.filter(|t| t.region == region))?)
     }
 
-    /// Whether a pool of `pool` bytes carries `load`.
-    fn carries(&self, pool: Bytes, load: &Load) -> Result<bool, PlanError> {
-        Ok(!self.over_budget && self.kv.need(load)?.pool <= pool)
+    /// Whether `room` bytes carry `load`: its cache and what it takes beside.
+    fn carries(&self, room: Bytes, load: &Load) -> Result<bool, PlanError> {
+        if self.over_budget {
+            return Ok(false);
+        }
+        let pool = self.kv.need(load)?.pool;
+        // The second law may be costly, and a cache too large decides alone.
+        Ok(pool <= room && pool.add(self.kv.beside(load)?)? <= room)
     }
 }
 
@@ -115,7 +125,7 @@ impl Evaluation {
     /// [`PlanError::Size`].
     pub fn carries(&self, load: &Load) -> Result<bool, PlanError> {
         for s in &self.stages {
-            if !s.carries(s.pool, load)? {
+            if !s.carries(s.room, load)? {
                 return Ok(false);
             }
         }
@@ -204,15 +214,22 @@ pub fn evaluate(
             _ => max_model_len,
         };
         let evaluated = judge(stage.clone(), engine, settings, &share, length)?;
-        let fits = |pool| evaluated.carries(pool, &share);
-        let here = if fits(evaluated.pool_low)? {
+        let fits = |room| evaluated.carries(room, &share);
+        let here = if fits(evaluated.room_low)? {
             Verdict::Yes
-        } else if fits(evaluated.pool)? {
+        } else if fits(evaluated.room)? {
             Verdict::Tight
         } else {
             Verdict::No
         };
         verdict = verdict.min(here);
+        // Told a longest length, an engine refuses to start where one such request does not fit.
+        if let Some(len) = settings.max_model_len
+            && let Some(least) = evaluated.kv.start(len)?
+            && (evaluated.over_budget || least > evaluated.pool)
+        {
+            verdict = Verdict::No;
+        }
         out.push(evaluated);
     }
     // Block counts are the minimum over stages: all use the smallest.
@@ -237,11 +254,14 @@ fn judge(
     let high = Bytes::sum(engine.terms.iter().map(Term::high))?;
     let budget = engine.budget.bytes;
     let rest = |fixed: Bytes| budget.saturating_sub(fixed);
-    let (pool, pool_low, pool_high, over) = match settings.kv_memory {
+    let (room, room_low, room_high, over) = match settings.kv_memory {
         Some(kv) => (kv, kv, kv, expected.add(kv)? > budget),
         None => (rest(expected), rest(high), rest(low), expected > budget),
     };
     let need = engine.kv.need(share)?;
+    let beside_terms = engine.kv.beside_terms(share)?;
+    let beside = Bytes::sum(beside_terms.iter().map(Term::high))?;
+    let [pool, pool_low, pool_high] = [room, room_low, room_high].map(|r| r.saturating_sub(beside));
     let capacity = engine.kv.capacity(pool, max_model_len)?;
     let taken = if engine.takes_rest { pool } else { need.pool };
     let exact = engine.terms.iter().all(|t| t.kind == Kind::Exact) || settings.kv_memory.is_some();
@@ -264,15 +284,19 @@ fn judge(
         .input("bytes per block", capacity.bytes_per_block.get())
         .input("tokens", capacity.tokens)
         .source(engine.budget.source.clone());
+    let mut terms = engine.terms;
+    terms.extend(beside_terms);
     Ok(StageEvaluation {
         stage,
         budget: engine.budget,
-        terms: engine.terms,
+        terms,
         outside: engine.outside,
         kv_term,
         pool,
         pool_low,
         pool_high,
+        room,
+        room_low,
         over_budget: over,
         need,
         capacity,

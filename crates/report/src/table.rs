@@ -86,7 +86,13 @@ fn paint(text: &str, code: u8, look: Look) -> String {
 fn second_line(report: &PlanReport, out: &mut String) {
     let a = &report.answer;
     let Some(device) = &report.device else { return };
-    if let Some(one) = a.one_device {
+    if a.one_device.is_some_and(|one| one.context == 0) {
+        let _ = writeln!(
+            out,
+            "One {} does not hold the model and a single token.",
+            device.name
+        );
+    } else if let Some(one) = a.one_device {
         let _ = writeln!(
             out,
             "One {} carries {} users of {} tokens, or one user of {}.",

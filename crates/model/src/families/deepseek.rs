@@ -32,10 +32,15 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             ..Defaults::default()
         },
     )?;
-    let inner = text.dim(&["intermediate_size"], "it sizes the dense feed-forward")?;
     let latent = latent(&text, &d)?;
     let bias = text.flag("attention_bias", false)?;
     let experts = Experts::read(config, &text, b.spec().dtype)?;
+    let all_sparse = experts.is_some_and(|e| (0..d.layers).all(|i| e.has(i)));
+    let inner = if all_sparse {
+        text.opt("intermediate_size")?.unwrap_or(0)
+    } else {
+        text.dim(&["intermediate_size"], "it sizes the dense feed-forward")?
+    };
     tie(config, &text, b, false)?;
 
     let attention = |b: &mut SpecBuilder| {

@@ -4,10 +4,10 @@
 //! Source: transformers `models/gemma3/{configuration,modeling}_gemma3.py`. The published wrappers leave
 //! out of `text_config` whatever equals that class's defaults, so the defaults are facts here.
 
-use super::{Defaults, Family, decoder_or, reaches, tie, window};
+use super::{Decoder, Defaults, Family, decoder_or, reaches, tie, window};
 use crate::builder::attention_layer;
 use crate::tower::Siglip;
-use crate::{Config, Ffn, ModelError, Role, Shard, SpecBuilder};
+use crate::{Config, Ffn, ModelError, Role, Rotary, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma3",
@@ -59,6 +59,9 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     tie(config, &text, b, true)?;
     // Window layers rotate at 10,000, full ones at 1,000,000, unless the config says otherwise.
     b.rotary_local();
+    if !text.has("rope_scaling") && !text.has("rope_parameters") {
+        default_rotary(&d, b);
+    }
     b.spec().final_softcap = text.has("final_logit_softcapping");
     let pattern = text.dim_or(&["sliding_window_pattern", "_sliding_window_pattern"], 6)?;
     let mut width = window(&text, Some(4096))?;
@@ -91,4 +94,28 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.norm("model.norm", d.hidden);
     b.head("lm_head", d.vocab, d.hidden);
     Ok(())
+}
+
+/// Context that Gemma 3 was pre-trained at, and the factor by which the global layers' positions are
+/// interpolated beyond it (Gemma 3 Technical Report, 2025, section 2.2).
+const PRETRAINED_CONTEXT: u64 = 32_768;
+const INTERPOLATION: u64 = 8;
+
+/// The tables of a config that leaves its rotary fields out: windows rotate at their own base, and
+/// the global layers' table is stretched where the context exceeds the pre-trained one.
+fn default_rotary(d: &Decoder, b: &mut SpecBuilder) {
+    let spec = b.spec();
+    let Some(positions) = spec.max_context else {
+        return;
+    };
+    let factor = if positions > PRETRAINED_CONTEXT {
+        INTERPOLATION
+    } else {
+        1
+    };
+    let table = |positions| Rotary {
+        dim: d.head_dim,
+        positions,
+    };
+    spec.rotary = vec![table(positions.saturating_mul(factor)), table(positions)];
 }

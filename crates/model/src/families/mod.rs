@@ -349,6 +349,20 @@ impl SparseLayers {
         !self.dense.contains(&i) && (i + 1).is_multiple_of(self.step)
     }
 
+    /// `intermediate_size`, which some configs write as 0 where no layer is dense.
+    pub(crate) fn dense_inner(
+        &self,
+        text: &Config<'_>,
+        layers: u64,
+        default: u64,
+    ) -> Result<u64, ModelError> {
+        let key = "intermediate_size";
+        if (0..layers).all(|i| self.has(i)) {
+            return Ok(text.opt(key)?.unwrap_or(default));
+        }
+        text.dim_or(&[key], default)
+    }
+
     /// The feed-forward of layer `i`, where dense ones have inner size `dense`.
     pub(crate) fn ffn(&self, i: u64, dense: u64) -> Ffn {
         if self.has(i) {

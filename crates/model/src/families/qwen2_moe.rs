@@ -25,12 +25,12 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             ..Defaults::default()
         },
     )?;
-    let inner = text.dim_or(&["intermediate_size"], 5632)?;
     let shared = text.dim(
         &["shared_expert_intermediate_size"],
         "it sizes the shared expert",
     )?;
     let sparse = SparseLayers::read(&text, shared)?;
+    let inner = sparse.dense_inner(&text, d.layers, 5632)?;
     let bias = text.flag("qkv_bias", true)?;
     tie(config, &text, b, false)?;
     let last = text.opt("max_window_layers")?.unwrap_or(28);

@@ -25,8 +25,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             ..Defaults::default()
         },
     )?;
-    let inner = text.dim_or(&["intermediate_size"], 6144)?;
     let sparse = SparseLayers::read(&text, 0)?;
+    let inner = sparse.dense_inner(&text, d.layers, 6144)?;
     let bias = text.flag("attention_bias", false)?;
     tie(config, &text, b, false)?;
     let reach = reaches(&text, d.layers, qwen2::switched_window(&text)?, |_| true)?;
@@ -78,5 +78,5 @@ pub(super) fn experts(
 pub(super) fn shared_expert(b: &mut SpecBuilder, hidden: u64, sparse: &SparseLayers) {
     let role = Role::SharedExperts;
     b.gated_mlp(role, "mlp.shared_expert.", hidden, sparse.moe.shared, false);
-    b.whole(role, "mlp.shared_expert_gate", [1, hidden], false);
+    b.whole(Role::Router, "mlp.shared_expert_gate", [1, hidden], false);
 }

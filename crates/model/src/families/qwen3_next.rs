@@ -30,9 +30,9 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         ..Defaults::default()
     };
     let d = decoder_or(&text, b, defaults)?;
-    let inner = text.dim_or(&["intermediate_size"], 5632)?;
     let shared = text.dim_or(&["shared_expert_intermediate_size"], 512)?;
     let sparse = SparseLayers::read(&text, shared)?;
+    let inner = sparse.dense_inner(&text, d.layers, 5632)?;
     let bias = text.flag("attention_bias", false)?;
     let delta = DeltaNet::read(&text)?;
     tie(config, &text, b, false)?;

@@ -6,7 +6,7 @@
 
 mod contiguous;
 mod ideal;
-mod llamacpp;
+pub mod llamacpp;
 mod plimsoll;
 pub mod vllm;
 
@@ -60,14 +60,63 @@ pub struct Version {
     pub patch: u32,
 }
 
-/// Which llama.cpp: mainline by date, or the ik fork.
+/// Which llama.cpp: mainline, by build or by date, or the ik fork.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineVersion {
-    /// Mainline of 2026.
+    /// The newest mainline modelled, of mid-2026.
     #[default]
     Mainline,
+    /// Mainline's build of this number, as in `b7079`.
+    Build(u32),
+    /// Mainline on a day, `yyyymmdd`.
+    Date(u32),
     /// The ik_llama.cpp fork.
     Ik,
+}
+
+impl fmt::Display for EngineVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mainline => f.pad("mainline"),
+            Self::Build(n) => f.pad(&format!("b{n}")),
+            Self::Date(d) => f.pad(&format!(
+                "{}-{:02}-{:02}",
+                d / 10_000,
+                d / 100 % 100,
+                d % 100
+            )),
+            Self::Ik => f.pad("ik"),
+        }
+    }
+}
+
+impl FromStr for EngineVersion {
+    type Err = String;
+
+    /// Reads `mainline`, `b7079`, `2025-07`, `2025-07-16` and `ik`. A month without a day is its
+    /// middle.
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let bad = || {
+            format!("`{s}` is no llama.cpp version: write a build (b7079), a date (2025-07) or ik")
+        };
+        let lower = s.trim().to_ascii_lowercase();
+        match lower.as_str() {
+            "mainline" => return Ok(Self::Mainline),
+            "ik" => return Ok(Self::Ik),
+            _ => {}
+        }
+        if let Some(number) = lower.strip_prefix('b') {
+            return number.parse().map(Self::Build).map_err(|_| bad());
+        }
+        let parts: Option<Vec<u32>> = lower.split('-').map(|p| p.parse().ok()).collect();
+        match parts.as_deref() {
+            Some([y @ 2023..=2099, m @ 1..=12]) => Ok(Self::Date(y * 10_000 + m * 100 + 15)),
+            Some([y @ 2023..=2099, m @ 1..=12, d @ 1..=31]) => {
+                Ok(Self::Date(y * 10_000 + m * 100 + d))
+            }
+            _ => Err(bad()),
+        }
+    }
 }
 
 impl Version {
@@ -122,6 +171,7 @@ impl fmt::Display for Engine {
             Self::Vllm(v) => f.pad(&format!("vllm {v}")),
             Self::LlamaCpp(EngineVersion::Mainline) => f.pad("llama.cpp"),
             Self::LlamaCpp(EngineVersion::Ik) => f.pad("ik_llama.cpp"),
+            Self::LlamaCpp(v) => f.pad(&format!("llama.cpp {v}")),
             Self::Plimsoll => f.pad("plimsoll"),
         }
     }
@@ -130,7 +180,8 @@ impl fmt::Display for Engine {
 impl FromStr for Engine {
     type Err = String;
 
-    /// Reads `ideal`, `contiguous`, `vllm`, `vllm@0.19`, `llama.cpp`, `llama.cpp@ik`, `plimsoll`.
+    /// Reads `ideal`, `contiguous`, `vllm`, `vllm@0.19`, `llama.cpp`, `llama.cpp@b7079`,
+    /// `llama.cpp@2025-07`, `llama.cpp@ik`, `plimsoll`.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let lower = s.trim().to_ascii_lowercase();
         let (name, version) = match lower.split_once('@') {
@@ -142,15 +193,13 @@ impl FromStr for Engine {
             ("contiguous", None) => Ok(Self::Contiguous(Reserve::Max)),
             ("vllm", None) => Ok(Self::Vllm(vllm::NEWEST)),
             ("vllm", Some(v)) => v.parse().map(Self::Vllm),
-            ("llama.cpp" | "llamacpp", None | Some("mainline")) => {
-                Ok(Self::LlamaCpp(EngineVersion::Mainline))
-            }
-            ("llama.cpp" | "llamacpp", Some("ik")) | ("ik_llama.cpp", None) => {
-                Ok(Self::LlamaCpp(EngineVersion::Ik))
-            }
+            ("llama.cpp" | "llamacpp", None) => Ok(Self::LlamaCpp(EngineVersion::Mainline)),
+            ("llama.cpp" | "llamacpp", Some(v)) => v.parse().map(Self::LlamaCpp),
+            ("ik_llama.cpp", None) => Ok(Self::LlamaCpp(EngineVersion::Ik)),
             ("plimsoll", None) => Ok(Self::Plimsoll),
             _ => Err(format!(
-                "`{s}` is no engine: use ideal, contiguous, vllm, vllm@VERSION, llama.cpp, llama.cpp@ik or plimsoll"
+                "`{s}` is no engine: use ideal, contiguous, vllm, vllm@VERSION, llama.cpp, llama.cpp@BUILD, \
+                 llama.cpp@ik or plimsoll"
             )),
         }
     }
@@ -306,5 +355,18 @@ mod tests {
         assert_eq!(v("0.20.1rc1.dev16+g7a1eb8ac2"), Ok((0, 20, 1)));
         assert_eq!(v("0.18"), Ok((0, 18, 0)));
         assert!(v("main").is_err());
+    }
+
+    #[test]
+    fn llama_cpp_builds_and_dates_read() {
+        let v = |s: &str| s.parse::<EngineVersion>();
+        assert_eq!(v("b7079"), Ok(EngineVersion::Build(7079)));
+        assert_eq!(v("2025-07"), Ok(EngineVersion::Date(20_250_715)));
+        assert_eq!(v("2025-07-16"), Ok(EngineVersion::Date(20_250_716)));
+        assert_eq!(v("ik"), Ok(EngineVersion::Ik));
+        assert!(v("2025-13").is_err());
+        assert!(v("7079").is_err());
+        let e: Engine = "llama.cpp@2025-07".parse().unwrap();
+        assert_eq!(e.to_string(), "llama.cpp 2025-07-15");
     }
 }

@@ -11,11 +11,12 @@ use plimsoll_program::GroupKind;
 use plimsoll_units::Bytes;
 
 pub use contiguous::{ContiguousLaw, round_to_power_of_two};
-pub use paged::{Held, LogRule, PagedGroup, PagedLaw};
+pub use paged::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
 pub use tokens::TokenLaw;
 
 use crate::error::PlanError;
 use crate::settings::Load;
+use crate::term::Term;
 
 /// How an engine allocates the KV cache on one rank.
 pub trait KvLaw {
@@ -32,6 +33,33 @@ pub trait KvLaw {
     /// # Errors
     /// [`PlanError::Size`] past 64 bits.
     fn capacity(&self, pool: Bytes, max_len: u64) -> Result<Capacity, PlanError>;
+
+    /// The least pool with which the engine starts at all when told to accept `max_len` tokens;
+    /// `None` where it asks for nothing.
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn start(&self, _max_len: u64) -> Result<Option<Bytes>, PlanError> {
+        Ok(None)
+    }
+
+    /// Memory beside the pool that depends on the load (llama.cpp's compute buffer).
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn beside(&self, load: &Load) -> Result<Bytes, PlanError> {
+        let _ = load;
+        Ok(Bytes::ZERO)
+    }
+
+    /// The same, line by line; its upper ends add up to [`KvLaw::beside`].
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn beside_terms(&self, load: &Load) -> Result<Vec<Term>, PlanError> {
+        let _ = load;
+        Ok(Vec::new())
+    }
 }
 
 /// What a load needs, in the four classes of waste of the `PagedAttention` paper (section 3).
@@ -77,7 +105,7 @@ pub struct GroupReport {
     pub padding_layers: u64,
     /// Tokens per block.
     pub block_size: u64,
-    /// Bytes of one layer's page.
+    /// Bytes of one layer's page; of all layers' pages together where they differ.
     pub page: Bytes,
     /// Blocks of one request of the longest length.
     pub blocks_per_request: u64,

@@ -18,6 +18,7 @@ use super::{Budget, Context, EngineStage, Version, in_use};
 use crate::error::PlanError;
 use crate::term::Term;
 
+pub use constants::{Constant, constants};
 pub use defaults::Defaults;
 
 /// The newest release whose rules were read.
@@ -37,7 +38,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         .into_iter()
         .chain(profile::outside(context, version)?)
         .collect();
-    let mut notes = Vec::new();
+    let mut notes = kv::notes(version);
     if version < Version::new(0, 17) {
         notes.push(format!(
             "vLLM {version} measured its activation peak differently: that term is a bound"

@@ -10,7 +10,8 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_model::Role;
+use plimsoll_model::quant::QuantFormat;
+use plimsoll_model::{Axis, Role};
 use plimsoll_program::{WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, SizeOverflow};
 
@@ -78,7 +79,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         mtp: false,
         encoder: true,
         encoder_replicated: false,
-        keep_order_index: false,
+        keep_order_index: true,
         packed: None,
     };
     let parallel = &context.deployment.parallel;
@@ -95,11 +96,17 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         row.0 = row.0.checked_add(bytes).ok_or(SizeOverflow)?;
         row.1 = row.1.saturating_add(part.copies);
     }
-    let mut rounding = 0_u64;
+    // What remains of a granule may be given to another tensor or stay: between nothing and all of it.
+    let (mut rounding, mut most) = (0_u64, 0_u64);
     for bytes in parameters.values() {
-        rounding = rounding
-            .checked_add(allocated(*bytes)? - bytes)
-            .ok_or(SizeOverflow)?;
+        let counted = allocated(*bytes)? - bytes;
+        rounding = rounding.checked_add(counted).ok_or(SizeOverflow)?;
+        let large = if *bytes >= OWN_SEGMENT {
+            SPLIT_ABOVE
+        } else {
+            SMALL_STEP
+        };
+        most = most.checked_add(large.max(counted)).ok_or(SizeOverflow)?;
     }
     let from = if spec.from_headers {
         "file headers"
@@ -124,6 +131,18 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py")
         })
         .collect();
+    let padding = expert_padding(context)?;
+    if padding > 0 {
+        terms.push(
+            Term::exact(Region::Weights, "expert layout", Bytes::new(padding))
+                .kind(Kind::Derived)
+                .formula("mxfp4 experts as their kernel wants them, less their plain size")
+                .source(
+                    "vLLM fused_moe/oracle/mxfp4.py: mxfp4_round_up_hidden_size_and_intermediate_size; \
+                     triton_kernels layout_details/hopper_value.py, hopper_scale.py",
+                ),
+        );
+    }
     let width = activation_dtype(context).bytes(1)?.get();
     let mut rotary = 0_u64;
     for table in &spec.rotary {
@@ -143,12 +162,121 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     }
     terms.push(
         Term::exact(Region::Weights, "allocator rounding", Bytes::new(rounding))
-            .kind(Kind::Derived)
+            .kind(Kind::Calibrated { low: Bytes::ZERO, high: Bytes::new(most) })
             .formula("per parameter: up to 512 B; up to 2 MiB from 10 MiB on where at most 1 MiB remains")
             .input("parameters", parameters.len())
             .source("c10/cuda/CUDACachingAllocator.cpp: round_size, should_split"),
     );
     Ok(terms)
+}
+
+/// How a card's mxfp4 kernel pads experts.
+struct ExpertLayout {
+    /// The inner size is a multiple of this.
+    inner: u64,
+    /// The hidden size is a multiple of this.
+    hidden: u64,
+    /// Bytes of a row of packed values are a multiple of this.
+    value_row: u64,
+    /// Rows of scales are a multiple of this.
+    scale_rows: u64,
+    /// Whether the scales as loaded stay allocated beside the kernel's.
+    keeps_scales: bool,
+}
+
+fn expert_layout(context: &Context<'_>) -> ExpertLayout {
+    match context.deployment.device.compute_capability {
+        // Triton's swizzled layouts (triton_kernels `hopper_value.py`, `hopper_scale.py`).
+        Some((9, _)) => ExpertLayout {
+            inner: 64,
+            hidden: 1,
+            value_row: 64,
+            scale_rows: 256,
+            keeps_scales: true,
+        },
+        // TensorRT-LLM's kernels.
+        Some((10.., _)) => ExpertLayout {
+            inner: 256,
+            hidden: 256,
+            value_row: 1,
+            scale_rows: 1,
+            keeps_scales: false,
+        },
+        // Marlin.
+        _ => ExpertLayout {
+            inner: 128,
+            hidden: 256,
+            value_row: 1,
+            scale_rows: 1,
+            keeps_scales: false,
+        },
+    }
+}
+
+/// What the layout of mxfp4 experts adds to their plain size, over all layers of the stage.
+fn expert_padding(context: &Context<'_>) -> Result<u64, PlanError> {
+    let spec = context.spec;
+    if !spec
+        .quant
+        .as_ref()
+        .is_some_and(|q| q.format == QuantFormat::Mxfp4)
+    {
+        return Ok(0);
+    }
+    let parallel = &context.deployment.parallel;
+    let layout = expert_layout(context);
+    let up = |n: u64, step: u64| n.div_ceil(step).checked_mul(step).ok_or(SizeOverflow);
+    let mut sum = 0_u64;
+    for t in spec.tensors.iter().filter(|t| t.role == Role::Experts) {
+        let (Some(l), Some(layer), Some(experts)) = (t.linear, t.layer, t.experts) else {
+            continue;
+        };
+        if !context.stage.layers.contains(&u64::from(layer)) {
+            continue;
+        }
+        let split = if parallel.expert_parallel {
+            1
+        } else {
+            parallel.tp.max(1)
+        };
+        let copies = experts.div_ceil(parallel.ep().max(1));
+        // The split dimension is the inner one: outputs of gate and up (two rows each), inputs of down.
+        let (out, inp) = match l.axis {
+            Axis::Out => (l.out / split, l.inp),
+            Axis::In => (l.out, l.inp / split),
+        };
+        let (padded_out, padded_inp) = match l.axis {
+            Axis::Out => (2 * up(out / 2, layout.inner)?, up(inp, layout.hidden)?),
+            Axis::In => (up(out, layout.hidden)?, up(inp, layout.inner)?),
+        };
+        let values =
+            Bytes::product([up(padded_inp.div_ceil(2), layout.value_row)?, padded_out])?.get();
+        let loaded_scales = Bytes::product([padded_inp.div_ceil(32), padded_out])?.get();
+        let scales = Bytes::product([padded_inp.div_ceil(32), up(padded_out, layout.scale_rows)?])?
+            .get()
+            .checked_add(if layout.keeps_scales {
+                loaded_scales
+            } else {
+                0
+            })
+            .ok_or(SizeOverflow)?;
+        let plain = Bytes::product([inp.div_ceil(2), out])?
+            .add(Bytes::product([inp.div_ceil(32), out])?)?
+            .get();
+        // Biases are kept in f32 beside the 16-bit ones counted in the inventory.
+        let bias = padded_out
+            .checked_mul(4)
+            .ok_or(SizeOverflow)?
+            .saturating_sub(out.saturating_mul(2));
+        let more = values
+            .checked_add(scales)
+            .and_then(|n| n.checked_add(bias))
+            .ok_or(SizeOverflow)?
+            .saturating_sub(plain);
+        let all = more.checked_mul(copies).ok_or(SizeOverflow)?;
+        sum = sum.checked_add(all).ok_or(SizeOverflow)?;
+    }
+    Ok(sum)
 }
 
 #[cfg(test)]

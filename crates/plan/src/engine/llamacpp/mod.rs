@@ -1,0 +1,284 @@
+//! `llama.cpp`: cells for every slot, allocated at load, beside weights and a compute buffer.
+//!
+//! llama.cpp has no fraction of memory: it allocates what its flags ask for, or fails. The rules
+//! are read from its source at commit 0c1e57098; what earlier builds and the ik fork do otherwise
+//! is a set of switches ([`Rules`]). Caches and compute buffers are checked to the byte against the
+//! accounting of llama.cpp itself (`tests/llamacpp.rs`).
+//!
+//! Users map to slots (`llama-server -np USERS -c USERS × CONTEXT`), pipeline stages to devices of
+//! a layer split. Not modelled: layers left on the host, row split, draft models, LoRA.
+
+mod compute;
+mod kv;
+mod net;
+mod run;
+mod version;
+mod weights;
+
+use std::ops::Range;
+
+use plimsoll_units::{Bytes, DType};
+
+pub use compute::{
+    ComputeBytes, Placement, at_the_peak, compute_buffer_bytes, compute_without_shortcut,
+    device_of, upper_bound,
+};
+pub use kv::{CellsLaw, KvBytes, kv_buffer_bytes};
+pub use net::{Arch, Net};
+pub use run::{BATCH, MAX_SEQUENCES, Run, Sizes, UBATCH};
+pub use version::{Day, Rules};
+pub use weights::{WeightBytes, weight_bytes};
+
+use super::ideal::whole_device;
+use super::{Context, EngineStage, EngineVersion, in_use};
+use crate::error::PlanError;
+use crate::settings::KvType;
+use crate::term::{Kind, Region, Term};
+
+/// CUDA context, modules, cuBLAS workspaces and the pool of temporary buffers, until a run measures
+/// them: twice what contexts with lazily loaded modules were seen to take (FORMULAS section 3.3).
+const DRIVER_BOUND_MIB: u64 = 640;
+/// What `--fit` leaves free on every device.
+const FIT_MARGIN_MIB: u64 = 1024;
+
+/// The layers that device `device` runs.
+pub(super) fn layers_of(net: &Net, placement: Placement, device: u64) -> Range<u64> {
+    let layers = net.layers.len() as u64;
+    match placement {
+        Placement::Host => 0..layers,
+        Placement::Devices(n) => {
+            let first = |d: u64| (0..layers).find(|i| device_of(*i, layers, n) >= d);
+            first(device).unwrap_or(layers)..first(device + 1).unwrap_or(layers)
+        }
+    }
+}
+
+fn rules_of(version: EngineVersion) -> Rules {
+    match version {
+        EngineVersion::Mainline => Rules::newest(),
+        EngineVersion::Build(n) => Rules::on(Day::of_build(n)),
+        EngineVersion::Date(day) => Rules::on(Day(day)),
+        EngineVersion::Ik => Rules::ik(),
+    }
+}
+
+fn refused(version: EngineVersion, setting: String, reason: impl Into<String>) -> PlanError {
+    PlanError::Refused {
+        engine: super::Engine::LlamaCpp(version).to_string(),
+        setting,
+        reason: reason.into(),
+    }
+}
+
+pub(super) fn stage(
+    context: &Context<'_>,
+    version: EngineVersion,
+) -> Result<EngineStage, PlanError> {
+    let parallel = &context.deployment.parallel;
+    if parallel.tp > 1 || parallel.expert_parallel {
+        return Err(refused(
+            version,
+            format!("--tp {}", parallel.tp),
+            "its row split is not modelled; use --pp, which splits by layer",
+        ));
+    }
+    if context.settings.kv_memory.is_some() {
+        return Err(refused(
+            version,
+            "--kv-memory".to_owned(),
+            "its cache follows from context and slots; use --max-model-len and --max-num-seqs",
+        ));
+    }
+    if context.users > MAX_SEQUENCES {
+        return Err(refused(
+            version,
+            format!("{} sequences", context.users),
+            format!("a context has at most {MAX_SEQUENCES} (LLAMA_MAX_SEQ)"),
+        ));
+    }
+    let run = flags(context, version)?;
+    let net = Net::new(context.spec);
+    check_types(&net, &run, version)?;
+    let devices = parallel.pp.max(1);
+    let placement = Placement::Devices(devices);
+    let device = context.stage.index;
+    let weights = weight_bytes(context.spec, context.settings.dtype, devices)?;
+    let mut terms = Vec::new();
+    let own = layers_of(&net, placement, device);
+    let d = usize::try_from(device).unwrap_or(usize::MAX);
+    for (role, bytes, tensors) in weights.devices.get(d).into_iter().flatten() {
+        terms.push(
+            Term::exact(Region::Weights, role.name(), *bytes)
+                .formula("tensors of this device's layers, each padded to 128 bytes")
+                .input("tensors", tensors)
+                .input("layers", format!("{}..{}", own.start, own.end))
+                .input(
+                    "read from",
+                    if context.spec.from_headers {
+                        "file headers"
+                    } else {
+                        "config, as the converter writes it"
+                    },
+                )
+                .source("llama.cpp: llama-model.cpp load_tensors"),
+        );
+    }
+    terms.push(
+        Term::exact(
+            Region::Driver,
+            "context and pools",
+            Bytes::from_mib(DRIVER_BOUND_MIB)?,
+        )
+        .kind(Kind::Bound)
+        .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
+        .source("plimsoll-plan: engine/llamacpp/mod.rs"),
+    );
+    let notes = notes(context, &net, &weights, placement)?;
+    let settings = context.settings;
+    let law = CellsLaw::new(
+        net,
+        run,
+        placement,
+        device,
+        settings.max_model_len,
+        settings.max_num_seqs.unwrap_or(0),
+    )?;
+    Ok(EngineStage {
+        budget: whole_device(context),
+        terms,
+        outside: in_use(context).into_iter().collect(),
+        kv: Box::new(law),
+        takes_rest: false,
+        notes,
+    })
+}
+
+/// The flags that do not depend on the load.
+fn flags(context: &Context<'_>, version: EngineVersion) -> Result<Run, PlanError> {
+    let s = context.settings;
+    let rules = rules_of(version);
+    let type_k = cache_type(s.kv_type, version)?;
+    Ok(Run {
+        kv_unified: s.kv_unified,
+        n_batch: s.max_num_batched_tokens.unwrap_or(BATCH).max(1),
+        n_ubatch: s.ubatch.unwrap_or(UBATCH).max(1),
+        flash_attention: s.flash_attention.unwrap_or(rules.flash_by_default),
+        type_k,
+        type_v: s.kv_type_v.map_or(Ok(type_k), |t| cache_type(t, version))?,
+        swa_full: s.swa_full,
+        // HIP builds compile the same backend as CUDA's.
+        f16_copies: matches!(
+            context
+                .deployment
+                .device
+                .vendor
+                .to_ascii_lowercase()
+                .as_str(),
+            "nvidia" | "amd"
+        ),
+        rules,
+        ..Run::new(1)
+    })
+}
+
+/// A type that the cache accepts; f16 unless it is asked for.
+fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
+    match t {
+        KvType::Auto => Ok(DType::F16),
+        KvType::Plain(
+            d @ (DType::F32
+            | DType::F16
+            | DType::Bf16
+            | DType::Q8_0
+            | DType::Q4_0
+            | DType::Q4_1
+            | DType::Iq4Nl
+            | DType::Q5_0
+            | DType::Q5_1),
+        ) => Ok(d),
+        other => Err(refused(
+            version,
+            format!("--kv-cache-dtype {other}"),
+            "its caches are f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl",
+        )),
+    }
+}
+
+fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanError> {
+    let latent =
+        |l: &plimsoll_model::LayerSpec| matches!(l.mixer, plimsoll_model::Mixer::Latent(_));
+    if !run.type_v.is_scalar() && !run.flash_attention && !net.layers.iter().any(latent) {
+        return Err(refused(
+            version,
+            format!("--cache-type-v {}", run.type_v),
+            "quantised values need flash attention",
+        ));
+    }
+    if run.type_k != run.type_v && net.layers.iter().any(latent) {
+        return Err(refused(
+            version,
+            format!("--cache-type-v {}", run.type_v),
+            "a latent cache has one type",
+        ));
+    }
+    for l in &net.layers {
+        if let plimsoll_model::Mixer::Attention(a) = l.mixer {
+            for (flag, ty, row) in [
+                ("k", run.type_k, a.kv_heads.saturating_mul(a.k_dim)),
+                ("v", run.type_v, a.kv_heads.saturating_mul(a.v_dim)),
+            ] {
+                if !row.is_multiple_of(ty.block_elements()) {
+                    return Err(refused(
+                        version,
+                        format!("--cache-type-{flag} {ty}"),
+                        format!("rows of {row} elements are no whole blocks"),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn notes(
+    context: &Context<'_>,
+    net: &Net,
+    weights: &WeightBytes,
+    placement: Placement,
+) -> Result<Vec<String>, PlanError> {
+    let mut out = Vec::new();
+    let slots = context.users.max(1);
+    let output = Bytes::product([net.vocab, slots, 4])?;
+    out.push(format!(
+        "host memory beside it: {} of lookup tables, {output} of output buffer, and the compute \
+         buffer's part",
+        weights.host
+    ));
+    out.push(format!(
+        "llama.cpp takes no share of memory; its --fit would leave {FIT_MARGIN_MIB} MiB free per device"
+    ));
+    if let Placement::Devices(n) = placement
+        && n > 1
+    {
+        let split: Vec<String> = (0..n)
+            .map(|d| {
+                let r = layers_of(net, placement, d);
+                format!("{}..{}", r.start, r.end)
+            })
+            .collect();
+        out.push(format!(
+            "layer split over devices with equal free memory: layers {}",
+            split.join(", ")
+        ));
+    }
+    if let Some(why) = &net.uncovered {
+        out.push(format!("the compute buffer is a bound: {why}"));
+    }
+    if !context.spec.from_headers && context.spec.quant.is_some() {
+        out.push(
+            "weights are those of this checkpoint; a GGUF file of it will differ: give its header"
+                .to_owned(),
+        );
+    }
+    Ok(out)
+}
