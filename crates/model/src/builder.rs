@@ -18,6 +18,10 @@ pub struct SpecBuilder {
     prefix: String,
     layer: Option<u32>,
     experts: Option<u64>,
+    /// Set while multi-token-prediction layers are described: whatever they hold counts as theirs.
+    mtp: bool,
+    rotary_share: f64,
+    rotary_local: bool,
 }
 
 const HEADS: &str = "attention heads";
@@ -67,6 +71,9 @@ impl SpecBuilder {
             prefix: String::new(),
             layer: None,
             experts: None,
+            mtp: false,
+            rotary_share: 1.0,
+            rotary_local: false,
         })
     }
 
@@ -124,6 +131,32 @@ impl SpecBuilder {
         result
     }
 
+    /// Every tensor added inside `f` belongs to the multi-token-prediction layers, whatever its own
+    /// role would be: they are loaded only for speculative decoding.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn mtp(
+        &mut self,
+        prefix: &str,
+        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        self.mtp = true;
+        let result = self.scope(prefix, f);
+        self.mtp = false;
+        result
+    }
+
+    /// The share of a head that is rotated where the config does not say.
+    pub fn rotary_share(&mut self, share: f64) {
+        self.rotary_share = share;
+    }
+
+    /// Window layers have a rotary table of their own unless the config gives equal bases.
+    pub fn rotary_local(&mut self) {
+        self.rotary_local = true;
+    }
+
     /// A tensor of any shape, in the model's type.
     pub fn tensor(&mut self, role: Role, name: &str, shape: &[u64], shard: Shard) {
         let dtype = self.spec.dtype;
@@ -143,7 +176,7 @@ impl SpecBuilder {
             name: format!("{}{name}", self.prefix),
             shape: shape.to_vec(),
             dtype,
-            role,
+            role: if self.mtp { Role::Mtp } else { role },
             layer: self.layer,
             shard,
             experts: self.experts,
@@ -156,6 +189,22 @@ impl SpecBuilder {
         self.tensor(role, &format!("{module}.weight"), &[out, inp], shard);
         if let Some(t) = self.spec.tensors.last_mut() {
             t.linear = Some(Linear { out, inp, axis });
+        }
+    }
+
+    /// The weight of a linear layer under a name and in a shape of its own, for what is not stored
+    /// as `module.weight` in `[out, inp]`.
+    pub fn matrix_as(
+        &mut self,
+        role: Role,
+        name: &str,
+        shape: &[u64],
+        linear: Linear,
+        shard: Shard,
+    ) {
+        self.tensor(role, name, shape, shard);
+        if let Some(t) = self.spec.tensors.last_mut() {
+            t.linear = Some(linear);
         }
     }
 
@@ -312,7 +361,7 @@ impl SpecBuilder {
     /// past 64 bits.
     pub fn finish(mut self, config: &Config<'_>) -> Result<ModelSpec, ModelError> {
         if self.spec.rotary.is_empty() {
-            self.spec.rotary = rotary(&config.text()?, &self.spec)?;
+            self.spec.rotary = rotary(&config.text()?, &self)?;
         }
         if let Some(scheme) = QuantScheme::from_config(config)? {
             quant::apply(&mut self.spec, scheme)?;
@@ -343,8 +392,10 @@ impl SpecBuilder {
 }
 
 /// The rotary tables that a config implies: none beside learned positions; a second one where window
-/// layers rotate at their own base; stretched by YaRN, which scales the original context.
-fn rotary(text: &Config<'_>, spec: &ModelSpec) -> Result<Vec<Rotary>, ModelError> {
+/// layers rotate at their own base; stretched where the context was. YaRN scales the original
+/// context, linear and dynamic scaling the stated one, and `longrope` keeps a short and a long table in one.
+fn rotary(text: &Config<'_>, builder: &SpecBuilder) -> Result<Vec<Rotary>, ModelError> {
+    let spec = &builder.spec;
     if spec.tensors.iter().any(|t| t.role == Role::Position) {
         return Ok(Vec::new());
     }
@@ -353,70 +404,83 @@ fn rotary(text: &Config<'_>, spec: &ModelSpec) -> Result<Vec<Rotary>, ModelError
         Mixer::Latent(a) => Some((a.rope_dim, true)),
         Mixer::State(_) | Mixer::None => None,
     });
-    let (Some((head, latent)), Some(mut positions)) = (head, spec.max_context) else {
+    let (Some((head, latent)), Some(positions)) = (head, spec.max_context) else {
         return Ok(Vec::new());
+    };
+    // transformers 5 moved everything into `rope_parameters`, one object per attention kind where
+    // there are two.
+    let parameters = text.object("rope_parameters")?;
+    let full = match &parameters {
+        Some(p) => p.object("full_attention")?,
+        None => None,
+    };
+    let window = match &parameters {
+        Some(p) => p.object("sliding_attention")?,
+        None => None,
+    };
+    let scaling = match text.object("rope_scaling")? {
+        Some(s) => Some(s),
+        None => full.clone().or_else(|| parameters.clone()),
     };
     let share = ["partial_rotary_factor", "rotary_pct"]
         .iter()
-        .find_map(|k| text.float(k));
-    let dim = match (text.opt("rotary_dim")?, share) {
+        .find_map(|k| text.float(k))
+        .or_else(|| parameters.as_ref()?.float("partial_rotary_factor"))
+        .unwrap_or(builder.rotary_share);
+    let dim = match text.opt("rotary_dim")? {
         _ if latent => head,
-        (Some(n), _) => n,
-        (None, Some(share)) if (0.0..=1.0).contains(&share) => {
-            #[allow(
-                clippy::cast_precision_loss,
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "a share of a head size, as transformers computes it"
-            )]
-            let n = (head as f64 * share) as u64;
-            n
-        }
-        _ => head,
+        Some(n) => n,
+        None if (0.0..=1.0).contains(&share) => scaled(head, share),
+        None => head,
     };
-    let local = Rotary { dim, positions };
-    positions = scaled_positions(text, positions)?;
+    let positions = match &scaling {
+        Some(s) => stretched(text, s, positions)?,
+        None => positions,
+    };
     let table = Rotary { dim, positions };
-    // Window layers that rotate at their own base have a table of their own, never scaled.
-    let windows = |l: &LayerSpec| matches!(l.mixer, Mixer::Attention(a) if a.reach != Reach::Full);
-    let two = text.has("rope_local_base_freq") && spec.layers.iter().any(windows);
-    Ok(if two { vec![table, local] } else { vec![table] })
+    let bases_differ = match (&full, &window) {
+        (Some(f), Some(w)) => f.float("rope_theta") != w.float("rope_theta"),
+        _ => match text.float("rope_local_base_freq") {
+            Some(local) => text.float("rope_theta") != Some(local),
+            None => builder.rotary_local,
+        },
+    };
+    let windowed = |l: &LayerSpec| matches!(l.mixer, Mixer::Attention(a) if a.reach != Reach::Full);
+    Ok(match spec.max_context {
+        // The table of the window layers is never scaled.
+        Some(positions) if bases_differ && spec.layers.iter().any(windowed) => {
+            vec![table, Rotary { positions, ..table }]
+        }
+        _ => vec![table],
+    })
 }
 
-/// Positions of the table under `rope_scaling`: YaRN stretches the original context, linear and dynamic
-/// scaling the trained one (vLLM `layers/rotary_embedding/`).
-fn scaled_positions(text: &Config<'_>, positions: u64) -> Result<u64, ModelError> {
-    let scaling = match text.object("rope_scaling")? {
-        Some(s) => Some(s),
-        None => text.object("rope_parameters")?,
+/// Positions in a table whose context `scaling` stretches.
+fn stretched(text: &Config<'_>, scaling: &Config<'_>, positions: u64) -> Result<u64, ModelError> {
+    let kind = scaling.str("rope_type").or_else(|| scaling.str("type"));
+    let original = match scaling.opt("original_max_position_embeddings")? {
+        Some(n) => Some(n),
+        None => text.opt("original_max_position_embeddings")?,
     };
-    // Newer configs keep one set per layer type; the full layers' is the one that is scaled.
-    let scaling = match scaling {
-        Some(s) => s.object("full_attention")?.or(Some(s)),
-        None => None,
-    };
-    let Some(s) = scaling else {
-        return Ok(positions);
-    };
-    let kind = s.str("rope_type").or_else(|| s.str("type"));
-    let base = match kind {
-        Some("yarn") => s
-            .opt("original_max_position_embeddings")?
-            .unwrap_or(positions),
-        Some("linear" | "dynamic") => positions,
-        _ => return Ok(positions),
-    };
-    let Some(factor) = s.float("factor") else {
-        return Ok(positions);
-    };
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a count of positions, clamped"
-    )]
-    let stretched = (base as f64 * factor).clamp(1.0, 4.0e9) as u64;
-    Ok(stretched)
+    Ok(match (kind, scaling.float("factor"), original) {
+        (Some("yarn"), Some(factor), original) => {
+            scaled(original.unwrap_or(positions), factor).max(1)
+        }
+        (Some("linear" | "dynamic"), Some(factor), _) => scaled(positions, factor).max(1),
+        (Some("longrope" | "su"), _, Some(original)) => positions.saturating_add(original),
+        _ => positions,
+    })
+}
+
+/// `n` times a ratio, cut off, as Python's `int(n * ratio)`; nonsense is clamped to 32 bits.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "both factors are below 2^32, and the result is clamped there"
+)]
+fn scaled(n: u64, ratio: f64) -> u64 {
+    (n as f64 * ratio).clamp(0.0, f64::from(u32::MAX)) as u64
 }
 
 /// Models above this are refused as nonsense: 1 PiB, some 500 times the largest published one.

@@ -66,6 +66,13 @@ impl<'a> Config<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// Whether the key is there with the value `null`, which libraries read as "none", where they
+    /// put their own default in place of an absent key.
+    #[must_use]
+    pub fn is_null(&self, key: &str) -> bool {
+        matches!(self.map.get(key), Some(Value::Null))
+    }
+
     /// Whether any of the keys is present.
     #[must_use]
     pub fn has(&self, key: &str) -> bool {

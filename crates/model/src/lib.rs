@@ -24,6 +24,7 @@ pub mod read_at;
 pub mod safetensors;
 mod spec;
 mod tensor;
+mod tower;
 
 pub use builder::SpecBuilder;
 pub use builder::{Conv1dSplit, attention_layer, columns, heads};
@@ -54,6 +55,13 @@ pub fn from_config(json: &serde_json::Value, assume: Assume) -> Result<ModelSpec
     let config = Config::root(json)?;
     let family = families::find(&config, assume)?;
     let mut builder = SpecBuilder::new(&config, family.name)?;
+    if assume == Assume::Gqa && families::find(&config, Assume::Nothing).is_err() {
+        builder.spec().notes.push(
+            "the architecture is unknown and taken for a LLaMA-like decoder, as asked; a vision or \
+             audio tower is not counted"
+                .to_owned(),
+        );
+    }
     (family.lower)(&config, &mut builder)?;
     builder.finish(&config)
 }

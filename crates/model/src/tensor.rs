@@ -170,7 +170,7 @@ impl Shard {
         match self {
             Self::Replicated => Ok(elements),
             Self::Split { units, what } => {
-                if degree == 0 || units % degree != 0 {
+                if degree == 0 || !units.is_multiple_of(degree) {
                     return Err(ShardError::NotDivisible {
                         units,
                         what,
@@ -181,7 +181,7 @@ impl Shard {
             }
             Self::KvHeads { heads } => times(part(heads), local_kv_heads(heads, degree)?),
             Self::Qkv { q, kv } => {
-                if degree == 0 || q % degree != 0 {
+                if degree == 0 || !q.is_multiple_of(degree) {
                     return Err(ShardError::NotDivisible {
                         units: q,
                         what: "attention heads",
@@ -222,9 +222,10 @@ pub struct Linear {
 /// One stored tensor, or `copies` of them with equal shape (the experts of a layer).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// The name in the checkpoint; `{e}` stands for the expert's number where `experts` is set.
+    /// The name in the checkpoint. Where `experts` is set, `{e}` stands for the expert's number; a
+    /// name without it is one tensor that holds all experts along a leading dimension.
     pub name: String,
-    /// The shape as stored.
+    /// The shape of one copy as stored: without the experts' dimension.
     pub shape: Vec<u64>,
     /// The type as stored.
     pub dtype: DType,
@@ -253,6 +254,27 @@ impl TensorSpec {
     #[must_use]
     pub fn copies(&self) -> u64 {
         self.experts.unwrap_or(1)
+    }
+
+    /// The tensors in the checkpoint that this stands for, with their names and shapes.
+    pub fn stored(&self) -> impl Iterator<Item = (String, Vec<u64>)> + '_ {
+        let numbered = self.name.contains("{e}");
+        let leading = self.experts.filter(|_| !numbered);
+        let files = if numbered { self.copies() } else { 1 };
+        (0..files).map(move |e| {
+            let name = if numbered {
+                self.name.replace("{e}", &e.to_string())
+            } else {
+                self.name.clone()
+            };
+            (
+                name,
+                leading
+                    .into_iter()
+                    .chain(self.shape.iter().copied())
+                    .collect(),
+            )
+        })
     }
 
     /// Bytes of all copies as stored.

@@ -11,31 +11,66 @@ pub(super) const FAMILY: Family = Family {
     name: "gpt2",
     architectures: &["GPT2LMHeadModel"],
     model_types: &["gpt2"],
+    towers: false,
     lower,
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let d = decoder(config, b)?;
-    let positions = config.dim(&["n_positions", "n_ctx"], "it sizes the position embeddings")?;
+    let positions = config.dim(
+        &["n_positions", "n_ctx"],
+        "it sizes the position embeddings",
+    )?;
     let inner = config.dim_or(&["n_inner"], d.hidden.saturating_mul(4))?;
     tie(config, config, b, true)?;
     b.spec().max_context = Some(positions);
     let layer = attention_layer(
         d.attention(Reach::Full),
-        Ffn::Dense { intermediate: inner, gated: false },
+        Ffn::Dense {
+            intermediate: inner,
+            gated: false,
+        },
     );
-    let qkv = Shard::Qkv { q: d.q_heads, kv: d.q_heads };
+    let qkv = Shard::Qkv {
+        q: d.q_heads,
+        kv: d.q_heads,
+    };
 
     b.embedding("transformer.wte.weight", d.vocab, d.hidden);
-    b.tensor(Role::Position, "transformer.wpe.weight", &[positions, d.hidden], Shard::Replicated);
+    b.tensor(
+        Role::Position,
+        "transformer.wpe.weight",
+        &[positions, d.hidden],
+        Shard::Replicated,
+    );
     for i in 0..d.layers {
         b.layer(&format!("transformer.h.{i}."), layer, |b| {
             b.norm_bias("ln_1", d.hidden);
-            b.conv1d(Role::Attention, "attn.c_attn", [d.hidden, 3 * d.hidden], Conv1dSplit::Out(qkv));
-            b.conv1d(Role::Attention, "attn.c_proj", [d.hidden, d.hidden], Conv1dSplit::In(heads(d.q_heads)));
+            b.conv1d(
+                Role::Attention,
+                "attn.c_attn",
+                [d.hidden, 3 * d.hidden],
+                Conv1dSplit::Out(qkv),
+            );
+            b.conv1d(
+                Role::Attention,
+                "attn.c_proj",
+                [d.hidden, d.hidden],
+                Conv1dSplit::In(heads(d.q_heads)),
+            );
             b.norm_bias("ln_2", d.hidden);
-            b.conv1d(Role::Mlp, "mlp.c_fc", [d.hidden, inner], Conv1dSplit::Out(columns(inner)));
-            b.conv1d(Role::Mlp, "mlp.c_proj", [inner, d.hidden], Conv1dSplit::In(columns(inner)));
+            b.conv1d(
+                Role::Mlp,
+                "mlp.c_fc",
+                [d.hidden, inner],
+                Conv1dSplit::Out(columns(inner)),
+            );
+            b.conv1d(
+                Role::Mlp,
+                "mlp.c_proj",
+                [inner, d.hidden],
+                Conv1dSplit::In(columns(inner)),
+            );
             Ok(())
         })?;
     }

@@ -1,67 +1,91 @@
-//! gpt-oss: alternating windows with attention sinks, biases, experts fused along their first
-//! dimension and stored in mxfp4.
+//! gpt-oss: window and full attention in turn with a learned sink per head, biases everywhere, all
+//! experts of a layer in one tensor.
 //!
-//! Source: transformers `models/gpt_oss/modeling_gpt_oss.py`; names as in the published checkpoints.
+//! Source: transformers `models/gpt_oss/{configuration,modeling}_gpt_oss.py`. Unquantised, the experts'
+//! matrices are stored transposed; in MXFP4 they are stored by output row.
 
-use super::{Family, decoder, reaches_of, tie};
+use super::{Defaults, Family, decoder_or, moe, reaches, tie, window};
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Axis, Config, Ffn, Linear, ModelError, Moe, Reach, Role, SpecBuilder};
+use crate::{Axis, Config, Ffn, Linear, ModelError, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt_oss",
     architectures: &["GptOssForCausalLM"],
     model_types: &["gpt_oss"],
+    towers: false,
     lower,
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let d = decoder(config, b)?;
-    let inner = config.dim(&["intermediate_size"], "it sizes an expert")?;
-    let bias = config.flag("attention_bias", true)?;
-    tie(config, config, b, false)?;
-    let moe = Moe {
-        experts: config.dim(&["num_local_experts", "num_experts"], "it is the number of experts")?,
-        top_k: config.dim(&["num_experts_per_tok", "experts_per_token"], "it is the experts per token")?,
-        intermediate: inner,
-        shared: 0,
+    let text = config.text()?;
+    let defaults = Defaults {
+        kv_heads: Some(8),
+        head_dim: Some(64),
+        max_context: Some(131_072),
+        ..Defaults::default()
     };
-    let window = config.dim_or(&["sliding_window"], 128)?;
-    let reach = match config.strings("layer_types")? {
-        Some(types) => reaches_of(config, &types, d.layers, window)?,
-        None => (0..d.layers)
-            .map(|i| if i.is_multiple_of(2) { Reach::Window(window) } else { Reach::Full })
-            .collect(),
-    };
-    b.embedding("model.embed_tokens.weight", d.vocab, d.hidden);
-    for (i, reach) in reach.into_iter().enumerate() {
-        let attention = d.attention(reach);
-        b.layer(&format!("model.layers.{i}."), attention_layer(attention, Ffn::Moe(moe)), |b| {
-            b.tensor(Role::Attention, "self_attn.sinks", &[d.q_heads], heads(d.q_heads));
-            b.qkvo(d.hidden, &attention, bias, bias);
-            b.whole(Role::Router, "mlp.router", [moe.experts, d.hidden], true);
+    let d = decoder_or(&text, b, defaults)?;
+    let moe = moe(
+        &text,
+        &["num_local_experts", "num_experts"],
+        &["intermediate_size"],
+        0,
+    )?;
+    let bias = text.flag("attention_bias", true)?;
+    tie(config, &text, b, false)?;
+    let reach = reaches(&text, d.layers, window(&text, Some(128))?, |i| {
+        i.is_multiple_of(2)
+    })?;
+    let (h, inner, ex) = (d.hidden, moe.intermediate, Role::Experts);
+
+    b.embedding("model.embed_tokens.weight", d.vocab, h);
+    for (i, reach) in reach.iter().enumerate() {
+        let attention = d.attention(*reach);
+        let layer = attention_layer(attention, Ffn::Moe(moe));
+        b.layer(&format!("model.layers.{i}."), layer, |b| {
+            b.tensor(
+                Role::Attention,
+                "self_attn.sinks",
+                &[d.q_heads],
+                heads(d.q_heads),
+            );
+            b.qkvo(h, &attention, bias, bias);
+            b.whole(Role::Router, "mlp.router", [moe.experts, h], true);
             b.experts(moe.experts, |b| {
-                // Gate and up rows alternate, so a split by pairs of rows is a split by columns.
-                expert(b, "gate_up_proj", [2 * inner, d.hidden], Axis::Out, inner);
-                expert(b, "down_proj", [d.hidden, inner], Axis::In, inner);
+                let up = Linear {
+                    out: 2 * inner,
+                    inp: h,
+                    axis: Axis::Out,
+                };
+                let down = Linear {
+                    out: h,
+                    inp: inner,
+                    axis: Axis::In,
+                };
+                let cols = columns(inner);
+                b.matrix_as(ex, "mlp.experts.gate_up_proj", &[up.inp, up.out], up, cols);
+                b.tensor(ex, "mlp.experts.gate_up_proj_bias", &[up.out], cols);
+                b.matrix_as(
+                    ex,
+                    "mlp.experts.down_proj",
+                    &[down.inp, down.out],
+                    down,
+                    cols,
+                );
+                b.tensor(
+                    ex,
+                    "mlp.experts.down_proj_bias",
+                    &[down.out],
+                    Shard::Replicated,
+                );
                 Ok(())
             })?;
-            b.norm("input_layernorm", d.hidden);
-            b.norm("post_attention_layernorm", d.hidden);
+            b.norm("input_layernorm", h);
+            b.norm("post_attention_layernorm", h);
             Ok(())
         })?;
     }
-    b.norm("model.norm", d.hidden);
-    b.head("lm_head", d.vocab, d.hidden);
+    b.norm("model.norm", h);
+    b.head("lm_head", d.vocab, h);
     Ok(())
-}
-
-/// One of the fused expert weights, stored `[experts, inp, out]`, with its bias.
-fn expert(b: &mut SpecBuilder, name: &str, [out, inp]: [u64; 2], axis: Axis, inner: u64) {
-    let shard = columns(inner);
-    b.tensor(Role::Experts, &format!("mlp.experts.{name}"), &[inp, out], shard);
-    if let Some(t) = b.spec().tensors.last_mut() {
-        t.linear = Some(Linear { out, inp, axis });
-    }
-    let bias = if axis == Axis::Out { shard } else { crate::Shard::Replicated };
-    b.tensor(Role::Experts, &format!("mlp.experts.{name}_bias"), &[out], bias);
 }

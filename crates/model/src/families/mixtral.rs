@@ -1,52 +1,61 @@
-//! Mixtral: Mistral with routed experts in every layer.
+//! Mixtral: Mistral with eight routed experts in place of the feed-forward.
 //!
-//! Source: transformers `models/mixtral/modeling_mixtral.py`; names as in the published checkpoints.
+//! Source: transformers `models/mixtral/{configuration,modeling}_mixtral.py`; the checkpoint's names
+//! from the reverse conversion in `conversion_mapping.py` (`w1` gate, `w3` up, `w2` down).
 
-use super::{Family, decoder, tie};
+use super::{Defaults, Family, decoder_or, moe, reaches, tie, window};
 use crate::builder::{attention_layer, columns};
-use crate::{Config, Ffn, ModelError, Moe, Reach, Role, SpecBuilder};
+use crate::{Config, Ffn, ModelError, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "mixtral",
     architectures: &["MixtralForCausalLM"],
     model_types: &["mixtral"],
+    towers: false,
     lower,
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let d = decoder(config, b)?;
-    tie(config, config, b, false)?;
-    let inner = config.dim(&["intermediate_size"], "it sizes an expert")?;
-    let moe = Moe {
-        experts: config.dim(&["num_local_experts", "num_experts"], "it is the number of experts")?,
-        top_k: config.dim(&["num_experts_per_tok"], "it is the experts per token")?,
-        intermediate: inner,
-        shared: 0,
-    };
-    let reach = match config.opt("sliding_window")? {
-        Some(w) if w > 0 => Reach::Window(w),
-        _ => Reach::Full,
-    };
-    let attention = d.attention(reach);
-    b.embedding("model.embed_tokens.weight", d.vocab, d.hidden);
-    for i in 0..d.layers {
-        b.layer(&format!("model.layers.{i}."), attention_layer(attention, Ffn::Moe(moe)), |b| {
-            b.qkvo(d.hidden, &attention, false, false);
-            let at = "block_sparse_moe.";
-            b.whole(Role::Router, &format!("{at}gate"), [moe.experts, d.hidden], false);
+    let text = config.text()?;
+    let d = decoder_or(
+        &text,
+        b,
+        Defaults {
+            kv_heads: Some(8),
+            ..Defaults::default()
+        },
+    )?;
+    tie(config, &text, b, false)?;
+    let moe = moe(&text, &["num_local_experts"], &["intermediate_size"], 0)?;
+    let reach = reaches(&text, d.layers, window(&text, None)?, |_| true)?;
+    let (h, inner) = (d.hidden, moe.intermediate);
+
+    b.embedding("model.embed_tokens.weight", d.vocab, h);
+    for (i, reach) in reach.iter().enumerate() {
+        let attention = d.attention(*reach);
+        let layer = attention_layer(attention, Ffn::Moe(moe));
+        b.layer(&format!("model.layers.{i}."), layer, |b| {
+            b.qkvo(h, &attention, false, false);
+            b.whole(
+                Role::Router,
+                "block_sparse_moe.gate",
+                [moe.experts, h],
+                false,
+            );
             b.experts(moe.experts, |b| {
-                let (up, down) = ([inner, d.hidden], [d.hidden, inner]);
-                b.out_split(Role::Experts, &format!("{at}experts.{{e}}.w1"), up, false, columns(inner));
-                b.in_split(Role::Experts, &format!("{at}experts.{{e}}.w2"), down, false, columns(inner));
-                b.out_split(Role::Experts, &format!("{at}experts.{{e}}.w3"), up, false, columns(inner));
+                let name = |w: &str| format!("block_sparse_moe.experts.{{e}}.{w}");
+                let cols = columns(inner);
+                b.out_split(Role::Experts, &name("w1"), [inner, h], false, cols);
+                b.in_split(Role::Experts, &name("w2"), [h, inner], false, cols);
+                b.out_split(Role::Experts, &name("w3"), [inner, h], false, cols);
                 Ok(())
             })?;
-            b.norm("input_layernorm", d.hidden);
-            b.norm("post_attention_layernorm", d.hidden);
+            b.norm("input_layernorm", h);
+            b.norm("post_attention_layernorm", h);
             Ok(())
         })?;
     }
-    b.norm("model.norm", d.hidden);
-    b.head("lm_head", d.vocab, d.hidden);
+    b.norm("model.norm", h);
+    b.head("lm_head", d.vocab, h);
     Ok(())
 }

@@ -8,7 +8,7 @@ use crate::Assume;
 use crate::builder::SpecBuilder;
 use crate::config::Config;
 use crate::error::ModelError;
-use crate::spec::{Attention, Reach};
+use crate::spec::{Attention, Ffn, Moe, Reach};
 
 include!(concat!(env!("OUT_DIR"), "/families.rs"));
 
@@ -21,21 +21,37 @@ pub struct Family {
     pub architectures: &'static [&'static str],
     /// Values of `model_type` that it reads, where no architecture is given.
     pub model_types: &'static [&'static str],
+    /// Whether it knows the vision tower of its models; those of the others have none.
+    pub towers: bool,
     /// Describes the model.
     pub lower: fn(&Config<'_>, &mut SpecBuilder) -> Result<(), ModelError>,
 }
 
+/// Fields under which wrappers keep a tower's config.
+const TOWERS: &[&str] = &[
+    "vision_config",
+    "audio_config",
+    "vision_tower_config",
+    "mm_vision_tower",
+];
+
 /// The family of a config, by `architectures[0]` and, failing that, `model_type`.
+///
+/// A family without towers does not speak for a config that has one: the text model alone would
+/// be a wrong answer that looks right.
 ///
 /// # Errors
 /// [`ModelError::UnknownArchitecture`], or [`ModelError::Missing`] where neither field is there.
 pub(crate) fn find(config: &Config<'_>, assume: Assume) -> Result<Family, ModelError> {
     let architecture = config.architecture();
     let model_type = config.str("model_type");
+    let tower = TOWERS.iter().find(|k| config.has(k));
+    let wrapped = tower.is_some() || config.has("text_config");
+    let speaks = |f: &&Family| f.towers || !wrapped;
     let by_architecture =
         architecture.and_then(|a| FAMILIES.iter().find(|f| f.architectures.contains(&a)));
     let by_type = model_type.and_then(|t| FAMILIES.iter().find(|f| f.model_types.contains(&t)));
-    if let Some(family) = by_architecture.or(by_type) {
+    if let Some(family) = by_architecture.or(by_type).filter(speaks) {
         return Ok(*family);
     }
     if assume == Assume::Gqa {
@@ -54,11 +70,34 @@ pub(crate) fn find(config: &Config<'_>, assume: Assume) -> Result<Family, ModelE
             (Some(a), None) => a.to_owned(),
             (None, t) => format!("with model_type {}", t.unwrap_or_default()),
         },
-        missing:
+        missing: if wrapped {
+            format!(
+                "the tensors of its vision or audio tower and projector (`{}`) are not in a config, only in \
+                 the architecture's code",
+                tower.copied().unwrap_or("text_config")
+            )
+        } else {
             "which layers keep keys and values, windows or states is not in a config, only in the \
-                  architecture's code"
-                .to_owned(),
+             architecture's code"
+                .to_owned()
+        },
     })
+}
+
+/// Describes the text model that a wrapper nests in `text_config`, by that config's own
+/// `model_type`, or `default` where it has none.
+pub(crate) fn nested(
+    config: &Config<'_>,
+    b: &mut SpecBuilder,
+    default: Family,
+) -> Result<(), ModelError> {
+    let text = config.text()?;
+    let family = if text.has("architectures") || text.has("model_type") {
+        find(&text, Assume::Nothing)?
+    } else {
+        default
+    };
+    (family.lower)(config, b)
 }
 
 /// The fields that most decoders share.
@@ -72,36 +111,72 @@ pub(crate) struct Decoder {
     pub(crate) head_dim: u64,
 }
 
+/// What transformers puts in place of fields that a config leaves out; `save_pretrained` of older
+/// versions left out whatever equalled the class's default.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Defaults {
+    pub(crate) vocab: Option<u64>,
+    pub(crate) q_heads: Option<u64>,
+    pub(crate) kv_heads: Option<u64>,
+    pub(crate) head_dim: Option<u64>,
+    pub(crate) max_context: Option<u64>,
+}
+
 /// Reads the shared fields under their usual names, and sets them on the spec.
+pub(crate) fn decoder(text: &Config<'_>, b: &mut SpecBuilder) -> Result<Decoder, ModelError> {
+    decoder_or(text, b, Defaults::default())
+}
+
+/// [`decoder`] for families whose class has defaults for what a config may leave out.
 ///
 /// Head size: `head_dim` where given, never hidden / heads first (Qwen3, Gemma and Mistral-Nemo
-/// break that). KV heads: the field where given, else one per query head.
-pub(crate) fn decoder(text: &Config<'_>, b: &mut SpecBuilder) -> Result<Decoder, ModelError> {
+/// break that). KV heads: the field where given; one per query head where it is `null`.
+pub(crate) fn decoder_or(
+    text: &Config<'_>,
+    b: &mut SpecBuilder,
+    or: Defaults,
+) -> Result<Decoder, ModelError> {
+    let stated = |keys: &[&str], why: &'static str, default: Option<u64>| match default {
+        Some(n) => text.dim_or(keys, n),
+        None => text.dim(keys, why),
+    };
     let hidden = text.dim(
         &["hidden_size", "n_embd", "d_model"],
         "it is the width of every matrix",
     )?;
     let layers = text.layers(&["num_hidden_layers", "n_layer", "num_layers"])?;
-    let vocab = text.dim(
+    let vocab = stated(
         &["vocab_size"],
         "it sizes the embedding and the output head",
+        or.vocab,
     )?;
-    let q_heads = text.dim(
+    let q_heads = stated(
         &["num_attention_heads", "n_head"],
         "it decides head size and how far TP can split",
+        or.q_heads,
     )?;
-    let kv_heads = text.dim_or(&["num_key_value_heads", "num_kv_heads"], q_heads)?;
-    let head_dim = head_dim(text, hidden, q_heads)?;
+    let kv_keys = ["num_key_value_heads", "num_kv_heads", "n_head_kv"];
+    let kv_default = match or.kv_heads {
+        Some(n) if !kv_keys.iter().any(|k| text.is_null(k)) => n,
+        _ => q_heads,
+    };
+    let kv_heads = text.dim_or(&kv_keys, kv_default)?;
+    let head_dim = match or.head_dim {
+        Some(n) if !text.has("head_dim") && !text.is_null("head_dim") => n,
+        _ => head_dim(text, hidden, q_heads)?,
+    };
     if !q_heads.is_multiple_of(kv_heads) {
         return Err(text.reject(
             "num_key_value_heads",
-            format!("expected a divisor of the {q_heads} attention heads"),
+            format!(
+                "expected a divisor of the {q_heads} attention heads ({kv_heads} KV heads do not divide them)"
+            ),
         ));
     }
     let spec = b.spec();
     spec.hidden = hidden;
     spec.vocab = vocab;
-    spec.max_context = max_context(text)?;
+    spec.max_context = max_context(text)?.or(or.max_context);
     Ok(Decoder {
         hidden,
         layers,
@@ -169,58 +244,191 @@ pub(crate) fn tie(
     Ok(())
 }
 
-/// Reach of every layer where `use_sliding_window` switches windows on from layer
-/// `max_window_layers` (Qwen 2 and its kin), or where `layer_types` says it.
-pub(crate) fn windows_from(text: &Config<'_>, layers: u64) -> Result<Vec<Reach>, ModelError> {
-    let window = text.opt("sliding_window")?.filter(|w| *w > 0);
-    let on = text.flag("use_sliding_window", false)?;
-    if let (Some(types), Some(w), true) = (text.strings("layer_types")?, window, on) {
-        return reaches_of(text, &types, layers, w);
-    }
-    let from = text.opt("max_window_layers")?.unwrap_or(layers);
-    Ok((0..layers)
-        .map(|i| match window {
-            Some(w) if on && i >= from => Reach::Window(w),
-            _ => Reach::Full,
-        })
-        .collect())
+/// What one entry of `layer_types` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerKind {
+    Full,
+    Window,
+    Linear,
 }
 
-/// Reach of every layer as `layer_types` lists it.
-pub(crate) fn reaches_of(
+/// `layer_types`, where the config has it: one entry per layer.
+pub(crate) fn layer_types(
     text: &Config<'_>,
-    types: &[&str],
     layers: u64,
-    window: u64,
-) -> Result<Vec<Reach>, ModelError> {
-    if types.len() as u64 != layers {
+) -> Result<Option<Vec<LayerKind>>, ModelError> {
+    let Some(names) = text.strings("layer_types")? else {
+        return Ok(None);
+    };
+    if u64::try_from(names.len()) != Ok(layers) {
         return Err(text.reject(
             "layer_types",
-            format!("expected one entry for each of the {layers} layers"),
+            format!(
+                "expected one entry for each of the {layers} layers, found {}",
+                names.len()
+            ),
         ));
     }
-    types
-        .iter()
-        .map(|t| match *t {
-            "full_attention" => Ok(Reach::Full),
-            "sliding_attention" => Ok(Reach::Window(window)),
+    names
+        .into_iter()
+        .map(|name| match name {
+            "full_attention" => Ok(LayerKind::Full),
+            "sliding_attention" => Ok(LayerKind::Window),
+            "linear_attention" => Ok(LayerKind::Linear),
             other => Err(text.reject(
                 "layer_types",
-                format!("`{other}` is not a kind this family has"),
+                format!("`{other}` is not full_attention, sliding_attention or linear_attention"),
             )),
         })
-        .collect()
+        .collect::<Result<Vec<_>, _>>()
+        .map(Some)
 }
 
-/// Which layers have routed experts: every `decoder_sparse_step`-th, except `mlp_only_layers`.
-pub(crate) fn expert_layers(
+/// The window: `sliding_window` where given, none where it is 0 or `null`, else the default.
+pub(crate) fn window(text: &Config<'_>, default: Option<u64>) -> Result<Option<u64>, ModelError> {
+    if text.is_null("sliding_window") {
+        return Ok(None);
+    }
+    Ok(text.opt("sliding_window")?.or(default).filter(|w| *w > 0))
+}
+
+/// The reach of every layer: by `layer_types` where given, else the window in those layers for
+/// which `windowed` holds.
+pub(crate) fn reaches(
     text: &Config<'_>,
     layers: u64,
-    experts: u64,
-) -> Result<Vec<bool>, ModelError> {
-    let step = text.dim_or(&["decoder_sparse_step"], 1)?;
-    let dense = text.numbers("mlp_only_layers")?.unwrap_or_default();
-    Ok((0..layers)
-        .map(|i| experts > 0 && !dense.contains(&i) && (i + 1).is_multiple_of(step))
-        .collect())
+    window: Option<u64>,
+    windowed: impl Fn(u64) -> bool,
+) -> Result<Vec<Reach>, ModelError> {
+    let types = layer_types(text, layers)?;
+    let Some(window) = window else {
+        return Ok((0..layers).map(|_| Reach::Full).collect());
+    };
+    let reach = |yes: bool| {
+        if yes {
+            Reach::Window(window)
+        } else {
+            Reach::Full
+        }
+    };
+    Ok(match types {
+        Some(types) => types
+            .iter()
+            .map(|t| reach(*t == LayerKind::Window))
+            .collect(),
+        None => (0..layers).map(|i| reach(windowed(i))).collect(),
+    })
+}
+
+/// The experts of Qwen's MoE models, and which layers have them.
+#[derive(Clone, Debug)]
+pub(crate) struct SparseLayers {
+    pub(crate) moe: Moe,
+    step: u64,
+    dense: Vec<u64>,
+}
+
+impl SparseLayers {
+    /// Reads `num_experts`, `decoder_sparse_step` and `mlp_only_layers`; `shared` is the inner size
+    /// of the shared expert.
+    pub(crate) fn read(text: &Config<'_>, shared: u64) -> Result<Self, ModelError> {
+        Ok(Self {
+            moe: moe(
+                text,
+                &["num_experts", "num_local_experts"],
+                &["moe_intermediate_size"],
+                shared,
+            )?,
+            step: text.dim_or(&["decoder_sparse_step"], 1)?,
+            dense: text.numbers("mlp_only_layers")?.unwrap_or_default(),
+        })
+    }
+
+    /// Whether layer `i` routes to experts.
+    pub(crate) fn has(&self, i: u64) -> bool {
+        !self.dense.contains(&i) && (i + 1).is_multiple_of(self.step)
+    }
+
+    /// `intermediate_size`, which some configs write as 0 where no layer is dense.
+    pub(crate) fn dense_inner(
+        &self,
+        text: &Config<'_>,
+        layers: u64,
+        default: u64,
+    ) -> Result<u64, ModelError> {
+        let key = "intermediate_size";
+        if (0..layers).all(|i| self.has(i)) {
+            return Ok(text.opt(key)?.unwrap_or(default));
+        }
+        text.dim_or(&[key], default)
+    }
+
+    /// The feed-forward of layer `i`, where dense ones have inner size `dense`.
+    pub(crate) fn ffn(&self, i: u64, dense: u64) -> Ffn {
+        if self.has(i) {
+            Ffn::Moe(self.moe)
+        } else {
+            Ffn::Dense {
+                intermediate: dense,
+                gated: true,
+            }
+        }
+    }
+}
+
+/// Routed experts: their number, how many a token takes, and their inner size.
+pub(crate) fn moe(
+    text: &Config<'_>,
+    experts: &[&'static str],
+    intermediate: &[&'static str],
+    shared: u64,
+) -> Result<Moe, ModelError> {
+    let count = text.dim(experts, "it is the number of routed experts")?;
+    if count > MAX_EXPERTS {
+        return Err(text.reject(
+            experts
+                .iter()
+                .find(|k| text.has(k))
+                .copied()
+                .unwrap_or_default(),
+            format!("expected at most {MAX_EXPERTS} experts"),
+        ));
+    }
+    let top_k = text.dim(
+        &["num_experts_per_tok", "experts_per_token"],
+        "it is the number of experts that a token takes",
+    )?;
+    if top_k > count {
+        return Err(text.reject(
+            "num_experts_per_tok",
+            format!("expected at most the {count} experts"),
+        ));
+    }
+    Ok(Moe {
+        experts: count,
+        top_k,
+        intermediate: text.dim(intermediate, "it sizes a routed expert")?,
+        shared,
+    })
+}
+
+/// Far above any model (512 in use); keeps an inventory that lists every expert small.
+const MAX_EXPERTS: u64 = 1 << 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_families_claim_one_name() {
+        let mut names: Vec<&str> = FAMILIES
+            .iter()
+            .flat_map(|f| f.architectures.iter().chain(f.model_types))
+            .copied()
+            .collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
 }

@@ -10,6 +10,7 @@ pub(super) const FAMILY: Family = Family {
     name: "opt",
     architectures: &["OPTForCausalLM"],
     model_types: &["opt"],
+    towers: false,
     lower,
 };
 
@@ -18,7 +19,10 @@ const POSITION_OFFSET: u64 = 2;
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let d = decoder(config, b)?;
-    let positions = config.dim(&["max_position_embeddings"], "it sizes the position embeddings")?;
+    let positions = config.dim(
+        &["max_position_embeddings"],
+        "it sizes the position embeddings",
+    )?;
     let inner = config.dim(&["ffn_dim"], "it sizes the feed-forward")?;
     let width = config.dim_or(&["word_embed_proj_dim"], d.hidden)?;
     let bias = config.flag("enable_bias", true)?;
@@ -28,7 +32,10 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     tie(config, config, b, true)?;
     let layer = attention_layer(
         d.attention(Reach::Full),
-        Ffn::Dense { intermediate: inner, gated: false },
+        Ffn::Dense {
+            intermediate: inner,
+            gated: false,
+        },
     );
     let at = Role::Attention;
     let norm = |b: &mut SpecBuilder, name: &str| {
@@ -46,8 +53,18 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         Shard::Replicated,
     );
     if width != d.hidden {
-        b.whole(Role::Embedding, "model.decoder.project_out", [width, d.hidden], false);
-        b.whole(Role::Embedding, "model.decoder.project_in", [d.hidden, width], false);
+        b.whole(
+            Role::Embedding,
+            "model.decoder.project_out",
+            [width, d.hidden],
+            false,
+        );
+        b.whole(
+            Role::Embedding,
+            "model.decoder.project_in",
+            [d.hidden, width],
+            false,
+        );
     }
     if final_norm {
         norm(b, "model.decoder.final_layer_norm");
@@ -58,7 +75,13 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
                 let module = format!("self_attn.{name}");
                 b.out_split(at, &module, [d.hidden, d.hidden], bias, heads(d.q_heads));
             }
-            b.in_split(at, "self_attn.out_proj", [d.hidden, d.hidden], bias, heads(d.q_heads));
+            b.in_split(
+                at,
+                "self_attn.out_proj",
+                [d.hidden, d.hidden],
+                bias,
+                heads(d.q_heads),
+            );
             norm(b, "self_attn_layer_norm");
             b.out_split(Role::Mlp, "fc1", [inner, d.hidden], bias, columns(inner));
             b.in_split(Role::Mlp, "fc2", [d.hidden, inner], bias, columns(inner));

@@ -1,46 +1,53 @@
-//! Qwen 1.5 MoE and Qwen 2 MoE: routed experts and one gated shared expert.
+//! Qwen 1.5 and Qwen 2 mixture-of-experts: routed experts beside one shared expert with a gate.
 //!
-//! Source: transformers `models/qwen2_moe/modeling_qwen2_moe.py`.
+//! Source: transformers `models/qwen2_moe/{configuration,modeling}_qwen2_moe.py`. Where the window is
+//! switched on, it is so in every second layer below `max_window_layers`.
 
-use super::{Family, decoder, expert_layers, tie, windows_from};
+use super::{Defaults, Family, SparseLayers, decoder_or, qwen2, qwen3_moe, reaches, tie};
 use crate::builder::attention_layer;
-use crate::{Config, Ffn, ModelError, Moe, Role, SpecBuilder};
+use crate::{Config, ModelError, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen2_moe",
     architectures: &["Qwen2MoeForCausalLM"],
     model_types: &["qwen2_moe"],
+    towers: false,
     lower,
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let d = decoder(config, b)?;
-    let dense = config.dim(&["intermediate_size"], "it sizes the dense feed-forward")?;
-    let bias = config.flag("qkv_bias", true)?;
-    tie(config, config, b, false)?;
-    let moe = Moe {
-        experts: config.dim(&["num_experts"], "it is the number of routed experts")?,
-        top_k: config.dim(&["num_experts_per_tok"], "it is the experts per token")?,
-        intermediate: config.dim(&["moe_intermediate_size"], "it sizes an expert")?,
-        shared: config.dim(&["shared_expert_intermediate_size"], "it sizes the shared expert")?,
-    };
-    let is_moe = expert_layers(config, d.layers, moe.experts)?;
+    let text = config.text()?;
+    let d = decoder_or(
+        &text,
+        b,
+        Defaults {
+            kv_heads: Some(16),
+            ..Defaults::default()
+        },
+    )?;
+    let shared = text.dim(
+        &["shared_expert_intermediate_size"],
+        "it sizes the shared expert",
+    )?;
+    let sparse = SparseLayers::read(&text, shared)?;
+    let inner = sparse.dense_inner(&text, d.layers, 5632)?;
+    let bias = text.flag("qkv_bias", true)?;
+    tie(config, &text, b, false)?;
+    let last = text.opt("max_window_layers")?.unwrap_or(28);
+    let windowed = |i: u64| i.is_multiple_of(2) && i < last;
+    let reach = reaches(&text, d.layers, qwen2::switched_window(&text)?, windowed)?;
+
     b.embedding("model.embed_tokens.weight", d.vocab, d.hidden);
-    for (i, reach) in windows_from(config, d.layers)?.into_iter().enumerate() {
+    for (i, reach) in (0..).zip(reach) {
         let attention = d.attention(reach);
-        let ffn = if is_moe[i] { Ffn::Moe(moe) } else { Ffn::Dense { intermediate: dense, gated: true } };
-        b.layer(&format!("model.layers.{i}."), attention_layer(attention, ffn), |b| {
+        let layer = attention_layer(attention, sparse.ffn(i, inner));
+        b.layer(&format!("model.layers.{i}."), layer, |b| {
             b.qkvo(d.hidden, &attention, bias, false);
-            if is_moe[i] {
-                b.whole(Role::Router, "mlp.gate", [moe.experts, d.hidden], false);
-                b.experts(moe.experts, |b| {
-                    b.gated_mlp(Role::Experts, "mlp.experts.{e}.", d.hidden, moe.intermediate, false);
-                    Ok(())
-                })?;
-                b.gated_mlp(Role::SharedExperts, "mlp.shared_expert.", d.hidden, moe.shared, false);
-                b.whole(Role::Router, "mlp.shared_expert_gate", [1, d.hidden], false);
+            if sparse.has(i) {
+                qwen3_moe::experts(b, d.hidden, &sparse)?;
+                qwen3_moe::shared_expert(b, d.hidden, &sparse);
             } else {
-                b.gated_mlp(Role::Mlp, "mlp.", d.hidden, dense, false);
+                b.gated_mlp(Role::Mlp, "mlp.", d.hidden, inner, false);
             }
             b.norm("input_layernorm", d.hidden);
             b.norm("post_attention_layernorm", d.hidden);

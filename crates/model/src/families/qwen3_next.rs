@@ -1,107 +1,239 @@
-//! Qwen3-Next: three gated delta-net layers to one gated full-attention layer, many small experts.
+//! Qwen3-Next: three layers of gated delta rule for each layer of full attention with an output
+//! gate, 512 routed experts beside a shared one.
 //!
-//! Source: transformers `models/qwen3_next/modeling_qwen3_next.py`.
+//! Source: transformers `models/qwen3_next/{configuration,modeling}_qwen3_next.py`; the
+//! multi-token-prediction layer, which transformers drops on loading, from vLLM
+//! `models/qwen3_next_mtp.py`, which also takes one layer for granted where the config is silent.
 
-use super::{Family, decoder, expert_layers, tie};
-use crate::builder::heads;
+use super::{
+    Decoder, Defaults, Family, LayerKind, SparseLayers, decoder_or, layer_types, qwen3_moe, tie,
+};
+use crate::builder::{attention_layer, heads};
 use crate::{
-    Config, Ffn, LayerSpec, Mixer, ModelError, Moe, Reach, Role, Shard, SpecBuilder, StateKind, StateSpace,
+    Attention, Config, LayerSpec, Mixer, ModelError, Reach, Role, Shard, SpecBuilder, StateKind,
+    StateSpace,
 };
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3_next",
     architectures: &["Qwen3NextForCausalLM"],
     model_types: &["qwen3_next"],
+    towers: false,
     lower,
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let d = decoder(config, b)?;
-    let state = "it sizes the recurrent state";
-    let (kh, vh) = (
-        config.dim(&["linear_num_key_heads"], state)?,
-        config.dim(&["linear_num_value_heads"], state)?,
-    );
-    let (kd, vd) =
-        (config.dim(&["linear_key_head_dim"], state)?, config.dim(&["linear_value_head_dim"], state)?);
-    let taps = config.dim(&["linear_conv_kernel_dim"], "it sizes the kept inputs of the convolution")?;
-    let (keys, values) = (kh.saturating_mul(kd), vh.saturating_mul(vd));
-    let net = StateSpace {
-        kind: StateKind::GatedDelta,
-        conv_taps: taps,
-        conv_channels: keys.saturating_mul(2).saturating_add(values),
-        heads: vh,
-        rows: vd,
-        cols: kd,
-        groups: kh,
-        state_dtype: None,
+    let text = config.text()?;
+    let defaults = Defaults {
+        kv_heads: Some(2),
+        head_dim: Some(256),
+        ..Defaults::default()
     };
-    let moe = Moe {
-        experts: config.dim(&["num_experts"], "it is the number of routed experts")?,
-        top_k: config.dim(&["num_experts_per_tok"], "it is the experts per token")?,
-        intermediate: config.dim(&["moe_intermediate_size"], "it sizes an expert")?,
-        shared: config.dim(&["shared_expert_intermediate_size"], "it sizes the shared expert")?,
+    let d = decoder_or(&text, b, defaults)?;
+    let shared = text.dim_or(&["shared_expert_intermediate_size"], 512)?;
+    let sparse = SparseLayers::read(&text, shared)?;
+    let inner = sparse.dense_inner(&text, d.layers, 5632)?;
+    let bias = text.flag("attention_bias", false)?;
+    let delta = DeltaNet::read(&text)?;
+    tie(config, &text, b, false)?;
+    b.rotary_share(0.25);
+
+    let interval = text.dim_or(&["full_attention_interval"], 4)?;
+    let kinds = match layer_types(&text, d.layers)? {
+        Some(kinds) => kinds,
+        None => (1..=d.layers)
+            .map(|n| {
+                if n.is_multiple_of(interval) {
+                    LayerKind::Full
+                } else {
+                    LayerKind::Linear
+                }
+            })
+            .collect(),
     };
-    let dense = config.opt("intermediate_size")?.unwrap_or(0);
-    tie(config, config, b, false)?;
-    let full: Vec<bool> = match config.strings("layer_types")? {
-        Some(types) if types.len() as u64 == d.layers => {
-            types.iter().map(|t| *t == "full_attention").collect()
+    let attention = d.attention(Reach::Full);
+    let feed_forward = |b: &mut SpecBuilder, i: u64| {
+        if sparse.has(i) {
+            qwen3_moe::experts(b, d.hidden, &sparse)?;
+            qwen3_moe::shared_expert(b, d.hidden, &sparse);
+        } else {
+            b.gated_mlp(Role::Mlp, "mlp.", d.hidden, inner, false);
         }
-        Some(_) => return Err(config.reject("layer_types", "expected one entry per layer")),
-        None => {
-            let every = config.dim_or(&["full_attention_interval"], 4)?;
-            (1..=d.layers).map(|i| i.is_multiple_of(every)).collect()
-        }
+        b.norm("input_layernorm", d.hidden);
+        b.norm("post_attention_layernorm", d.hidden);
+        Ok(())
     };
-    let is_moe = expert_layers(config, d.layers, moe.experts)?;
-    let a = d.attention(Reach::Full);
 
     b.embedding("model.embed_tokens.weight", d.vocab, d.hidden);
-    for (i, full) in full.into_iter().enumerate() {
-        let mixer = if full { Mixer::Attention(a) } else { Mixer::State(net) };
-        let ffn = if is_moe[i] { Ffn::Moe(moe) } else { Ffn::Dense { intermediate: dense, gated: true } };
-        b.layer(&format!("model.layers.{i}."), LayerSpec { mixer, parallel: None, ffn }, |b| {
-            if full {
-                // Twice the query width: the second half gates the output.
-                let at = Role::Attention;
-                let kv = Shard::KvHeads { heads: d.kv_heads };
-                let q = d.q_heads * d.head_dim;
-                b.out_split(at, "self_attn.q_proj", [2 * q, d.hidden], false, heads(d.q_heads));
-                b.out_split(at, "self_attn.k_proj", [d.kv_heads * d.head_dim, d.hidden], false, kv);
-                b.out_split(at, "self_attn.v_proj", [d.kv_heads * d.head_dim, d.hidden], false, kv);
-                b.in_split(at, "self_attn.o_proj", [d.hidden, q], false, heads(d.q_heads));
-                b.norm("self_attn.q_norm", d.head_dim);
-                b.norm("self_attn.k_norm", d.head_dim);
-            } else {
-                let st = Role::State;
-                let vs = Shard::Split { units: vh, what: "value heads" };
-                let ks = Shard::Split { units: kh, what: "key heads" };
-                b.tensor(st, "linear_attn.dt_bias", &[vh], vs);
-                b.tensor(st, "linear_attn.A_log", &[vh], vs);
-                b.tensor(st, "linear_attn.conv1d.weight", &[net.conv_channels, 1, taps], ks);
-                b.out_split(st, "linear_attn.in_proj_qkvz", [2 * keys + 2 * values, d.hidden], false, ks);
-                b.out_split(st, "linear_attn.in_proj_ba", [2 * vh, d.hidden], false, ks);
-                b.norm("linear_attn.norm", vd);
-                b.in_split(st, "linear_attn.out_proj", [d.hidden, values], false, vs);
+    for (i, kind) in (0..).zip(kinds) {
+        let ffn = sparse.ffn(i, inner);
+        let layer = if kind == LayerKind::Linear {
+            LayerSpec {
+                mixer: Mixer::State(delta.state()),
+                parallel: None,
+                ffn,
             }
-            if is_moe[i] {
-                b.whole(Role::Router, "mlp.gate", [moe.experts, d.hidden], false);
-                b.experts(moe.experts, |b| {
-                    b.gated_mlp(Role::Experts, "mlp.experts.{e}.", d.hidden, moe.intermediate, false);
-                    Ok(())
-                })?;
-                b.gated_mlp(Role::SharedExperts, "mlp.shared_expert.", d.hidden, moe.shared, false);
-                b.whole(Role::Router, "mlp.shared_expert_gate", [1, d.hidden], false);
+        } else {
+            attention_layer(attention, ffn)
+        };
+        b.layer(&format!("model.layers.{i}."), layer, |b| {
+            if kind == LayerKind::Linear {
+                delta.tensors(b, d.hidden);
             } else {
-                b.gated_mlp(Role::Mlp, "mlp.", d.hidden, dense, false);
+                gated_attention(b, &d, &attention, bias);
             }
-            b.norm("input_layernorm", d.hidden);
-            b.norm("post_attention_layernorm", d.hidden);
-            Ok(())
+            feed_forward(b, i)
         })?;
     }
     b.norm("model.norm", d.hidden);
     b.head("lm_head", d.vocab, d.hidden);
+
+    let mtp = text.opt("num_nextn_predict_layers")?;
+    let count = mtp.unwrap_or(1);
+    if count > d.layers {
+        return Err(text.reject(
+            "num_nextn_predict_layers",
+            "expected no more than there are layers",
+        ));
+    }
+    b.spec().mtp_layers = count;
+    if mtp.is_none() {
+        b.spec().notes.push(
+            "the config does not count the multi-token-prediction layers: one is assumed, as published"
+                .to_owned(),
+        );
+    }
+    if count > 0 {
+        b.mtp("mtp.", |b| {
+            b.whole(Role::Mtp, "fc", [d.hidden, 2 * d.hidden], false);
+            for name in ["pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"] {
+                b.norm(name, d.hidden);
+            }
+            for i in 0..count {
+                b.scope(&format!("layers.{i}."), |b| {
+                    gated_attention(b, &d, &attention, bias);
+                    feed_forward(b, d.layers - 1)
+                })?;
+            }
+            Ok(())
+        })?;
+    }
     Ok(())
+}
+
+/// Full attention whose query projection also gives a gate of the same size for the output.
+fn gated_attention(b: &mut SpecBuilder, d: &Decoder, a: &Attention, bias: bool) {
+    let (at, h) = (Role::Attention, d.hidden);
+    let (q, kv) = (d.q_heads * d.head_dim, d.kv_heads * d.head_dim);
+    let kv_shard = Shard::KvHeads { heads: a.kv_heads };
+    b.out_split(at, "self_attn.q_proj", [2 * q, h], bias, heads(d.q_heads));
+    b.out_split(at, "self_attn.k_proj", [kv, h], bias, kv_shard);
+    b.out_split(at, "self_attn.v_proj", [kv, h], bias, kv_shard);
+    b.in_split(at, "self_attn.o_proj", [h, q], bias, heads(d.q_heads));
+    b.norm("self_attn.q_norm", d.head_dim);
+    b.norm("self_attn.k_norm", d.head_dim);
+}
+
+/// The shape of a gated-delta-rule layer.
+#[derive(Clone, Copy, Debug)]
+struct DeltaNet {
+    taps: u64,
+    key_heads: u64,
+    key_dim: u64,
+    value_heads: u64,
+    value_dim: u64,
+}
+
+impl DeltaNet {
+    fn read(text: &Config<'_>) -> Result<Self, ModelError> {
+        let it = Self {
+            taps: text.dim_or(&["linear_conv_kernel_dim"], 4)?,
+            key_heads: text.dim_or(&["linear_num_key_heads"], 16)?,
+            key_dim: text.dim_or(&["linear_key_head_dim"], 128)?,
+            value_heads: text.dim_or(&["linear_num_value_heads"], 32)?,
+            value_dim: text.dim_or(&["linear_value_head_dim"], 128)?,
+        };
+        if !it.value_heads.is_multiple_of(it.key_heads) {
+            return Err(text.reject(
+                "linear_num_value_heads",
+                format!("expected a multiple of the {} key heads", it.key_heads),
+            ));
+        }
+        Ok(it)
+    }
+
+    fn keys(self) -> u64 {
+        self.key_heads.saturating_mul(self.key_dim)
+    }
+
+    fn values(self) -> u64 {
+        self.value_heads.saturating_mul(self.value_dim)
+    }
+
+    /// Query, key and value pass the convolution together.
+    fn channels(self) -> u64 {
+        self.keys().saturating_mul(2).saturating_add(self.values())
+    }
+
+    fn state(self) -> StateSpace {
+        StateSpace {
+            kind: StateKind::GatedDelta,
+            conv_taps: self.taps,
+            conv_channels: self.channels(),
+            heads: self.value_heads,
+            rows: self.value_dim,
+            cols: self.key_dim,
+            groups: self.key_heads,
+            state_dtype: None,
+        }
+    }
+
+    fn tensors(self, b: &mut SpecBuilder, hidden: u64) {
+        let keys = Shard::Split {
+            units: self.key_heads,
+            what: "linear-attention key heads",
+        };
+        let values = Shard::Split {
+            units: self.value_heads,
+            what: "linear-attention value heads",
+        };
+        let state = Role::State;
+        b.tensor(state, "linear_attn.dt_bias", &[self.value_heads], values);
+        b.tensor(state, "linear_attn.A_log", &[self.value_heads], values);
+        b.tensor(
+            state,
+            "linear_attn.conv1d.weight",
+            &[self.channels(), 1, self.taps],
+            keys,
+        );
+        // Query, key, value and output gate, dealt out by key head; beta and decay likewise.
+        let qkvz = self.channels().saturating_add(self.values());
+        b.out_split(
+            state,
+            "linear_attn.in_proj_qkvz",
+            [qkvz, hidden],
+            false,
+            keys,
+        );
+        b.out_split(
+            state,
+            "linear_attn.in_proj_ba",
+            [2 * self.value_heads, hidden],
+            false,
+            keys,
+        );
+        b.tensor(
+            Role::Norm,
+            "linear_attn.norm.weight",
+            &[self.value_dim],
+            Shard::Replicated,
+        );
+        b.in_split(
+            state,
+            "linear_attn.out_proj",
+            [hidden, self.values()],
+            false,
+            values,
+        );
+    }
 }

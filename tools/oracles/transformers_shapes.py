@@ -1,0 +1,418 @@
+#!/usr/bin/env python3
+"""Golden tensor inventories from transformers, for the tests of plimsoll-model.
+
+    transformers_shapes.py [--out DIR] [--catalogue FILE] [NAME ...]
+
+For each case (a small config of every family, and published configs from the catalogue) builds
+transformers' model on the meta device, in which tensors have shapes but no storage, and writes
+what `save_pretrained` would put into the checkpoint: names after transformers' own reverse
+conversion (version 5 fuses experts in memory and splits them again on saving), shapes and types.
+Beside the tensors each file has what transformers' modules say of every layer: the window of its
+attention, or that it keeps a state instead.
+
+Files: {"transformers", "source", "config", "saved_config", "layers", "tensors"}. `config` is what
+was given, `saved_config` what `save_pretrained` writes for it (left out where it is the same); both must give the same model. A
+tensor is [name, shape, dtype, l, e]: `{l}` and `{e}` in the name run over the numbers in `l` and
+`e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens,
+or "state".
+
+Needs torch and transformers >= 5. Nothing is downloaded.
+"""
+import argparse
+import copy
+import inspect
+import itertools
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+import torch
+import transformers
+from transformers import AutoConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Small but structurally complete: odd vocabulary, a head size that is not hidden / heads where the
+# family has the field, biases where they are optional, enough layers for the pattern to show.
+BASE = dict(
+    vocab_size=1003, hidden_size=96, num_hidden_layers=4, intermediate_size=160, num_attention_heads=6,
+    num_key_value_heads=2, max_position_embeddings=512, torch_dtype="bfloat16",
+)
+
+
+def small(model_type, architecture, **fields):
+    config = {"architectures": [architecture], "model_type": model_type, **BASE, **fields}
+    return {k: v for k, v in config.items() if v is not DROP}
+
+
+DROP = object()
+
+DEEPSEEK = dict(
+    num_key_value_heads=6, kv_lora_rank=40, q_lora_rank=56, qk_rope_head_dim=8, qk_nope_head_dim=24, v_head_dim=20,
+    moe_intermediate_size=44, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=2,
+    first_k_dense_replace=1, n_group=2, topk_group=1, num_hidden_layers=5,
+)
+SIGLIP = dict(
+    model_type="siglip_vision_model", hidden_size=48, intermediate_size=84, num_hidden_layers=3,
+    num_attention_heads=4, image_size=56, patch_size=14,
+)
+CLIP = dict(
+    model_type="clip_vision_model", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+    image_size=56, patch_size=14, projection_dim=32,
+)
+PIXTRAL = dict(
+    model_type="pixtral", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4, head_dim=12,
+    image_size=56, patch_size=14,
+)
+
+
+def text(model_type, **fields):
+    return {"model_type": model_type, **{k: v for k, v in BASE.items() if k != "torch_dtype"}, **fields}
+
+
+CASES = {
+    "gpt2-small": dict(
+        architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=1003, n_embd=96, n_layer=3, n_head=6,
+        n_positions=64, torch_dtype="float32",
+    ),
+    "gpt2-inner": dict(
+        architectures=["GPT2LMHeadModel"], model_type="gpt2", vocab_size=1003, n_embd=96, n_layer=2, n_head=6,
+        n_positions=64, n_inner=100, tie_word_embeddings=False, torch_dtype="float16",
+    ),
+    "opt-small": dict(
+        architectures=["OPTForCausalLM"], model_type="opt", vocab_size=1003, hidden_size=96, num_hidden_layers=3,
+        num_attention_heads=6, ffn_dim=200, max_position_embeddings=64, word_embed_proj_dim=96, torch_dtype="float16",
+    ),
+    "opt-350m-like": dict(
+        architectures=["OPTForCausalLM"], model_type="opt", vocab_size=1003, hidden_size=96, num_hidden_layers=3,
+        num_attention_heads=6, ffn_dim=200, max_position_embeddings=64, word_embed_proj_dim=48,
+        do_layer_norm_before=False, torch_dtype="float16",
+    ),
+    "gpt_neox-small": small("gpt_neox", "GPTNeoXForCausalLM", num_key_value_heads=DROP),
+    "gpt_neox-no-bias-tied": small(
+        "gpt_neox", "GPTNeoXForCausalLM", num_key_value_heads=DROP, attention_bias=False, tie_word_embeddings=True,
+        use_parallel_residual=False,
+    ),
+    "llama-small": small("llama", "LlamaForCausalLM"),
+    "llama-biases-head-dim": small(
+        "llama", "LlamaForCausalLM", head_dim=24, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "mistral-window": small("mistral", "MistralForCausalLM", head_dim=24, sliding_window=64),
+    "mistral-no-window-field": small("mistral", "MistralForCausalLM"),
+    "mistral-defaults": small("mistral", "MistralForCausalLM", num_attention_heads=16, num_key_value_heads=DROP),
+    "qwen2-defaults": small("qwen2", "Qwen2ForCausalLM", num_attention_heads=32, num_key_value_heads=DROP),
+    "qwen3-defaults": small(
+        "qwen3", "Qwen3ForCausalLM", num_attention_heads=32, num_key_value_heads=DROP, use_sliding_window=True
+    ),
+    "gemma-defaults": small("gemma", "GemmaForCausalLM", num_attention_heads=16, num_key_value_heads=DROP),
+    "gpt_oss-defaults": small(
+        "gpt_oss", "GptOssForCausalLM", num_attention_heads=8, num_key_value_heads=DROP, num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "mixtral-defaults": small(
+        "mixtral", "MixtralForCausalLM", num_attention_heads=16, num_key_value_heads=DROP, num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "qwen2_moe-defaults": small(
+        "qwen2_moe", "Qwen2MoeForCausalLM", num_attention_heads=16, num_key_value_heads=DROP, intermediate_size=DROP,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=44, shared_expert_intermediate_size=88,
+        decoder_sparse_step=3, use_sliding_window=True,
+    ),
+    "qwen3_moe-defaults": small(
+        "qwen3_moe", "Qwen3MoeForCausalLM", num_attention_heads=8, num_key_value_heads=DROP, intermediate_size=DROP,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=44, mlp_only_layers=[3],
+    ),
+    "qwen3_next-defaults": small(
+        "qwen3_next", "Qwen3NextForCausalLM", num_key_value_heads=DROP, intermediate_size=DROP, num_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=44, mlp_only_layers=[3],
+    ),
+    "gemma2-kv-default": small(
+        "gemma2", "Gemma2ForCausalLM", num_attention_heads=8, num_key_value_heads=DROP, intermediate_size=DROP
+    ),
+    "mistral-null-window": small("mistral", "MistralForCausalLM", sliding_window=None),
+    "mixtral-small": small(
+        "mixtral", "MixtralForCausalLM", num_local_experts=5, num_experts_per_tok=2, head_dim=24, sliding_window=None
+    ),
+    "mixtral-window": small(
+        "mixtral", "MixtralForCausalLM", num_local_experts=12, num_experts_per_tok=3, sliding_window=64
+    ),
+    "qwen2-small": small("qwen2", "Qwen2ForCausalLM", use_sliding_window=False, sliding_window=64, max_window_layers=2),
+    "qwen2-window": small(
+        "qwen2", "Qwen2ForCausalLM", use_sliding_window=True, sliding_window=64, max_window_layers=2,
+        num_hidden_layers=6, tie_word_embeddings=True,
+    ),
+    "qwen2_moe-small": small(
+        "qwen2_moe", "Qwen2MoeForCausalLM", num_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        shared_expert_intermediate_size=88, decoder_sparse_step=2, mlp_only_layers=[3], num_hidden_layers=6,
+    ),
+    "qwen2_moe-window-no-bias": small(
+        "qwen2_moe", "Qwen2MoeForCausalLM", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=44,
+        shared_expert_intermediate_size=88, use_sliding_window=True, sliding_window=64, max_window_layers=4,
+        num_hidden_layers=6, qkv_bias=False,
+    ),
+    "qwen3-small": small("qwen3", "Qwen3ForCausalLM", head_dim=24),
+    "qwen3-no-head-dim-window": small(
+        "qwen3", "Qwen3ForCausalLM", attention_bias=True, use_sliding_window=True, sliding_window=64,
+        max_window_layers=3, tie_word_embeddings=True,
+    ),
+    "qwen3_moe-small": small(
+        "qwen3_moe", "Qwen3MoeForCausalLM", head_dim=24, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, decoder_sparse_step=1, mlp_only_layers=[0, 2],
+    ),
+    "qwen3_moe-window": small(
+        "qwen3_moe", "Qwen3MoeForCausalLM", head_dim=24, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, decoder_sparse_step=2, use_sliding_window=True, sliding_window=64, attention_bias=True,
+    ),
+    "qwen3_next-small": small(
+        "qwen3_next", "Qwen3NextForCausalLM", head_dim=24, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, shared_expert_intermediate_size=52, num_hidden_layers=8, linear_conv_kernel_dim=4,
+        linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3, linear_num_value_heads=6,
+    ),
+    "qwen3_next-interval": small(
+        "qwen3_next", "Qwen3NextForCausalLM", num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, shared_expert_intermediate_size=52, num_hidden_layers=6, linear_conv_kernel_dim=3,
+        linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3, linear_num_value_heads=6,
+        full_attention_interval=3, mlp_only_layers=[1], decoder_sparse_step=2, attention_bias=True,
+    ),
+    "gemma-small": small("gemma", "GemmaForCausalLM", head_dim=24),
+    "gemma-no-head-dim": small("gemma", "GemmaForCausalLM", attention_bias=True),
+    "gemma2-small": small("gemma2", "Gemma2ForCausalLM", head_dim=24, sliding_window=64, num_hidden_layers=5),
+    "gemma2-defaults": small("gemma2", "Gemma2ForCausalLM", final_logit_softcapping=None),
+    "gemma3_text-small": small("gemma3_text", "Gemma3ForCausalLM", head_dim=24, sliding_window=64, num_hidden_layers=8),
+    "gemma3_text-pattern": small(
+        "gemma3_text", "Gemma3ForCausalLM", sliding_window=64, sliding_window_pattern=3, num_hidden_layers=7,
+        tie_word_embeddings=False, attention_bias=True,
+    ),
+    "gemma3_text-layer-types": small(
+        "gemma3_text", "Gemma3ForCausalLM", sliding_window=64,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "phi-small": small("phi", "PhiForCausalLM"),
+    "phi-qk-norm": small("phi", "PhiForCausalLM", num_key_value_heads=None, qk_layernorm=True),
+    "phi-tied": small("phi", "PhiForCausalLM", tie_word_embeddings=True),
+    "phi3-small": small("phi3", "Phi3ForCausalLM", sliding_window=64, pad_token_id=0),
+    "phi3-tied": small("phi3", "Phi3ForCausalLM", sliding_window=None, tie_word_embeddings=True, pad_token_id=0),
+    "granite-small": small("granite", "GraniteForCausalLM"),
+    "granite-biases": small(
+        "granite", "GraniteForCausalLM", attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    ),
+    "granitemoe-small": small(
+        "granitemoe", "GraniteMoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, attention_bias=True
+    ),
+    "deepseek_v2-small": small("deepseek_v2", "DeepseekV2ForCausalLM", **DEEPSEEK),
+    "deepseek_v2-lite": small(
+        "deepseek_v2", "DeepseekV2ForCausalLM", **{**DEEPSEEK, "q_lora_rank": None, "attention_bias": True}
+    ),
+    "deepseek_v3-small": small("deepseek_v3", "DeepseekV3ForCausalLM", **DEEPSEEK, num_nextn_predict_layers=0),
+    "deepseek_v3-no-q-rank": small(
+        "deepseek_v3", "DeepseekV3ForCausalLM", num_nextn_predict_layers=0,
+        **{**DEEPSEEK, "q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 2},
+    ),
+    "deepseek_v3-mtp": small("deepseek_v3", "DeepseekV3ForCausalLM", **DEEPSEEK, num_nextn_predict_layers=2),
+    "gpt_oss-small": small(
+        "gpt_oss", "GptOssForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2, sliding_window=64
+    ),
+    "gpt_oss-no-bias": small(
+        "gpt_oss", "GptOssForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2, attention_bias=False,
+        sliding_window=32, layer_types=["full_attention", "sliding_attention"] * 2,
+    ),
+    "gemma3-small": dict(
+        architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", torch_dtype="bfloat16",
+        text_config=text("gemma3_text", head_dim=24, sliding_window=64, num_hidden_layers=7),
+        vision_config=SIGLIP, mm_tokens_per_image=4,
+    ),
+    # The published 4B to 27B leave out what equals transformers' defaults.
+    "gemma3-omitted-fields": dict(
+        architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", torch_dtype="bfloat16",
+        text_config=dict(
+            model_type="gemma3_text", hidden_size=96, intermediate_size=160, num_hidden_layers=7, sliding_window=64
+        ),
+        vision_config=SIGLIP, mm_tokens_per_image=4,
+    ),
+    "qwen2_vl-small": dict(
+        architectures=["Qwen2VLForConditionalGeneration"], model_type="qwen2_vl", torch_dtype="bfloat16",
+        text_config=text("qwen2_vl_text", tie_word_embeddings=True), tie_word_embeddings=True,
+        vision_config=dict(
+            depth=3, embed_dim=48, hidden_size=96, mlp_ratio=2, num_heads=4, in_channels=3, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2,
+        ),
+    ),
+    "qwen2_5_vl-small": dict(
+        architectures=["Qwen2_5_VLForConditionalGeneration"], model_type="qwen2_5_vl", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen2_5_vl_text", use_sliding_window=True, sliding_window=64, max_window_layers=1
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3,
+            patch_size=14, spatial_merge_size=2, temporal_patch_size=2,
+        ),
+    ),
+    "llava-llama": dict(
+        architectures=["LlavaForConditionalGeneration"], model_type="llava", torch_dtype="float16",
+        text_config=text("llama"), vision_config=CLIP, image_seq_length=16,
+    ),
+    "llava-mistral-siglip": dict(
+        architectures=["LlavaForConditionalGeneration"], model_type="llava", torch_dtype="float16",
+        text_config=text("mistral", sliding_window=None, head_dim=24), vision_config={**SIGLIP, "vision_use_head": False},
+        vision_feature_layer=[-2, -1],
+        multimodal_projector_bias=False,
+    ),
+    "llava-pixtral": dict(
+        architectures=["LlavaForConditionalGeneration"], model_type="llava", torch_dtype="float16",
+        text_config=text("mistral", head_dim=24), vision_config=PIXTRAL, vision_feature_layer=-1,
+    ),
+    "mistral3-small": dict(
+        architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", torch_dtype="bfloat16",
+        text_config=text("mistral", sliding_window=None, head_dim=24), vision_config=PIXTRAL, tie_word_embeddings=False,
+    ),
+}
+
+
+def model_of(config):
+    """The model on the meta device, and its transformers config."""
+    fields = copy.deepcopy(config)
+    fields.pop("quantization_config", None)  # the layouts of quantised checkpoints are tested apart
+    model_type = fields.pop("model_type")
+    dtype = getattr(torch, fields.get("torch_dtype") or fields.get("dtype") or "bfloat16")
+    hf = AutoConfig.for_model(model_type, **fields)
+    cls = getattr(transformers, config["architectures"][0])
+    with torch.device("meta"):
+        return cls._from_config(hf, dtype=dtype)
+
+
+def checkpoint(model):
+    """Names, shapes and types as `save_pretrained` writes them."""
+    state = model.state_dict()
+    for key in model._keys_to_ignore_on_save or []:
+        state.pop(key, None)
+    # On the meta device tensors have no address to find tied ones by: the declared ties are dropped.
+    for tied in model.all_tied_weights_keys:
+        state.pop(tied, None)
+    state = remove_tied_weights_from_state_dict(state, model)
+    # A model that was not loaded would be written without the prefixes that published checkpoints
+    # have (`vision_model.`); handing it the mapping makes it look loaded, and keeps them.
+    model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False) or None
+    return revert_weight_conversion(model, state)
+
+
+def layer_facts(model):
+    """What each decoder layer remembers: a window, 0 for everything, or "state"."""
+    config = model.config.get_text_config()
+    stacks = [m for n, m in model.named_modules() if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n]
+    facts = []
+    for layer in stacks[0]:
+        attention = next((getattr(layer, n) for n in ("self_attn", "attention", "attn") if hasattr(layer, n)), None)
+        if attention is None:
+            facts.append("state")
+            continue
+        if hasattr(attention, "sliding_window"):
+            window = attention.sliding_window
+        elif "self.sliding_window" in inspect.getsource(type(attention)):
+            window = None  # the class has windows, but not in this layer
+        else:
+            # The mask of all layers follows the config, where the model's code has windows at all.
+            source = inspect.getsource(sys.modules[type(attention).__module__])
+            window = config.sliding_window if "create_sliding_window_causal_mask" in source else None
+        facts.append(window or 0)
+    return facts
+
+
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def ranges(numbers):
+    numbers, parts = sorted(numbers), []
+    for _, run in itertools.groupby(enumerate(numbers), lambda p: p[1] - p[0]):
+        run = [n for _, n in run]
+        parts.append(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}")
+    return ",".join(parts)
+
+
+def compress(state):
+    """[name, shape, dtype, layers, experts], one line for what repeats over layers and experts."""
+    groups = {}
+    for name, tensor in state.items():
+        numbers = tuple(int(n) for n in NUMBER.findall(name))[:2]
+        pattern = iter(["{l}", "{e}"])
+        key = NUMBER.sub(lambda m: next(pattern, m.group()), name)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        groups.setdefault((key, tuple(tensor.shape), dtype), []).append(numbers)
+    rows = []
+    for (name, shape, dtype), found in groups.items():
+        axes = [sorted({n[i] for n in found}) for i in range(len(found[0]))]
+        product = 1
+        for axis in axes:
+            product *= len(axis)
+        assert product == len(found) == len(set(found)), f"{name}: not every expert in every layer"
+        rows.append([name, list(shape), dtype, *[ranges(a) for a in axes]])
+    return rows
+
+
+NOISE = {
+    "_name_or_path", "transformers_version", "id2label", "label2id", "return_dict", "output_hidden_states", "problem_type",
+    "is_encoder_decoder", "chunk_size_feed_forward", "use_cache", "initializer_range", "output_attentions",
+}
+
+
+def denoise(value):
+    if isinstance(value, dict):
+        return {k: denoise(v) for k, v in value.items() if k not in NOISE}
+    return value
+
+
+def saved(model):
+    """The config as `save_pretrained` writes it."""
+    config = model.config
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__]
+    return denoise(json.loads(config.to_json_string(use_diff=True)))
+
+
+def write(path, source, config):
+    model = model_of(config)
+    body = {"transformers": transformers.__version__, "source": source, "config": config}
+    rewritten = saved(model)
+    if rewritten != config:
+        body["saved_config"] = rewritten
+    body["layers"] = layer_facts(model)
+    lines = ["  " + json.dumps(k) + ": " + json.dumps(v) for k, v in body.items()]
+    rows = ",\n".join("    " + json.dumps(row) for row in compress(checkpoint(model)))
+    lines.append('  "tensors": [\n' + rows + "\n  ]")
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("names", nargs="*", help="cases or catalogue names; all without")
+    ap.add_argument("--out", type=Path, default=ROOT / "crates/model/tests/golden/shapes")
+    ap.add_argument("--catalogue", type=Path, default=ROOT / "crates/model/data/catalogue.jsonl")
+    a = ap.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    jobs = [(n, "made for this test", c) for n, c in CASES.items()]
+    for line in a.catalogue.read_text().splitlines():
+        entry = json.loads(line)
+        if not entry["config"].get("model_type"):
+            continue
+        jobs.append((f"{entry['config']['model_type']}-{entry['name']}", f"catalogue: {entry['name']}", entry["config"]))
+    failed = []
+    jobs = [job for job in jobs if not a.names or job[0] in a.names]
+    for name, source, config in jobs:
+        try:
+            write(a.out / f"{name}.json", source, config)
+        except Exception as e:  # a config that transformers itself refuses is named, not skipped
+            failed.append(name)
+            print(f"{name}: {type(e).__name__}: {str(e)[:300]}", file=sys.stderr)
+    print(f"{len(jobs) - len(failed)} written, {len(failed)} refused by transformers: {failed}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
