@@ -260,11 +260,7 @@ impl Reader {
                 s.attn_max_batch = n;
             }
             "fused_moe" | "fused_up_gate" => self.ik = true,
-            "kv_unified" if value == "true" => {
-                self.log
-                    .notes
-                    .push("one KV buffer for all slots".to_owned());
-            }
+            "kv_unified" => s.kv_unified = Some(value == "true"),
             _ => return false,
         }
         true

@@ -56,6 +56,8 @@ pub struct Setup {
     pub n_ubatch: Option<u64>,
     /// llama.cpp's flash attention.
     pub flash_attn: Option<bool>,
+    /// llama.cpp's one KV buffer for all slots.
+    pub kv_unified: Option<bool>,
     /// The ik fork's `-mla`.
     pub mla_attn: Option<u64>,
     /// The ik fork's `-amb`, MiB.
@@ -257,6 +259,7 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         n_batch: f.count("n_batch")?,
         n_ubatch: f.count("n_ubatch")?,
         flash_attn: f.flag("flash_attn")?,
+        kv_unified: f.flag("kv_unified")?,
         mla_attn: f.count("mla_attn")?,
         attn_max_batch: f.count("attn_max_batch")?,
         layers_offloaded: f.text("layers_offloaded")?.and_then(|t| {
