@@ -26,6 +26,8 @@ pub struct Device {
     pub compute_capability: Option<(u32, u32)>,
     /// Streaming multiprocessors (AMD: compute units).
     pub multiprocessors: Option<u64>,
+    /// Bytes of L2 cache.
+    pub l2_bytes: Option<u64>,
     /// The size on the box.
     pub marketing_memory: String,
     /// What the driver reports as total.
@@ -78,6 +80,7 @@ struct Raw {
     arch: String,
     compute_capability: Option<String>,
     multiprocessors: Option<u64>,
+    l2_bytes: Option<u64>,
     marketing_memory: String,
     driver_total_bytes: u64,
     usable_bytes: Option<u64>,
@@ -131,6 +134,7 @@ impl Raw {
             arch: self.arch,
             compute_capability,
             multiprocessors: self.multiprocessors,
+            l2_bytes: self.l2_bytes,
             marketing_memory: self.marketing_memory,
             driver_total,
             usable,
@@ -188,6 +192,7 @@ impl Device {
             arch: String::new(),
             compute_capability: None,
             multiprocessors: None,
+            l2_bytes: None,
             marketing_memory: usable.to_string(),
             driver_total: usable,
             usable,

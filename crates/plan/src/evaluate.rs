@@ -223,6 +223,13 @@ pub fn evaluate(
             Verdict::No
         };
         verdict = verdict.min(here);
+        // Told a longest length, an engine refuses to start where one such request does not fit.
+        if let Some(len) = settings.max_model_len
+            && let Some(least) = evaluated.kv.start(len)?
+            && (evaluated.over_budget || least > evaluated.pool)
+        {
+            verdict = Verdict::No;
+        }
         out.push(evaluated);
     }
     // Block counts are the minimum over stages: all use the smallest.

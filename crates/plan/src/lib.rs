@@ -32,7 +32,7 @@ pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
 pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
 pub use settings::{Deployment, KvType, Load, Settings, StateMode};
 pub use solve::{
-    Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, max_context, max_users,
-    smallest,
+    Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, least_memory, max_context,
+    max_users, smallest,
 };
 pub use term::{Kind, Region, Term, total};

@@ -246,6 +246,34 @@ pub fn cheapest<'d>(
     Ok(out)
 }
 
+/// For every device the fewest that carry the load, the least memory bought first: among equals the
+/// fewer devices.
+///
+/// # Errors
+/// [`PlanError`] only where sizes overflow; devices on which nothing is legal are left out.
+pub fn least_memory<'d>(
+    spec: &ModelSpec,
+    devices: &'d [Device],
+    settings: &Settings,
+    load: &Load,
+    max_devices: u64,
+) -> Result<Vec<(&'d Device, Evaluation)>, PlanError> {
+    let mut out = Vec::new();
+    for device in devices {
+        match smallest(spec, device, Bytes::ZERO, settings, load, max_devices) {
+            Ok(Some(e)) => out.push((device, e)),
+            Ok(None) => {}
+            Err(e @ PlanError::Size(_)) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    out.sort_by_key(|(device, e)| {
+        let n = e.deployment.parallel.devices();
+        (device.usable.get().saturating_mul(n), n)
+    });
+    Ok(out)
+}
+
 /// A single change to a deployment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {

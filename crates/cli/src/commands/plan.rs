@@ -33,8 +33,16 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     if args.method == Method::RuleOfThumb {
         return thumb(&model, &load, output);
     }
-    let device = the_device(args)?;
-    let settings = the_settings(&args.engine, device.as_ref());
+    let any = args.device.gpu.as_deref() == Some("any");
+    let (device, settings, others) = if any {
+        let settings = the_settings(&args.engine, plimsoll_device::devices().first());
+        let (device, others) = smallest_card(&model, &settings, &load)?;
+        (Some(device), settings, others)
+    } else {
+        let device = the_device(args)?;
+        let settings = the_settings(&args.engine, device.as_ref());
+        (device, settings, Vec::new())
+    };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
         devices: args.device.gpus,
@@ -50,6 +58,7 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     };
     let answered = answer(&model.spec, &question)?;
     let mut report = build(&facts, &model.spec, &question, &answered)?;
+    report.notes.extend(others);
     prices(args, &model, &question, &mut report)?;
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.
@@ -208,7 +217,11 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         gpu_memory_utilization: args.gpu_memory_utilization,
         kv_memory: args.kv_memory,
         enforce_eager: args.enforce_eager,
-        prefix_caching: args.no_enable_prefix_caching.then_some(false),
+        prefix_caching: match (args.enable_prefix_caching, args.no_enable_prefix_caching) {
+            (_, true) => Some(false),
+            (true, false) => Some(true),
+            (false, false) => None,
+        },
         async_scheduling: args.async_scheduling,
         flash_attention: args.flash_attn,
         kv_unified: args.kv_unified,
@@ -216,6 +229,39 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         swap: args.swap_space,
         ..Settings::new(engine)
     }
+}
+
+/// How many runners-up `--gpu any` names.
+const RUNNERS_UP: usize = 5;
+
+/// The card of the catalogue with which the least memory is bought, and notes on the next ones.
+fn smallest_card(
+    model: &Loaded,
+    settings: &Settings,
+    load: &Load,
+) -> Result<(Device, Vec<String>), Failure> {
+    let devices = plimsoll_device::devices();
+    let ranked = least_memory(&model.spec, devices, settings, load, MAX_DEVICES)?;
+    let mut ranked = ranked.into_iter();
+    let Some((best, _)) = ranked.next() else {
+        return Err(Failure::new(
+            Exit::DoesNotFit,
+            "E-FIT-001",
+            format!(
+                "{} does not fit on up to {MAX_DEVICES} of any known device",
+                model.name
+            ),
+        )
+        .hint("shorten the context, or quantise weights or KV cache"));
+    };
+    let notes = ranked
+        .take(RUNNERS_UP)
+        .map(|(d, e)| {
+            let p = e.deployment.parallel;
+            format!("next larger: {} x {} ({p})", p.devices(), d.name)
+        })
+        .collect();
+    Ok((best.clone(), notes))
 }
 
 /// With prices: the cheapest deployments, as notes.

@@ -42,7 +42,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         intermediate: config.dim(&["moe_intermediate_size"], "it sizes an expert")?,
         shared: config.dim(&["shared_expert_intermediate_size"], "it sizes the shared expert")?,
     };
-    let dense = config.dim_or(&["intermediate_size"], 1)?;
+    let dense = config.opt("intermediate_size")?.unwrap_or(0);
     tie(config, config, b, false)?;
     let full: Vec<bool> = match config.strings("layer_types")? {
         Some(types) if types.len() as u64 == d.layers => {

@@ -21,7 +21,7 @@ use plimsoll_units::{Bytes, DType};
 
 pub use compute::{
     ComputeBytes, Placement, at_the_peak, compute_buffer_bytes, compute_without_shortcut,
-    device_of, upper_bound,
+    device_of, graph_of, upper_bound,
 };
 pub use kv::{CellsLaw, KvBytes, kv_buffer_bytes};
 pub use net::{Arch, Net};
@@ -133,7 +133,7 @@ pub(super) fn stage(
         .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
         .source("plimsoll-plan: engine/llamacpp/mod.rs"),
     );
-    let notes = notes(context, &net, &weights, placement)?;
+    let notes = notes(context, &net, &run, &weights, placement)?;
     let settings = context.settings;
     let law = CellsLaw::new(
         net,
@@ -243,6 +243,7 @@ fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanE
 fn notes(
     context: &Context<'_>,
     net: &Net,
+    run: &Run,
     weights: &WeightBytes,
     placement: Placement,
 ) -> Result<Vec<String>, PlanError> {
@@ -271,7 +272,7 @@ fn notes(
             split.join(", ")
         ));
     }
-    if let Some(why) = &net.uncovered {
+    if let Err(why) = graph_of(net, run) {
         out.push(format!("the compute buffer is a bound: {why}"));
     }
     if !context.spec.from_headers && context.spec.quant.is_some() {

@@ -268,6 +268,9 @@ impl Net {
     }
 }
 
+/// Experts per token above which no graph is written down; published models use up to 22.
+const MOST_EXPERTS_USED: u64 = 256;
+
 /// What keeps a model of a known architecture from having the graph that is modelled for it.
 fn unlike_its_arch(spec: &ModelSpec, arch: Arch, layers: &[LayerSpec]) -> Option<String> {
     for l in layers {
@@ -299,7 +302,7 @@ fn unlike_its_arch(spec: &ModelSpec, arch: Arch, layers: &[LayerSpec]) -> Option
         let gates = !matches!(arch, Arch::Gpt2 | Arch::GptNeoX);
         let feeds = match l.ffn {
             Ffn::Dense { gated, .. } => gated == gates,
-            Ffn::Moe(m) => routes && m.experts > 0 && m.top_k > 0 && m.top_k <= m.experts,
+            Ffn::Moe(m) => routes && (1..=m.experts.min(MOST_EXPERTS_USED)).contains(&m.top_k),
             Ffn::None => false,
         };
         if !fits || !feeds {

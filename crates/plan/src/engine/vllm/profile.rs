@@ -26,19 +26,45 @@ const GRAPHS_SUBTRACTED: Version = Version {
     minor: 21,
     patch: 0,
 };
-/// Bytes per row and vocabulary entry of the sorting sampler before 0.17: f32 logits, sorted values,
-/// 64-bit indices, probabilities, cumulative sums (measured 38.4 to 39.6 on 0.11).
-const SORTING_SAMPLER_BYTES: u64 = 39;
-/// cuBLAS takes this from torch's allocator (`:4096:2:16:8`-style workspaces; 32 MiB on Hopper, 8 on others).
+/// Bytes of the sorting sampler beyond the logits, per row and entry: f32 copy, sorted values and 64-bit
+/// indices, and the sort's own copies of both (`v1/sample/ops/topk_topp_sampler.py`, and torch's sort).
+const SORTING: u64 = 4 + 4 + 8 + 4 + 8 + 8;
+/// With fewer rows than this the Triton top-k/top-p kernel is not used, and the sampler sorts.
+const TRITON_ROWS: u64 = 8;
+/// What cuBLAS takes from torch's allocator: 32 MiB from compute capability 9.0 on, 8.125 MiB before.
 const CUBLAS_HOPPER: u64 = 32 << 20;
-const CUBLAS_OTHER: u64 = 8 << 20;
-/// Streaming multiprocessors assumed where a device's are unknown: those of an H100.
+const CUBLAS_OLDER: u64 = (8 << 20) + (1 << 17);
+/// Streaming multiprocessors and L2 cache assumed where a device's are unknown: those of an H100.
 const MULTIPROCESSORS: u64 = 132;
+const L2_BYTES: u64 = 50 << 20;
+
+/// Which phase of the profile run has the peak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Head and sampler over R rows.
+    Sampler,
+    /// A decoder piece over T tokens.
+    Forward,
+    /// Compilation with a cold cache.
+    Compile,
+}
+
+impl Phase {
+    const fn formula(self) -> &'static str {
+        match self {
+            Self::Sampler => {
+                "R x vocabulary x bytes per entry + programs x vocabulary x 4 + (T + 2 R) x hidden x type"
+            }
+            Self::Forward => "T x (widest piece + 2 x hidden) x type + L2 flush buffer",
+            Self::Compile => "embedding rows x hidden x type + 2 x T x hidden x type",
+        }
+    }
+}
 
 /// A peak with its parts.
 struct Peak {
     bytes: u64,
-    phase: &'static str,
+    phase: Phase,
     inputs: Vec<(&'static str, u64)>,
 }
 
@@ -55,8 +81,10 @@ fn product(factors: &[u64]) -> Result<u64, SizeOverflow> {
 
 /// Head and sampler over R rows, while the hidden states of T tokens are still held.
 ///
-/// Logits in the model's type, their f32 copy, probabilities and the exponential noise to divide by;
-/// the Triton top-k/top-p kernel keeps a row of f32 per program.
+/// Logits in the model's type, their f32 copy (none for f32 models), probabilities and the
+/// exponential noise to divide by; the Triton top-k/top-p kernel keeps a row of f32 per program. The
+/// sum was checked by running vLLM 0.19's sampler under a tracker of live storages
+/// (`tools/research/vllm_activation.py`).
 fn sampler(
     context: &Context<'_>,
     version: Version,
@@ -65,21 +93,22 @@ fn sampler(
 ) -> Result<Peak, PlanError> {
     let spec = context.spec;
     let r = d.sequences.min(d.batched_tokens);
-    let per_entry = if version < FIRST_MODELLED {
-        SORTING_SAMPLER_BYTES
+    let sorts = version < FIRST_MODELLED || r < TRITON_ROWS;
+    let copy = if width == 4 { 0 } else { 4 };
+    let per_entry = if sorts {
+        width + SORTING
     } else {
-        width + 4 + 4 + 4
+        width + copy + 4 + 4
     };
     let sms = context
         .deployment
         .device
         .multiprocessors
         .unwrap_or(MULTIPROCESSORS);
-    let programs = sms.min(r);
-    let buffer_rows = if version < FIRST_MODELLED {
+    let buffer_rows = if sorts {
         0
     } else {
-        programs
+        sms.min(r)
             .checked_next_power_of_two()
             .map_or(sms, |n| n.min(sms))
     };
@@ -92,7 +121,7 @@ fn sampler(
     ])?;
     Ok(Peak {
         bytes,
-        phase: "R x vocabulary x per entry + programs x vocabulary x 4 + (T + 2 R) x hidden x type",
+        phase: Phase::Sampler,
         inputs: vec![
             ("R", r),
             ("T", d.batched_tokens),
@@ -104,8 +133,8 @@ fn sampler(
     })
 }
 
-/// The widest layer over T tokens: residual, normed input, output and one spare beside the widest of the
-/// projections; MLP: gate, up and their product; the hand-over to the next stage under PP.
+/// The widest piece between two attention calls over T tokens: both residuals and the attention output
+/// are held; MLP: gate, up and their product; projections: fused output, rotated parts, empty output.
 fn forward(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Peak, PlanError> {
     let spec = context.spec;
     let tp = context.deployment.parallel.tp.max(1);
@@ -114,25 +143,22 @@ fn forward(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Peak, Plan
         if !context.stage.layers.contains(&(i as u64)) {
             continue;
         }
-        let mixer = match layer.mixer {
+        let (held, projections) = match layer.mixer {
             Mixer::Attention(a) => {
-                let kv = (a.kv_heads / tp).max(1);
-                // q, k, v and the rotated q, k, then the output.
-                sum(&[
-                    product(&[2, a.q_heads / tp, a.k_dim])?,
-                    product(&[2, kv, a.k_dim + a.v_dim])?,
-                ])?
+                let q = product(&[a.q_heads / tp, a.k_dim])?;
+                let kv = product(&[(a.kv_heads / tp).max(1), a.k_dim + a.v_dim])?;
+                (q, sum(&[q, kv, q, kv / 2, q])?)
             }
-            Mixer::Latent(a) => sum(&[
-                product(&[a.q_heads / tp, a.nope_dim + a.rope_dim])?,
-                product(&[a.q_heads / tp, a.nope_dim + a.rope_dim + a.v_dim])?,
-                a.rank + a.rope_dim,
-            ])?,
-            Mixer::State(s) => sum(&[
-                product(&[2, s.conv_channels / tp])?,
-                product(&[2, s.heads / tp, s.rows])?,
-            ])?,
-            Mixer::None => 0,
+            Mixer::Latent(a) => {
+                let q = product(&[a.q_heads / tp, a.nope_dim + a.rope_dim])?;
+                let v = product(&[a.q_heads / tp, a.v_dim])?;
+                (v, sum(&[q, q, v, a.rank + a.rope_dim])?)
+            }
+            Mixer::State(s) => {
+                let out = product(&[s.heads / tp, s.rows])?;
+                (out, sum(&[product(&[2, s.conv_channels / tp])?, out])?)
+            }
+            Mixer::None => (0, 0),
         };
         let ffn = match layer.ffn {
             Ffn::Dense {
@@ -140,26 +166,46 @@ fn forward(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Peak, Plan
                 gated,
             } => product(&[intermediate / tp, if gated { 3 } else { 2 }])?,
             // The routed experts' buffers are a workspace of their own; the shared expert is dense.
-            Ffn::Moe(m) => product(&[m.shared / tp, 3])?,
+            Ffn::Moe(m) => sum(&[product(&[m.shared / tp, 3])?, spec.hidden])?,
             Ffn::None => 0,
         };
-        widest = widest.max(mixer).max(ffn);
+        widest = widest.max(sum(&[held, projections.max(ffn)])?);
     }
-    let handed_over = if context.stage.is_last() { 0 } else { 2 };
-    let row = sum(&[
-        widest,
-        product(&[fitted::RESIDENT_ROWS + handed_over, spec.hidden])?,
-    ])?;
+    let row = sum(&[widest, product(&[2, spec.hidden])?])?;
+    let l2 = context.deployment.device.l2_bytes.unwrap_or(L2_BYTES);
     Ok(Peak {
-        bytes: product(&[d.batched_tokens, row, width])?,
-        phase: "T x (widest layer + resident rows x hidden) x type",
+        bytes: sum(&[product(&[d.batched_tokens, row, width])?, l2])?,
+        phase: Phase::Forward,
         inputs: vec![
             ("T", d.batched_tokens),
-            ("widest layer, elements per token", widest),
-            ("resident rows", fitted::RESIDENT_ROWS + handed_over),
+            ("widest piece, elements per token", widest),
             ("hidden", spec.hidden),
+            ("L2 flush buffer", l2),
         ],
     })
+}
+
+/// Compilation of the first piece with a cold cache: Inductor times the embedding kernel on random
+/// inputs, a copy of the table among them. Inferred from four reports; with a warm cache it is not there.
+fn compile(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Option<Peak>, PlanError> {
+    let spec = context.spec;
+    if !context.stage.is_first() || spec.encoder.is_some() || context.settings.enforce_eager {
+        return Ok(None);
+    }
+    let rows = spec.vocab.div_ceil(64).saturating_mul(64) / context.deployment.parallel.tp.max(1);
+    let bytes = sum(&[
+        product(&[rows, spec.hidden, width])?,
+        product(&[2, d.batched_tokens, spec.hidden, width])?,
+    ])?;
+    Ok(Some(Peak {
+        bytes,
+        phase: Phase::Compile,
+        inputs: vec![
+            ("embedding rows", rows),
+            ("T", d.batched_tokens),
+            ("hidden", spec.hidden),
+        ],
+    }))
 }
 
 /// Workspace of the fused expert kernels, allocated once and kept: outputs of the first product (or of
@@ -229,32 +275,68 @@ pub(super) fn terms(
     d: &Defaults,
 ) -> Result<Vec<Term>, PlanError> {
     let width = activation_dtype(context).bytes(1)?.get();
-    let hopper = context.deployment.device.has_compute(9, 0);
-    let cublas = if hopper { CUBLAS_HOPPER } else { CUBLAS_OTHER };
+    let newer = context
+        .deployment
+        .device
+        .compute_capability
+        .is_none_or(|c| c >= (9, 0));
+    let cublas = if newer { CUBLAS_HOPPER } else { CUBLAS_OLDER };
     let forward = forward(context, d, width)?;
-    let sampler = if context.stage.is_last() {
-        Some(sampler(context, version, d, width)?)
-    } else {
-        None
-    };
-    let sampler_decides = sampler.as_ref().is_some_and(|s| s.bytes >= forward.bytes);
-    let peak = match sampler {
-        Some(s) if sampler_decides => s,
-        _ => forward,
+    let forward_warm = forward
+        .bytes
+        .saturating_sub(context.deployment.device.l2_bytes.unwrap_or(L2_BYTES));
+    let mut peaks = vec![forward];
+    if context.stage.is_last() {
+        peaks.push(sampler(context, version, d, width)?);
+    }
+    let warm = peaks
+        .iter()
+        .map(|p| {
+            if p.phase == Phase::Forward {
+                forward_warm
+            } else {
+                p.bytes
+            }
+        })
+        .max()
+        .unwrap_or(0);
+    // Compilation needs torch 2.9's combo kernels; sorting releases came without.
+    if version >= FIRST_MODELLED {
+        peaks.extend(compile(context, d, width)?);
+    }
+    let Some(peak) = peaks.into_iter().max_by_key(|p| p.bytes) else {
+        return Err(PlanError::Load("the stage runs nothing".to_owned()));
     };
     let multimodal = encoder(context, d, width)?;
     let workspace = experts(context, d, width)?;
+    // The runner's own copies of what an earlier stage hands over.
+    let received = if context.stage.is_first() {
+        0
+    } else {
+        product(&[2, d.batched_tokens, context.spec.hidden, width])?
+    };
     let kept = sum(&[
         multimodal,
         cublas,
+        received,
         workspace.as_ref().map_or(0, |t| t.bytes.get()),
     ])?;
     // The engine prints one figure: peak and what is kept through it.
     let total = sum(&[peak.bytes, kept])?;
-    let spread =
-        fitted::activation_spread(context, version, d, sampler_decides, workspace.is_some());
-    let mut term = calibrated(Region::Activations, "activation peak", total, spread)?
-        .formula(format!("{} + cuBLAS + images + expert workspace", peak.phase))
+    let (low, high) = fitted::activation_interval(
+        context,
+        version,
+        d,
+        &fitted::Measured {
+            phase: peak.phase,
+            total,
+            warm: sum(&[warm, kept])?,
+            experts: workspace.is_some(),
+        },
+    );
+    let mut term = Term::exact(Region::Activations, "activation peak", Bytes::new(total))
+        .kind(Kind::Calibrated { low: Bytes::from_f64(low)?, high: Bytes::from_f64(high)? })
+        .formula(format!("{} + cuBLAS + images + expert workspace + received", peak.phase.formula()))
         .source("vLLM v1/worker/gpu_model_runner.py: profile_run, _dummy_sampler_run; v1/sample/sampler.py");
     for (name, value) in peak.inputs {
         term = term.input(name, value);
@@ -262,7 +344,8 @@ pub(super) fn terms(
     term = term
         .input("type, bytes", width)
         .input("cuBLAS workspace", cublas)
-        .input("images and their embeddings", multimodal);
+        .input("images and their embeddings", multimodal)
+        .input("received from the stage before", received);
     if let Some(w) = workspace {
         term = term.input(
             "expert workspace",
@@ -280,36 +363,23 @@ pub(super) fn terms(
     Ok(terms)
 }
 
-/// A term with its 90 % interval as shares below and above.
-fn calibrated(
-    region: Region,
-    name: &str,
-    bytes: u64,
-    (below, above): (f64, f64),
-) -> Result<Term, PlanError> {
-    #[allow(clippy::cast_precision_loss, reason = "an interval")]
-    let at = |share: f64| Bytes::from_f64(bytes as f64 * share);
-    let kind = Kind::Calibrated {
-        low: at(1.0 - below)?,
-        high: at(1.0 + above)?,
-    };
-    Ok(Term::exact(region, name, Bytes::new(bytes)).kind(kind))
-}
-
-/// Modules, communicators and their buffers, made after the first snapshot.
+/// Modules, and the communicator that the first collective makes, after the first snapshot.
 fn non_torch(context: &Context<'_>, version: Version) -> Result<Term, PlanError> {
     let parallel = &context.deployment.parallel;
-    let (expected, low, high) = fitted::non_torch(version, parallel.tp, parallel.pp);
+    let layers = context.stage.layers.end - context.stage.layers.start;
+    let (expected, low, high) = fitted::non_torch(context, version, layers);
     let gib = |g: f64| Bytes::from_gib(g);
     Ok(Term::exact(Region::Collectives, "non-torch", gib(expected)?)
         .kind(Kind::Calibrated { low: gib(low)?, high: gib(high)? })
-        .formula("constant per release: kernel modules; with TP also communicators and their buffers")
+        .formula("base of the release and kind of parallelism + 0.0005 GiB x TP x layers")
         .input("tp", parallel.tp)
         .input("pp", parallel.pp)
+        .input("layers", layers)
         .source("fitted: see `plimsoll accuracy --constants`; vLLM utils/mem_utils.py: non_torch_increase"))
 }
 
-/// The trial capture, where the release takes it off the KV cache.
+/// The trial capture, where the release takes it off the KV cache: the larger first capture of the two
+/// modes, and every further size at the cost of a second one.
 fn graphs(
     context: &Context<'_>,
     version: Version,
@@ -318,22 +388,85 @@ fn graphs(
     if version < GRAPHS_SUBTRACTED || context.settings.enforce_eager {
         return Ok(None);
     }
+    let spec = context.spec;
+    let tp = context.deployment.parallel.tp.max(1);
     let layers = context.stage.layers.end - context.stage.layers.start;
-    let sizes = capture_sizes(d);
-    let bytes = product(&[sizes, layers + 1, fitted::GRAPH_BYTES_PER_PIECE])?;
-    let term = calibrated(Region::Graphs, "graph estimate", bytes, (0.45, 0.9))?
-        .formula("captured sizes x (layers + 1) pieces x bytes per piece")
+    let (sizes, largest) = capture_sizes(d);
+    let width = activation_dtype(context).bytes(1)?.get();
+    let experts = crate::evaluate::has_experts(spec);
+    let widest = spec
+        .layers
+        .iter()
+        .map(|l| match l.ffn {
+            Ffn::Dense { intermediate, .. } => intermediate,
+            Ffn::Moe(m) => m
+                .intermediate
+                .saturating_mul(m.top_k)
+                .saturating_add(m.shared),
+            Ffn::None => 0,
+        })
+        .max()
+        .unwrap_or(0);
+    let heads = spec.q_heads() / tp;
+    let head = spec.layers.iter().find_map(|l| match l.mixer {
+        Mixer::Attention(a) => Some(a.v_dim),
+        Mixer::Latent(a) => Some(a.v_dim),
+        Mixer::State(_) | Mixer::None => None,
+    });
+    // FlashAttention 3 splits long sequences 32 ways and keeps an f32 output of each.
+    let hopper = context
+        .deployment
+        .device
+        .compute_capability
+        .is_some_and(|c| c.0 == 9);
+    let full = if hopper && largest <= fitted::FA3_LARGEST_BATCH {
+        sum(&[
+            product(&[fitted::FA3_SPLITS, largest, heads, head.unwrap_or(0), 4])?,
+            fitted::GRAPH_FIRST_FULL,
+        ])?
+    } else {
+        fitted::GRAPH_FIRST_FULL
+    };
+    let row = sum(&[product(&[3, widest / tp])?, product(&[3, spec.hidden])?])?;
+    let piecewise = sum(&[
+        product(&[largest, width, row])?,
+        fitted::GRAPH_FIRST_PIECEWISE,
+    ])?;
+    let per_layer = if experts {
+        fitted::GRAPH_PER_LAYER * 3 / 2
+    } else {
+        fitted::GRAPH_PER_LAYER
+    };
+    let granule = 2 << 20;
+    let second = product(&[layers, per_layer])?
+        .div_ceil(granule)
+        .max(1)
+        .saturating_mul(granule);
+    let bytes = sum(&[
+        full.max(piecewise),
+        product(&[sizes.saturating_sub(1), second])?,
+    ])?;
+    let (below, above) = fitted::graph_interval(context);
+    let expected = Bytes::new(bytes);
+    let kind = Kind::Calibrated {
+        low: Bytes::from_gib((expected.gib() - below).max(0.0))?,
+        high: Bytes::from_gib(expected.gib() + above)?,
+    };
+    let term = Term::exact(Region::Graphs, "graph estimate", expected)
+        .kind(kind)
+        .formula("largest first capture + (sizes - 1) x further capture")
         .input("captured sizes", sizes)
-        .input("layers", layers)
-        .input("bytes per piece", fitted::GRAPH_BYTES_PER_PIECE)
-        .source("fitted; vLLM v1/worker/gpu_model_runner.py: profile_cudagraph_memory, subtracted from 0.21 on");
+        .input("largest size", largest)
+        .input("first capture", full.max(piecewise))
+        .input("further capture", second)
+        .source("vLLM v1/worker/gpu_model_runner.py: profile_cudagraph_memory, subtracted from 0.21 on; fitted");
     Ok(Some(term))
 }
 
 /// 1, 2, 4, then every 8 below 256, then every 16 up to min(2 R, 512, T).
 ///
 /// Source: vLLM `config/vllm.py: _set_cudagraph_sizes`.
-fn capture_sizes(d: &Defaults) -> u64 {
+fn capture_sizes(d: &Defaults) -> (u64, u64) {
     let largest = d.sequences.saturating_mul(2).min(512).min(d.batched_tokens);
     let first = [1, 2, 4].iter().filter(|n| **n <= largest).count() as u64;
     let eights = (largest.min(255)) / 8;
@@ -342,7 +475,7 @@ fn capture_sizes(d: &Defaults) -> u64 {
     } else {
         0
     };
-    first + eights + sixteens
+    (first + eights + sixteens, largest)
 }
 
 /// What the process uses outside the budget: its context, made before the first snapshot.
@@ -373,6 +506,7 @@ mod tests {
                 sequences,
                 ..Defaults::for_tests()
             })
+            .0
         };
         // 3 + 31 + 17, as counted from its list.
         assert_eq!(of(1024, 8192), 51);

@@ -79,7 +79,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         mtp: false,
         encoder: true,
         encoder_replicated: false,
-        keep_order_index: false,
+        keep_order_index: true,
         packed: None,
     };
     let parallel = &context.deployment.parallel;
@@ -170,38 +170,45 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     Ok(terms)
 }
 
-/// How a card's mxfp4 kernel pads experts: inner and hidden size, then bytes of a row of packed values
-/// and rows.
+/// How a card's mxfp4 kernel pads experts.
 struct ExpertLayout {
+    /// The inner size is a multiple of this.
     inner: u64,
+    /// The hidden size is a multiple of this.
     hidden: u64,
+    /// Bytes of a row of packed values are a multiple of this.
     value_row: u64,
-    rows: u64,
+    /// Rows of scales are a multiple of this.
+    scale_rows: u64,
+    /// Whether the scales as loaded stay allocated beside the kernel's.
+    keeps_scales: bool,
 }
 
 fn expert_layout(context: &Context<'_>) -> ExpertLayout {
-    let device = &context.deployment.device;
-    match device.compute_capability {
-        // Triton's swizzled layouts.
+    match context.deployment.device.compute_capability {
+        // Triton's swizzled layouts (triton_kernels `hopper_value.py`, `hopper_scale.py`).
         Some((9, _)) => ExpertLayout {
             inner: 64,
             hidden: 1,
             value_row: 64,
-            rows: 256,
+            scale_rows: 256,
+            keeps_scales: true,
         },
         // TensorRT-LLM's kernels.
         Some((10.., _)) => ExpertLayout {
             inner: 256,
             hidden: 256,
             value_row: 1,
-            rows: 1,
+            scale_rows: 1,
+            keeps_scales: false,
         },
         // Marlin.
         _ => ExpertLayout {
             inner: 128,
             hidden: 256,
             value_row: 1,
-            rows: 1,
+            scale_rows: 1,
+            keeps_scales: false,
         },
     }
 }
@@ -242,14 +249,28 @@ fn expert_padding(context: &Context<'_>) -> Result<u64, PlanError> {
             Axis::Out => (2 * up(out / 2, layout.inner)?, up(inp, layout.hidden)?),
             Axis::In => (up(out, layout.hidden)?, up(inp, layout.inner)?),
         };
-        let rows = up(padded_out, layout.rows)?;
-        let values = Bytes::product([up(padded_inp.div_ceil(2), layout.value_row)?, rows])?.get();
-        let scales = Bytes::product([padded_inp.div_ceil(32), rows])?.get();
+        let values =
+            Bytes::product([up(padded_inp.div_ceil(2), layout.value_row)?, padded_out])?.get();
+        let loaded_scales = Bytes::product([padded_inp.div_ceil(32), padded_out])?.get();
+        let scales = Bytes::product([padded_inp.div_ceil(32), up(padded_out, layout.scale_rows)?])?
+            .get()
+            .checked_add(if layout.keeps_scales {
+                loaded_scales
+            } else {
+                0
+            })
+            .ok_or(SizeOverflow)?;
         let plain = Bytes::product([inp.div_ceil(2), out])?
             .add(Bytes::product([inp.div_ceil(32), out])?)?
             .get();
+        // Biases are kept in f32 beside the 16-bit ones counted in the inventory.
+        let bias = padded_out
+            .checked_mul(4)
+            .ok_or(SizeOverflow)?
+            .saturating_sub(out.saturating_mul(2));
         let more = values
             .checked_add(scales)
+            .and_then(|n| n.checked_add(bias))
             .ok_or(SizeOverflow)?
             .saturating_sub(plain);
         let all = more.checked_mul(copies).ok_or(SizeOverflow)?;

@@ -223,7 +223,7 @@ fn align(
                 rules,
                 "--enable-prefix-caching".to_owned(),
                 "blocks follow the chunk of the state kernel, which this plan does not know: give \
-                 --mamba-block-size, --mamba-cache-mode align or --no-enable-prefix-caching"
+                 --mamba-block-size or --no-enable-prefix-caching"
                     .to_owned(),
             ));
         };
