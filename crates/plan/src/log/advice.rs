@@ -79,8 +79,7 @@ impl Advisor<'_> {
             self.log.reported.kv_available_gib,
             self.e.stages.as_mut_slice(),
         ) {
-            stage.pool = Bytes::from_gib(gib.max(0.0))?;
-            stage.over_budget = false;
+            stage.measured(Bytes::from_gib(gib.max(0.0))?);
         }
         let wanted = self.e.max_model_len;
         let one = Load::plain(1, wanted);
@@ -182,9 +181,9 @@ impl Advisor<'_> {
         };
         let pool = stage.kv.need(one)?.pool.gib() - lacking;
         let printed = stage.pool;
-        stage.pool = Bytes::from_gib(pool.max(0.0))?;
+        stage.measured(Bytes::from_gib(pool.max(0.0))?);
         let longest = max_context(self.e)?;
-        self.e.stages[0].pool = printed;
+        self.e.stages[0].measured(printed);
         if longest > 0 && longest < one.context && more > 0.0 {
             self.say(
                 format!("--gpu-memory-utilization {MAX_UTILIZATION:.2} --max-model-len {longest}"),
@@ -301,9 +300,11 @@ impl Advisor<'_> {
 /// Smaller buffers, with the difference that each flag makes.
 fn llama_cpp(now: &LlamaRun) -> Result<Vec<Advice>, PlanError> {
     let mut out = Vec::new();
-    let compute = |r: &LlamaRun| -> Result<f64, PlanError> {
+    // The difference of two bounds says nothing.
+    let compute = |r: &LlamaRun| -> Result<Option<f64>, PlanError> {
         Ok(match r.compute()? {
-            Compute::Exact { mib, .. } | Compute::Bound(mib, _) => mib,
+            Compute::Exact { mib, .. } => Some(mib),
+            Compute::Bound(..) => None,
         })
     };
     let (kv, own) = (now.kv_mib()?, compute(now)?);
@@ -354,10 +355,12 @@ fn llama_cpp(now: &LlamaRun) -> Result<Vec<Advice>, PlanError> {
         let then = LlamaRun { run, ..now.clone() };
         let mut parts = Vec::new();
         for (what, a, b) in [
-            ("KV buffer", kv, then.kv_mib()?),
+            ("KV buffer", Some(kv), Some(then.kv_mib()?)),
             ("compute buffer", own, compute(&then)?),
         ] {
-            if a - b >= LEAST_GAIN_MIB {
+            if let (Some(a), Some(b)) = (a, b)
+                && a - b >= LEAST_GAIN_MIB
+            {
                 parts.push(format!("{what} {b:.0} MiB instead of {a:.0}"));
             }
         }
