@@ -10,6 +10,7 @@
 mod card;
 mod configs;
 mod figure;
+mod fit;
 mod gguf;
 mod llama;
 mod metrics;
@@ -21,9 +22,12 @@ mod version;
 pub use card::card;
 pub use configs::Configs;
 pub use figure::{Figure, Unit};
+pub use fit::{Fit, fit};
 pub use gguf::config_of_gguf;
 pub use llama::{Compute, LlamaRun};
-pub use metrics::{Judged, Metrics, judge, judge_figure, metrics, tokens_given_pool};
+pub use metrics::{
+    Judged, Metrics, graph_estimate, judge, judge_figure, metrics, tokens_given_pool,
+};
 pub use predict::{Estimate, Model, Prediction, attention_kind, predict, predict_on};
 pub use record::{LineError, Record, Reported, Setup, StartOutcome, parse_records};
 pub use version::{EngineName, Said, read_engine};

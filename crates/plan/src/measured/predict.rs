@@ -471,7 +471,7 @@ fn llama_cpp(
     p.figures.push((Figure::KvBuffer, Ok(exact(kv, kv, kv))));
     let compute = match run.compute().map_err(|e| e.to_string())? {
         Compute::Exact { mib, low, high } => Ok(exact(mib, low, high)),
-        Compute::Bound(x, why) => Err(format!("only a bound is known, {x:.0} MiB: {why}")),
+        Compute::Bound(_, why) => Err(format!("only a bound is known: {why}")),
     };
     p.figures.push((Figure::ComputeBuffer, compute));
     p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());
