@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use plimsoll_device::Device;
 use plimsoll_model::Assume;
 use plimsoll_plan::{
-    Engine, KvType, Load, Question, Reserve, Settings, Verdict, answer, cheapest, engine,
-    rule_of_thumb,
+    Engine, KvType, Load, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer, cheapest,
+    engine, least_memory, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};

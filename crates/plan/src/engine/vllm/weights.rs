@@ -45,8 +45,8 @@ fn allocated(bytes: u64) -> Result<u64, SizeOverflow> {
     })
 }
 
-/// The parameter that holds this tensor: fused ones share a name.
-fn parameter(name: &str) -> String {
+/// The parameter that holds a tensor, as the pieces of its name: fused ones give the same pieces.
+fn parameter(name: &str) -> [&str; 3] {
     const FUSED: &[(&str, &str)] = &[
         ("q_proj.", "qkv_proj."),
         ("k_proj.", "qkv_proj."),
@@ -61,13 +61,13 @@ fn parameter(name: &str) -> String {
     ];
     for (part, whole) in FUSED {
         // Only at the start of a path segment: `gate_up_proj` and `kv_proj` are names of their own.
-        for (at, _) in name.match_indices(part) {
-            if at == 0 || name.as_bytes()[at - 1] == b'.' {
-                return format!("{}{whole}{}", &name[..at], &name[at + part.len()..]);
-            }
+        if let Some(at) = name.find(part)
+            && (at == 0 || name.as_bytes()[at - 1] == b'.')
+        {
+            return [&name[..at], whole, &name[at + part.len()..]];
         }
     }
-    name.to_owned()
+    [name, "", ""]
 }
 
 /// The weight terms of one rank.
@@ -85,7 +85,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     let parallel = &context.deployment.parallel;
     let parts = rank_tensors(spec, parallel, context.stage, &rules)?;
     // Role -> parameter -> bytes, and the plain sum beside it.
-    let mut parameters: BTreeMap<(Role, String), u64> = BTreeMap::new();
+    let mut parameters: BTreeMap<(Role, [&str; 3]), u64> = BTreeMap::new();
     let mut plain: BTreeMap<Role, (u64, u64)> = BTreeMap::new();
     for part in &parts {
         let bytes = part.each.times(part.copies)?.get();
@@ -296,26 +296,11 @@ mod tests {
 
     #[test]
     fn fused_projections_are_one_parameter() {
-        let p = "model.layers.0.";
-        assert_eq!(
-            parameter(&format!("{p}self_attn.k_proj.weight")),
-            format!("{p}self_attn.qkv_proj.weight")
-        );
-        assert_eq!(
-            parameter(&format!("{p}mlp.up_proj.weight")),
-            format!("{p}mlp.gate_up_proj.weight")
-        );
-        assert_eq!(
-            parameter(&format!("{p}mlp.gate_up_proj.weight")),
-            format!("{p}mlp.gate_up_proj.weight")
-        );
-        assert_eq!(
-            parameter(&format!("{p}self_attn.o_proj.weight")),
-            format!("{p}self_attn.o_proj.weight")
-        );
-        assert_eq!(
-            parameter(&format!("{p}mlp.experts.{{e}}.gate_proj.weight")),
-            parameter(&format!("{p}mlp.experts.{{e}}.up_proj.weight"))
-        );
+        let p = |name: &str| parameter(name).concat();
+        assert_eq!(p("l.0.self_attn.k_proj.weight"), "l.0.self_attn.qkv_proj.weight");
+        assert_eq!(p("l.0.mlp.up_proj.weight"), "l.0.mlp.gate_up_proj.weight");
+        assert_eq!(p("l.0.mlp.gate_up_proj.weight"), "l.0.mlp.gate_up_proj.weight");
+        assert_eq!(p("l.0.self_attn.o_proj.weight"), "l.0.self_attn.o_proj.weight");
+        assert_eq!(p("mlp.experts.{e}.gate_proj.weight"), p("mlp.experts.{e}.up_proj.weight"));
     }
 }
