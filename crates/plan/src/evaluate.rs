@@ -107,6 +107,13 @@ impl StageEvaluation {
         Ok(total(terms.filter(|t| t.region == region))?)
     }
 
+    /// The same rank with a cache of `pool` bytes, whatever the budget says: a measured one.
+    pub(crate) const fn measured(&mut self, pool: Bytes) {
+        self.pool = pool;
+        self.room = pool;
+        self.over_budget = false;
+    }
+
     /// Whether `room` bytes carry `load`: its cache and what it takes beside.
     fn carries(&self, room: Bytes, load: &Load) -> Result<bool, PlanError> {
         if self.over_budget {

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use plimsoll_device::Device;
 use plimsoll_model::{Assume, catalogue};
 use plimsoll_plan::log::{Advice, StartLog, advice, read};
-use plimsoll_plan::measured::{Judged, Model, Prediction, Setup, Unit, judge, predict_on};
+use plimsoll_plan::measured::{
+    Judged, Model, Prediction, Setup, Unit, graph_estimate, judge, predict_on,
+};
 use plimsoll_report::thousands;
 use serde_json::{Map, Value, json};
 
@@ -42,7 +44,8 @@ pub(crate) fn run(args: &CompareArgs, output: &mut Output) -> Result<ExitCode, F
     let (name, model) = the_model(args, &log)?;
     let device = the_device(args, &log)?;
     let mut prediction = predict_on(&log.setup, Ok(model), device.clone());
-    let figures = judge(&prediction, &log.reported);
+    let mut figures = judge(&prediction, &log.reported);
+    figures.extend(graph_estimate(&prediction, &log.reported));
     let advice = advice(&log, &mut prediction);
     let report = Report {
         name,

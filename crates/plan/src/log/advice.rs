@@ -6,13 +6,12 @@
 use plimsoll_units::{Bytes, DType};
 
 use super::{StartFailure, StartLog};
-use crate::engine::Engine;
+use crate::engine::llamacpp::Run;
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, Verdict, evaluate};
-use crate::measured::{EngineName, Prediction};
+use crate::measured::{Compute, LlamaRun, Prediction};
 use crate::settings::{KvType, Load, Settings};
 use crate::solve::{changes_that_fit, max_context};
-use crate::term::Region;
 
 /// One thing to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +32,10 @@ const LEAST_GAIN_MIB: f64 = 16.0;
 /// What to change, the gentlest first. Empty where the model or the device is unknown.
 #[must_use]
 pub fn advice(log: &StartLog, prediction: &mut Prediction) -> Vec<Advice> {
-    let engine = prediction.engine;
+    // An overflow or a refused setting only means that there is nothing to propose.
+    if let Some(run) = &prediction.llama {
+        return llama_cpp(run).unwrap_or_default();
+    }
     let (Some(e), Some(settings), Some(spec)) = (
         prediction.evaluation.as_mut(),
         prediction.settings.as_ref(),
@@ -48,12 +50,7 @@ pub fn advice(log: &StartLog, prediction: &mut Prediction) -> Vec<Advice> {
         spec,
         out: Vec::new(),
     };
-    // An overflow or a refused setting only means that there is nothing to propose.
-    let _ = match engine {
-        EngineName::Vllm => a.vllm(),
-        EngineName::LlamaCpp | EngineName::IkLlamaCpp => a.llama_cpp(),
-        EngineName::SgLang | EngineName::Other => Ok(()),
-    };
+    let _ = a.vllm();
     a.out
 }
 
@@ -82,8 +79,7 @@ impl Advisor<'_> {
             self.log.reported.kv_available_gib,
             self.e.stages.as_mut_slice(),
         ) {
-            stage.pool = Bytes::from_gib(gib.max(0.0))?;
-            stage.over_budget = false;
+            stage.measured(Bytes::from_gib(gib.max(0.0))?);
         }
         let wanted = self.e.max_model_len;
         let one = Load::plain(1, wanted);
@@ -185,9 +181,9 @@ impl Advisor<'_> {
         };
         let pool = stage.kv.need(one)?.pool.gib() - lacking;
         let printed = stage.pool;
-        stage.pool = Bytes::from_gib(pool.max(0.0))?;
+        stage.measured(Bytes::from_gib(pool.max(0.0))?);
         let longest = max_context(self.e)?;
-        self.e.stages[0].pool = printed;
+        self.e.stages[0].measured(printed);
         if longest > 0 && longest < one.context && more > 0.0 {
             self.say(
                 format!("--gpu-memory-utilization {MAX_UTILIZATION:.2} --max-model-len {longest}"),
@@ -299,91 +295,81 @@ impl Advisor<'_> {
             })
             .fold(f64::INFINITY, f64::min))
     }
-
-    fn llama_cpp(&mut self) -> Result<(), PlanError> {
-        let load = self.e.load;
-        let now = buffers(self.e)?;
-        let base = self.settings;
-        let mut tries: Vec<(String, Settings, Load)> = Vec::new();
-        let f16 = |k: KvType| matches!(k, KvType::Auto | KvType::Plain(DType::F16 | DType::F32));
-        if f16(base.kv_type) {
-            // A quantised V needs flash attention.
-            let flash = if base.flash_attention == Some(true) {
-                ""
-            } else {
-                " -fa on"
-            };
-            tries.push((
-                format!("-ctk q8_0 -ctv q8_0{flash}"),
-                Settings {
-                    kv_type: KvType::Plain(DType::Q8_0),
-                    kv_type_v: Some(KvType::Plain(DType::Q8_0)),
-                    flash_attention: Some(true),
-                    ..base.clone()
-                },
-                load,
-            ));
-        }
-        if base.flash_attention == Some(false) {
-            tries.push((
-                "-fa on".to_owned(),
-                Settings {
-                    flash_attention: Some(true),
-                    ..base.clone()
-                },
-                load,
-            ));
-        }
-        if base.ubatch.is_none_or(|u| u > 256) {
-            tries.push((
-                "-ub 256".to_owned(),
-                Settings {
-                    ubatch: Some(256),
-                    ..base.clone()
-                },
-                load,
-            ));
-        }
-        let half = self.e.max_model_len / 2;
-        if half >= 1024 {
-            tries.push((
-                format!("-c {half}"),
-                Settings {
-                    max_model_len: Some(half),
-                    ..base.clone()
-                },
-                load.with_context(half),
-            ));
-        }
-        for (flag, settings, load) in tries {
-            debug_assert!(matches!(settings.engine, Engine::LlamaCpp(_)));
-            let Ok(e) = evaluate(self.spec, &self.e.deployment, &settings, &load) else {
-                continue;
-            };
-            let then = buffers(&e)?;
-            let mut parts = Vec::new();
-            for (what, a, b) in [
-                ("KV buffer", now.0, then.0),
-                ("compute buffer", now.1, then.1),
-            ] {
-                if a - b >= LEAST_GAIN_MIB {
-                    parts.push(format!("{what} {b:.0} MiB instead of {a:.0}"));
-                }
-            }
-            if !parts.is_empty() {
-                self.say(flag, parts.join(", "));
-            }
-        }
-        Ok(())
-    }
 }
 
-/// KV and compute buffers of all stages, MiB.
-fn buffers(e: &Evaluation) -> Result<(f64, f64), PlanError> {
-    let (mut kv, mut compute) = (0.0, 0.0);
-    for s in &e.stages {
-        kv += s.kv_term.bytes.mib();
-        compute += s.region(Region::Activations)?.mib() + s.region(Region::Workspace)?.mib();
+/// Smaller buffers, with the difference that each flag makes.
+fn llama_cpp(now: &LlamaRun) -> Result<Vec<Advice>, PlanError> {
+    let mut out = Vec::new();
+    // The difference of two bounds says nothing.
+    let compute = |r: &LlamaRun| -> Result<Option<f64>, PlanError> {
+        Ok(match r.compute()? {
+            Compute::Exact { mib, .. } => Some(mib),
+            Compute::Bound(..) => None,
+        })
+    };
+    let (kv, own) = (now.kv_mib()?, compute(now)?);
+    let run = &now.run;
+    let mut tries: Vec<(String, Run)> = Vec::new();
+    if matches!(run.type_k, DType::F16 | DType::F32) {
+        // A quantised V needs flash attention.
+        let flash = if run.flash_attention { "" } else { " -fa on" };
+        tries.push((
+            format!("-ctk q8_0 -ctv q8_0{flash}"),
+            Run {
+                type_k: DType::Q8_0,
+                type_v: DType::Q8_0,
+                flash_attention: true,
+                ..*run
+            },
+        ));
     }
-    Ok((kv, compute))
+    if !run.flash_attention {
+        tries.push((
+            "-fa on".to_owned(),
+            Run {
+                flash_attention: true,
+                ..*run
+            },
+        ));
+    }
+    if run.n_ubatch > 256 {
+        tries.push((
+            "-ub 256".to_owned(),
+            Run {
+                n_ubatch: 256,
+                ..*run
+            },
+        ));
+    }
+    let half = run.n_ctx / 2;
+    if half >= 1024 {
+        tries.push((
+            format!("-c {half}"),
+            Run {
+                n_ctx: half,
+                ..*run
+            },
+        ));
+    }
+    for (flag, run) in tries {
+        let then = LlamaRun { run, ..now.clone() };
+        let mut parts = Vec::new();
+        for (what, a, b) in [
+            ("KV buffer", Some(kv), Some(then.kv_mib()?)),
+            ("compute buffer", own, compute(&then)?),
+        ] {
+            if let (Some(a), Some(b)) = (a, b)
+                && a - b >= LEAST_GAIN_MIB
+            {
+                parts.push(format!("{what} {b:.0} MiB instead of {a:.0}"));
+            }
+        }
+        if !parts.is_empty() {
+            out.push(Advice {
+                flag,
+                effect: parts.join(", "),
+            });
+        }
+    }
+    Ok(out)
 }

@@ -260,11 +260,7 @@ impl Reader {
                 s.attn_max_batch = n;
             }
             "fused_moe" | "fused_up_gate" => self.ik = true,
-            "kv_unified" if value == "true" => {
-                self.log
-                    .notes
-                    .push("one KV buffer for all slots".to_owned());
-            }
+            "kv_unified" => s.kv_unified = Some(value == "true"),
             _ => return false,
         }
         true
@@ -302,7 +298,20 @@ impl Reader {
             (false, Some(b)) => Some(format!("mainline build {b}")),
             (false, None) => None,
         };
-        s.gpu_count = Some(self.cards.len() as u64);
+        // Backends other than CUDA do not list their cards in this form, but name their buffers.
+        let mut names: Vec<&str> = self
+            .compute
+            .iter()
+            .map(|(d, _)| d.as_str())
+            .filter(|d| !d.contains("Host") && *d != "CPU" && *d != "BLAS")
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        s.gpu_count = if names.is_empty() && self.compute.is_empty() {
+            (!self.cards.is_empty()).then_some(self.cards.len() as u64)
+        } else {
+            Some(names.len() as u64)
+        };
         s.gpu = match self.cards.as_slice() {
             [] => None,
             [one, rest @ ..] if rest.iter().all(|c| c == one) => Some(one.clone()),

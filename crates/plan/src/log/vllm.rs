@@ -450,6 +450,7 @@ impl Reader {
                 total - free
             ));
         }
+        r.graph_estimate_gib = self.graph_estimate_gib;
         if let Some(g) = r.kv_available_gib.filter(|g| *g < 0.0) {
             self.log
                 .notes

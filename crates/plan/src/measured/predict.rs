@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use super::card::card;
 use super::configs::Configs;
 use super::figure::Figure;
+use super::llama::{Compute, LlamaRun};
 use super::quantisation::{self, Weights};
 use super::record::Setup;
 use super::version::{EngineName, Said, read_engine};
-use crate::engine::{Engine, EngineVersion, Version};
+use crate::engine::{Engine, Version};
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
 use crate::settings::{Deployment, KvType, Load, Settings};
@@ -54,6 +55,8 @@ pub struct Prediction {
     pub settings: Option<Settings>,
     /// The model.
     pub spec: Option<ModelSpec>,
+    /// The process (llama.cpp).
+    pub llama: Option<LlamaRun>,
 }
 
 /// The model of a setup.
@@ -97,6 +100,7 @@ pub fn predict_on(
         evaluation: None,
         settings: None,
         spec: None,
+        llama: None,
     };
     // The release is a fact of the setup, known or not before the model is.
     if engine == EngineName::Vllm
@@ -320,14 +324,14 @@ fn vllm(
         Figure::Weights,
         needs(&[&no_weights]).and_then(|()| {
             let regions = [Region::Weights, Region::Adapters, Region::Draft];
-            of_regions(first.terms.iter(), &regions, Unit::Gib)
+            of_regions(first.terms.iter(), &regions)
         }),
     );
     put(
         Figure::Activation,
         needs(profile_gaps).and_then(|()| {
             let regions = [Region::Activations, Region::Workspace, Region::EncoderCache];
-            of_regions(first.terms.iter(), &regions, Unit::Gib)
+            of_regions(first.terms.iter(), &regions)
         }),
     );
     put(
@@ -337,7 +341,7 @@ fn vllm(
             if !first.terms.iter().any(|t| regions.contains(&t.region)) {
                 return Err("the engine's model has no such term yet".to_owned());
             }
-            of_regions(first.terms.iter(), &regions, Unit::Gib)
+            of_regions(first.terms.iter(), &regions)
         }),
     );
     put(Figure::KvPool, needs(pool_gaps).map(|()| pool(first)));
@@ -370,30 +374,15 @@ fn vllm(
     Ok(())
 }
 
-/// The unit of a sum of terms.
-#[derive(Clone, Copy)]
-enum Unit {
-    Gib,
-    Mib,
-}
-
-fn in_unit(b: Bytes, unit: Unit) -> f64 {
-    match unit {
-        Unit::Gib => b.gib(),
-        Unit::Mib => b.mib(),
-    }
-}
-
-/// Terms of some regions, added up; the interval is as wide as all of them together.
+/// Terms of some regions in GiB, added up; the interval is as wide as all of them together.
 fn of_regions<'a>(
     terms: impl Iterator<Item = &'a Term> + Clone,
     regions: &[Region],
-    unit: Unit,
 ) -> Result<Estimate, String> {
     let mine = terms.filter(|t| regions.contains(&t.region));
     let sum = |f: fn(&Term) -> Bytes| {
         Bytes::sum(mine.clone().map(f))
-            .map(|b| in_unit(b, unit))
+            .map(Bytes::gib)
             .map_err(|e| PlanError::from(e).to_string())
     };
     // The worst-known part speaks for the sum.
@@ -452,28 +441,6 @@ fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
     Ok(out)
 }
 
-/// llama.cpp's KV types: `K:q8_0, V:f16`, `c^KV:f16` (the fork's latent cache) or one name.
-fn llama_kv(text: Option<&String>) -> Result<(KvType, Option<KvType>), String> {
-    let Some(text) = text else {
-        return Ok((KvType::Plain(DType::F16), None));
-    };
-    let one = |t: &str| -> Result<KvType, String> {
-        t.trim()
-            .parse()
-            .map_err(|_| format!("KV cache type `{}` is not known", t.trim()))
-    };
-    let (mut k, mut v) = (None, None);
-    for part in text.split(',') {
-        match part.split_once(':') {
-            Some((name, t)) if name.trim() == "V" => v = Some(one(t)?),
-            Some((_, t)) => k = Some(one(t)?),
-            None if part.trim().eq_ignore_ascii_case("auto") => k = Some(KvType::Plain(DType::F16)),
-            None => k = Some(one(part)?),
-        }
-    }
-    Ok((k.unwrap_or(KvType::Plain(DType::F16)), v))
-}
-
 /// llama.cpp's figures.
 fn llama_cpp(
     setup: &Setup,
@@ -482,60 +449,33 @@ fn llama_cpp(
     p: &mut Prediction,
 ) -> Result<(), String> {
     let spec = loaded.spec;
-    let version = if p.engine == EngineName::IkLlamaCpp {
-        EngineVersion::Ik
-    } else {
-        EngineVersion::Mainline
-    };
-    let (k, v) = llama_kv(setup.kv_cache_dtype.as_ref())?;
-    let context = setup
-        .max_model_len
-        .ok_or("n_ctx is not given, and its default differs between builds")?;
-    let settings = Settings {
-        kv_type: k,
-        kv_type_v: v,
-        max_model_len: Some(context),
-        max_num_seqs: setup.max_num_seqs,
-        max_num_batched_tokens: setup.n_batch,
-        ubatch: setup.n_ubatch,
-        flash_attention: setup.flash_attn,
-        ..Settings::new(Engine::LlamaCpp(version))
-    };
-    let deployment = Deployment {
-        device: device.unwrap_or_else(|_| Device::unlimited()),
-        parallel: Parallel::default(),
-        in_use: Bytes::ZERO,
-    };
-    let load = Load::plain(1, context);
-    let e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
-    let first = e.stages.first().ok_or("no stage")?;
+    let run = LlamaRun::new(
+        setup,
+        &spec,
+        p.engine,
+        p.said,
+        device.as_ref().ok(),
+        &mut p.assumed,
+    )?;
     p.figures.push((
         Figure::Weights,
         Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
     ));
-    let mut kv = Bytes::ZERO;
-    for s in &e.stages {
-        kv = kv
-            .add(s.kv_term.bytes)
-            .map_err(|e| PlanError::from(e).to_string())?;
-    }
-    p.figures.push((
-        Figure::KvBuffer,
-        Ok(Estimate {
-            value: kv.mib(),
-            low: kv.mib(),
-            high: kv.mib(),
-            kind: first.kv_term.kind.name(),
-        }),
-    ));
-    let regions = [Region::Activations, Region::Workspace];
-    p.figures.push((
-        Figure::ComputeBuffer,
-        of_regions(first.terms.iter(), &regions, Unit::Mib),
-    ));
+    let kv = run.kv_mib().map_err(|e| e.to_string())?;
+    let exact = |value: f64, low: f64, high: f64| Estimate {
+        value,
+        low,
+        high,
+        kind: if low < high { "derived" } else { "exact" },
+    };
+    p.figures.push((Figure::KvBuffer, Ok(exact(kv, kv, kv))));
+    let compute = match run.compute().map_err(|e| e.to_string())? {
+        Compute::Exact { mib, low, high } => Ok(exact(mib, low, high)),
+        Compute::Bound(_, why) => Err(format!("only a bound is known: {why}")),
+    };
+    p.figures.push((Figure::ComputeBuffer, compute));
     p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());
-    p.evaluation = Some(e);
-    p.settings = Some(settings);
+    p.llama = Some(run);
     p.spec = Some(spec);
     Ok(())
 }
