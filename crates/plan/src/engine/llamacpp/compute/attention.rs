@@ -164,8 +164,14 @@ impl Builder<'_> {
             1 << dim.trailing_zeros()
         };
         let wide = dim.saturating_mul(heads);
-        let r = self.rotated(t, block, wide, windowed, value);
-        self.g.view(r, &[dim, heads, self.s.tokens])
+        let n = self.s.tokens;
+        let whole = if self.g.get(t).strided {
+            self.g.op("copy", &[dim, heads, n], &[t])
+        } else {
+            t
+        };
+        let r = self.rotated(whole, block, wide, windowed, value);
+        self.g.view(r, &[dim, heads, n])
     }
 
     fn rotated(&mut self, t: Id, block: u64, wide: u64, windowed: bool, value: bool) -> Id {

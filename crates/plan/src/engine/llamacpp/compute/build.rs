@@ -221,7 +221,11 @@ impl Builder<'_> {
             }
         };
         let wide = self.g.ne(t)[0];
-        self.g.op("picked rows", &[wide, self.s.outputs], &[t, ids])
+        let here = self.g.heap;
+        self.g.heap = self.g.heap_of_last();
+        let picked = self.g.op("picked rows", &[wide, self.s.outputs], &[t, ids]);
+        self.g.heap = here;
+        picked
     }
 
     fn layer(&mut self, x: Id, layer: &LayerSpec, last: bool) -> Result<Id, SizeOverflow> {

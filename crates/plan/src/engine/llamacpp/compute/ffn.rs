@@ -68,7 +68,7 @@ impl Builder<'_> {
                 .in_place("expert weights", &[m.top_k, rows], &[flat, sum])
         };
         let mut weights = self.g.view(weights, &[1, m.top_k, rows]);
-        if deepseek {
+        if deepseek && self.net.expert_bias {
             weights = self.g.like("expert weights", &[weights]);
         }
         let input = self.g.view(h, &[w, 1, rows]);
