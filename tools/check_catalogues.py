@@ -36,11 +36,11 @@ RATES = {"f32", "tf32", "f16", "bf16", "fp8", "fp6", "fp4", "int8", "int4"}
 LINKS = {"nvlink", "infinity-fabric", "ethernet", "pcie"}
 CONFIDENCE = {"printed", "datasheet", "derived"}
 DEVICE_FIELDS = {
-    "name": str, "aliases": list, "vendor": str, "arch": str, "compute_capability": str, "marketing_memory": str,
+    "name": str, "aliases": list, "vendor": str, "arch": str, "compute_capability": str, "multiprocessors": int, "l2_bytes": int, "marketing_memory": str,
     "driver_total_bytes": int, "usable_bytes": int, "memory_source": str, "bandwidth_bytes_per_s": int,
     "dense_flops": dict, "link": dict, "pcie": dict, "source": str, "confidence": str, "note": str,
 }
-OPTIONAL = {"compute_capability", "driver_total_bytes", "usable_bytes", "link", "pcie", "note"}
+OPTIONAL = {"compute_capability", "multiprocessors", "l2_bytes", "l2_bytes", "driver_total_bytes", "usable_bytes", "link", "pcie", "note"}
 
 # What the makers publish (model card or paper), with as many digits as they print. A count agrees when it is within
 # 1 % or rounds to the printed figure ("13B" stands for 12.5B to 13.5B).

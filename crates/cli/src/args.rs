@@ -174,7 +174,7 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub(crate) struct DeviceArgs {
-    /// Kind of device, or `auto` to look at this machine
+    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine
     #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
     pub(crate) gpu: Option<String>,
     /// How many there are; without it, the plan chooses the fewest
@@ -250,6 +250,9 @@ pub(crate) struct EngineArgs {
     /// No CUDA graphs
     #[arg(long)]
     pub(crate) enforce_eager: bool,
+    /// Keep cached prefixes where the engine would not (vLLM: models with recurrent states)
+    #[arg(long, conflicts_with = "no_enable_prefix_caching")]
+    pub(crate) enable_prefix_caching: bool,
     /// Keep no cached prefixes
     #[arg(long)]
     pub(crate) no_enable_prefix_caching: bool,
@@ -277,6 +280,12 @@ pub(crate) struct CompareArgs {
     /// The model, where the log does not name one that can be found
     #[arg(long)]
     pub(crate) model: Option<String>,
+    /// The kind of device, where the log does not show it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) gpu: Option<String>,
+    /// The engine's version, where the log does not show it
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) engine_version: Option<plimsoll_plan::Version>,
     /// One object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

@@ -24,6 +24,10 @@ pub struct Device {
     pub arch: String,
     /// CUDA compute capability, for NVIDIA: major, minor.
     pub compute_capability: Option<(u32, u32)>,
+    /// Streaming multiprocessors (AMD: compute units).
+    pub multiprocessors: Option<u64>,
+    /// Bytes of L2 cache.
+    pub l2_bytes: Option<u64>,
     /// The size on the box.
     pub marketing_memory: String,
     /// What the driver reports as total.
@@ -75,6 +79,8 @@ struct Raw {
     #[serde(default)]
     arch: String,
     compute_capability: Option<String>,
+    multiprocessors: Option<u64>,
+    l2_bytes: Option<u64>,
     marketing_memory: String,
     driver_total_bytes: u64,
     usable_bytes: Option<u64>,
@@ -127,6 +133,8 @@ impl Raw {
             vendor: self.vendor,
             arch: self.arch,
             compute_capability,
+            multiprocessors: self.multiprocessors,
+            l2_bytes: self.l2_bytes,
             marketing_memory: self.marketing_memory,
             driver_total,
             usable,
@@ -183,6 +191,8 @@ impl Device {
             vendor: "unknown".to_owned(),
             arch: String::new(),
             compute_capability: None,
+            multiprocessors: None,
+            l2_bytes: None,
             marketing_memory: usable.to_string(),
             driver_total: usable,
             usable,

@@ -7,7 +7,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::config::Config;
 use crate::quant::QuantScheme;
-use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec};
+use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Reach, Rotary};
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 use crate::{ModelError, quant};
 
@@ -57,6 +57,7 @@ impl SpecBuilder {
             quant: None,
             encoder: None,
             mtp_layers: 0,
+            rotary: Vec::new(),
             final_softcap: false,
             from_headers: false,
             notes,
@@ -310,6 +311,9 @@ impl SpecBuilder {
     /// [`ModelError`] for an unusable `quantization_config`, a model without layers, or sizes
     /// past 64 bits.
     pub fn finish(mut self, config: &Config<'_>) -> Result<ModelSpec, ModelError> {
+        if self.spec.rotary.is_empty() {
+            self.spec.rotary = rotary(&config.text()?, &self.spec)?;
+        }
         if let Some(scheme) = QuantScheme::from_config(config)? {
             quant::apply(&mut self.spec, scheme)?;
         }
@@ -336,6 +340,83 @@ impl SpecBuilder {
         }
         Ok(spec)
     }
+}
+
+/// The rotary tables that a config implies: none beside learned positions; a second one where window
+/// layers rotate at their own base; stretched by YaRN, which scales the original context.
+fn rotary(text: &Config<'_>, spec: &ModelSpec) -> Result<Vec<Rotary>, ModelError> {
+    if spec.tensors.iter().any(|t| t.role == Role::Position) {
+        return Ok(Vec::new());
+    }
+    let head = spec.layers.iter().find_map(|l| match l.mixer {
+        Mixer::Attention(a) => Some((a.k_dim, false)),
+        Mixer::Latent(a) => Some((a.rope_dim, true)),
+        Mixer::State(_) | Mixer::None => None,
+    });
+    let (Some((head, latent)), Some(mut positions)) = (head, spec.max_context) else {
+        return Ok(Vec::new());
+    };
+    let share = ["partial_rotary_factor", "rotary_pct"]
+        .iter()
+        .find_map(|k| text.float(k));
+    let dim = match (text.opt("rotary_dim")?, share) {
+        _ if latent => head,
+        (Some(n), _) => n,
+        (None, Some(share)) if (0.0..=1.0).contains(&share) => {
+            #[allow(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a share of a head size, as transformers computes it"
+            )]
+            let n = (head as f64 * share) as u64;
+            n
+        }
+        _ => head,
+    };
+    let local = Rotary { dim, positions };
+    positions = scaled_positions(text, positions)?;
+    let table = Rotary { dim, positions };
+    // Window layers that rotate at their own base have a table of their own, never scaled.
+    let windows = |l: &LayerSpec| matches!(l.mixer, Mixer::Attention(a) if a.reach != Reach::Full);
+    let two = text.has("rope_local_base_freq") && spec.layers.iter().any(windows);
+    Ok(if two { vec![table, local] } else { vec![table] })
+}
+
+/// Positions of the table under `rope_scaling`: YaRN stretches the original context, linear and dynamic
+/// scaling the trained one (vLLM `layers/rotary_embedding/`).
+fn scaled_positions(text: &Config<'_>, positions: u64) -> Result<u64, ModelError> {
+    let scaling = match text.object("rope_scaling")? {
+        Some(s) => Some(s),
+        None => text.object("rope_parameters")?,
+    };
+    // Newer configs keep one set per layer type; the full layers' is the one that is scaled.
+    let scaling = match scaling {
+        Some(s) => s.object("full_attention")?.or(Some(s)),
+        None => None,
+    };
+    let Some(s) = scaling else {
+        return Ok(positions);
+    };
+    let kind = s.str("rope_type").or_else(|| s.str("type"));
+    let base = match kind {
+        Some("yarn") => s
+            .opt("original_max_position_embeddings")?
+            .unwrap_or(positions),
+        Some("linear" | "dynamic") => positions,
+        _ => return Ok(positions),
+    };
+    let Some(factor) = s.float("factor") else {
+        return Ok(positions);
+    };
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count of positions, clamped"
+    )]
+    let stretched = (base as f64 * factor).clamp(1.0, 4.0e9) as u64;
+    Ok(stretched)
 }
 
 /// Models above this are refused as nonsense: 1 PiB, some 500 times the largest published one.

@@ -17,7 +17,11 @@ pub mod catalogue;
 mod config;
 mod error;
 pub mod families;
+pub mod gguf;
+pub mod json;
 pub mod quant;
+pub mod read_at;
+pub mod safetensors;
 mod spec;
 mod tensor;
 
@@ -26,8 +30,8 @@ pub use builder::{Conv1dSplit, attention_layer, columns, heads};
 pub use config::Config;
 pub use error::ModelError;
 pub use spec::{
-    Attention, Encoder, Ffn, LatentAttention, LayerSpec, Mixer, ModelSpec, Moe, Reach, StateKind,
-    StateSpace,
+    Attention, Encoder, Ffn, LatentAttention, LayerSpec, Mixer, ModelSpec, Moe, Reach, Rotary,
+    StateKind, StateSpace,
 };
 pub use tensor::{Axis, Linear, Role, Shard, ShardError, TensorSpec, local_kv_heads};
 

@@ -32,12 +32,23 @@ pub struct ModelSpec {
     pub encoder: Option<Encoder>,
     /// Multi-token-prediction layers in the checkpoint (loaded only when speculating).
     pub mtp_layers: u64,
+    /// Tables of rotary embeddings; empty for models with learned or no positions.
+    pub rotary: Vec<Rotary>,
     /// Set where the final logits are soft-capped, which costs a buffer in some engines.
     pub final_softcap: bool,
     /// Set where the weights were read from file headers, not computed from the config.
     pub from_headers: bool,
     /// Things the reader should know: assumptions made, fields ignored.
     pub notes: Vec<String>,
+}
+
+/// A table of sines and cosines that engines precompute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotary {
+    /// Rotated elements of a head: half are sines, half cosines.
+    pub dim: u64,
+    /// Positions in the table.
+    pub positions: u64,
 }
 
 /// One decoder layer.
@@ -182,6 +193,8 @@ pub struct Encoder {
     /// Patches (tower tokens) of one image at the largest size that the config fixes; `None` where
     /// images keep their own size.
     pub patches: Option<u64>,
+    /// Input elements of one patch: channels x patch height x width (x frames).
+    pub patch_elements: u64,
     /// Tokens that one image becomes in the text model, where fixed.
     pub tokens_per_image: Option<u64>,
 }

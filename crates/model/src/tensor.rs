@@ -146,7 +146,8 @@ pub enum ShardError {
 /// # Errors
 /// [`ShardError::KvHeads`] unless one of the two divides the other.
 pub fn local_kv_heads(heads: u64, degree: u64) -> Result<u64, ShardError> {
-    if heads == 0 || degree == 0 || (heads % degree != 0 && degree % heads != 0) {
+    if heads == 0 || degree == 0 || (!heads.is_multiple_of(degree) && !degree.is_multiple_of(heads))
+    {
         return Err(ShardError::KvHeads { heads, degree });
     }
     Ok((heads / degree).max(1))

@@ -181,7 +181,27 @@ pub fn evaluate(
     load: &Load,
 ) -> Result<Evaluation, PlanError> {
     let spec = prepared(spec, settings)?;
-    let stages = engine::check(&spec, &deployment.parallel)?;
+    evaluate_prepared(&spec, deployment, settings, load, Stop::Never)
+}
+
+/// Whether judging goes on once the answer is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Every stage is judged: the evaluation is to be shown.
+    Never,
+    /// The first stage that does not fit ends it: only the verdict counts.
+    AtNo,
+}
+
+/// As [`evaluate`], for a model that is [`prepared`] already.
+pub(crate) fn evaluate_prepared(
+    spec: &ModelSpec,
+    deployment: &Deployment,
+    settings: &Settings,
+    load: &Load,
+    stop: Stop,
+) -> Result<Evaluation, PlanError> {
+    let stages = engine::check(spec, &deployment.parallel)?;
     let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
     let share = load.with_users(users);
     let max_model_len = settings.max_model_len.unwrap_or_else(|| {
@@ -195,7 +215,7 @@ pub fn evaluate(
     let mut verdict = Verdict::Yes;
     for stage in stages {
         let context = Context {
-            spec: &spec,
+            spec,
             deployment,
             settings,
             stage: &stage,
@@ -223,7 +243,17 @@ pub fn evaluate(
             Verdict::No
         };
         verdict = verdict.min(here);
+        // Told a longest length, an engine refuses to start where one such request does not fit.
+        if let Some(len) = settings.max_model_len
+            && let Some(least) = evaluated.kv.start(len)?
+            && (evaluated.over_budget || least > evaluated.pool)
+        {
+            verdict = Verdict::No;
+        }
         out.push(evaluated);
+        if stop == Stop::AtNo && verdict == Verdict::No {
+            break;
+        }
     }
     // Block counts are the minimum over stages: all use the smallest.
     Ok(Evaluation {

@@ -77,6 +77,42 @@ impl FromStr for KvType {
     }
 }
 
+/// Which recurrent states vLLM keeps beside the running one (`--mamba-cache-mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateMode {
+    /// None.
+    None,
+    /// The last one at a block's end.
+    Align,
+    /// One at every block's end.
+    All,
+}
+
+impl fmt::Display for StateMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::None => "none",
+            Self::Align => "align",
+            Self::All => "all",
+        })
+    }
+}
+
+impl FromStr for StateMode {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.trim().to_ascii_lowercase().as_str() {
+            "none" => Ok(Self::None),
+            "align" => Ok(Self::Align),
+            "all" => Ok(Self::All),
+            _ => Err(format!(
+                "`{s}` is no state cache mode: use none, align or all"
+            )),
+        }
+    }
+}
+
 /// What the flags say about the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -106,8 +142,17 @@ pub struct Settings {
     pub kv_memory: Option<Bytes>,
     /// `--enforce-eager`: no CUDA graphs.
     pub enforce_eager: bool,
-    /// Whether cached prefixes are kept and shared.
-    pub prefix_caching: bool,
+    /// `--enable-prefix-caching`: whether cached prefixes are kept and shared; `None` for the
+    /// engine's default for the model.
+    pub prefix_caching: Option<bool>,
+    /// `--disable-hybrid-kv-cache-manager` (vLLM); `None` for its own choice.
+    pub disable_hybrid_kv_cache_manager: Option<bool>,
+    /// `--mamba-cache-mode` (vLLM), used with prefix caching; `None` for its default.
+    pub mamba_cache_mode: Option<StateMode>,
+    /// `--mamba-block-size` (vLLM).
+    pub mamba_block_size: Option<u64>,
+    /// `--mamba-ssm-cache-dtype` (vLLM); `None` for what the config says, else `dtype`.
+    pub mamba_ssm_cache_dtype: Option<DType>,
     /// Whether scheduling runs one step ahead; `None` for the engine version's default.
     pub async_scheduling: Option<bool>,
     /// Whether flash attention is used (llama.cpp); `None` for its default.
@@ -138,7 +183,11 @@ impl Settings {
             gpu_memory_utilization: None,
             kv_memory: None,
             enforce_eager: false,
-            prefix_caching: true,
+            prefix_caching: None,
+            disable_hybrid_kv_cache_manager: None,
+            mamba_cache_mode: None,
+            mamba_block_size: None,
+            mamba_ssm_cache_dtype: None,
             async_scheduling: None,
             flash_attention: None,
             kv_unified: false,

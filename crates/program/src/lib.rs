@@ -11,4 +11,4 @@ mod weights;
 
 pub use parallel::{Parallel, ParallelError, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
-pub use weights::{PackedLayout, RoleBytes, WeightRules, rank_weights};
+pub use weights::{LocalTensor, PackedLayout, RoleBytes, WeightRules, rank_tensors, rank_weights};

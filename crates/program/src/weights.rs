@@ -61,12 +61,65 @@ pub struct PackedLayout {
     pub rows: u64,
 }
 
-/// What one tensor-parallel rank of `stage` holds, by role in report order.
+/// One stored tensor's part on one rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalTensor<'a> {
+    /// The tensor.
+    pub tensor: &'a TensorSpec,
+    /// What it is here: a tied embedding that serves as head on a later stage is a head.
+    pub role: Role,
+    /// Bytes of one copy on this rank.
+    pub each: Bytes,
+    /// Copies on this rank: the experts that it holds, or 1.
+    pub copies: u64,
+}
+
+/// The parts that one tensor-parallel rank of `stage` holds, in checkpoint order.
 ///
 /// TP ranks are alike: splits are even, and KV heads replicate evenly.
 ///
 /// # Errors
 /// [`ShardError`] where the degree does not divide what it must divide.
+pub fn rank_tensors<'a>(
+    spec: &'a ModelSpec,
+    parallel: &Parallel,
+    stage: &Stage,
+    rules: &WeightRules,
+) -> Result<Vec<LocalTensor<'a>>, ShardError> {
+    let mut out = Vec::with_capacity(spec.tensors.len());
+    for tensor in spec
+        .tensors
+        .iter()
+        .filter(|t| held_by(spec, t, stage, rules))
+    {
+        out.push(LocalTensor {
+            tensor,
+            role: tensor.role,
+            each: one_copy(spec, tensor, parallel, rules)?,
+            copies: local_copies(tensor, parallel),
+        });
+    }
+    // A tied head on a later stage needs its own copy of the embedding.
+    if spec.tied_embeddings && stage.is_last() && !stage.is_first() {
+        let tables =
+            |t: &&TensorSpec| t.role == Role::Embedding && matches!(t.shard, Shard::Vocab { .. });
+        for tensor in spec.tensors.iter().filter(tables) {
+            let each = one_copy(spec, tensor, parallel, rules)?;
+            out.push(LocalTensor {
+                tensor,
+                role: Role::Head,
+                each,
+                copies: 1,
+            });
+        }
+    }
+    Ok(out)
+}
+
+/// What one tensor-parallel rank of `stage` holds, by role in report order.
+///
+/// # Errors
+/// As [`rank_tensors`].
 pub fn rank_weights(
     spec: &ModelSpec,
     parallel: &Parallel,
@@ -81,29 +134,10 @@ pub fn rank_weights(
             tensors: 0,
         })
         .collect();
-    for tensor in &spec.tensors {
-        if !held_by(spec, tensor, stage, rules) {
-            continue;
-        }
-        let copies = local_copies(tensor, parallel);
-        let bytes = one_copy(spec, tensor, parallel, rules)?.times(copies)?;
-        if let Some(row) = rows.iter_mut().find(|r| r.role == tensor.role) {
-            row.bytes = row.bytes.add(bytes)?;
-            row.tensors = row.tensors.saturating_add(copies);
-        }
-    }
-    // A tied head on a later stage needs its own copy of the embedding.
-    if spec.tied_embeddings && stage.is_last() && !stage.is_first() {
-        for tensor in spec
-            .tensors
-            .iter()
-            .filter(|t| t.role == Role::Embedding && t.shape.len() == 2)
-        {
-            let bytes = one_copy(spec, tensor, parallel, rules)?;
-            if let Some(row) = rows.iter_mut().find(|r| r.role == Role::Head) {
-                row.bytes = row.bytes.add(bytes)?;
-                row.tensors += 1;
-            }
+    for part in rank_tensors(spec, parallel, stage, rules)? {
+        if let Some(row) = rows.iter_mut().find(|r| r.role == part.role) {
+            row.bytes = row.bytes.add(part.each.times(part.copies)?)?;
+            row.tensors = row.tensors.saturating_add(part.copies);
         }
     }
     rows.retain(|r| r.tensors > 0);

@@ -275,12 +275,17 @@ fn sentence(facts: &ModelFacts, q: &Question, a: &plan::Answer) -> Result<String
                 facts.name,
                 users(a.max_users)
             ),
-            None => format!(
-                "{}: {weights} of weights and {} of KV cache for {} of {context} tokens",
-                facts.name,
-                a.ways.shared.bytes,
-                users(q.load.users)
-            ),
+            None => {
+                let mut kv = Bytes::ZERO;
+                for s in &e.stages {
+                    kv = kv.add(s.need.pool.times(p.tp)?)?;
+                }
+                format!(
+                    "{}: {weights} of weights and {kv} of KV cache for {} of {context} tokens",
+                    facts.name,
+                    users(q.load.users)
+                )
+            }
         };
         return Ok(text);
     };

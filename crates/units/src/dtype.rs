@@ -9,7 +9,8 @@ macro_rules! dtypes {
     ($( $(#[$doc:meta])* $variant:ident = $name:literal, $block:literal, $bytes:literal;)*) => {
         /// The type of stored elements.
         ///
-        /// Scalar types hold one element per block; ggml's quantised types hold 32 or 256 in a
+        /// Scalar types hold one element per block (floats below 8 bits as many as fill whole
+        /// bytes); ggml's quantised types hold 32 or 256 in a
         /// block with its scales (`ggml-common.h`). The names are those of safetensors headers
         /// for scalars and of ggml for block types, in lower case.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +58,18 @@ dtypes! {
     F8E5m2 = "f8_e5m2", 1, 1;
     /// 8-bit power-of-two scale (OCP microscaling).
     F8E8m0 = "f8_e8m0", 1, 1;
+    /// 8-bit float, 4 exponent bits, no negative zero (as some AMD hardware has it).
+    F8E4m3Fnuz = "f8_e4m3fnuz", 1, 1;
+    /// 8-bit float, 5 exponent bits, no negative zero.
+    F8E5m2Fnuz = "f8_e5m2fnuz", 1, 1;
+    /// 6-bit float, 2 exponent bits: four elements in three bytes (OCP microscaling).
+    F6E2m3 = "f6_e2m3", 4, 3;
+    /// 6-bit float, 3 exponent bits: four elements in three bytes (OCP microscaling).
+    F6E3m2 = "f6_e3m2", 4, 3;
+    /// 4-bit float: two elements in a byte (OCP microscaling).
+    F4 = "f4", 2, 1;
+    /// Complex of two singles.
+    C64 = "c64", 1, 8;
     /// Signed 64-bit integer.
     I64 = "i64", 1, 8;
     /// Unsigned 64-bit integer.
@@ -87,6 +100,10 @@ dtypes! {
     Q8_0 = "q8_0", 32, 34;
     /// ggml: 32 × 8 bits, f16 scale and sum.
     Q8_1 = "q8_1", 32, 36;
+    /// ggml: 128 × 1 bit, f16 scale.
+    Q1_0 = "q1_0", 128, 18;
+    /// ggml: 64 × 2 bits, f16 scale.
+    Q2_0 = "q2_0", 64, 18;
     /// ggml K-quant, 2 bits.
     Q2K = "q2_k", 256, 84;
     /// ggml K-quant, 3 bits.

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use plimsoll_device::Device;
 use plimsoll_model::Assume;
 use plimsoll_plan::{
-    Engine, KvType, Load, Question, Reserve, Settings, Verdict, answer, cheapest, engine,
-    rule_of_thumb,
+    Engine, KvType, Load, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer, cheapest,
+    engine, least_memory, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
@@ -19,6 +19,11 @@ use crate::load::{Loaded, load};
 use crate::output::Output;
 
 pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+    if args.method == Method::RuleOfThumb
+        && let Some(parameters) = bare_count(&args.model)
+    {
+        return thumb_of_count(&args.model, parameters, output);
+    }
     let assume = match args.assume {
         Some(AssumeArg::Gqa) => Assume::Gqa,
         None => Assume::Nothing,
@@ -28,8 +33,16 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     if args.method == Method::RuleOfThumb {
         return thumb(&model, &load, output);
     }
-    let device = the_device(args)?;
-    let settings = the_settings(&args.engine, device.as_ref());
+    let any = args.device.gpu.as_deref() == Some("any");
+    let (device, settings, others) = if any {
+        let settings = the_settings(&args.engine, plimsoll_device::devices().first());
+        let (device, others) = smallest_card(&model, &settings, &load)?;
+        (Some(device), settings, others)
+    } else {
+        let device = the_device(args)?;
+        let settings = the_settings(&args.engine, device.as_ref());
+        (device, settings, Vec::new())
+    };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
         devices: args.device.gpus,
@@ -45,6 +58,7 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     };
     let answered = answer(&model.spec, &question)?;
     let mut report = build(&facts, &model.spec, &question, &answered)?;
+    report.notes.extend(others);
     prices(args, &model, &question, &mut report)?;
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.
@@ -203,7 +217,11 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         gpu_memory_utilization: args.gpu_memory_utilization,
         kv_memory: args.kv_memory,
         enforce_eager: args.enforce_eager,
-        prefix_caching: !args.no_enable_prefix_caching,
+        prefix_caching: match (args.enable_prefix_caching, args.no_enable_prefix_caching) {
+            (_, true) => Some(false),
+            (true, false) => Some(true),
+            (false, false) => None,
+        },
         async_scheduling: args.async_scheduling,
         flash_attention: args.flash_attn,
         kv_unified: args.kv_unified,
@@ -211,6 +229,39 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         swap: args.swap_space,
         ..Settings::new(engine)
     }
+}
+
+/// How many runners-up `--gpu any` names.
+const RUNNERS_UP: usize = 5;
+
+/// The card of the catalogue with which the least memory is bought, and notes on the next ones.
+fn smallest_card(
+    model: &Loaded,
+    settings: &Settings,
+    load: &Load,
+) -> Result<(Device, Vec<String>), Failure> {
+    let devices = plimsoll_device::devices();
+    let ranked = least_memory(&model.spec, devices, settings, load, MAX_DEVICES)?;
+    let mut ranked = ranked.into_iter();
+    let Some((best, _)) = ranked.next() else {
+        return Err(Failure::new(
+            Exit::DoesNotFit,
+            "E-FIT-001",
+            format!(
+                "{} does not fit on up to {MAX_DEVICES} of any known device",
+                model.name
+            ),
+        )
+        .hint("shorten the context, or quantise weights or KV cache"));
+    };
+    let notes = ranked
+        .take(RUNNERS_UP)
+        .map(|(d, e)| {
+            let p = e.deployment.parallel;
+            format!("next larger: {} x {} ({p})", p.devices(), d.name)
+        })
+        .collect();
+    Ok((best.clone(), notes))
 }
 
 /// With prices: the cheapest deployments, as notes.
@@ -253,25 +304,54 @@ fn prices(
     Ok(())
 }
 
+/// `345M` or `175B`: a number of parameters, which is all that the hand calculation needs for weights.
+fn bare_count(text: &str) -> Option<f64> {
+    let (number, factor) = match text.strip_suffix(['M', 'm']) {
+        Some(n) => (n, 1e6),
+        None => (text.strip_suffix(['B', 'b'])?, 1e9),
+    };
+    let n: f64 = number.parse().ok()?;
+    (n.is_finite() && n > 0.0 && n < 1e9).then_some(n * factor)
+}
+
+/// Two bytes per parameter; without layers and heads there is no KV cache to compute.
+fn thumb_of_count(name: &str, parameters: f64, output: &mut Output) -> Result<ExitCode, Failure> {
+    let weights = Bytes::from_f64(parameters * 2.0).map_err(plimsoll_plan::PlanError::from)?;
+    output.line(&format!(
+        "{name} parameters by the rule of thumb\n  weights   {:>9}  2 bytes per parameter\nnote: a number of \
+         parameters says nothing of the KV cache: name a model or its config for that",
+        decimal(weights)
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Decimal units, as hand calculations write them.
+fn decimal(b: Bytes) -> String {
+    if b.gb() < 1.0 {
+        format!("{:.0} MB", b.gb() * 1000.0)
+    } else {
+        format!("{:.1} GB", b.gb())
+    }
+}
+
 /// The hand calculation, in decimal units as it is always written.
 fn thumb(model: &Loaded, load: &Load, output: &mut Output) -> Result<ExitCode, Failure> {
     let users = load.users.saturating_mul(load.sequences);
     let r = rule_of_thumb(&model.spec, users, Tokens(load.context))
         .map_err(plimsoll_plan::PlanError::from)?;
     let total = r.total().map_err(plimsoll_plan::PlanError::from)?;
-    let gb = |b: Bytes| format!("{:.1} GB", b.gb());
     output.line(&format!(
         "{} by the rule of thumb, {} users of {} tokens\n  weights   {:>9}  {} parameters in {}\n  KV cache  {:>9}  {} per token\n  overhead  {:>9}  10 % of both\n  total     {:>9}  = {:.1} GiB\nnote: this is what hand calculations give; `plan` without `--method` says what engines allocate",
         model.name,
         thousands(users),
         thousands(load.context),
-        gb(r.weights),
+        decimal(r.weights),
         thousands(model.spec.parameters().map_err(plimsoll_plan::PlanError::from)?),
         model.spec.dtype,
-        gb(r.kv),
+        decimal(r.kv),
         r.kv_per_token,
-        gb(r.overhead),
-        gb(total),
+        decimal(r.overhead),
+        decimal(total),
         total.gib(),
     ))?;
     Ok(ExitCode::SUCCESS)

@@ -92,7 +92,7 @@ pub(crate) fn decoder(text: &Config<'_>, b: &mut SpecBuilder) -> Result<Decoder,
     )?;
     let kv_heads = text.dim_or(&["num_key_value_heads", "num_kv_heads"], q_heads)?;
     let head_dim = head_dim(text, hidden, q_heads)?;
-    if q_heads % kv_heads != 0 {
+    if !q_heads.is_multiple_of(kv_heads) {
         return Err(text.reject(
             "num_key_value_heads",
             format!("expected a divisor of the {q_heads} attention heads"),
@@ -116,7 +116,7 @@ pub(crate) fn decoder(text: &Config<'_>, b: &mut SpecBuilder) -> Result<Decoder,
 pub(crate) fn head_dim(text: &Config<'_>, hidden: u64, q_heads: u64) -> Result<u64, ModelError> {
     match text.opt_any(&["head_dim", "hidden_size_per_head"])? {
         Some(n) if n > 0 => Ok(n),
-        _ if hidden % q_heads == 0 => Ok(hidden / q_heads),
+        _ if hidden.is_multiple_of(q_heads) => Ok(hidden / q_heads),
         _ => Err(text.reject(
             "hidden_size",
             format!(
@@ -167,4 +167,60 @@ pub(crate) fn tie(
     };
     b.spec().tied_embeddings = tied;
     Ok(())
+}
+
+/// Reach of every layer where `use_sliding_window` switches windows on from layer
+/// `max_window_layers` (Qwen 2 and its kin), or where `layer_types` says it.
+pub(crate) fn windows_from(text: &Config<'_>, layers: u64) -> Result<Vec<Reach>, ModelError> {
+    let window = text.opt("sliding_window")?.filter(|w| *w > 0);
+    let on = text.flag("use_sliding_window", false)?;
+    if let (Some(types), Some(w), true) = (text.strings("layer_types")?, window, on) {
+        return reaches_of(text, &types, layers, w);
+    }
+    let from = text.opt("max_window_layers")?.unwrap_or(layers);
+    Ok((0..layers)
+        .map(|i| match window {
+            Some(w) if on && i >= from => Reach::Window(w),
+            _ => Reach::Full,
+        })
+        .collect())
+}
+
+/// Reach of every layer as `layer_types` lists it.
+pub(crate) fn reaches_of(
+    text: &Config<'_>,
+    types: &[&str],
+    layers: u64,
+    window: u64,
+) -> Result<Vec<Reach>, ModelError> {
+    if types.len() as u64 != layers {
+        return Err(text.reject(
+            "layer_types",
+            format!("expected one entry for each of the {layers} layers"),
+        ));
+    }
+    types
+        .iter()
+        .map(|t| match *t {
+            "full_attention" => Ok(Reach::Full),
+            "sliding_attention" => Ok(Reach::Window(window)),
+            other => Err(text.reject(
+                "layer_types",
+                format!("`{other}` is not a kind this family has"),
+            )),
+        })
+        .collect()
+}
+
+/// Which layers have routed experts: every `decoder_sparse_step`-th, except `mlp_only_layers`.
+pub(crate) fn expert_layers(
+    text: &Config<'_>,
+    layers: u64,
+    experts: u64,
+) -> Result<Vec<bool>, ModelError> {
+    let step = text.dim_or(&["decoder_sparse_step"], 1)?;
+    let dense = text.numbers("mlp_only_layers")?.unwrap_or_default();
+    Ok((0..layers)
+        .map(|i| experts > 0 && !dense.contains(&i) && (i + 1).is_multiple_of(step))
+        .collect())
 }

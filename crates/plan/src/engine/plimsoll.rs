@@ -3,12 +3,12 @@
 
 use plimsoll_model::{Ffn, Mixer};
 use plimsoll_program::{KvRules, PackedLayout, PoolGeometry, WeightRules};
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::ideal::{state_dtype, whole_device};
 use super::{Context, EngineStage, in_use, plain_kv_dtype, weight_terms};
 use crate::error::PlanError;
-use crate::kv::{Held, LogRule, PagedGroup, PagedLaw};
+use crate::kv::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
 use crate::term::{Kind, Region, Term};
 use plimsoll_program::GroupKind;
 
@@ -71,39 +71,43 @@ fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
     let groups = geometry
         .groups
         .iter()
-        .map(|g| PagedGroup {
-            kind: g.kind,
-            layers: g.layers,
-            padding_layers: 0,
-            block_size: if g.kind == GroupKind::State {
-                1
-            } else {
-                g.slots
-            },
-            page: geometry.page,
-            rate: g.rate,
-            held: match g.kind {
-                GroupKind::Full | GroupKind::Latent => Held::PerToken,
-                GroupKind::Window(n) => Held::Capped {
-                    cap: n.saturating_sub(1),
-                    extra: 1,
-                    always_extra: false,
+        .map(|g| {
+            Ok(PagedGroup {
+                kind: g.kind,
+                own_pages: false,
+                layers: g.layers,
+                padding_layers: 0,
+                block_size: if g.kind == GroupKind::State {
+                    1
+                } else {
+                    g.slots
                 },
-                GroupKind::Chunk(n) => Held::Capped {
-                    cap: n,
-                    extra: 0,
-                    always_extra: false,
+                page: geometry.page,
+                row: g.rate.times(g.layers)?,
+                held: match g.kind {
+                    GroupKind::Full | GroupKind::Latent => Held::PerToken,
+                    GroupKind::Window(n) => Held::Capped {
+                        cap: n.saturating_sub(1),
+                        extra: 1,
+                        always_extra: false,
+                    },
+                    GroupKind::Chunk(n) => Held::Capped {
+                        cap: n,
+                        extra: 0,
+                        always_extra: false,
+                    },
+                    GroupKind::State => Held::Fixed(g.state_pages),
                 },
-                GroupKind::State => Held::Fixed(g.state_pages),
-            },
-            shares: matches!(g.kind, GroupKind::Full | GroupKind::Latent),
+                shares: matches!(g.kind, GroupKind::Full | GroupKind::Latent),
+            })
         })
-        .collect();
+        .collect::<Result<_, SizeOverflow>>()?;
     Ok(PagedLaw {
         block_bytes: geometry.page,
         null_blocks: 1,
         groups,
         log: LogRule::ConcurrencyTimesLength,
+        start: StartRule::None,
     })
 }
 

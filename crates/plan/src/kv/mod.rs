@@ -11,7 +11,7 @@ use plimsoll_program::GroupKind;
 use plimsoll_units::Bytes;
 
 pub use contiguous::{ContiguousLaw, round_to_power_of_two};
-pub use paged::{Held, LogRule, PagedGroup, PagedLaw};
+pub use paged::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
 pub use tokens::TokenLaw;
 
 use crate::error::PlanError;
@@ -33,6 +33,15 @@ pub trait KvLaw {
     /// # Errors
     /// [`PlanError::Size`] past 64 bits.
     fn capacity(&self, pool: Bytes, max_len: u64) -> Result<Capacity, PlanError>;
+
+    /// The least pool with which the engine starts at all when told to accept `max_len` tokens;
+    /// `None` where it asks for nothing.
+    ///
+    /// # Errors
+    /// [`PlanError::Size`] past 64 bits.
+    fn start(&self, _max_len: u64) -> Result<Option<Bytes>, PlanError> {
+        Ok(None)
+    }
 
     /// Memory beside the pool that depends on the load (llama.cpp's compute buffer).
     ///
@@ -96,7 +105,7 @@ pub struct GroupReport {
     pub padding_layers: u64,
     /// Tokens per block.
     pub block_size: u64,
-    /// Bytes of one layer's page.
+    /// Bytes of one layer's page; of all layers' pages together where they differ.
     pub page: Bytes,
     /// Blocks of one request of the longest length.
     pub blocks_per_request: u64,

@@ -18,6 +18,8 @@ pub struct PagedLaw {
     pub groups: Vec<PagedGroup>,
     /// How the engine prints a pool's tokens.
     pub log: LogRule,
+    /// What the engine asks of the pool before it starts.
+    pub start: StartRule,
 }
 
 /// Layers whose blocks are allotted together.
@@ -25,19 +27,22 @@ pub struct PagedLaw {
 pub struct PagedGroup {
     /// What they keep.
     pub kind: GroupKind,
+    /// Set where each layer has a page of its own size and one block is all of them together.
+    pub own_pages: bool,
     /// Layers of the model in the group.
     pub layers: u64,
     /// Padding layers that take room as if they were real.
     pub padding_layers: u64,
     /// Tokens per block.
     pub block_size: u64,
-    /// Bytes of one layer's page, its own padding included.
+    /// Bytes of one layer's page, its own padding included; where the layers' pages differ, of all
+    /// of them together.
     pub page: Bytes,
-    /// Bytes of what one token (for a state: one sequence) leaves in one layer.
-    pub rate: Bytes,
+    /// Bytes of what one token (for a state: one sequence) leaves in all layers of the group.
+    pub row: Bytes,
     /// How many blocks a sequence holds.
     pub held: Held,
-    /// Tokens per cached block that prefixes share; 0 where the group shares none.
+    /// Whether whole blocks of common prefixes are held once.
     pub shares: bool,
 }
 
@@ -68,6 +73,21 @@ pub enum LogRule {
     BlocksOverGroups,
 }
 
+/// What an engine asks of the pool before it starts, for one request of the longest length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartRule {
+    /// Nothing: it starts with any pool.
+    None,
+    /// The pages of every layer, without the padding of groups.
+    Layers,
+    /// The blocks of the first group only.
+    FirstGroup,
+    /// The blocks of all groups.
+    Groups,
+    /// The blocks of all groups, and those that hold nothing.
+    GroupsAndNull,
+}
+
 impl PagedGroup {
     /// Blocks that one sequence of `tokens` holds.
     #[must_use]
@@ -92,6 +112,15 @@ impl PagedGroup {
         }
     }
 
+    /// One page of each of the group's layers.
+    fn layer_pages(&self) -> Result<Bytes, SizeOverflow> {
+        if self.own_pages {
+            Ok(self.page)
+        } else {
+            self.page.times(self.layers)
+        }
+    }
+
     /// Tokens whose keys and values a sequence of `tokens` really needs.
     fn live_tokens(&self, tokens: u64) -> u64 {
         match self.kind {
@@ -110,7 +139,9 @@ impl PagedLaw {
     /// Blocks that one request of `tokens` holds, all groups together.
     #[must_use]
     pub fn blocks_per_request(&self, tokens: u64) -> u64 {
-        self.groups.iter().map(|g| g.blocks(tokens)).sum()
+        self.groups
+            .iter()
+            .fold(0, |sum, g| g.blocks(tokens).saturating_add(sum))
     }
 
     /// Blocks of one group for the whole load, shared ones counted once.
@@ -139,7 +170,6 @@ impl PagedLaw {
     }
 
     fn live_bytes(g: &PagedGroup, load: &Load) -> Result<Bytes, SizeOverflow> {
-        let per_layer = |tokens: u64| g.rate.times(tokens);
         let each = g.live_tokens(load.context);
         let tokens = if g.shares {
             let prompt = if load.sequences > 1 {
@@ -156,7 +186,7 @@ impl PagedLaw {
         } else {
             mul(mul(each, load.sequences)?, load.users)?
         };
-        per_layer(tokens)?.times(g.layers)
+        g.row.times(tokens)
     }
 }
 
@@ -177,6 +207,28 @@ impl KvLaw for PagedLaw {
             reserved: Bytes::ZERO,
             internal: pool.saturating_sub(live),
             external: Bytes::ZERO,
+        })
+    }
+
+    fn start(&self, max_len: u64) -> Result<Option<Bytes>, PlanError> {
+        let of = |blocks: u64| self.block_bytes.times(blocks);
+        let all = self.blocks_per_request(max_len);
+        Ok(match self.start {
+            StartRule::None => None,
+            StartRule::Layers => {
+                let mut sum = Bytes::ZERO;
+                for g in &self.groups {
+                    sum = sum.add(g.layer_pages()?.times(g.blocks(max_len))?)?;
+                }
+                Some(sum)
+            }
+            StartRule::FirstGroup => {
+                Some(of(self.groups.first().map_or(0, |g| g.blocks(max_len)))?)
+            }
+            StartRule::Groups => Some(of(all)?),
+            StartRule::GroupsAndNull => Some(of(all
+                .checked_add(self.null_blocks)
+                .ok_or(SizeOverflow)?)?),
         })
     }
 
@@ -234,15 +286,17 @@ mod tests {
             null_blocks: 1,
             groups: vec![PagedGroup {
                 kind: GroupKind::Full,
+                own_pages: false,
                 layers: 1,
                 padding_layers: 0,
                 block_size: 16,
                 page: Bytes::new(16 * 100),
-                rate: Bytes::new(100),
+                row: Bytes::new(100),
                 held: Held::PerToken,
                 shares: true,
             }],
             log: LogRule::ConcurrencyTimesLength,
+            start: StartRule::GroupsAndNull,
         }
     }
 

@@ -196,6 +196,7 @@ impl<'a> Meta<'a> {
             quant: None,
             encoder: None,
             mtp_layers: 0,
+            rotary: Vec::new(),
             final_softcap: false,
             from_headers: true,
             notes: Vec::new(),

@@ -1,6 +1,8 @@
 //! What an unset flag means, by version and card.
 //!
-//! Source: vLLM `engine/arg_utils.py` (T and R by memory and usage context), `config/cache.py`.
+//! Source: vLLM `engine/arg_utils.py` (`get_batch_defaults`,
+//! `_set_default_max_num_seqs_and_batched_tokens_args`: the API server's values), `config/cache.py`,
+//! `config/vllm.py`.
 
 use plimsoll_units::Bytes;
 
@@ -15,32 +17,82 @@ pub struct Defaults {
     pub sequences: u64,
     /// Share of total memory.
     pub gpu_memory_utilization: f64,
+    /// Whether scheduling runs one step ahead.
+    pub async_scheduling: bool,
 }
+
+/// vllm#38284: 0.92 and the graphs' memory counted, from this release on.
+const GRAPHS_COUNTED: Version = Version::new(0, 21);
+/// The largest cards take T 16,384 from here (vllm#51726; the boundary of 160 GiB as read in 0.32).
+const LARGEST_CARDS: Version = Version::new(0, 28);
+/// Async scheduling is the default in 0.17, and was not in 0.11 (the first release is not known).
+const ASYNC: Version = Version::new(0, 17);
 
 impl Defaults {
     /// Fills in what the flags leave open, as the API server does on this card.
     #[must_use]
     pub fn new(context: &Context<'_>, version: Version) -> Self {
         let settings = context.settings;
-        let device = &context.deployment.device;
-        let gib = |n: u64| Bytes::new(n << 30);
-        let a100 = device.name.starts_with("a100");
-        let (t, r) = if device.usable >= gib(160) {
-            (16_384, 1024)
-        } else if device.usable >= gib(70) && !a100 {
-            (8192, 1024)
-        } else {
-            (2048, 256)
-        };
-        let u = if version >= Version::new(0, 20) {
-            0.92
-        } else {
-            0.9
-        };
+        let (t, r) = batch(context, version);
+        let given_t = settings.max_num_batched_tokens;
+        let given_r = settings.max_num_seqs;
+        let r = given_r.unwrap_or(r);
+        // T never exceeds what R sequences of the longest length could fill, nor R exceeds T.
+        let t = given_t.unwrap_or_else(|| t.min(r.saturating_mul(context.max_model_len)).max(1));
+        let r = given_r.unwrap_or_else(|| r.min(t));
+        let u = if version >= GRAPHS_COUNTED { 0.92 } else { 0.9 };
         Self {
-            batched_tokens: settings.max_num_batched_tokens.unwrap_or(t),
-            sequences: settings.max_num_seqs.unwrap_or(r),
+            batched_tokens: t,
+            sequences: r,
             gpu_memory_utilization: settings.gpu_memory_utilization.unwrap_or(u),
+            async_scheduling: settings
+                .async_scheduling
+                .unwrap_or(version >= ASYNC && !is_cpu(context)),
+        }
+    }
+}
+
+/// T and R before limits.
+fn batch(context: &Context<'_>, version: Version) -> (u64, u64) {
+    let device = &context.deployment.device;
+    if is_cpu(context) {
+        let p = &context.deployment.parallel;
+        let ranks = p.tp.saturating_mul(p.pp);
+        return (
+            2048_u64.saturating_mul(ranks),
+            128_u64.saturating_mul(ranks),
+        );
+    }
+    let gib = |n: u64| Bytes::new(n << 30);
+    // vLLM looks for the letters in the driver's name.
+    let a100 = device
+        .aliases
+        .iter()
+        .chain([&device.name])
+        .any(|n| n.to_ascii_lowercase().contains("a100"));
+    let total = device.driver_total;
+    if version >= LARGEST_CARDS && total >= gib(160) {
+        (16_384, 1024)
+    } else if total >= gib(70) && !a100 {
+        (8192, 1024)
+    } else {
+        (2048, 256)
+    }
+}
+
+fn is_cpu(context: &Context<'_>) -> bool {
+    context.deployment.device.vendor.eq_ignore_ascii_case("cpu")
+}
+
+#[cfg(test)]
+impl Defaults {
+    /// Those of an H100.
+    pub(super) const fn for_tests() -> Self {
+        Self {
+            batched_tokens: 8192,
+            sequences: 1024,
+            gpu_memory_utilization: 0.9,
+            async_scheduling: true,
         }
     }
 }

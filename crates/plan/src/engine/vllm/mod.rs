@@ -2,21 +2,23 @@
 //!
 //! Start-up in order (`v1/worker/gpu_worker.py: determine_available_memory`): weights are loaded, a
 //! profile run measures the activation peak, graphs are estimated, and the KV cache takes the rest of
-//! `total x gpu_memory_utilization`. Each step is one module here: `weights` rules below, `profile`
+//! `total x gpu_memory_utilization`. Each step is one module here: `weights`, `profile`
 //! for activations, non-torch memory and graphs, `kv` for blocks and groups, `defaults` for what an
 //! unset flag means on a card.
 
+pub mod constants;
 mod defaults;
 mod kv;
 mod profile;
+mod weights;
 
-use plimsoll_program::WeightRules;
 use plimsoll_units::Bytes;
 
-use super::{Budget, Context, EngineStage, Version, in_use, weight_terms};
+use super::{Budget, Context, EngineStage, Version, in_use};
 use crate::error::PlanError;
 use crate::term::Term;
 
+pub use constants::{Constant, constants};
 pub use defaults::Defaults;
 
 /// The newest release whose rules were read.
@@ -26,25 +28,9 @@ pub const NEWEST: Version = Version {
     patch: 0,
 };
 
-/// Rows of the vocabulary are padded to this (`vocab_parallel_embedding.py`).
-const VOCAB_PADDING: u64 = 64;
-
 pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
     let defaults = Defaults::new(context, version);
-    let rules = WeightRules {
-        dtype: Some(super::activation_dtype(context)),
-        vocab_multiple: VOCAB_PADDING,
-        mtp: false,
-        encoder: true,
-        encoder_replicated: false,
-        keep_order_index: false,
-        packed: None,
-    };
-    let mut terms = weight_terms(
-        context,
-        &rules,
-        "vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py",
-    )?;
+    let mut terms = weights::terms(context)?;
     terms.extend(profile::terms(context, version, &defaults)?);
     let law = kv::law(context, version, &defaults)?;
     let budget = budget(context, &defaults)?;
@@ -52,7 +38,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         .into_iter()
         .chain(profile::outside(context, version)?)
         .collect();
-    let mut notes = Vec::new();
+    let mut notes = kv::notes(version);
     if version < Version::new(0, 17) {
         notes.push(format!(
             "vLLM {version} measured its activation peak differently: that term is a bound"

@@ -1,0 +1,247 @@
+//! `plimsoll accuracy`: what it reads, that predictions see no figure, and what it refuses.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+}
+
+fn accuracy(records: &Path, extra: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .arg("accuracy")
+        .arg(records)
+        .arg("--configs")
+        .arg(data("configs.jsonl"))
+        .args(extra)
+        .output()
+        .expect("the program runs")
+}
+
+fn json(records: &Path, extra: &[&str]) -> Value {
+    let mut args = vec!["--json"];
+    args.extend(extra);
+    let out = accuracy(records, &args);
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    serde_json::from_slice(&out.stdout).expect("JSON on stdout")
+}
+
+/// A file of its own in the test's temporary folder.
+fn file(name: &str, text: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, text).expect("a writable folder");
+    path
+}
+
+/// Fields of a record that were measured, or say something about it.
+const MEASURED: &[&str] = &[
+    "total_gpu_memory_gib",
+    "weights_gib_per_gpu",
+    "activation_peak_gib",
+    "non_torch_gib",
+    "cuda_graph_gib",
+    "kv_available_gib",
+    "kv_tokens",
+    "gpu_blocks",
+    "cpu_blocks",
+    "max_concurrency",
+    "weights_buffer_mib",
+    "kv_buffer_mib",
+    "kv_buffer_mib_by_device",
+    "kv_detail",
+    "compute_buffer_mib",
+    "compute_buffer_mib_by_device",
+    "model_file_size",
+    "model_params",
+    "notes",
+    "source",
+    "source_kind",
+];
+
+/// Only what was predicted, record by record.
+fn predictions(report: &Value) -> String {
+    let mut out = String::new();
+    for r in report["records"].as_array().expect("records") {
+        for (term, t) in r["terms"].as_object().expect("terms") {
+            for key in ["predicted", "low", "high", "kind", "unpredicted"] {
+                out.push_str(&format!("{} {term} {key} {}\n", r["id"], t[key]));
+            }
+        }
+        out.push_str(&format!(
+            "{} {} {}\n",
+            r["id"], r["assumed"], r["predicted_with"]
+        ));
+    }
+    out
+}
+
+#[test]
+fn predictions_see_no_figure() {
+    let whole = data("measurements.jsonl");
+    let text = std::fs::read_to_string(&whole).expect("test data");
+    let stripped: String = text
+        .lines()
+        .map(|l| {
+            let mut v: Value = serde_json::from_str(l).expect("test data");
+            let map = v.as_object_mut().expect("an object");
+            map.retain(|k, _| !MEASURED.contains(&k.as_str()));
+            format!("{v}\n")
+        })
+        .collect();
+    let bare = file("stripped.jsonl", &stripped);
+    let (a, b) = (json(&whole, &[]), json(&bare, &[]));
+    let (a, b) = (predictions(&a), predictions(&b));
+    assert!(a.contains("\"predicted\"") || a.contains(" predicted "));
+    // Figures that an engine does not have appear only where they were reported.
+    let engine_terms = |s: &str| {
+        s.lines()
+            .filter(|l| !l.contains("not a figure of"))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert_eq!(engine_terms(&a), engine_terms(&b));
+    assert!(b.len() > 1000);
+}
+
+#[test]
+fn every_record_is_judged_or_listed() {
+    let r = json(&data("measurements.jsonl"), &[]);
+    let records = r["records"].as_array().expect("records");
+    assert_eq!(records.len(), 20);
+    for (term, m) in r["terms"].as_object().expect("terms") {
+        let reported = records
+            .iter()
+            .filter(|x| x["terms"][term]["reported"].is_number())
+            .count() as u64;
+        let n = m["n"].as_u64().expect("n");
+        let none = m["unpredicted"].as_u64().expect("unpredicted");
+        assert_eq!(n + none, reported, "{term}");
+        let by: u64 = r["by_engine"]
+            .as_object()
+            .expect("by_engine")
+            .values()
+            .map(|e| e[term]["n"].as_u64().expect("n"))
+            .sum();
+        assert_eq!(by, n, "{term}");
+    }
+    for x in records {
+        for (term, t) in x["terms"].as_object().expect("terms") {
+            let told = t["predicted"].is_number() || t["unpredicted"].is_string();
+            assert!(told, "{} {term}", x["id"]);
+        }
+    }
+    let reason = |id: &str, term: &str| {
+        records
+            .iter()
+            .find(|x| x["id"] == id)
+            .and_then(|x| x["terms"][term]["unpredicted"].as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    assert!(reason("gh-55068335887-sglang-qwen25-05b", "kv_tokens").contains("SGLang"));
+    assert!(reason("gh-58849745494-llama31-8b-aqlm", "weights").contains("aqlm"));
+}
+
+#[test]
+fn failed_starts_are_judged_apart() {
+    let r = json(&data("measurements.jsonl"), &[]);
+    let starts = r["starts"]["records"].as_array().expect("starts");
+    let of = |id: &str| starts.iter().find(|s| s["id"] == id).cloned();
+    let failed = of("llmd-llama33-70b-fp8-tp1").expect("a negative budget is a failed start");
+    assert_eq!(failed["reported"], "does not fit");
+    assert_eq!(failed["predicted"], "does not fit");
+    let other = of("jgchn-openai-gpt-oss-20b-tp1pp1dp1-8192-failed").expect("marked failed");
+    assert_eq!(other["reported"], "fits");
+}
+
+#[test]
+fn old_and_unnumbered_versions_are_kept_out_and_listed() {
+    let r = json(&data("measurements.jsonl"), &["--min-version", "0.17"]);
+    let excluded: Vec<&str> = r["excluded"]
+        .as_array()
+        .expect("excluded")
+        .iter()
+        .filter_map(|e| e["id"].as_str())
+        .collect();
+    assert!(excluded.contains(&"llmd-llama31-8b-tp1"), "{excluded:?}");
+    assert!(
+        excluded.contains(&"gh-67179877961-qwen3-8b-4090"),
+        "{excluded:?}"
+    );
+    assert!(!excluded.contains(&"gh-55068335887-sglang-qwen25-05b"));
+    let all = r["records"].as_array().expect("records").len() + excluded.len();
+    assert_eq!(all, 20);
+}
+
+#[test]
+fn bad_lines_are_named() {
+    for (name, text, says) in [
+        (
+            "broken.jsonl",
+            "{\"engine\":\"vllm\",\"model\":\"m\"}\n\n{\"engine\":",
+            "line 3",
+        ),
+        ("array.jsonl", "[1,2]\n", "line 1"),
+        (
+            "typed.jsonl",
+            "{\"engine\":\"vllm\",\"model\":\"m\",\"kv_tokens\":\"many\"}",
+            "kv_tokens",
+        ),
+        ("nomodel.jsonl", "{\"engine\":\"vllm\"}", "model"),
+    ] {
+        let out = accuracy(&file(name, text), &[]);
+        assert_eq!(out.status.code(), Some(65), "{name}");
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(said.contains(says) && said.contains(name), "{said}");
+        assert!(out.stdout.is_empty());
+    }
+    let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("binary.jsonl");
+    std::fs::write(&binary, [0xff, 0xfe, 0x00, b'\n']).expect("a writable folder");
+    assert_eq!(accuracy(&binary, &[]).status.code(), Some(65));
+    assert_eq!(
+        accuracy(Path::new("/nonexistent.jsonl"), &[]).status.code(),
+        Some(4)
+    );
+}
+
+#[test]
+fn an_empty_file_gives_empty_metrics() {
+    let r = json(&file("empty.jsonl", "\n"), &[]);
+    assert_eq!(r["terms"]["weights"]["n"], 0);
+    assert!(r["terms"]["weights"]["mean_abs_pct"].is_null());
+}
+
+#[test]
+fn the_table_lists_reasons() {
+    let out = accuracy(&data("measurements.jsonl"), &[]);
+    assert!(out.status.success());
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    for part in [
+        "weights",
+        "kv_tokens",
+        "not predicted:",
+        "SGLang",
+        "starts:",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+}
+
+#[test]
+fn constants_are_listed() {
+    let out = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(["accuracy", "--constants", "--json"])
+        .output()
+        .expect("the program runs");
+    assert!(out.status.success());
+    let v: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    assert!(v["constants"].is_array());
+}

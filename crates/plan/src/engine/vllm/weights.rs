@@ -1,0 +1,306 @@
+//! "Model loading took": what torch counts as allocated once the model is loaded.
+//!
+//! More than the tensors' bytes, for three reasons, all exact:
+//! - projections that the model code fuses are one allocation (`qkv_proj`, `gate_up_proj`, the experts
+//!   of a layer in `w13` and `w2`: `model_executor/layers/linear.py`, `fused_moe/layer.py`);
+//! - the caching allocator rounds each allocation, and leaves what remains of a 2 MiB granule in the
+//!   block where it is at most 1 MiB (`c10/cuda/CUDACachingAllocator.cpp`: `round_size`,
+//!   `get_allocation_size`, `should_split`);
+//! - sines and cosines of rotary embeddings are buffers (`layers/rotary_embedding/base.py`).
+
+use std::collections::BTreeMap;
+
+use plimsoll_model::quant::QuantFormat;
+use plimsoll_model::{Axis, Role};
+use plimsoll_program::{WeightRules, rank_tensors};
+use plimsoll_units::{Bytes, SizeOverflow};
+
+use super::super::{Context, activation_dtype};
+use crate::error::PlanError;
+use crate::term::{Kind, Region, Term};
+
+/// Rows of the vocabulary are padded to this (`vocab_parallel_embedding.py`).
+const VOCAB_PADDING: u64 = 64;
+/// The allocator's smallest step.
+const SMALL_STEP: u64 = 512;
+/// From this size on, an allocation is a segment of its own, in steps of [`LARGE_STEP`].
+const OWN_SEGMENT: u64 = 10 << 20;
+/// Step of a segment of its own.
+const LARGE_STEP: u64 = 2 << 20;
+/// What remains of a segment is split off only if it is larger than this.
+const SPLIT_ABOVE: u64 = 1 << 20;
+
+/// What an allocation of `bytes` counts for.
+fn allocated(bytes: u64) -> Result<u64, SizeOverflow> {
+    let up = |step: u64| bytes.div_ceil(step).checked_mul(step).ok_or(SizeOverflow);
+    let small = up(SMALL_STEP)?;
+    if small < OWN_SEGMENT {
+        return Ok(small);
+    }
+    let segment = up(LARGE_STEP)?;
+    Ok(if segment - small <= SPLIT_ABOVE {
+        segment
+    } else {
+        small
+    })
+}
+
+/// The parameter that holds a tensor, as the pieces of its name: fused ones give the same pieces.
+fn parameter(name: &str) -> [&str; 3] {
+    const FUSED: &[(&str, &str)] = &[
+        ("q_proj.", "qkv_proj."),
+        ("k_proj.", "qkv_proj."),
+        ("v_proj.", "qkv_proj."),
+        ("gate_proj.", "gate_up_proj."),
+        ("up_proj.", "gate_up_proj."),
+        ("w1.", "w13."),
+        ("w3.", "w13."),
+        ("query.", "qkv_proj."),
+        ("key.", "qkv_proj."),
+        ("value.", "qkv_proj."),
+    ];
+    for (part, whole) in FUSED {
+        // Only at the start of a path segment: `gate_up_proj` and `kv_proj` are names of their own.
+        if let Some(at) = name.find(part)
+            && (at == 0 || name.as_bytes()[at - 1] == b'.')
+        {
+            return [&name[..at], whole, &name[at + part.len()..]];
+        }
+    }
+    [name, "", ""]
+}
+
+/// The weight terms of one rank.
+pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+    let spec = context.spec;
+    let rules = WeightRules {
+        dtype: Some(activation_dtype(context)),
+        vocab_multiple: VOCAB_PADDING,
+        mtp: false,
+        encoder: true,
+        encoder_replicated: false,
+        keep_order_index: true,
+        packed: None,
+    };
+    let parallel = &context.deployment.parallel;
+    let parts = rank_tensors(spec, parallel, context.stage, &rules)?;
+    // Role -> parameter -> bytes, and the plain sum beside it.
+    let mut parameters: BTreeMap<(Role, [&str; 3]), u64> = BTreeMap::new();
+    let mut plain: BTreeMap<Role, (u64, u64)> = BTreeMap::new();
+    for part in &parts {
+        let bytes = part.each.times(part.copies)?.get();
+        let name = parameter(&part.tensor.name);
+        let sum = parameters.entry((part.role, name)).or_default();
+        *sum = sum.checked_add(bytes).ok_or(SizeOverflow)?;
+        let row = plain.entry(part.role).or_default();
+        row.0 = row.0.checked_add(bytes).ok_or(SizeOverflow)?;
+        row.1 = row.1.saturating_add(part.copies);
+    }
+    // What remains of a granule may be given to another tensor or stay: between nothing and all of it.
+    let (mut rounding, mut most) = (0_u64, 0_u64);
+    for bytes in parameters.values() {
+        let counted = allocated(*bytes)? - bytes;
+        rounding = rounding.checked_add(counted).ok_or(SizeOverflow)?;
+        let large = if *bytes >= OWN_SEGMENT {
+            SPLIT_ABOVE
+        } else {
+            SMALL_STEP
+        };
+        most = most.checked_add(large.max(counted)).ok_or(SizeOverflow)?;
+    }
+    let from = if spec.from_headers {
+        "file headers"
+    } else {
+        "config"
+    };
+    let layers = &context.stage.layers;
+    let mut terms: Vec<Term> = Role::ALL
+        .iter()
+        .filter_map(|role| Some((role, plain.get(role)?)))
+        .map(|(role, (bytes, tensors))| {
+            Term::exact(Region::Weights, role.name(), Bytes::new(*bytes))
+                .formula(format!(
+                    "sum of {tensors} stored tensors, split over TP {}",
+                    parallel.tp
+                ))
+                .input("tensors", tensors)
+                .input("tp", parallel.tp)
+                .input("layers", format!("{}..{}", layers.start, layers.end))
+                .input("vocabulary padded to a multiple of", VOCAB_PADDING)
+                .input("read from", from)
+                .source("vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py")
+        })
+        .collect();
+    let padding = expert_padding(context)?;
+    if padding > 0 {
+        terms.push(
+            Term::exact(Region::Weights, "expert layout", Bytes::new(padding))
+                .kind(Kind::Derived)
+                .formula("mxfp4 experts as their kernel wants them, less their plain size")
+                .source(
+                    "vLLM fused_moe/oracle/mxfp4.py: mxfp4_round_up_hidden_size_and_intermediate_size; \
+                     triton_kernels layout_details/hopper_value.py, hopper_scale.py",
+                ),
+        );
+    }
+    let width = activation_dtype(context).bytes(1)?.get();
+    let mut rotary = 0_u64;
+    for table in &spec.rotary {
+        let bytes = Bytes::product([table.positions, table.dim, width])?.get();
+        rotary = rotary.checked_add(allocated(bytes)?).ok_or(SizeOverflow)?;
+    }
+    if rotary > 0 {
+        terms.push(
+            Term::exact(Region::Weights, "rotary tables", Bytes::new(rotary))
+                .kind(Kind::Derived)
+                .formula("sum over tables of positions x rotated elements x type")
+                .input("tables", spec.rotary.len())
+                .input("positions", spec.rotary.first().map_or(0, |t| t.positions))
+                .input("rotated elements", spec.rotary.first().map_or(0, |t| t.dim))
+                .source("vLLM layers/rotary_embedding/base.py: cos_sin_cache"),
+        );
+    }
+    terms.push(
+        Term::exact(Region::Weights, "allocator rounding", Bytes::new(rounding))
+            .kind(Kind::Calibrated { low: Bytes::ZERO, high: Bytes::new(most) })
+            .formula("per parameter: up to 512 B; up to 2 MiB from 10 MiB on where at most 1 MiB remains")
+            .input("parameters", parameters.len())
+            .source("c10/cuda/CUDACachingAllocator.cpp: round_size, should_split"),
+    );
+    Ok(terms)
+}
+
+/// How a card's mxfp4 kernel pads experts.
+struct ExpertLayout {
+    /// The inner size is a multiple of this.
+    inner: u64,
+    /// The hidden size is a multiple of this.
+    hidden: u64,
+    /// Bytes of a row of packed values are a multiple of this.
+    value_row: u64,
+    /// Rows of scales are a multiple of this.
+    scale_rows: u64,
+    /// Whether the scales as loaded stay allocated beside the kernel's.
+    keeps_scales: bool,
+}
+
+fn expert_layout(context: &Context<'_>) -> ExpertLayout {
+    match context.deployment.device.compute_capability {
+        // Triton's swizzled layouts (triton_kernels `hopper_value.py`, `hopper_scale.py`).
+        Some((9, _)) => ExpertLayout {
+            inner: 64,
+            hidden: 1,
+            value_row: 64,
+            scale_rows: 256,
+            keeps_scales: true,
+        },
+        // TensorRT-LLM's kernels.
+        Some((10.., _)) => ExpertLayout {
+            inner: 256,
+            hidden: 256,
+            value_row: 1,
+            scale_rows: 1,
+            keeps_scales: false,
+        },
+        // Marlin.
+        _ => ExpertLayout {
+            inner: 128,
+            hidden: 256,
+            value_row: 1,
+            scale_rows: 1,
+            keeps_scales: false,
+        },
+    }
+}
+
+/// What the layout of mxfp4 experts adds to their plain size, over all layers of the stage.
+fn expert_padding(context: &Context<'_>) -> Result<u64, PlanError> {
+    let spec = context.spec;
+    if !spec
+        .quant
+        .as_ref()
+        .is_some_and(|q| q.format == QuantFormat::Mxfp4)
+    {
+        return Ok(0);
+    }
+    let parallel = &context.deployment.parallel;
+    let layout = expert_layout(context);
+    let up = |n: u64, step: u64| n.div_ceil(step).checked_mul(step).ok_or(SizeOverflow);
+    let mut sum = 0_u64;
+    for t in spec.tensors.iter().filter(|t| t.role == Role::Experts) {
+        let (Some(l), Some(layer), Some(experts)) = (t.linear, t.layer, t.experts) else {
+            continue;
+        };
+        if !context.stage.layers.contains(&u64::from(layer)) {
+            continue;
+        }
+        let split = if parallel.expert_parallel {
+            1
+        } else {
+            parallel.tp.max(1)
+        };
+        let copies = experts.div_ceil(parallel.ep().max(1));
+        // The split dimension is the inner one: outputs of gate and up (two rows each), inputs of down.
+        let (out, inp) = match l.axis {
+            Axis::Out => (l.out / split, l.inp),
+            Axis::In => (l.out, l.inp / split),
+        };
+        let (padded_out, padded_inp) = match l.axis {
+            Axis::Out => (2 * up(out / 2, layout.inner)?, up(inp, layout.hidden)?),
+            Axis::In => (up(out, layout.hidden)?, up(inp, layout.inner)?),
+        };
+        let values =
+            Bytes::product([up(padded_inp.div_ceil(2), layout.value_row)?, padded_out])?.get();
+        let loaded_scales = Bytes::product([padded_inp.div_ceil(32), padded_out])?.get();
+        let scales = Bytes::product([padded_inp.div_ceil(32), up(padded_out, layout.scale_rows)?])?
+            .get()
+            .checked_add(if layout.keeps_scales {
+                loaded_scales
+            } else {
+                0
+            })
+            .ok_or(SizeOverflow)?;
+        let plain = Bytes::product([inp.div_ceil(2), out])?
+            .add(Bytes::product([inp.div_ceil(32), out])?)?
+            .get();
+        // Biases are kept in f32 beside the 16-bit ones counted in the inventory.
+        let bias = padded_out
+            .checked_mul(4)
+            .ok_or(SizeOverflow)?
+            .saturating_sub(out.saturating_mul(2));
+        let more = values
+            .checked_add(scales)
+            .and_then(|n| n.checked_add(bias))
+            .ok_or(SizeOverflow)?
+            .saturating_sub(plain);
+        let all = more.checked_mul(copies).ok_or(SizeOverflow)?;
+        sum = sum.checked_add(all).ok_or(SizeOverflow)?;
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_allocator_keeps_at_most_one_mebibyte() {
+        let mib = |x: f64| (x * 1_048_576.0) as u64;
+        assert_eq!(allocated(1), Ok(512));
+        assert_eq!(allocated(mib(9.0)), Ok(mib(9.0)));
+        assert_eq!(allocated(mib(259.0)), Ok(mib(260.0)));
+        assert_eq!(allocated(mib(129.5)), Ok(mib(130.0)));
+        // 1.5 MiB remain: they are split off and used by others.
+        assert_eq!(allocated(mib(24.5)), Ok(mib(24.5)));
+    }
+
+    #[test]
+    fn fused_projections_are_one_parameter() {
+        let p = |name: &str| parameter(name).concat();
+        assert_eq!(p("l.0.self_attn.k_proj.weight"), "l.0.self_attn.qkv_proj.weight");
+        assert_eq!(p("l.0.mlp.up_proj.weight"), "l.0.mlp.gate_up_proj.weight");
+        assert_eq!(p("l.0.mlp.gate_up_proj.weight"), "l.0.mlp.gate_up_proj.weight");
+        assert_eq!(p("l.0.self_attn.o_proj.weight"), "l.0.self_attn.o_proj.weight");
+        assert_eq!(p("mlp.experts.{e}.gate_proj.weight"), p("mlp.experts.{e}.up_proj.weight"));
+    }
+}

@@ -1,0 +1,130 @@
+//! Configurations of the models in a file of reports.
+
+use std::collections::BTreeMap;
+
+use plimsoll_model::catalogue;
+use serde_json::{Map, Value};
+
+use super::gguf::config_of_gguf;
+use super::record::{LineError, objects};
+
+/// Configurations by model, as one JSON object per line gives them.
+#[derive(Clone, Debug, Default)]
+pub struct Configs {
+    by_model: BTreeMap<String, Map<String, Value>>,
+}
+
+/// Fields of an entry that are about the entry, not the model.
+const ABOUT: &[&str] = &[
+    "model",
+    "same_architecture_as",
+    "source",
+    "arithmetic_check",
+    "note",
+    "gguf_metadata",
+    "rope_dim",
+    "v_head_dim_gguf",
+];
+
+/// How many `same_architecture_as` links are followed.
+const MAX_LINKS: usize = 8;
+
+impl Configs {
+    /// Reads a file with one configuration per line.
+    ///
+    /// # Errors
+    /// [`LineError`] at the first line that is no object or names no model.
+    pub fn parse(text: &str) -> Result<Self, LineError> {
+        let mut by_model = BTreeMap::new();
+        for (line, map) in objects(text)? {
+            let name = map
+                .get("model")
+                .and_then(Value::as_str)
+                .ok_or_else(|| LineError {
+                    line,
+                    reason: "`model` is missing".to_owned(),
+                })?
+                .to_owned();
+            by_model.insert(name, map);
+        }
+        Ok(Self { by_model })
+    }
+
+    /// The configuration of `model`, and what was assumed to get it.
+    ///
+    /// Fields that an entry lacks are taken from the model it says it shares its architecture
+    /// with; a model without an entry is looked up in the built-in catalogue.
+    ///
+    /// # Errors
+    /// The reason where there is none.
+    pub fn config(&self, model: &str) -> Result<(Value, Vec<String>), String> {
+        let Some(entry) = self.by_model.get(model) else {
+            let entry = catalogue::find(model)
+                .ok_or_else(|| format!("no configuration of `{model}` is given"))?;
+            return Ok((
+                entry.config.clone(),
+                vec!["configuration from the built-in catalogue".to_owned()],
+            ));
+        };
+        let mut merged = entry.clone();
+        let mut next = entry;
+        for _ in 0..MAX_LINKS {
+            let Some(other) = next
+                .get("same_architecture_as")
+                .and_then(Value::as_str)
+                .and_then(|name| self.by_model.get(name))
+            else {
+                break;
+            };
+            for (key, value) in other {
+                // Another checkpoint's weight format is not this one's.
+                if key != "quantization_config" && !merged.contains_key(key) {
+                    merged.insert(key.clone(), value.clone());
+                }
+            }
+            next = other;
+        }
+        let mut assumed = Vec::new();
+        if !merged.contains_key("model_type")
+            && !merged.contains_key("architectures")
+            && let Some(Value::Object(metadata)) = merged.get("gguf_metadata")
+        {
+            let Value::Object(from_gguf) = config_of_gguf(metadata)? else {
+                return Err("GGUF metadata gives no configuration".to_owned());
+            };
+            let vocab = merged.get("vocab_size").cloned();
+            merged = from_gguf;
+            if let Some(v) = vocab {
+                merged.entry("vocab_size").or_insert(v);
+            }
+            assumed.push("configuration from GGUF metadata".to_owned());
+        }
+        if merged.keys().all(|k| ABOUT.contains(&k.as_str())) {
+            return Err(format!("the configuration of `{model}` is empty"));
+        }
+        merged.retain(|k, _| !ABOUT.contains(&k.as_str()));
+        Ok((Value::Object(merged), assumed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_fields_come_from_the_named_twin() {
+        let c = Configs::parse(
+            "{\"model\":\"a\",\"model_type\":\"llama\",\"hidden_size\":8,\"quantization_config\":{}}\n\
+             {\"model\":\"b\",\"same_architecture_as\":\"a\",\"hidden_size\":16}\n\
+             {\"model\":\"c\",\"source\":\"nowhere\"}",
+        )
+        .expect("three objects");
+        let (b, _) = c.config("b").expect("b");
+        assert_eq!(
+            b,
+            serde_json::json!({"hidden_size": 16, "model_type": "llama"})
+        );
+        assert!(c.config("c").is_err());
+        assert!(c.config("d").is_err());
+    }
+}

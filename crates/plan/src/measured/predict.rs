@@ -1,0 +1,541 @@
+//! [`predict`]: from a setup and a configuration to the figures that the engine will print.
+
+use plimsoll_device::Device;
+use plimsoll_model::quant::{self, QuantFormat, QuantScheme};
+use plimsoll_model::{Assume, Config, Mixer, ModelSpec, Reach, from_config};
+use plimsoll_program::Parallel;
+use plimsoll_units::{Bytes, DType};
+use serde_json::{Value, json};
+
+use super::card::card;
+use super::configs::Configs;
+use super::figure::Figure;
+use super::quantisation::{self, Weights};
+use super::record::Setup;
+use super::version::{EngineName, Said, read_engine};
+use crate::engine::{Engine, EngineVersion, Version};
+use crate::error::PlanError;
+use crate::evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
+use crate::settings::{Deployment, KvType, Load, Settings};
+use crate::term::{Region, Term};
+
+/// A predicted figure with its interval, in the figure's unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// Expected.
+    pub value: f64,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// How well it is known: `exact`, `derived`, `calibrated` or `bound`.
+    pub kind: &'static str,
+}
+
+/// Everything predicted for one setup.
+pub struct Prediction {
+    /// The engine read from the setup.
+    pub engine: EngineName,
+    /// What the setup says of its version.
+    pub said: Said,
+    /// The release predicted with (vLLM).
+    pub release: Option<Version>,
+    /// The kind of attention, or `unknown model`.
+    pub attention: &'static str,
+    /// Each figure that the engine prints, or why it is not predicted.
+    pub figures: Vec<(Figure, Result<Estimate, String>)>,
+    /// Whether one request of the longest length fits, or why that is not predicted.
+    pub start: Result<Verdict, String>,
+    /// What was assumed beyond the setup's own words.
+    pub assumed: Vec<String>,
+    /// The evaluation, for questions that go further than the figures.
+    pub evaluation: Option<Evaluation>,
+    /// The settings that it was made with.
+    pub settings: Option<Settings>,
+    /// The model.
+    pub spec: Option<ModelSpec>,
+}
+
+/// The model of a setup.
+pub enum Model {
+    /// As a config.json says.
+    Config(Value),
+    /// As already read, from file headers perhaps.
+    Spec(Box<ModelSpec>),
+}
+
+/// Predicts every figure of `setup`, with the configuration that `configs` has of its model and
+/// the card that it names.
+#[must_use]
+pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
+    let (model, assumed) = match configs.config(&setup.model) {
+        Ok((json, assumed)) => (Ok(Model::Config(json)), assumed),
+        Err(reason) => (Err(reason), Vec::new()),
+    };
+    let device = card(setup.gpu.as_deref()).cloned();
+    let mut p = predict_on(setup, model, device);
+    p.assumed.splice(0..0, assumed);
+    p
+}
+
+/// As [`predict`], with model and device at hand, or why they are not.
+#[must_use]
+pub fn predict_on(
+    setup: &Setup,
+    model: Result<Model, String>,
+    device: Result<Device, String>,
+) -> Prediction {
+    let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
+    let mut p = Prediction {
+        engine,
+        said,
+        release: None,
+        attention: "unknown model",
+        figures: Vec::new(),
+        start: Err("not predicted".to_owned()),
+        assumed: Vec::new(),
+        evaluation: None,
+        settings: None,
+        spec: None,
+    };
+    // The release is a fact of the setup, known or not before the model is.
+    if engine == EngineName::Vllm
+        && let Some((version, note)) = said.vllm_release()
+    {
+        p.release = Some(version);
+        p.assumed.extend(note.map(|n| format!("version: {n}")));
+    }
+    let loaded = model.and_then(|m| load(setup, engine, m, &mut p.assumed));
+    if let Ok(m) = &loaded {
+        p.attention = attention_kind(&m.spec);
+    }
+    let result = match engine {
+        EngineName::Vllm => loaded.and_then(|m| vllm(setup, m, device, &mut p)),
+        EngineName::LlamaCpp | EngineName::IkLlamaCpp => {
+            loaded.and_then(|m| llama_cpp(setup, m, device, &mut p))
+        }
+        EngineName::SgLang => Err("engine not modelled yet (SGLang)".to_owned()),
+        EngineName::Other => Err(format!("engine `{}` is not modelled", setup.engine)),
+    };
+    if let Err(reason) = result {
+        let all = match engine {
+            EngineName::LlamaCpp | EngineName::IkLlamaCpp => Figure::LLAMA_CPP,
+            EngineName::Vllm | EngineName::SgLang | EngineName::Other => Figure::VLLM,
+        };
+        p.figures = all.iter().map(|f| (*f, Err(reason.clone()))).collect();
+        p.start = Err(reason);
+    }
+    p
+}
+
+/// What the layers of a model keep, as one word for breakdowns.
+#[must_use]
+pub fn attention_kind(spec: &ModelSpec) -> &'static str {
+    let mixers = || spec.layers.iter().map(|l| &l.mixer);
+    let state = spec.layers.iter().any(|l| l.parallel.is_some())
+        || mixers().any(|m| matches!(m, Mixer::State(_)));
+    let attention = mixers().any(|m| matches!(m, Mixer::Attention(_) | Mixer::Latent(_)));
+    let latent = mixers().any(|m| matches!(m, Mixer::Latent(_)));
+    let reaches = || {
+        mixers().filter_map(|m| match m {
+            Mixer::Attention(a) => Some(a.reach),
+            Mixer::Latent(_) | Mixer::State(_) | Mixer::None => None,
+        })
+    };
+    let limited = reaches().any(|r| r != Reach::Full);
+    let full = reaches().any(|r| r == Reach::Full);
+    match (state, attention, latent, limited, full) {
+        (true, true, ..) => "hybrid with state",
+        (true, false, ..) => "state",
+        (_, _, true, ..) => "latent (MLA)",
+        (_, _, _, true, true) => "hybrid with windows",
+        (_, _, _, true, false) => "windows",
+        _ => "full",
+    }
+}
+
+/// A model as an engine loads it.
+struct Loaded {
+    spec: ModelSpec,
+    /// Quantised while loading.
+    online: Option<QuantFormat>,
+    /// Why its weights' format is not known.
+    unknown: Option<String>,
+}
+
+fn load(
+    setup: &Setup,
+    engine: EngineName,
+    model: Model,
+    assumed: &mut Vec<String>,
+) -> Result<Loaded, String> {
+    let gguf = matches!(engine, EngineName::LlamaCpp | EngineName::IkLlamaCpp);
+    let spec = match model {
+        Model::Spec(spec) => *spec,
+        Model::Config(mut json) => {
+            // A GGUF file has its own types, whatever the checkpoint it was made from had.
+            if gguf && let Value::Object(map) = &mut json {
+                map.shift_remove("quantization_config");
+            }
+            from_config(&json, Assume::Nothing).map_err(|e| e.to_string())?
+        }
+    };
+    let mut loaded = Loaded {
+        spec,
+        online: None,
+        unknown: None,
+    };
+    if gguf {
+        return Ok(loaded);
+    }
+    let configured = loaded.spec.quant.is_some();
+    let (weights, note) =
+        quantisation::weights(configured, setup.quantization.as_deref(), &setup.model);
+    assumed.extend(note);
+    match weights {
+        Weights::AsConfigured => {}
+        Weights::Stored(q) => {
+            let json = json!({"quantization_config": q});
+            let scheme = Config::root(&json)
+                .and_then(|c| QuantScheme::from_config(&c))
+                .map_err(|e| e.to_string())?;
+            if let Some(scheme) = scheme {
+                quant::apply(&mut loaded.spec, scheme).map_err(|e| e.to_string())?;
+            }
+        }
+        Weights::Online(format) => loaded.online = Some(format),
+        Weights::Unknown(reason) => loaded.unknown = Some(reason),
+    }
+    Ok(loaded)
+}
+
+fn parallel(setup: &Setup, assumed: &mut Vec<String>) -> Result<Parallel, String> {
+    let pp = setup.pipeline_parallel.unwrap_or(1).max(1);
+    let dp = setup.data_parallel.unwrap_or(1).max(1);
+    let tp = match (setup.tensor_parallel, setup.gpu_count) {
+        (Some(tp), _) => tp,
+        (None, Some(n)) if n > 1 => {
+            let tp = n / pp / dp;
+            assumed.push(format!("TP {tp} from {n} cards"));
+            tp
+        }
+        (None, Some(_)) => 1,
+        (None, None) => return Err("neither cards nor tensor-parallel size are given".to_owned()),
+    };
+    Ok(Parallel {
+        tp: tp.max(1),
+        pp,
+        dp,
+        expert_parallel: setup.expert_parallel,
+    })
+}
+
+fn text_dtype(text: Option<&String>) -> Result<Option<DType>, String> {
+    match text.map(|t| t.trim().to_ascii_lowercase()) {
+        None => Ok(None),
+        Some(t) if t == "auto" || t.is_empty() => Ok(None),
+        Some(t) => {
+            let bare = t.trim_start_matches("torch.");
+            bare.parse()
+                .map(Some)
+                .map_err(|_| format!("dtype `{t}` is not known"))
+        }
+    }
+}
+
+fn kv_type(text: Option<&String>) -> Result<KvType, String> {
+    match text {
+        None => Ok(KvType::Auto),
+        Some(t) => t
+            .parse()
+            .map_err(|_| format!("KV cache type `{t}` is not known")),
+    }
+}
+
+/// vLLM's figures.
+fn vllm(
+    setup: &Setup,
+    loaded: Loaded,
+    device: Result<Device, String>,
+    p: &mut Prediction,
+) -> Result<(), String> {
+    let spec = loaded.spec;
+    let parallel = parallel(setup, &mut p.assumed)?;
+    let (release, unknown_release) = match p.release {
+        Some(v) => (v, None),
+        None => (
+            crate::engine::vllm::NEWEST,
+            Some(match &setup.engine_version {
+                Some(t) => format!("`{t}` names no engine version"),
+                None => "no engine version is given".to_owned(),
+            }),
+        ),
+    };
+    let settings = Settings {
+        dtype: text_dtype(setup.dtype.as_ref())?,
+        quantization: loaded.online,
+        kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
+        block_size: setup.block_size,
+        max_model_len: setup.max_model_len,
+        max_num_seqs: setup.max_num_seqs,
+        max_num_batched_tokens: setup.max_num_batched_tokens,
+        gpu_memory_utilization: setup.gpu_memory_utilization,
+        enforce_eager: setup.enforce_eager,
+        ..Settings::new(Engine::Vllm(release))
+    };
+    let deployment = Deployment {
+        device: match &device {
+            Ok(d) => d.clone(),
+            Err(_) => Device::unlimited(),
+        },
+        parallel,
+        in_use: Bytes::ZERO,
+    };
+    let context = setup.max_model_len.or(spec.max_context);
+    let load = Load::plain(1, context.unwrap_or(1));
+    let e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
+    let first = e.stages.first().ok_or("no stage")?;
+
+    // Which of the setup's gaps stand in the way of which figure.
+    let no_card = device.err();
+    let defaults_open = (setup.max_num_seqs.is_none() || setup.max_num_batched_tokens.is_none())
+        .then(|| {
+            no_card
+                .as_ref()
+                .map(|why| format!("batch sizes default by card, and {why}"))
+        })
+        .flatten();
+    let no_weights = loaded.unknown;
+    let needs = |gaps: &[&Option<String>]| -> Result<(), String> {
+        gaps.iter().find_map(|g| (*g).clone()).map_or(Ok(()), Err)
+    };
+    let profile_gaps: &[&Option<String>] = &[&unknown_release, &defaults_open];
+    let pool_gaps: &[&Option<String>] = &[&unknown_release, &no_card, &no_weights];
+    let length_gap = context
+        .is_none()
+        .then(|| "no longest length is given".to_owned());
+
+    let mut put = |f: Figure, r: Result<Estimate, String>| p.figures.push((f, r));
+    put(
+        Figure::Weights,
+        needs(&[&no_weights]).and_then(|()| {
+            let regions = [Region::Weights, Region::Adapters, Region::Draft];
+            of_regions(first.terms.iter(), &regions, Unit::Gib)
+        }),
+    );
+    put(
+        Figure::Activation,
+        needs(profile_gaps).and_then(|()| {
+            let regions = [Region::Activations, Region::Workspace, Region::EncoderCache];
+            of_regions(first.terms.iter(), &regions, Unit::Gib)
+        }),
+    );
+    put(
+        Figure::NonTorch,
+        needs(&[&unknown_release, &no_card]).and_then(|()| {
+            let regions = [Region::Driver, Region::Collectives];
+            if !first.terms.iter().any(|t| regions.contains(&t.region)) {
+                return Err("the engine's model has no such term yet".to_owned());
+            }
+            of_regions(first.terms.iter(), &regions, Unit::Gib)
+        }),
+    );
+    put(Figure::KvPool, needs(pool_gaps).map(|()| pool(first)));
+    let capacity = |pick: fn(&Capacities) -> [f64; 3]| -> Result<Estimate, String> {
+        let c = capacities(&e).map_err(|e| e.to_string())?;
+        let [value, low, high] = pick(&c);
+        Ok(Estimate {
+            value,
+            low,
+            high,
+            kind: pool(first).kind,
+        })
+    };
+    put(
+        Figure::KvTokens,
+        needs(pool_gaps).and_then(|()| capacity(|c| c.tokens)),
+    );
+    put(
+        Figure::MaxConcurrency,
+        needs(pool_gaps)
+            .and_then(|()| needs(&[&length_gap]))
+            .and_then(|()| capacity(|c| c.concurrency)),
+    );
+    p.start = needs(pool_gaps)
+        .and_then(|()| needs(&[&length_gap]))
+        .map(|()| e.verdict);
+    p.evaluation = Some(e);
+    p.settings = Some(settings);
+    p.spec = Some(spec);
+    Ok(())
+}
+
+/// The unit of a sum of terms.
+#[derive(Clone, Copy)]
+enum Unit {
+    Gib,
+    Mib,
+}
+
+fn in_unit(b: Bytes, unit: Unit) -> f64 {
+    match unit {
+        Unit::Gib => b.gib(),
+        Unit::Mib => b.mib(),
+    }
+}
+
+/// Terms of some regions, added up; the interval is as wide as all of them together.
+fn of_regions<'a>(
+    terms: impl Iterator<Item = &'a Term> + Clone,
+    regions: &[Region],
+    unit: Unit,
+) -> Result<Estimate, String> {
+    let mine = terms.filter(|t| regions.contains(&t.region));
+    let sum = |f: fn(&Term) -> Bytes| {
+        Bytes::sum(mine.clone().map(f))
+            .map(|b| in_unit(b, unit))
+            .map_err(|e| PlanError::from(e).to_string())
+    };
+    // The worst-known part speaks for the sum.
+    let kind = mine
+        .clone()
+        .map(|t| t.kind.name())
+        .max_by_key(|k| KINDS.iter().position(|x| x == k))
+        .unwrap_or(KINDS[0]);
+    Ok(Estimate {
+        value: sum(|t| t.bytes)?,
+        low: sum(Term::low)?,
+        high: sum(Term::high)?,
+        kind,
+    })
+}
+
+/// Kinds from the best known to the least.
+const KINDS: [&str; 4] = ["exact", "derived", "calibrated", "bound"];
+
+/// What is left for the KV cache. Where everything else already exceeds the budget, the engine
+/// prints a negative figure; so does this.
+fn pool(s: &StageEvaluation) -> Estimate {
+    let rest = |f: fn(&Term) -> Bytes| {
+        let used: f64 = s.terms.iter().map(|t| f(t).gib()).sum();
+        s.budget.bytes.gib() - used
+    };
+    Estimate {
+        value: rest(|t| t.bytes),
+        low: rest(Term::high),
+        high: rest(Term::low),
+        kind: s.kv_term.kind.name(),
+    }
+}
+
+/// Tokens and requests: expected, low, high.
+struct Capacities {
+    tokens: [f64; 3],
+    concurrency: [f64; 3],
+}
+
+/// All stages have the blocks of the stage that has the fewest.
+fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
+    let mut out = Capacities {
+        tokens: [f64::INFINITY; 3],
+        concurrency: [f64::INFINITY; 3],
+    };
+    for s in &e.stages {
+        for (i, pool) in [s.pool, s.pool_low, s.pool_high].into_iter().enumerate() {
+            let c = s.kv.capacity(pool, e.max_model_len)?;
+            #[allow(clippy::cast_precision_loss, reason = "a figure for comparison")]
+            let tokens = c.tokens as f64;
+            out.tokens[i] = out.tokens[i].min(tokens);
+            out.concurrency[i] = out.concurrency[i].min(c.max_concurrency);
+        }
+    }
+    Ok(out)
+}
+
+/// llama.cpp's KV types: `K:q8_0, V:f16`, `c^KV:f16` (the fork's latent cache) or one name.
+fn llama_kv(text: Option<&String>) -> Result<(KvType, Option<KvType>), String> {
+    let Some(text) = text else {
+        return Ok((KvType::Plain(DType::F16), None));
+    };
+    let one = |t: &str| -> Result<KvType, String> {
+        t.trim()
+            .parse()
+            .map_err(|_| format!("KV cache type `{}` is not known", t.trim()))
+    };
+    let (mut k, mut v) = (None, None);
+    for part in text.split(',') {
+        match part.split_once(':') {
+            Some((name, t)) if name.trim() == "V" => v = Some(one(t)?),
+            Some((_, t)) => k = Some(one(t)?),
+            None if part.trim().eq_ignore_ascii_case("auto") => k = Some(KvType::Plain(DType::F16)),
+            None => k = Some(one(part)?),
+        }
+    }
+    Ok((k.unwrap_or(KvType::Plain(DType::F16)), v))
+}
+
+/// llama.cpp's figures.
+fn llama_cpp(
+    setup: &Setup,
+    loaded: Loaded,
+    device: Result<Device, String>,
+    p: &mut Prediction,
+) -> Result<(), String> {
+    let spec = loaded.spec;
+    let version = if p.engine == EngineName::IkLlamaCpp {
+        EngineVersion::Ik
+    } else {
+        EngineVersion::Mainline
+    };
+    let (k, v) = llama_kv(setup.kv_cache_dtype.as_ref())?;
+    let context = setup
+        .max_model_len
+        .ok_or("n_ctx is not given, and its default differs between builds")?;
+    let settings = Settings {
+        kv_type: k,
+        kv_type_v: v,
+        max_model_len: Some(context),
+        max_num_seqs: setup.max_num_seqs,
+        max_num_batched_tokens: setup.n_batch,
+        ubatch: setup.n_ubatch,
+        flash_attention: setup.flash_attn,
+        ..Settings::new(Engine::LlamaCpp(version))
+    };
+    let deployment = Deployment {
+        device: device.unwrap_or_else(|_| Device::unlimited()),
+        parallel: Parallel::default(),
+        in_use: Bytes::ZERO,
+    };
+    let load = Load::plain(1, context);
+    let e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
+    let first = e.stages.first().ok_or("no stage")?;
+    p.figures.push((
+        Figure::Weights,
+        Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
+    ));
+    let mut kv = Bytes::ZERO;
+    for s in &e.stages {
+        kv = kv
+            .add(s.kv_term.bytes)
+            .map_err(|e| PlanError::from(e).to_string())?;
+    }
+    p.figures.push((
+        Figure::KvBuffer,
+        Ok(Estimate {
+            value: kv.mib(),
+            low: kv.mib(),
+            high: kv.mib(),
+            kind: first.kv_term.kind.name(),
+        }),
+    ));
+    let regions = [Region::Activations, Region::Workspace];
+    p.figures.push((
+        Figure::ComputeBuffer,
+        of_regions(first.terms.iter(), &regions, Unit::Mib),
+    ));
+    p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());
+    p.evaluation = Some(e);
+    p.settings = Some(settings);
+    p.spec = Some(spec);
+    Ok(())
+}
