@@ -17,6 +17,7 @@ mod weights;
 
 use std::ops::Range;
 
+use plimsoll_model::{LayerSpec, Mixer};
 use plimsoll_units::{Bytes, DType};
 
 pub use compute::{
@@ -205,9 +206,8 @@ fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
 }
 
 fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanError> {
-    let latent =
-        |l: &plimsoll_model::LayerSpec| matches!(l.mixer, plimsoll_model::Mixer::Latent(_));
-    if !run.type_v.is_scalar() && !run.flash_attention && !net.layers.iter().any(latent) {
+    let latent = |l: &LayerSpec| matches!(l.mixer, Mixer::Latent(_));
+    if !run.type_v.is_scalar() && !run.flash_attention {
         return Err(refused(
             version,
             format!("--cache-type-v {}", run.type_v),
@@ -222,18 +222,19 @@ fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanE
         ));
     }
     for l in &net.layers {
-        if let plimsoll_model::Mixer::Attention(a) = l.mixer {
-            for (flag, ty, row) in [
-                ("k", run.type_k, a.kv_heads.saturating_mul(a.k_dim)),
-                ("v", run.type_v, a.kv_heads.saturating_mul(a.v_dim)),
-            ] {
-                if !row.is_multiple_of(ty.block_elements()) {
-                    return Err(refused(
-                        version,
-                        format!("--cache-type-{flag} {ty}"),
-                        format!("rows of {row} elements are no whole blocks"),
-                    ));
-                }
+        let Mixer::Attention(a) = l.mixer else {
+            continue;
+        };
+        for (flag, ty, head) in [("k", run.type_k, a.k_dim), ("v", run.type_v, a.v_dim)] {
+            if !head.is_multiple_of(ty.block_elements()) {
+                return Err(refused(
+                    version,
+                    format!("--cache-type-{flag} {ty}"),
+                    format!(
+                        "its blocks of {} do not divide heads of {head} elements",
+                        ty.block_elements()
+                    ),
+                ));
             }
         }
     }
