@@ -437,11 +437,8 @@ fn graphs(
     } else {
         fitted::GRAPH_PER_LAYER
     };
-    let granule = 2 << 20;
-    let second = product(&[layers, per_layer])?
-        .div_ceil(granule)
-        .max(1)
-        .saturating_mul(granule);
+    // vLLM counts a further capture as 1 MiB at least.
+    let second = product(&[layers, per_layer])?.max(1 << 20);
     let bytes = sum(&[
         full.max(piecewise),
         product(&[sizes.saturating_sub(1), second])?,
