@@ -1,6 +1,6 @@
 //! The header of one GGUF file.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use plimsoll_units::{Bytes, DType};
 
@@ -84,7 +84,7 @@ impl Header {
         let alignment = alignment(&metadata).map_err(|problem| GgufError { offset: 0, problem })?;
 
         let mut tensors = Vec::new();
-        let mut names = HashSet::new();
+        let mut names = BTreeSet::new();
         for _ in 0..tensor_count {
             let offset = c.offset();
             let tensor = tensor(&mut c, alignment)?;

@@ -143,7 +143,7 @@ pub fn sibling_names(file: &str, split: Split) -> Result<Vec<String>, SplitError
 pub fn join(parts: Vec<(String, Header)>) -> Result<Header, SplitError> {
     let count = parts.len() as u64;
     let mut all = Header::default();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = std::collections::BTreeSet::new();
     let mut expected_tensors = None;
     for (i, (file, header)) in parts.into_iter().enumerate() {
         if count > 1 {

@@ -1,6 +1,6 @@
 //! The header of one safetensors file.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use plimsoll_units::DType;
@@ -434,7 +434,7 @@ impl<'de> Deserialize<'de> for RawHeader {
                     tensors: Vec::new(),
                     metadata: BTreeMap::new(),
                 };
-                let mut seen = HashSet::new();
+                let mut seen = BTreeSet::new();
                 while let Some(key) = map.next_key::<String>()? {
                     if !seen.insert(key.clone()) {
                         return Err(A::Error::custom(json::duplicate(&key)));
