@@ -413,7 +413,7 @@ fn unreadable_files_say_so() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = Dir::new();
     let path = dir.write("config.json", LLAMA_CONFIG);
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o0)).unwrap();
     // Root reads everything; then there is nothing to see here.
     if std::fs::read(&path).is_err() {
         assert_eq!(refused(&path).kind(), Kind::Forbidden);
