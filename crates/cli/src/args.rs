@@ -118,7 +118,7 @@ pub(crate) enum AssumeArg {
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct PlanArgs {
-    /// A built-in name, a folder, config.json, .safetensors, .gguf, or a hub id org/name[@revision]
+    /// A built-in name, a folder, config.json, .safetensors, .gguf, or a hub id org/name or org/name@revision
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
@@ -208,7 +208,7 @@ pub(crate) struct DeviceArgs {
 #[command(next_help_heading = "Engine (flags named as vLLM's)")]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct EngineArgs {
-    /// ideal, contiguous, vllm[@VERSION], llama.cpp[@ik] or plimsoll
+    /// ideal, contiguous, vllm, vllm@VERSION, llama.cpp, llama.cpp@ik or plimsoll
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<Engine>,
     /// What a contiguous server reserves

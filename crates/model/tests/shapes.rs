@@ -3,6 +3,8 @@
 //! The golden files are written by `tools/oracles/transformers_shapes.py`, which describes their
 //! format; nothing in them was typed by hand.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

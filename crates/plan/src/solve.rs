@@ -127,6 +127,9 @@ fn divisions(n: u64, spec: &ModelSpec) -> Vec<Parallel> {
     all
 }
 
+/// By TP degree and number of expert ranks: bytes of all layers before each layer.
+type LayerSums = BTreeMap<(u64, u64), Option<Vec<u64>>>;
+
 /// A model and a load, with what a search needs to know of them beforehand.
 struct Search<'a> {
     spec: Cow<'a, ModelSpec>,
@@ -140,7 +143,7 @@ struct Search<'a> {
     latent: bool,
     /// For a TP degree and number of expert ranks: bytes of all layers before each layer on one rank;
     /// `None` where the degree is not legal.
-    before: RefCell<BTreeMap<(u64, u64), Option<Vec<u64>>>>,
+    before: RefCell<LayerSums>,
 }
 
 impl<'a> Search<'a> {
