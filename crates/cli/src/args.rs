@@ -268,6 +268,18 @@ pub(crate) struct EngineArgs {
     /// Full-size cache for window layers (llama.cpp)
     #[arg(long)]
     pub(crate) swa_full: bool,
+    /// A draft model for speculative decoding: any MODEL
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) speculative_model: Option<String>,
+    /// Load the checkpoint's multi-token-prediction layers
+    #[arg(long, conflicts_with = "speculative_model")]
+    pub(crate) mtp: bool,
+    /// Slots for LoRA adapters
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) max_loras: Option<u64>,
+    /// Largest rank of a LoRA adapter
+    #[arg(long, value_name = "RANK", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) max_lora_rank: u64,
     /// Host memory for swapped KV blocks, per device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,

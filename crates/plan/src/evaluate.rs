@@ -45,6 +45,8 @@ pub struct StageEvaluation {
     pub terms: Vec<Term>,
     /// Terms outside the budget.
     pub outside: Vec<Term>,
+    /// Memory on the host that belongs to this rank; not in its device's total.
+    pub host: Vec<Term>,
     /// The KV cache or pool.
     pub kv_term: Term,
     /// What is left for the KV cache: expected, and at the ends of the intervals. Memory that the
@@ -249,7 +251,7 @@ pub(crate) fn evaluate_prepared(
         } else {
             Verdict::No
         };
-        verdict = verdict.min(here);
+        verdict = verdict.min(here).min(room(&evaluated, deployment)?);
         // Told a longest length, an engine refuses to start where one such request does not fit.
         if let Some(len) = settings.max_model_len
             && let Some(least) = evaluated.kv.start(len)?
@@ -321,6 +323,7 @@ fn judge(
         budget: engine.budget,
         terms,
         outside: engine.outside,
+        host: engine.host,
         kv_term,
         pool,
         pool_low,
@@ -332,6 +335,24 @@ fn judge(
         capacity,
         kv: engine.kv,
         notes: engine.notes,
+    })
+}
+
+/// Whether the budget and what lies outside it fit the device together: an engine with a budget rule
+/// refuses to start where less is free than it asks for.
+fn room(s: &StageEvaluation, deployment: &Deployment) -> Result<Verdict, PlanError> {
+    let device = &deployment.device;
+    if device.is_unlimited() {
+        return Ok(Verdict::Yes);
+    }
+    let with =
+        |outside: Bytes| Ok::<bool, PlanError>(s.budget.bytes.add(outside)? <= device.usable);
+    Ok(if with(Bytes::sum(s.outside.iter().map(Term::high))?)? {
+        Verdict::Yes
+    } else if with(Bytes::sum(s.outside.iter().map(Term::low))?)? {
+        Verdict::Tight
+    } else {
+        Verdict::No
     })
 }
 

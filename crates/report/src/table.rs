@@ -244,6 +244,15 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
     for line in t.to_string().lines() {
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    for t in &rank.host_terms {
+        let _ = writeln!(
+            out,
+            "on the host: {} {}, {}",
+            t.name,
+            short_bytes(t.bytes),
+            t.kind
+        );
+    }
     if let Some(b) = rank.budget_bytes {
         let _ = writeln!(out, "budget {} = {}", short_bytes(b), rank.budget_formula);
     }
