@@ -3,9 +3,9 @@
 //! The golden files are written by `tools/oracles/transformers_shapes.py`, which describes their
 //! format; nothing in them was typed by hand.
 
-mod inventory;
-
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod inventory;
 
 use inventory::{differences, expected, golden_files, inventory, read};
 use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, Role, from_config};
