@@ -8,12 +8,13 @@ disk. llama.cpp's `no_alloc` path then reports model, KV, recurrent, compute and
 Usage
     llamacpp_memory.py build --source LLAMA_CPP_TREE --out DIR      configure and build libllama (CPU) and the probe
     llamacpp_memory.py run   --out DIR --commit HASH > crates/plan/tests/golden/llamacpp.jsonl
+    llamacpp_memory.py random --out DIR --commit HASH --seed 23 --count 120 > crates/plan/tests/golden/llamacpp_random.jsonl
     llamacpp_memory.py one   --out DIR --case NAME [--peak] [--nodes] [-- extra probe flags]
 
 Needs Python 3.9 and nothing else; cmake, ninja and a C++ compiler for `build`. No network, no model is run.
 Every case is asked twice: on the CPU alone, and with one pretend accelerator (see llamacpp_probe.cpp) all layers offloaded.
 """
-import argparse, json, os, shutil, struct, subprocess, sys, tempfile
+import argparse, json, os, random, shutil, struct, subprocess, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -388,8 +389,15 @@ def total(m):
 
 def run(a):
     known = {}
+    if a.what == "random":
+        random_cases(a.seed, a.count)
     for name, model, o in CASES:
         meta, tensors = MODELS[model]()
+        if a.what == "random":  # some combinations are refused by llama.cpp itself, e.g. heads that a block does not divide
+            try:
+                probe(a.out, model, o, 0)
+            except SystemExit:
+                continue
         row = {"case": name, "llama_cpp_commit": a.commit, "model": model}
         if model not in known:  # the header once per model: later lines of the same model refer to it by name
             row["gguf_metadata"], row["tensors"] = meta, compact(tensors)
@@ -406,6 +414,74 @@ def run(a):
         assert abs(row["output_bytes"] / 2**20 - row["output_mib_printed"]) <= 0.00501, name
         print(json.dumps(row, separators=(",", ":")))
         sys.stdout.flush()
+
+
+def random_model(r):
+    """A model of random shape, of an architecture that has a graph in crates/plan: nobody fitted anything to it."""
+    kind = r.choice(("llama", "mixtral", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "gemma4", "phi3", "granite", "gpt2", "gptneox", "gpt-oss",
+                     "qwen3next", "deepseek2", "deepseek2-lite"))
+    head, kv = r.choice((64, 64, 96, 128, 128, 256)), r.choice((1, 2, 4, 8))
+    heads, layers = kv * r.choice((1, 2, 4, 7, 8)), r.choice((1, 2, 3, 5, 9, 14, 22))
+    width, ff, vocab = r.choice((512, 1024, 1536, 2048, 4096, 5120)), r.choice((1024, 2816, 5632, 8192, 14336)), r.choice((32000, 49155, 50257, 128256))
+    ff_exp, experts, used = r.choice((256, 512, 1024)), r.choice((4, 8, 16, 60)), r.choice((1, 2, 4))
+    window, q_rank = r.choice((128, 512, 1024, 4096)), r.choice((768, 1536))
+    c = dict(layers=layers, width=width, heads=heads, kv=kv, ctx=32768, vocab=vocab, ff=ff, head=head)
+    e = dict(experts=experts, used=used)
+    if kind == "llama":
+        return decoder(kind, **c)
+    if kind == "mixtral":
+        return decoder("llama", **e, ff_exp=ff, **c)
+    if kind == "qwen2":
+        return decoder(kind, qkv_bias=True, **c)
+    if kind == "qwen3":
+        return decoder(kind, qk_norm=True, tied=True, **c)
+    if kind == "qwen3moe":
+        return decoder(kind, qk_norm=True, **e, ff_exp=ff_exp, **c)
+    if kind == "gemma2":
+        return decoder(kind, tied=True, post_norms=True, **c,
+                       extra=dict(attention__sliding_window=window, attn_logit_softcapping=50.0, final_logit_softcapping=30.0))
+    if kind == "gemma3":
+        return decoder(kind, tied=True, post_norms=True, qk_norm=True, extra=dict(attention__sliding_window=window), **c)
+    if kind == "gemma4":
+        return gemma4(layers=-(-layers // 6) * 6, pattern=6, width=width, heads=heads, kv=kv, kv_full=1, head=head, head_full=2 * head, ctx=32768, vocab=vocab,
+                      ff=ff, window=window)
+    if kind == "phi3":
+        return decoder(kind, fused_qkv=True, fused_ffn=True, extra=dict(rope__dimension_count=head, attention__sliding_window=2047),
+                       **dict(c, kv=heads, width=heads * head, head=None))
+    if kind == "granite":
+        return decoder(kind, tied=True, **c, extra=dict(logit_scale=16.0, residual_scale=0.22, embedding_scale=12.0, attention__scale=0.0078125))
+    if kind in ("gpt2", "gptneox"):
+        more = dict(use_parallel_residual=True, rope__dimension_count=head // 4) if kind == "gptneox" else {}
+        return classic(kind, layers=layers, width=heads * head, heads=heads, ctx=2048, vocab=vocab, ff=ff, tied=kind == "gpt2", positions=kind == "gpt2", extra=more)
+    if kind == "gpt-oss":
+        return gpt_oss(layers=layers, width=width, heads=heads, kv=kv, head=head, ctx=32768, vocab=vocab, **e, ff_exp=ff_exp, window=window)
+    if kind == "qwen3next":
+        return qwen3next(layers=-(-layers // 4) * 4, width=width, heads=heads, kv=kv, head=256, ctx=32768, vocab=vocab, **e, ff_exp=ff_exp, ff_shared=ff_exp,
+                         k_heads=8, v_heads=r.choice((8, 16, 32)), state=128, conv=4)
+    lite = kind == "deepseek2-lite"
+    m, t = deepseek2(layers=27 if lite else layers + 1, dense=1, width=width, heads=heads * 2, ctx=32768, vocab=vocab, ff=ff, q_rank=q_rank, kv_rank=512,
+                     nope=128, rope=64, v=128, **e, shared=2, ff_exp=ff_exp, w="Q8_0")
+    if lite:  # V2-Lite: queries are not compressed, experts are chosen by plain probabilities; 27 layers are how llama.cpp knows it
+        del m["deepseek2.attention.q_lora_rank"]
+        m.update({"deepseek2.expert_gating_func": 1, "deepseek2.expert_weights_norm": False, "deepseek2.expert_weights_scale": 1.0})
+        t = [(n.replace("attn_q_b", "attn_q"), k, [width, d[1]] if "attn_q_b" in n else d) for n, k, d in t if "attn_q_a" not in n and "exp_probs_b" not in n]
+    return m, t
+
+
+def random_cases(seed, count):
+    r = random.Random(seed)
+    CASES.clear()
+    for i in range(count):
+        if i % 3 == 0:
+            model = f"random-{i}"
+            made = random_model(r)
+            MODELS[model] = lambda made=made: made
+        quantised, flash, slots = r.random() < 0.35, r.random() < 0.6, r.choice((1, 1, 1, 2, 3, 4, 7, 8))
+        k = r.choice(("q8_0", "q4_0")) if quantised else "f16"
+        v = "f16" if not (quantised and flash) else k if made[0]["general.architecture"] == "deepseek2" else r.choice(("q8_0", "q4_0", "f16"))
+        case(model, n_ctx=r.choice((256, 512, 700, 2048, 4096, 5000, 8192, 16384, 30000, 65536)), n_parallel=slots, kv_unified=r.random() < 0.4,
+             n_ubatch=r.choice((64, 128, 256, 512, 512, 512, 1024, 2048)), n_batch=r.choice((512, 2048, 2048, 4096)), flash_attn=flash, type_k=k, type_v=v,
+             swa_full=r.random() < 0.2, n_outputs_max=slots if r.random() < 0.5 else 0, n_gpus=r.choice((1, 1, 1, 2, 3, 4)), fa_f16_copy=r.random() < 0.3)
 
 
 def one(a):
@@ -435,6 +511,8 @@ def main():
     s = p.add_subparsers(dest="what", required=True)
     q = s.add_parser("build"); q.add_argument("--source", required=True); q.add_argument("--out", required=True)
     q = s.add_parser("run"); q.add_argument("--out", required=True); q.add_argument("--commit", required=True)
+    q = s.add_parser("random"); q.add_argument("--out", required=True); q.add_argument("--commit", required=True)
+    q.add_argument("--seed", type=int, required=True); q.add_argument("--count", type=int, required=True)
     q = s.add_parser("one"); q.add_argument("--out", required=True); q.add_argument("--case", required=True)
     q.add_argument("--peak", action="store_true"); q.add_argument("--nodes", action="store_true"); q.add_argument("extra", nargs="*")
     s.add_parser("list")
@@ -442,7 +520,7 @@ def main():
     if a.what == "list":
         print("\n".join(n for n, _, _ in CASES))
     else:
-        {"build": build, "run": run, "one": one}[a.what](a)
+        {"build": build, "run": run, "random": run, "one": one}[a.what](a)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ pub(crate) enum AssumeArg {
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct PlanArgs {
-    /// A built-in name, a folder, config.json, .safetensors, .gguf, or a hub id org/name[@revision]
+    /// A built-in name, a folder, config.json, .safetensors, .gguf, or a hub id org/name or org/name@revision
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
@@ -174,7 +174,7 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub(crate) struct DeviceArgs {
-    /// Kind of device, or `auto` to look at this machine
+    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine
     #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
     pub(crate) gpu: Option<String>,
     /// How many there are; without it, the plan chooses the fewest
@@ -208,7 +208,7 @@ pub(crate) struct DeviceArgs {
 #[command(next_help_heading = "Engine (flags named as vLLM's)")]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct EngineArgs {
-    /// ideal, contiguous, vllm[@VERSION], llama.cpp[@ik] or plimsoll
+    /// ideal, contiguous, vllm, vllm@VERSION, llama.cpp, llama.cpp@ik or plimsoll
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<Engine>,
     /// What a contiguous server reserves
@@ -268,6 +268,18 @@ pub(crate) struct EngineArgs {
     /// Full-size cache for window layers (llama.cpp)
     #[arg(long)]
     pub(crate) swa_full: bool,
+    /// A draft model for speculative decoding: any MODEL
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) speculative_model: Option<String>,
+    /// Load the checkpoint's multi-token-prediction layers
+    #[arg(long, conflicts_with = "speculative_model")]
+    pub(crate) mtp: bool,
+    /// Slots for LoRA adapters
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) max_loras: Option<u64>,
+    /// Largest rank of a LoRA adapter
+    #[arg(long, value_name = "RANK", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) max_lora_rank: u64,
     /// Host memory for swapped KV blocks, per device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
@@ -280,6 +292,12 @@ pub(crate) struct CompareArgs {
     /// The model, where the log does not name one that can be found
     #[arg(long)]
     pub(crate) model: Option<String>,
+    /// The kind of device, where the log does not show it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) gpu: Option<String>,
+    /// The engine's version, where the log does not show it
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) engine_version: Option<plimsoll_plan::Version>,
     /// One object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,6 +1,7 @@
-//! From a MODEL argument to a spec.
+//! From a MODEL argument to a spec: `plimsoll-host` finds and reads, this gives its errors a code.
 
-use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
+use plimsoll_host::{Env, HostError, Kind, LoadOptions, locate};
+use plimsoll_model::{Assume, ModelSpec, catalogue};
 
 use crate::error::{Exit, Failure};
 
@@ -11,17 +12,8 @@ pub(crate) struct Loaded {
     pub(crate) spec: ModelSpec,
 }
 
-pub(crate) fn load(model: &str, assume: Assume, _offline: bool) -> Result<Loaded, Failure> {
-    let entry = catalogue::find(model);
-    if let Some(entry) = entry {
-        let spec = from_config(&entry.config, assume)
-            .map_err(|e| Failure::new(Exit::Corrupt, "E-MODEL-001", format!("{model}: {e}")))?;
-        return Ok(Loaded {
-            name: model.to_owned(),
-            read_from: format!("built-in catalogue ({})", entry.source),
-            spec,
-        });
-    }
+/// Finds and reads `model`.
+pub(crate) fn load(model: &str, assume: Assume, offline: bool) -> Result<Loaded, Failure> {
     if catalogue::is_unpublished(model) {
         return Err(Failure::new(
             Exit::NotFound,
@@ -31,15 +23,40 @@ pub(crate) fn load(model: &str, assume: Assume, _offline: bool) -> Result<Loaded
         .why("a plan needs layers, heads and sizes, and guesses nothing")
         .hint("plan a model of known shape; `plimsoll models list` shows the built-in ones"));
     }
-    let text = std::fs::read_to_string(model)
-        .map_err(|e| Failure::new(Exit::NotFound, "E-MODEL-004", format!("{model}: {e}")))?;
-    let json: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Failure::new(Exit::Corrupt, "E-MODEL-001", format!("{model}: {e}")))?;
-    let spec = from_config(&json, assume)
-        .map_err(|e| Failure::new(Exit::Corrupt, "E-MODEL-001", format!("{model}: {e}")))?;
+    let mut options = LoadOptions::new(Env::process());
+    options.assume = assume;
+    options.offline = offline;
+    let reference = locate(model).map_err(|e| failure(&e))?;
+    let loaded = plimsoll_host::load(&reference, &options).map_err(|e| failure(&e))?;
     Ok(Loaded {
         name: model.to_owned(),
-        read_from: model.to_owned(),
-        spec,
+        read_from: loaded.origin,
+        spec: loaded.spec,
     })
+}
+
+/// What, where, why and next step, with the exit code of its kind.
+fn failure(e: &HostError) -> Failure {
+    let (exit, code) = match e.kind() {
+        Kind::NotFound => (Exit::NotFound, "E-MODEL-004"),
+        Kind::Forbidden => (Exit::NotFound, "E-MODEL-005"),
+        Kind::Offline => (Exit::Offline, "E-HUB-001"),
+        Kind::Corrupt => (Exit::Corrupt, "E-MODEL-001"),
+        Kind::Temporary => (Exit::Temporary, "E-HUB-002"),
+        Kind::Io => (Exit::Failure, "E-IO-003"),
+        Kind::Usage => (Exit::Usage, "E-USAGE-001"),
+    };
+    let what = if e.place.is_empty() {
+        e.what.clone()
+    } else {
+        format!("{}: {}", e.place, e.what)
+    };
+    let mut failure = Failure::new(exit, code, what);
+    if !e.why.is_empty() {
+        failure = failure.why(e.why.clone());
+    }
+    if !e.next.is_empty() {
+        failure = failure.hint(e.next.clone());
+    }
+    failure
 }

@@ -244,4 +244,14 @@ fn constants_are_listed() {
     assert!(out.status.success());
     let v: Value = serde_json::from_slice(&out.stdout).expect("JSON");
     assert!(v["constants"].is_array());
+    // With reports at hand, each constant is judged on those that show its term.
+    let v = json(&data("measurements.jsonl"), &["--constants"]);
+    for c in v["constants"].as_array().expect("constants") {
+        let records = c["records"].as_array().expect("records");
+        assert_eq!(
+            records.is_empty(),
+            c["in_sample_error_pct"].is_null(),
+            "{c}"
+        );
+    }
 }

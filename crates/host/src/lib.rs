@@ -1,1 +1,30 @@
-//! Placeholder.
+//! The machine under a plan: model files, the hub, accelerators, memory limits.
+//!
+//! The only crate below the binary that opens files, sockets, libraries or the environment.
+//! Promises:
+//!
+//! - a MODEL argument becomes a spec, or one [`HostError`] with what, where, why and next step;
+//! - of weights, only headers are read (`pread` or HTTP ranges, never a map); pickle is refused;
+//! - hostile files and servers cost bounded time, memory and traffic, and never a panic;
+//! - with `HF_HUB_OFFLINE` or `offline` no socket is opened; a token goes to the hub's own host
+//!   only and into no message;
+//! - what is not there (no GPU, no cgroup) is an empty answer, not an error.
+//!
+//! The environment is a value ([`Env`]) and every root path can be replaced, so that tests need
+//! no machine of a certain kind.
+
+mod env;
+mod error;
+mod file;
+pub mod gpu;
+pub mod hub;
+mod load;
+mod locate;
+pub mod memory;
+mod nvml;
+
+pub use env::Env;
+pub use error::{HostError, Kind};
+pub use file::{FileSource, read_config};
+pub use load::{HeaderKind, LoadOptions, Loaded, StoredFile, load};
+pub use locate::{ModelRef, locate};

@@ -45,6 +45,8 @@ pub struct StageEvaluation {
     pub terms: Vec<Term>,
     /// Terms outside the budget.
     pub outside: Vec<Term>,
+    /// Memory on the host that belongs to this rank; not in its device's total.
+    pub host: Vec<Term>,
     /// The KV cache or pool.
     pub kv_term: Term,
     /// What is left for the KV cache: expected, and at the ends of the intervals. Memory that the
@@ -105,6 +107,13 @@ impl StageEvaluation {
             .chain(&self.outside)
             .chain([&self.kv_term]);
         Ok(total(terms.filter(|t| t.region == region))?)
+    }
+
+    /// The same rank with a cache of `pool` bytes, whatever the budget says: a measured one.
+    pub(crate) const fn measured(&mut self, pool: Bytes) {
+        self.pool = pool;
+        self.room = pool;
+        self.over_budget = false;
     }
 
     /// Whether `room` bytes carry `load`: its cache and what it takes beside.
@@ -181,7 +190,27 @@ pub fn evaluate(
     load: &Load,
 ) -> Result<Evaluation, PlanError> {
     let spec = prepared(spec, settings)?;
-    let stages = engine::check(&spec, &deployment.parallel)?;
+    evaluate_prepared(&spec, deployment, settings, load, Stop::Never)
+}
+
+/// Whether judging goes on once the answer is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Every stage is judged: the evaluation is to be shown.
+    Never,
+    /// The first stage that does not fit ends it: only the verdict counts.
+    AtNo,
+}
+
+/// As [`evaluate`], for a model that is [`prepared`] already.
+pub(crate) fn evaluate_prepared(
+    spec: &ModelSpec,
+    deployment: &Deployment,
+    settings: &Settings,
+    load: &Load,
+    stop: Stop,
+) -> Result<Evaluation, PlanError> {
+    let stages = engine::check(spec, &deployment.parallel)?;
     let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
     let share = load.with_users(users);
     let max_model_len = settings.max_model_len.unwrap_or_else(|| {
@@ -195,7 +224,7 @@ pub fn evaluate(
     let mut verdict = Verdict::Yes;
     for stage in stages {
         let context = Context {
-            spec: &spec,
+            spec,
             deployment,
             settings,
             stage: &stage,
@@ -222,7 +251,7 @@ pub fn evaluate(
         } else {
             Verdict::No
         };
-        verdict = verdict.min(here);
+        verdict = verdict.min(here).min(room(&evaluated, deployment)?);
         // Told a longest length, an engine refuses to start where one such request does not fit.
         if let Some(len) = settings.max_model_len
             && let Some(least) = evaluated.kv.start(len)?
@@ -231,6 +260,9 @@ pub fn evaluate(
             verdict = Verdict::No;
         }
         out.push(evaluated);
+        if stop == Stop::AtNo && verdict == Verdict::No {
+            break;
+        }
     }
     // Block counts are the minimum over stages: all use the smallest.
     Ok(Evaluation {
@@ -291,6 +323,7 @@ fn judge(
         budget: engine.budget,
         terms,
         outside: engine.outside,
+        host: engine.host,
         kv_term,
         pool,
         pool_low,
@@ -302,6 +335,24 @@ fn judge(
         capacity,
         kv: engine.kv,
         notes: engine.notes,
+    })
+}
+
+/// Whether the budget and what lies outside it fit the device together: an engine with a budget rule
+/// refuses to start where less is free than it asks for.
+fn room(s: &StageEvaluation, deployment: &Deployment) -> Result<Verdict, PlanError> {
+    let device = &deployment.device;
+    if device.is_unlimited() {
+        return Ok(Verdict::Yes);
+    }
+    let with =
+        |outside: Bytes| Ok::<bool, PlanError>(s.budget.bytes.add(outside)? <= device.usable);
+    Ok(if with(Bytes::sum(s.outside.iter().map(Term::high))?)? {
+        Verdict::Yes
+    } else if with(Bytes::sum(s.outside.iter().map(Term::low))?)? {
+        Verdict::Tight
+    } else {
+        Verdict::No
     })
 }
 

@@ -18,6 +18,7 @@ pub mod engine;
 mod error;
 mod evaluate;
 pub mod kv;
+pub mod log;
 pub mod measured;
 mod rule_of_thumb;
 mod settings;
@@ -29,9 +30,9 @@ pub use engine::{Engine, EngineVersion, Reserve, Version};
 pub use error::PlanError;
 pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
 pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
-pub use settings::{Deployment, KvType, Load, Settings, StateMode};
+pub use settings::{Deployment, KvType, Load, Lora, Settings, StateMode};
 pub use solve::{
-    Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, max_context, max_users,
-    smallest,
+    Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, least_memory, max_context,
+    max_users, smallest,
 };
 pub use term::{Kind, Region, Term, total};

@@ -4,14 +4,21 @@
 //! degrees are exhaustive up to [`MAX_DEVICES`], in a fixed order of preference, with deployments
 //! whose weights alone cannot fit skipped by arithmetic.
 
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use plimsoll_device::Device;
-use plimsoll_model::ModelSpec;
 use plimsoll_model::quant::QuantFormat;
-use plimsoll_program::Parallel;
+use plimsoll_model::{Mixer, ModelSpec, Role};
+use plimsoll_program::{Parallel, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, DType};
 
+use crate::engine::Engine;
 use crate::error::PlanError;
-use crate::evaluate::{Evaluation, Verdict, evaluate, has_experts};
+use crate::evaluate::{
+    Evaluation, Stop, Verdict, evaluate, evaluate_prepared, has_experts, prepared,
+};
 use crate::settings::{Deployment, KvType, Load, Settings};
 
 /// Most devices that a search tries.
@@ -22,6 +29,9 @@ const MAX_USERS: u64 = 1 << 32;
 const MAX_CONTEXT: u64 = 1 << 32;
 /// Devices of one node, beyond which TP is not proposed: links between nodes are far slower.
 const NODE: u64 = 8;
+
+/// Most pipeline stages that a search proposes: more add latency and bubbles that nobody serves with.
+const STAGES: u64 = 16;
 
 /// The largest `n` in `0..=max` for which `fits(n)`, where `fits` is monotone and `fits(0)` holds.
 fn largest(
@@ -95,7 +105,7 @@ fn divisions(n: u64, spec: &ModelSpec) -> Vec<Parallel> {
     for dp in (1..=n).filter(|d| divides(*d)) {
         for pp in (1..=n / dp).filter(|p| (n / dp).is_multiple_of(*p)) {
             let tp = n / dp / pp;
-            if tp > NODE {
+            if tp > NODE || pp > STAGES {
                 continue;
             }
             all.push(Parallel {
@@ -117,14 +127,166 @@ fn divisions(n: u64, spec: &ModelSpec) -> Vec<Parallel> {
     all
 }
 
-/// Whether weights alone rule a division out, by the plainest arithmetic.
-fn hopeless(stored: Bytes, p: &Parallel, device: &Device) -> bool {
-    let ranks = if p.expert_parallel {
-        p.devices()
-    } else {
-        p.tp.saturating_mul(p.pp)
-    };
-    stored.get() / ranks.max(1) > device.usable.get()
+/// By TP degree and number of expert ranks: bytes of all layers before each layer.
+type LayerSums = BTreeMap<(u64, u64), Option<Vec<u64>>>;
+
+/// A model and a load, with what a search needs to know of them beforehand.
+struct Search<'a> {
+    spec: Cow<'a, ModelSpec>,
+    settings: &'a Settings,
+    load: &'a Load,
+    /// Weights that every replica must hold, where the type they are loaded in is the stored one.
+    weights: Bytes,
+    /// Keys, values and states of the whole load, nothing wasted.
+    kv: Bytes,
+    /// Whether every layer's cache is whole on each tensor-parallel rank.
+    latent: bool,
+    /// For a TP degree and number of expert ranks: bytes of all layers before each layer on one rank;
+    /// `None` where the degree is not legal.
+    before: RefCell<LayerSums>,
+}
+
+impl<'a> Search<'a> {
+    fn new(spec: &'a ModelSpec, settings: &'a Settings, load: &'a Load) -> Result<Self, PlanError> {
+        let spec = prepared(spec, settings)?;
+        let unlimited = Deployment {
+            device: Device::unlimited(),
+            parallel: Parallel::default(),
+            in_use: Bytes::ZERO,
+        };
+        let ideal = Settings {
+            kv_type: settings.kv_type,
+            ..Settings::new(Engine::Ideal)
+        };
+        // A cache type that only one engine knows gives no bound, and none is needed.
+        let kv = evaluate_prepared(&spec, &unlimited, &ideal, load, Stop::Never)
+            .ok()
+            .and_then(|e| e.stages.first().map(|s| s.need.pool))
+            .unwrap_or(Bytes::ZERO);
+        let cast = settings.dtype.is_some_and(|d| d != spec.dtype);
+        let mut draft = spec.tensors.iter().filter(|t| t.role == Role::Mtp);
+        let draft = draft.try_fold(Bytes::ZERO, |acc, t| acc.add(t.bytes()?))?;
+        let weights = if cast {
+            Bytes::ZERO
+        } else {
+            spec.stored_bytes()?.saturating_sub(draft)
+        };
+        let latent = spec
+            .layers
+            .iter()
+            .all(|l| matches!(l.mixer, Mixer::Latent(_)));
+        Ok(Self {
+            spec,
+            settings,
+            load,
+            weights,
+            kv,
+            latent,
+            before: RefCell::default(),
+        })
+    }
+
+    /// Whether plain arithmetic rules a division out: some rank must hold at least its even share.
+    fn hopeless(&self, p: &Parallel, device: &Device) -> bool {
+        let ranks = p.tp.saturating_mul(p.pp).max(1);
+        let weight_ranks = if p.expert_parallel {
+            p.devices().max(1)
+        } else {
+            ranks
+        };
+        let kv_ranks = if self.latent { p.pp.max(1) } else { ranks };
+        let least = self.weights.get() / weight_ranks
+            + self.kv.get() / kv_ranks.saturating_mul(p.dp.max(1)).max(1);
+        least > device.usable.get() || self.fullest_stage(p) > device.usable.get()
+    }
+
+    /// Bytes of the layers of the fullest stage on one rank: a bound from below, found from sums that
+    /// all divisions with the same TP share.
+    fn fullest_stage(&self, p: &Parallel) -> u64 {
+        if self.weights == Bytes::ZERO {
+            return 0;
+        }
+        let mut memo = self.before.borrow_mut();
+        let before = memo.entry((p.tp, p.ep())).or_insert_with(|| self.sums(p));
+        let Some(before) = before else { return 0 };
+        let at = |i: u64| {
+            usize::try_from(i)
+                .ok()
+                .and_then(|i| before.get(i))
+                .copied()
+                .unwrap_or(0)
+        };
+        p.stages(self.spec.layers.len() as u64)
+            .iter()
+            .map(|s| at(s.layers.end).saturating_sub(at(s.layers.start)))
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn sums(&self, p: &Parallel) -> Option<Vec<u64>> {
+        let layers = self.spec.layers.len();
+        let one = Parallel { pp: 1, ..*p };
+        let whole = one.stages(layers as u64).into_iter().next()?;
+        let parts = rank_tensors(&self.spec, &one, &whole, &WeightRules::stored()).ok()?;
+        let mut before = vec![0_u64; layers + 1];
+        for part in parts.iter().filter(|part| part.role != Role::Mtp) {
+            if let Some(layer) = part.tensor.layer.and_then(|l| usize::try_from(l).ok())
+                && layer < layers
+            {
+                let bytes = part.each.times(part.copies).ok()?.get();
+                before[layer + 1] = before[layer + 1].checked_add(bytes)?;
+            }
+        }
+        for i in 1..before.len() {
+            before[i] = before[i].checked_add(before[i - 1])?;
+        }
+        Some(before)
+    }
+
+    /// See [`smallest`].
+    fn smallest(
+        &self,
+        device: &Device,
+        in_use: Bytes,
+        max_devices: u64,
+    ) -> Result<Option<Evaluation>, PlanError> {
+        let mut tight: Option<Deployment> = None;
+        let mut first_error: Option<PlanError> = None;
+        let mut legal = false;
+        let whole = |d: &Deployment| {
+            evaluate_prepared(&self.spec, d, self.settings, self.load, Stop::Never)
+        };
+        for n in 1..=max_devices.min(MAX_DEVICES) {
+            for parallel in divisions(n, &self.spec) {
+                if self.hopeless(&parallel, device) {
+                    legal = true;
+                    continue;
+                }
+                let d = Deployment {
+                    device: device.clone(),
+                    parallel,
+                    in_use,
+                };
+                match evaluate_prepared(&self.spec, &d, self.settings, self.load, Stop::AtNo) {
+                    Ok(e) if e.verdict == Verdict::Yes => return Ok(Some(e)),
+                    Ok(e) => {
+                        legal = true;
+                        if e.verdict == Verdict::Tight && tight.is_none() {
+                            tight = Some(d);
+                        }
+                    }
+                    Err(e) => {
+                        first_error.get_or_insert(e);
+                    }
+                }
+            }
+        }
+        match (tight, first_error) {
+            (Some(d), _) => whole(&d).map(Some),
+            (None, Some(e)) if !legal => Err(e),
+            (None, _) => Ok(None),
+        }
+    }
 }
 
 /// The fewest devices of one kind that carry `load`, with the division chosen.
@@ -142,41 +304,7 @@ pub fn smallest(
     load: &Load,
     max_devices: u64,
 ) -> Result<Option<Evaluation>, PlanError> {
-    let spec = crate::evaluate::prepared(spec, settings)?;
-    let stored = spec.stored_bytes()?;
-    let mut tight: Option<Evaluation> = None;
-    let mut first_error: Option<PlanError> = None;
-    let mut legal = false;
-    for n in 1..=max_devices.min(MAX_DEVICES) {
-        for parallel in divisions(n, &spec) {
-            if hopeless(stored, &parallel, device) {
-                legal = true;
-                continue;
-            }
-            let deployment = Deployment {
-                device: device.clone(),
-                parallel,
-                in_use,
-            };
-            match evaluate(&spec, &deployment, settings, load) {
-                Ok(e) if e.verdict == Verdict::Yes => return Ok(Some(e)),
-                Ok(e) => {
-                    legal = true;
-                    if e.verdict == Verdict::Tight && tight.is_none() {
-                        tight = Some(e);
-                    }
-                }
-                Err(e) => {
-                    first_error.get_or_insert(e);
-                }
-            }
-        }
-    }
-    match (tight, first_error) {
-        (Some(e), _) => Ok(Some(e)),
-        (None, Some(e)) if !legal => Err(e),
-        (None, _) => Ok(None),
-    }
+    Search::new(spec, settings, load)?.smallest(device, in_use, max_devices)
 }
 
 /// The best legal division of exactly `n` devices: the best verdict, and in the order of preference
@@ -229,9 +357,10 @@ pub fn cheapest<'d>(
     load: &Load,
     max_devices: u64,
 ) -> Result<Vec<(&'d Device, Evaluation, f64)>, PlanError> {
+    let search = Search::new(spec, settings, load)?;
     let mut out = Vec::new();
     for &(device, price) in priced {
-        match smallest(spec, device, Bytes::ZERO, settings, load, max_devices) {
+        match search.smallest(device, Bytes::ZERO, max_devices) {
             Ok(Some(e)) => {
                 #[allow(clippy::cast_precision_loss, reason = "a price")]
                 let total = price * e.deployment.parallel.devices() as f64;
@@ -243,6 +372,35 @@ pub fn cheapest<'d>(
         }
     }
     out.sort_by(|a, b| a.2.total_cmp(&b.2));
+    Ok(out)
+}
+
+/// For every device the fewest that carry the load, the least memory bought first: among equals the
+/// fewer devices.
+///
+/// # Errors
+/// [`PlanError`] only where sizes overflow; devices on which nothing is legal are left out.
+pub fn least_memory<'d>(
+    spec: &ModelSpec,
+    devices: &'d [Device],
+    settings: &Settings,
+    load: &Load,
+    max_devices: u64,
+) -> Result<Vec<(&'d Device, Evaluation)>, PlanError> {
+    let search = Search::new(spec, settings, load)?;
+    let mut out = Vec::new();
+    for device in devices {
+        match search.smallest(device, Bytes::ZERO, max_devices) {
+            Ok(Some(e)) => out.push((device, e)),
+            Ok(None) => {}
+            Err(e @ PlanError::Size(_)) => return Err(e),
+            Err(_) => {}
+        }
+    }
+    out.sort_by_key(|(device, e)| {
+        let n = e.deployment.parallel.devices();
+        (device.usable.get().saturating_mul(n), n)
+    });
     Ok(out)
 }
 

@@ -186,6 +186,7 @@ fn rank(s: &StageEvaluation, tp: u64, q: &Question) -> Result<Rank, PlanError> {
         budget_formula: s.budget.formula.clone(),
         total_bytes: s.total()?.get(),
         terms: inside.chain(outside).collect(),
+        host_terms: s.host.iter().map(|t| term(t, false)).collect(),
     })
 }
 

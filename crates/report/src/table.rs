@@ -45,7 +45,10 @@ pub fn table(report: &PlanReport, look: Look) -> String {
     let _ = writeln!(out, "{}", paint(&report.answer.text, 1, look));
     second_line(report, &mut out);
     let _ = writeln!(out);
-    for rank in &report.ranks {
+    if report.ranks.len() > 2 {
+        stages(report, &mut out);
+    }
+    for rank in shown(report) {
         draw_rank(report, rank, look, &mut out);
     }
     kv_lines(report, &mut out);
@@ -113,6 +116,49 @@ fn second_line(report: &PlanReport, out: &mut String) {
             thousands(a.max_context)
         );
     }
+}
+
+/// The stages drawn in full: all of one or two, else the fullest alone.
+fn shown(report: &PlanReport) -> Vec<&Rank> {
+    if report.ranks.len() <= 2 {
+        return report.ranks.iter().collect();
+    }
+    let fixed = |r: &&Rank| -> u64 {
+        r.terms
+            .iter()
+            .filter(|t| t.region != "kv_cache")
+            .map(|t| t.bytes)
+            .fold(0, u64::saturating_add)
+    };
+    report.ranks.iter().max_by_key(fixed).into_iter().collect()
+}
+
+/// One line per stage.
+fn stages(report: &PlanReport, out: &mut String) {
+    let of = |r: &Rank, region: &str| {
+        short_bytes(
+            r.terms
+                .iter()
+                .filter(|t| t.region == region)
+                .map(|t| t.bytes)
+                .fold(0, u64::saturating_add),
+        )
+    };
+    let _ = writeln!(out, "Stages, per device (the fullest follows in full):");
+    for r in &report.ranks {
+        let _ = writeln!(
+            out,
+            "  {:>2}  layers {:>3}..{:<3}  weights {:>10}  activations {:>10}  kv cache {:>10}  total {:>10}",
+            r.stage + 1,
+            r.layers[0],
+            r.layers[1],
+            of(r, "weights"),
+            of(r, "activations"),
+            of(r, "kv_cache"),
+            short_bytes(r.total_bytes)
+        );
+    }
+    let _ = writeln!(out);
 }
 
 fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
@@ -197,6 +243,15 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
     }
     for line in t.to_string().lines() {
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+    for t in &rank.host_terms {
+        let _ = writeln!(
+            out,
+            "on the host: {} {}, {}",
+            t.name,
+            short_bytes(t.bytes),
+            t.kind
+        );
     }
     if let Some(b) = rank.budget_bytes {
         let _ = writeln!(out, "budget {} = {}", short_bytes(b), rank.budget_formula);

@@ -174,6 +174,8 @@ pub struct Rank {
     pub total_bytes: u64,
     /// The terms; those with `inside` false lie outside the engine's budget.
     pub terms: Vec<Term>,
+    /// Memory on the host that belongs to this rank; not in the total.
+    pub host_terms: Vec<Term>,
 }
 
 /// One line of the map.

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use plimsoll_plan::engine::vllm::{Constant, constants};
 use plimsoll_plan::measured::{
-    Configs, EngineName, Figure, Judged, LineError, Metrics, Prediction, Record, StartOutcome,
-    judge, metrics, parse_records, predict, tokens_given_pool,
+    Configs, EngineName, Figure, Fit, Judged, LineError, Metrics, Prediction, Record, StartOutcome,
+    fit, graph_estimate, judge, metrics, parse_records, predict, tokens_given_pool,
 };
 use plimsoll_plan::{Verdict, Version};
 use serde_json::{Map, Value, json};
@@ -25,10 +25,10 @@ const SCHEMA: &str = "plimsoll.accuracy/1";
 const MAX_FILE: u64 = 256 << 20;
 
 pub(crate) fn run(args: &AccuracyArgs, output: &mut Output) -> Result<ExitCode, Failure> {
-    if args.constants {
-        return list_constants(args.json, output);
-    }
     let Some(data) = &args.data else {
+        if args.constants {
+            return list_constants(None, args.json, output);
+        }
         return Err(Failure::new(
             Exit::Usage,
             "E-USAGE-006",
@@ -41,6 +41,9 @@ pub(crate) fn run(args: &AccuracyArgs, output: &mut Output) -> Result<ExitCode, 
         None => Configs::default(),
     };
     let judged = Judgement::new(records, &configs, args.min_version);
+    if args.constants {
+        return list_constants(Some(&judged), args.json, output);
+    }
     if args.json {
         let text = serde_json::to_string_pretty(&judged.json()).map_err(|e| {
             Failure::new(Exit::Failure, "E-IO-002", format!("cannot write JSON: {e}"))
@@ -93,6 +96,7 @@ struct Row {
     prediction: Prediction,
     figures: Vec<Judged>,
     given_pool: Option<Judged>,
+    graphs: Option<Judged>,
 }
 
 struct Judgement {
@@ -113,11 +117,13 @@ impl Judgement {
             }
             let figures = judge(&prediction, &record.reported);
             let given_pool = tokens_given_pool(&prediction, &record.reported);
+            let graphs = graph_estimate(&prediction, &record.reported);
             rows.push(Row {
                 record,
                 prediction,
                 figures,
                 given_pool,
+                graphs,
             });
         }
         Self { rows, excluded }
@@ -171,6 +177,14 @@ impl Judgement {
         )
     }
 
+    fn graphs(&self) -> Metrics {
+        metrics(
+            self.rows
+                .iter()
+                .filter_map(|r| Some((r.record.setup.id.as_str(), r.graphs.as_ref()?))),
+        )
+    }
+
     fn json(&self) -> Value {
         let groups = |all: Vec<(String, Vec<(Figure, Metrics)>)>| -> Value {
             all.into_iter()
@@ -185,7 +199,10 @@ impl Judgement {
             "by_version": groups(self.by_version()),
             "by_attention": groups(self.by_attention()),
             "starts": self.starts_json(),
-            "diagnostics": {"kv_tokens_given_pool": metrics_json(&self.given_pool())},
+            "diagnostics": {
+                "kv_tokens_given_pool": metrics_json(&self.given_pool()),
+                "graph_estimate": metrics_json(&self.graphs()),
+            },
             "records": self.rows.iter().map(row_json).collect::<Vec<_>>(),
             "excluded": self.excluded.iter().map(|(id, reason)| json!({"id": id, "reason": reason})).collect::<Vec<_>>(),
         })
@@ -276,6 +293,10 @@ impl Judgement {
         let given = self.given_pool();
         if given.n > 0 {
             line(&mut out, "(kv_tokens given the printed pool)", &given);
+        }
+        let graphs = self.graphs();
+        if graphs.n > 0 {
+            line(&mut out, "(vLLM's own graph estimate)", &graphs);
         }
         for (heading, groups) in [
             ("by engine", self.by_engine()),
@@ -423,7 +444,7 @@ fn terms_lines(out: &mut String, group: &str, terms: &[(Figure, Metrics)]) {
 }
 
 /// A reason's first statement; JSON has it whole.
-fn short(reason: &str) -> &str {
+pub(super) fn short(reason: &str) -> &str {
     match reason.split_once(": ") {
         Some((head, _)) if reason.len() > 120 => head,
         _ => reason,
@@ -484,7 +505,7 @@ fn terms_json(terms: &[(Figure, Metrics)]) -> Value {
         .into()
 }
 
-fn judged_json(j: &Judged) -> Value {
+pub(super) fn judged_json(j: &Judged) -> Value {
     let mut o = Map::new();
     o.insert("unit".to_owned(), json!(j.figure.unit().name()));
     match &j.predicted {
@@ -532,19 +553,52 @@ fn row_json(r: &Row) -> Value {
         .map(|j| (j.figure.name().to_owned(), judged_json(j)))
         .collect();
     o.insert("terms".to_owned(), Value::Object(terms));
-    if let Some(j) = &r.given_pool {
-        o.insert(
-            "diagnostics".to_owned(),
-            json!({"kv_tokens_given_pool": judged_json(j)}),
-        );
+    let diagnostics: Map<String, Value> = [
+        ("kv_tokens_given_pool", &r.given_pool),
+        ("graph_estimate", &r.graphs),
+    ]
+    .into_iter()
+    .filter_map(|(name, j)| Some((name.to_owned(), judged_json(j.as_ref()?))))
+    .collect();
+    if !diagnostics.is_empty() {
+        o.insert("diagnostics".to_owned(), Value::Object(diagnostics));
     }
     Value::Object(o)
 }
 
-fn list_constants(json: bool, output: &mut Output) -> Result<ExitCode, Failure> {
-    let all = constants();
+/// Constants as shipped and, with reports at hand, how well they hold on those.
+fn list_constants(
+    judged: Option<&Judgement>,
+    json: bool,
+    output: &mut Output,
+) -> Result<ExitCode, Failure> {
+    let all: Vec<(Constant, Option<Fit>)> = constants()
+        .iter()
+        .map(|c| {
+            let found = judged.and_then(|j| {
+                fit(
+                    c,
+                    j.rows.iter().map(|r| {
+                        (
+                            r.record.setup.id.as_str(),
+                            &r.prediction,
+                            r.figures
+                                .iter()
+                                .chain(&r.graphs)
+                                .cloned()
+                                .collect::<Vec<_>>(),
+                        )
+                    }),
+                )
+            });
+            (*c, found)
+        })
+        .collect();
     if json {
-        let list: Vec<Value> = all.iter().map(constant_json).collect();
+        let list: Vec<Value> = all
+            .iter()
+            .map(|(c, f)| constant_json(c, f.as_ref()))
+            .collect();
         let text = serde_json::to_string_pretty(&json!({"schema": SCHEMA, "constants": list}))
             .map_err(|e| {
                 Failure::new(Exit::Failure, "E-IO-002", format!("cannot write JSON: {e}"))
@@ -557,35 +611,63 @@ fn list_constants(json: bool, output: &mut Output) -> Result<ExitCode, Failure> 
         return Ok(ExitCode::SUCCESS);
     }
     let mut out = String::new();
-    for c in all {
-        let pct = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.2} %"));
+    for (c, f) in &all {
         let _ = writeln!(
             out,
-            "{} = {} {} (vLLM {})\n  cause: {}\n  {} records: {}\n  error in sample {}, leaving one model out {}",
-            c.name,
-            c.value,
-            c.unit,
-            c.versions,
-            c.cause,
-            c.records.len(),
-            c.records.join(", "),
-            pct(c.in_sample_error_pct),
-            pct(c.leave_one_out_error_pct),
+            "{} = {} {} (vLLM {})\n  cause: {}",
+            c.name, c.value, c.unit, c.versions, c.cause
+        );
+        let pct = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.2} %"));
+        let (records, models, in_sample, left_out) = match f {
+            Some(f) => (
+                f.records.join(", "),
+                f.models.to_string(),
+                Some(f.in_sample_error_pct),
+                f.leave_one_out_error_pct,
+            ),
+            None => (
+                c.records.join(", "),
+                "?".to_owned(),
+                c.in_sample_error_pct,
+                c.leave_one_out_error_pct,
+            ),
+        };
+        if !records.is_empty() {
+            let _ = writeln!(
+                out,
+                "  error on its records {}, with each of {models} models left out {}",
+                pct(in_sample),
+                pct(left_out)
+            );
+            let _ = writeln!(out, "  records: {records}");
+        } else if judged.is_some() {
+            let _ = writeln!(out, "  records: none of these reports shows its term");
+        }
+    }
+    if judged.is_none() {
+        let _ = writeln!(
+            out,
+            "\nGive a file of reports and --configs to see the records behind each and their errors."
         );
     }
     output.line(&out)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn constant_json(c: &Constant) -> Value {
+fn constant_json(c: &Constant, f: Option<&Fit>) -> Value {
     json!({
         "name": c.name,
         "value": c.value,
         "unit": c.unit,
         "cause": c.cause,
         "versions": c.versions,
-        "records": c.records,
-        "in_sample_error_pct": c.in_sample_error_pct,
-        "leave_one_out_error_pct": c.leave_one_out_error_pct,
+        "records": f.map_or_else(
+            || c.records.iter().map(|r| (*r).to_owned()).collect(),
+            |f| f.records.clone(),
+        ),
+        "models": f.map(|f| f.models),
+        "refitted": f.map(|f| rounded(f.refitted, 6)),
+        "in_sample_error_pct": percent(f.map_or(c.in_sample_error_pct, |f| Some(f.in_sample_error_pct))),
+        "leave_one_out_error_pct": percent(f.map_or(c.leave_one_out_error_pct, |f| f.leave_one_out_error_pct)),
     })
 }

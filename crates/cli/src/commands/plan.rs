@@ -1,12 +1,13 @@
 //! `plimsoll plan`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use plimsoll_device::Device;
-use plimsoll_model::Assume;
+use plimsoll_model::{Assume, ModelSpec};
 use plimsoll_plan::{
-    Engine, KvType, Load, Question, Reserve, Settings, Verdict, answer, cheapest, engine,
-    rule_of_thumb,
+    Engine, KvType, Load, Lora, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer,
+    cheapest, engine, least_memory, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
@@ -33,8 +34,26 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     if args.method == Method::RuleOfThumb {
         return thumb(&model, &load, output);
     }
-    let device = the_device(args)?;
-    let settings = the_settings(&args.engine, device.as_ref());
+    let draft = match &args.engine.speculative_model {
+        Some(name) => Some(Arc::new(
+            crate::load::load(name, assume, args.offline)?.spec,
+        )),
+        None => None,
+    };
+    let any = args.device.gpu.as_deref() == Some("any");
+    let (device, settings, others) = if any {
+        let settings = the_settings(
+            &args.engine,
+            plimsoll_device::devices().first(),
+            draft.as_ref(),
+        );
+        let (device, others) = smallest_card(&model, &settings, &load)?;
+        (Some(device), settings, others)
+    } else {
+        let device = the_device(args)?;
+        let settings = the_settings(&args.engine, device.as_ref(), draft.as_ref());
+        (device, settings, Vec::new())
+    };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
         devices: args.device.gpus,
@@ -50,6 +69,7 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     };
     let answered = answer(&model.spec, &question)?;
     let mut report = build(&facts, &model.spec, &question, &answered)?;
+    report.notes.extend(others);
     prices(args, &model, &question, &mut report)?;
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.
@@ -179,7 +199,11 @@ fn the_parallel(args: &PlanArgs, has_device: bool) -> Option<Parallel> {
     })
 }
 
-fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
+fn the_settings(
+    args: &EngineArgs,
+    device: Option<&Device>,
+    draft: Option<&Arc<ModelSpec>>,
+) -> Settings {
     let reserve = args.reserve.map(|r| match r {
         ReserveArg::Max => Reserve::Max,
         ReserveArg::Pow2 => Reserve::Pow2,
@@ -218,8 +242,47 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         kv_unified: args.kv_unified,
         swa_full: args.swa_full,
         swap: args.swap_space,
+        mtp: args.mtp,
+        draft: draft.cloned(),
+        lora: args.max_loras.map(|slots| Lora {
+            slots,
+            rank: args.max_lora_rank,
+        }),
         ..Settings::new(engine)
     }
+}
+
+/// How many runners-up `--gpu any` names.
+const RUNNERS_UP: usize = 5;
+
+/// The card of the catalogue with which the least memory is bought, and notes on the next ones.
+fn smallest_card(
+    model: &Loaded,
+    settings: &Settings,
+    load: &Load,
+) -> Result<(Device, Vec<String>), Failure> {
+    let devices = plimsoll_device::devices();
+    let ranked = least_memory(&model.spec, devices, settings, load, MAX_DEVICES)?;
+    let mut ranked = ranked.into_iter();
+    let Some((best, _)) = ranked.next() else {
+        return Err(Failure::new(
+            Exit::DoesNotFit,
+            "E-FIT-001",
+            format!(
+                "{} does not fit on up to {MAX_DEVICES} of any known device",
+                model.name
+            ),
+        )
+        .hint("shorten the context, or quantise weights or KV cache"));
+    };
+    let notes = ranked
+        .take(RUNNERS_UP)
+        .map(|(d, e)| {
+            let p = e.deployment.parallel;
+            format!("next larger: {} x {} ({p})", p.devices(), d.name)
+        })
+        .collect();
+    Ok((best.clone(), notes))
 }
 
 /// With prices: the cheapest deployments, as notes.

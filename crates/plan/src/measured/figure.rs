@@ -21,6 +21,9 @@ pub enum Figure {
     KvBuffer,
     /// Compute buffer of the first device (llama.cpp).
     ComputeBuffer,
+    /// vLLM's own estimate of graph memory, printed from 0.18 on and taken off the KV cache from
+    /// 0.21 on. A diagnostic: not among [`Figure::ALL`].
+    GraphEstimate,
 }
 
 /// What a figure counts.
@@ -37,7 +40,7 @@ pub enum Unit {
 }
 
 impl Figure {
-    /// All of them, in report order.
+    /// The terms of the accuracy report, in its order.
     pub const ALL: &'static [Self] = &[
         Self::Weights,
         Self::Activation,
@@ -74,6 +77,7 @@ impl Figure {
             Self::MaxConcurrency => "max_concurrency",
             Self::KvBuffer => "kv_buffer",
             Self::ComputeBuffer => "compute_buffer",
+            Self::GraphEstimate => "graph_estimate",
         }
     }
 
@@ -81,7 +85,11 @@ impl Figure {
     #[must_use]
     pub const fn unit(self) -> Unit {
         match self {
-            Self::Weights | Self::Activation | Self::NonTorch | Self::KvPool => Unit::Gib,
+            Self::Weights
+            | Self::Activation
+            | Self::NonTorch
+            | Self::KvPool
+            | Self::GraphEstimate => Unit::Gib,
             Self::KvTokens => Unit::Tokens,
             Self::MaxConcurrency => Unit::Requests,
             Self::KvBuffer | Self::ComputeBuffer => Unit::Mib,

@@ -3,6 +3,10 @@
 use super::figure::Figure;
 use super::predict::Prediction;
 use super::record::Reported;
+use crate::engine::{Engine, Version};
+use crate::evaluate::evaluate;
+use crate::settings::Settings;
+use crate::term::Region;
 use plimsoll_units::Bytes;
 
 /// One figure, judged.
@@ -58,6 +62,7 @@ fn reported(r: &Reported, figure: Figure) -> Option<f64> {
         Figure::MaxConcurrency => r.max_concurrency,
         Figure::KvBuffer => r.kv_buffer_mib,
         Figure::ComputeBuffer => r.compute_buffer_mib,
+        Figure::GraphEstimate => r.graph_estimate_gib,
     }
 }
 
@@ -138,6 +143,40 @@ pub fn tokens_given_pool(p: &Prediction, r: &Reported) -> Option<Judged> {
         kind: "derived",
     };
     Some(judge_figure(Figure::KvTokens, Ok(estimate), r.kv_tokens))
+}
+
+/// vLLM's printed estimate of graph memory against ours. Releases before 0.21 print it and take
+/// nothing off, so the prediction is that of the first which does.
+#[must_use]
+pub fn graph_estimate(p: &Prediction, r: &Reported) -> Option<Judged> {
+    r.graph_estimate_gib?;
+    let release = p.release?;
+    if release < Version::new(0, 18) || p.evaluation.as_ref()?.deployment.device.is_unlimited() {
+        return None;
+    }
+    let e = p.evaluation.as_ref()?;
+    let settings = Settings {
+        engine: Engine::Vllm(release.max(Version::new(0, 21))),
+        ..p.settings.clone()?
+    };
+    let e = evaluate(p.spec.as_ref()?, &e.deployment, &settings, &e.load).ok()?;
+    let term = e
+        .stages
+        .first()?
+        .terms
+        .iter()
+        .find(|t| t.region == Region::Graphs)?;
+    let estimate = super::Estimate {
+        value: term.bytes.gib(),
+        low: term.low().gib(),
+        high: term.high().gib(),
+        kind: term.kind.name(),
+    };
+    Some(judge_figure(
+        Figure::GraphEstimate,
+        Ok(estimate),
+        r.graph_estimate_gib,
+    ))
 }
 
 /// Adds up judged figures of one term; `items` are record ids with their judgement.

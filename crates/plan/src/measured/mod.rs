@@ -10,7 +10,9 @@
 mod card;
 mod configs;
 mod figure;
+mod fit;
 mod gguf;
+mod llama;
 mod metrics;
 mod predict;
 mod quantisation;
@@ -20,8 +22,12 @@ mod version;
 pub use card::card;
 pub use configs::Configs;
 pub use figure::{Figure, Unit};
+pub use fit::{Fit, fit};
 pub use gguf::config_of_gguf;
-pub use metrics::{Judged, Metrics, judge, judge_figure, metrics, tokens_given_pool};
-pub use predict::{Estimate, Prediction, attention_kind, predict, predict_with};
+pub use llama::{Compute, LlamaRun};
+pub use metrics::{
+    Judged, Metrics, graph_estimate, judge, judge_figure, metrics, tokens_given_pool,
+};
+pub use predict::{Estimate, Model, Prediction, attention_kind, predict, predict_on};
 pub use record::{LineError, Record, Reported, Setup, StartOutcome, parse_records};
 pub use version::{EngineName, Said, read_engine};

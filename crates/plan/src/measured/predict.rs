@@ -1,18 +1,20 @@
 //! [`predict`]: from a setup and a configuration to the figures that the engine will print.
 
 use plimsoll_device::Device;
-use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, from_config};
+use plimsoll_model::quant::{self, QuantFormat, QuantScheme};
+use plimsoll_model::{Assume, Config, Mixer, ModelSpec, Reach, from_config};
 use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::card::card;
 use super::configs::Configs;
 use super::figure::Figure;
+use super::llama::{Compute, LlamaRun};
 use super::quantisation::{self, Weights};
 use super::record::Setup;
 use super::version::{EngineName, Said, read_engine};
-use crate::engine::{Engine, EngineVersion, Version};
+use crate::engine::{Engine, Version};
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
 use crate::settings::{Deployment, KvType, Load, Settings};
@@ -53,18 +55,39 @@ pub struct Prediction {
     pub settings: Option<Settings>,
     /// The model.
     pub spec: Option<ModelSpec>,
+    /// The process (llama.cpp).
+    pub llama: Option<LlamaRun>,
 }
 
-/// Predicts every figure of `setup`.
+/// The model of a setup.
+pub enum Model {
+    /// As a config.json says.
+    Config(Value),
+    /// As already read, from file headers perhaps.
+    Spec(Box<ModelSpec>),
+}
+
+/// Predicts every figure of `setup`, with the configuration that `configs` has of its model and
+/// the card that it names.
 #[must_use]
 pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
-    let model = configs.config(&setup.model);
-    predict_with(setup, model)
+    let (model, assumed) = match configs.config(&setup.model) {
+        Ok((json, assumed)) => (Ok(Model::Config(json)), assumed),
+        Err(reason) => (Err(reason), Vec::new()),
+    };
+    let device = card(setup.gpu.as_deref()).cloned();
+    let mut p = predict_on(setup, model, device);
+    p.assumed.splice(0..0, assumed);
+    p
 }
 
-/// As [`predict`], with the configuration at hand.
+/// As [`predict`], with model and device at hand, or why they are not.
 #[must_use]
-pub fn predict_with(setup: &Setup, config: Result<(Value, Vec<String>), String>) -> Prediction {
+pub fn predict_on(
+    setup: &Setup,
+    model: Result<Model, String>,
+    device: Result<Device, String>,
+) -> Prediction {
     let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
     let mut p = Prediction {
         engine,
@@ -77,25 +100,23 @@ pub fn predict_with(setup: &Setup, config: Result<(Value, Vec<String>), String>)
         evaluation: None,
         settings: None,
         spec: None,
+        llama: None,
     };
     // The release is a fact of the setup, known or not before the model is.
-    let release = (engine == EngineName::Vllm).then(|| said.vllm_release());
-    if let Some(Some((version, note))) = &release {
-        p.release = Some(*version);
-        p.assumed
-            .extend(note.iter().map(|n| format!("version: {n}")));
+    if engine == EngineName::Vllm
+        && let Some((version, note)) = said.vllm_release()
+    {
+        p.release = Some(version);
+        p.assumed.extend(note.map(|n| format!("version: {n}")));
     }
-    let loaded = config.and_then(|(json, assumed)| {
-        p.assumed.extend(assumed);
-        load(setup, engine, json, &mut p.assumed)
-    });
-    if let Ok((spec, _)) = &loaded {
-        p.attention = attention_kind(spec);
+    let loaded = model.and_then(|m| load(setup, engine, m, &mut p.assumed));
+    if let Ok(m) = &loaded {
+        p.attention = attention_kind(&m.spec);
     }
     let result = match engine {
-        EngineName::Vllm => loaded.and_then(|m| vllm(setup, m, &mut p)),
+        EngineName::Vllm => loaded.and_then(|m| vllm(setup, m, device, &mut p)),
         EngineName::LlamaCpp | EngineName::IkLlamaCpp => {
-            loaded.and_then(|m| llama_cpp(setup, m, &mut p))
+            loaded.and_then(|m| llama_cpp(setup, m, device, &mut p))
         }
         EngineName::SgLang => Err("engine not modelled yet (SGLang)".to_owned()),
         EngineName::Other => Err(format!("engine `{}` is not modelled", setup.engine)),
@@ -137,49 +158,59 @@ pub fn attention_kind(spec: &ModelSpec) -> &'static str {
     }
 }
 
-/// The spec of the model as this engine loads it, and the weights' format if it is unknown.
+/// A model as an engine loads it.
+struct Loaded {
+    spec: ModelSpec,
+    /// Quantised while loading.
+    online: Option<QuantFormat>,
+    /// Why its weights' format is not known.
+    unknown: Option<String>,
+}
+
 fn load(
     setup: &Setup,
     engine: EngineName,
-    mut json: Value,
+    model: Model,
     assumed: &mut Vec<String>,
-) -> Result<(ModelSpec, Loaded), String> {
+) -> Result<Loaded, String> {
+    let gguf = matches!(engine, EngineName::LlamaCpp | EngineName::IkLlamaCpp);
+    let spec = match model {
+        Model::Spec(spec) => *spec,
+        Model::Config(mut json) => {
+            // A GGUF file has its own types, whatever the checkpoint it was made from had.
+            if gguf && let Value::Object(map) = &mut json {
+                map.shift_remove("quantization_config");
+            }
+            from_config(&json, Assume::Nothing).map_err(|e| e.to_string())?
+        }
+    };
     let mut loaded = Loaded {
+        spec,
         online: None,
         unknown: None,
     };
-    let Value::Object(map) = &mut json else {
-        return Err("the configuration is no object".to_owned());
-    };
-    if matches!(engine, EngineName::LlamaCpp | EngineName::IkLlamaCpp) {
-        // A GGUF file has its own types, whatever the checkpoint it was made from had.
-        map.shift_remove("quantization_config");
-    } else {
-        let configured = map.contains_key("quantization_config")
-            || map.contains_key("compression_config")
-            || map
-                .get("text_config")
-                .is_some_and(|t| t.get("quantization_config").is_some());
-        let (weights, note) =
-            quantisation::weights(configured, setup.quantization.as_deref(), &setup.model);
-        assumed.extend(note);
-        match weights {
-            Weights::AsConfigured => {}
-            Weights::Stored(q) => {
-                map.insert("quantization_config".to_owned(), q);
-            }
-            Weights::Online(format) => loaded.online = Some(format),
-            Weights::Unknown(reason) => loaded.unknown = Some(reason),
-        }
+    if gguf {
+        return Ok(loaded);
     }
-    let spec = from_config(&json, Assume::Nothing).map_err(|e| e.to_string())?;
-    Ok((spec, loaded))
-}
-
-/// What the configuration alone does not say of the weights.
-struct Loaded {
-    online: Option<plimsoll_model::quant::QuantFormat>,
-    unknown: Option<String>,
+    let configured = loaded.spec.quant.is_some();
+    let (weights, note) =
+        quantisation::weights(configured, setup.quantization.as_deref(), &setup.model);
+    assumed.extend(note);
+    match weights {
+        Weights::AsConfigured => {}
+        Weights::Stored(q) => {
+            let json = json!({"quantization_config": q});
+            let scheme = Config::root(&json)
+                .and_then(|c| QuantScheme::from_config(&c))
+                .map_err(|e| e.to_string())?;
+            if let Some(scheme) = scheme {
+                quant::apply(&mut loaded.spec, scheme).map_err(|e| e.to_string())?;
+            }
+        }
+        Weights::Online(format) => loaded.online = Some(format),
+        Weights::Unknown(reason) => loaded.unknown = Some(reason),
+    }
+    Ok(loaded)
 }
 
 fn parallel(setup: &Setup, assumed: &mut Vec<String>) -> Result<Parallel, String> {
@@ -228,11 +259,12 @@ fn kv_type(text: Option<&String>) -> Result<KvType, String> {
 /// vLLM's figures.
 fn vllm(
     setup: &Setup,
-    (spec, loaded): (ModelSpec, Loaded),
+    loaded: Loaded,
+    device: Result<Device, String>,
     p: &mut Prediction,
 ) -> Result<(), String> {
+    let spec = loaded.spec;
     let parallel = parallel(setup, &mut p.assumed)?;
-    let device = card(setup.gpu.as_deref());
     let (release, unknown_release) = match p.release {
         Some(v) => (v, None),
         None => (
@@ -257,7 +289,7 @@ fn vllm(
     };
     let deployment = Deployment {
         device: match &device {
-            Ok(d) => (*d).clone(),
+            Ok(d) => d.clone(),
             Err(_) => Device::unlimited(),
         },
         parallel,
@@ -292,14 +324,14 @@ fn vllm(
         Figure::Weights,
         needs(&[&no_weights]).and_then(|()| {
             let regions = [Region::Weights, Region::Adapters, Region::Draft];
-            of_regions(first.terms.iter(), &regions, Unit::Gib)
+            of_regions(first.terms.iter(), &regions)
         }),
     );
     put(
         Figure::Activation,
         needs(profile_gaps).and_then(|()| {
             let regions = [Region::Activations, Region::Workspace, Region::EncoderCache];
-            of_regions(first.terms.iter(), &regions, Unit::Gib)
+            of_regions(first.terms.iter(), &regions)
         }),
     );
     put(
@@ -309,7 +341,7 @@ fn vllm(
             if !first.terms.iter().any(|t| regions.contains(&t.region)) {
                 return Err("the engine's model has no such term yet".to_owned());
             }
-            of_regions(first.terms.iter(), &regions, Unit::Gib)
+            of_regions(first.terms.iter(), &regions)
         }),
     );
     put(Figure::KvPool, needs(pool_gaps).map(|()| pool(first)));
@@ -342,30 +374,15 @@ fn vllm(
     Ok(())
 }
 
-/// The unit of a sum of terms.
-#[derive(Clone, Copy)]
-enum Unit {
-    Gib,
-    Mib,
-}
-
-fn in_unit(b: Bytes, unit: Unit) -> f64 {
-    match unit {
-        Unit::Gib => b.gib(),
-        Unit::Mib => b.mib(),
-    }
-}
-
-/// Terms of some regions, added up; the interval is as wide as all of them together.
+/// Terms of some regions in GiB, added up; the interval is as wide as all of them together.
 fn of_regions<'a>(
     terms: impl Iterator<Item = &'a Term> + Clone,
     regions: &[Region],
-    unit: Unit,
 ) -> Result<Estimate, String> {
     let mine = terms.filter(|t| regions.contains(&t.region));
     let sum = |f: fn(&Term) -> Bytes| {
         Bytes::sum(mine.clone().map(f))
-            .map(|b| in_unit(b, unit))
+            .map(Bytes::gib)
             .map_err(|e| PlanError::from(e).to_string())
     };
     // The worst-known part speaks for the sum.
@@ -424,90 +441,41 @@ fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
     Ok(out)
 }
 
-/// llama.cpp's KV types: `K:q8_0, V:f16`, `c^KV:f16` (the fork's latent cache) or one name.
-fn llama_kv(text: Option<&String>) -> Result<(KvType, Option<KvType>), String> {
-    let Some(text) = text else {
-        return Ok((KvType::Plain(DType::F16), None));
-    };
-    let one = |t: &str| -> Result<KvType, String> {
-        t.trim()
-            .parse()
-            .map_err(|_| format!("KV cache type `{}` is not known", t.trim()))
-    };
-    let (mut k, mut v) = (None, None);
-    for part in text.split(',') {
-        match part.split_once(':') {
-            Some((name, t)) if name.trim() == "V" => v = Some(one(t)?),
-            Some((_, t)) => k = Some(one(t)?),
-            None if part.trim().eq_ignore_ascii_case("auto") => k = Some(KvType::Plain(DType::F16)),
-            None => k = Some(one(part)?),
-        }
-    }
-    Ok((k.unwrap_or(KvType::Plain(DType::F16)), v))
-}
-
 /// llama.cpp's figures.
 fn llama_cpp(
     setup: &Setup,
-    (spec, _): (ModelSpec, Loaded),
+    loaded: Loaded,
+    device: Result<Device, String>,
     p: &mut Prediction,
 ) -> Result<(), String> {
-    let version = if p.engine == EngineName::IkLlamaCpp {
-        EngineVersion::Ik
-    } else {
-        EngineVersion::Mainline
-    };
-    let (k, v) = llama_kv(setup.kv_cache_dtype.as_ref())?;
-    let context = setup
-        .max_model_len
-        .ok_or("n_ctx is not given, and its default differs between builds")?;
-    let settings = Settings {
-        kv_type: k,
-        kv_type_v: v,
-        max_model_len: Some(context),
-        max_num_seqs: setup.max_num_seqs,
-        max_num_batched_tokens: setup.n_batch,
-        ubatch: setup.n_ubatch,
-        flash_attention: setup.flash_attn,
-        ..Settings::new(Engine::LlamaCpp(version))
-    };
-    let deployment = Deployment {
-        device: card(setup.gpu.as_deref())
-            .cloned()
-            .unwrap_or_else(|_| Device::unlimited()),
-        parallel: Parallel::default(),
-        in_use: Bytes::ZERO,
-    };
-    let load = Load::plain(1, context);
-    let e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
-    let first = e.stages.first().ok_or("no stage")?;
+    let spec = loaded.spec;
+    let run = LlamaRun::new(
+        setup,
+        &spec,
+        p.engine,
+        p.said,
+        device.as_ref().ok(),
+        &mut p.assumed,
+    )?;
     p.figures.push((
         Figure::Weights,
         Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
     ));
-    let mut kv = Bytes::ZERO;
-    for s in &e.stages {
-        kv = kv
-            .add(s.kv_term.bytes)
-            .map_err(|e| PlanError::from(e).to_string())?;
-    }
-    p.figures.push((
-        Figure::KvBuffer,
-        Ok(Estimate {
-            value: kv.mib(),
-            low: kv.mib(),
-            high: kv.mib(),
-            kind: first.kv_term.kind.name(),
-        }),
-    ));
-    let regions = [Region::Activations, Region::Workspace];
-    p.figures.push((
-        Figure::ComputeBuffer,
-        of_regions(first.terms.iter(), &regions, Unit::Mib),
-    ));
+    let kv = run.kv_mib().map_err(|e| e.to_string())?;
+    let exact = |value: f64, low: f64, high: f64| Estimate {
+        value,
+        low,
+        high,
+        kind: if low < high { "derived" } else { "exact" },
+    };
+    p.figures.push((Figure::KvBuffer, Ok(exact(kv, kv, kv))));
+    let compute = match run.compute().map_err(|e| e.to_string())? {
+        Compute::Exact { mib, low, high } => Ok(exact(mib, low, high)),
+        Compute::Bound(_, why) => Err(format!("only a bound is known: {why}")),
+    };
+    p.figures.push((Figure::ComputeBuffer, compute));
     p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());
-    p.evaluation = Some(e);
-    p.settings = Some(settings);
+    p.llama = Some(run);
     p.spec = Some(spec);
     Ok(())
 }

@@ -56,6 +56,8 @@ pub struct Setup {
     pub n_ubatch: Option<u64>,
     /// llama.cpp's flash attention.
     pub flash_attn: Option<bool>,
+    /// llama.cpp's one KV buffer for all slots.
+    pub kv_unified: Option<bool>,
     /// The ik fork's `-mla`.
     pub mla_attn: Option<u64>,
     /// The ik fork's `-amb`, MiB.
@@ -75,6 +77,8 @@ pub struct Reported {
     pub non_torch_gib: Option<f64>,
     /// CUDA graphs, GiB.
     pub cuda_graph_gib: Option<f64>,
+    /// vLLM's estimate of graph memory before capturing, GiB.
+    pub graph_estimate_gib: Option<f64>,
     /// What was left for the KV cache, GiB; negative where nothing was.
     pub kv_available_gib: Option<f64>,
     /// Tokens of the KV cache.
@@ -257,6 +261,7 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         n_batch: f.count("n_batch")?,
         n_ubatch: f.count("n_ubatch")?,
         flash_attn: f.flag("flash_attn")?,
+        kv_unified: f.flag("kv_unified")?,
         mla_attn: f.count("mla_attn")?,
         attn_max_batch: f.count("attn_max_batch")?,
         layers_offloaded: f.text("layers_offloaded")?.and_then(|t| {
@@ -269,6 +274,7 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         activation_gib: f.number("activation_peak_gib")?,
         non_torch_gib: f.number("non_torch_gib")?,
         cuda_graph_gib: f.number("cuda_graph_gib")?,
+        graph_estimate_gib: f.number("graph_estimate_gib")?,
         kv_available_gib: f.number("kv_available_gib")?,
         kv_tokens: f.number("kv_tokens")?,
         gpu_blocks: f.number("gpu_blocks")?,
@@ -280,8 +286,22 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         start: StartOutcome::Started,
     };
     let notes = f.text("notes")?.unwrap_or_default();
+    if reported.graph_estimate_gib.is_none() {
+        reported.graph_estimate_gib = graph_estimate(&notes);
+    }
     reported.start = start(&setup, &reported, &notes);
     Ok(Record { setup, reported })
+}
+
+/// The estimate of graph memory, which reports carry in a remark.
+fn graph_estimate(notes: &str) -> Option<f64> {
+    let rest = ["graph pre-estimate ", "graph figure in the summary "]
+        .iter()
+        .find_map(|m| notes.find(m).map(|at| &notes[at + m.len()..]))?;
+    let end = rest
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(rest.len());
+    rest[..end].parse().ok()
 }
 
 /// Whether the server came up, from the sign of its budget, the remark and the id.

@@ -63,7 +63,7 @@ impl<'a> Meta<'a> {
 
     fn mixer(&self, i: u64) -> Mixer {
         let heads = self.get("attention.head_count");
-        if self.opt("ssm.conv_kernel").is_some() && (i + 1) % 4 != 0 {
+        if self.opt("ssm.conv_kernel").is_some() && !(i + 1).is_multiple_of(4) {
             let (values, keys) = (self.get("ssm.time_step_rank"), self.get("ssm.group_count"));
             let dim = self.get("ssm.state_size");
             return Mixer::State(StateSpace {

@@ -4,12 +4,14 @@
 //! (`n_embd_k_gqa`, `n_embd_r`, `n_embd_s`), `llama-memory-recurrent.cpp`, and for row padding
 //! `ggml-cuda.cu: get_alloc_size` (commit 0c1e57098). Everything is allocated at load.
 
+use std::cell::Cell;
+
 use plimsoll_model::Mixer;
 use plimsoll_program::GroupKind;
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::compute::{
-    DEVICE_ALIGN, HOST_ALIGN, Placement, at_the_peak, compute_buffer_bytes, upper_bound,
+    DEVICE_ALIGN, HOST_ALIGN, Placement, at_the_peak, compute_buffer_bytes, graph_of, upper_bound,
 };
 use super::net::Net;
 use super::run::{MAX_SEQUENCES, Run, Sizes};
@@ -205,7 +207,12 @@ pub struct CellsLaw {
     length: Option<u64>,
     /// Slots, where the user fixed them.
     slots: u64,
+    /// The last answer of [`CellsLaw::compute`]: a plan asks for its own load several times.
+    last: Cell<Option<(Run, Compute)>>,
 }
+
+/// This device's compute buffer, the host's, and how well they are known.
+type Compute = (Bytes, Bytes, Kind);
 
 impl CellsLaw {
     /// The law of device `device`. `length` and `slots` are lower ends that the user set.
@@ -229,6 +236,7 @@ impl CellsLaw {
             groups,
             length,
             slots,
+            last: Cell::new(None),
         })
     }
 
@@ -257,16 +265,21 @@ impl CellsLaw {
         })
     }
 
-    /// This device's compute buffer and the host's; the second is zero where only a bound is known.
-    fn compute(&self, run: &Run) -> Result<(Bytes, Bytes, Kind), SizeOverflow> {
-        match compute_buffer_bytes(&self.net, run, self.placement)? {
+    /// The compute buffers; the host's is zero where only a bound is known.
+    fn compute(&self, run: &Run) -> Result<Compute, SizeOverflow> {
+        if let Some((_, known)) = self.last.get().filter(|(of, _)| of == run) {
+            return Ok(known);
+        }
+        let computed = match compute_buffer_bytes(&self.net, run, self.placement)? {
             Some(c) => {
                 let d = usize::try_from(self.device).unwrap_or(usize::MAX);
                 let own = c.devices.get(d).copied().unwrap_or(c.host);
-                Ok((own, c.host, Kind::Derived))
+                (own, c.host, Kind::Derived)
             }
-            None => Ok((upper_bound(&self.net, run)?, Bytes::ZERO, Kind::Bound)),
-        }
+            None => (upper_bound(&self.net, run)?, Bytes::ZERO, Kind::Bound),
+        };
+        self.last.set(Some((*run, computed)));
+        Ok(computed)
     }
 
     /// f16 copies of one layer's quantised cache, which older CUDA builds take at run time.
@@ -362,7 +375,7 @@ impl KvLaw for CellsLaw {
         } else {
             term = term
                 .formula("the widest layer with all its results alive, inputs and logits")
-                .input("why", self.net.uncovered.as_deref().unwrap_or("no graph"))
+                .input("why", graph_of(&self.net, &run).err().unwrap_or_default())
                 .source("plimsoll-plan: engine/llamacpp/compute/bound.rs");
         }
         let mut out = vec![term];

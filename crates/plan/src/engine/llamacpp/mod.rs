@@ -17,11 +17,12 @@ mod weights;
 
 use std::ops::Range;
 
+use plimsoll_model::{LayerSpec, Mixer};
 use plimsoll_units::{Bytes, DType};
 
 pub use compute::{
     ComputeBytes, Placement, at_the_peak, compute_buffer_bytes, compute_without_shortcut,
-    device_of, upper_bound,
+    device_of, graph_of, upper_bound,
 };
 pub use kv::{CellsLaw, KvBytes, kv_buffer_bytes};
 pub use net::{Arch, Net};
@@ -133,7 +134,7 @@ pub(super) fn stage(
         .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
         .source("plimsoll-plan: engine/llamacpp/mod.rs"),
     );
-    let notes = notes(context, &net, &weights, placement)?;
+    let notes = notes(context, &net, &run, &weights, placement)?;
     let settings = context.settings;
     let law = CellsLaw::new(
         net,
@@ -147,6 +148,7 @@ pub(super) fn stage(
         budget: whole_device(context),
         terms,
         outside: in_use(context).into_iter().collect(),
+        host: Vec::new(),
         kv: Box::new(law),
         takes_rest: false,
         notes,
@@ -205,9 +207,8 @@ fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
 }
 
 fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanError> {
-    let latent =
-        |l: &plimsoll_model::LayerSpec| matches!(l.mixer, plimsoll_model::Mixer::Latent(_));
-    if !run.type_v.is_scalar() && !run.flash_attention && !net.layers.iter().any(latent) {
+    let latent = |l: &LayerSpec| matches!(l.mixer, Mixer::Latent(_));
+    if !run.type_v.is_scalar() && !run.flash_attention {
         return Err(refused(
             version,
             format!("--cache-type-v {}", run.type_v),
@@ -222,18 +223,19 @@ fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanE
         ));
     }
     for l in &net.layers {
-        if let plimsoll_model::Mixer::Attention(a) = l.mixer {
-            for (flag, ty, row) in [
-                ("k", run.type_k, a.kv_heads.saturating_mul(a.k_dim)),
-                ("v", run.type_v, a.kv_heads.saturating_mul(a.v_dim)),
-            ] {
-                if !row.is_multiple_of(ty.block_elements()) {
-                    return Err(refused(
-                        version,
-                        format!("--cache-type-{flag} {ty}"),
-                        format!("rows of {row} elements are no whole blocks"),
-                    ));
-                }
+        let Mixer::Attention(a) = l.mixer else {
+            continue;
+        };
+        for (flag, ty, head) in [("k", run.type_k, a.k_dim), ("v", run.type_v, a.v_dim)] {
+            if !head.is_multiple_of(ty.block_elements()) {
+                return Err(refused(
+                    version,
+                    format!("--cache-type-{flag} {ty}"),
+                    format!(
+                        "its blocks of {} do not divide heads of {head} elements",
+                        ty.block_elements()
+                    ),
+                ));
             }
         }
     }
@@ -243,6 +245,7 @@ fn check_types(net: &Net, run: &Run, version: EngineVersion) -> Result<(), PlanE
 fn notes(
     context: &Context<'_>,
     net: &Net,
+    run: &Run,
     weights: &WeightBytes,
     placement: Placement,
 ) -> Result<Vec<String>, PlanError> {
@@ -271,7 +274,7 @@ fn notes(
             split.join(", ")
         ));
     }
-    if let Some(why) = &net.uncovered {
+    if let Err(why) = graph_of(net, run) {
         out.push(format!("the compute buffer is a bound: {why}"));
     }
     if !context.spec.from_headers && context.spec.quant.is_some() {

@@ -202,6 +202,9 @@ pub struct Net {
     pub layers: Vec<LayerSpec>,
     /// Widest row of values of any layer: without flash attention all are stored that wide.
     pub value_row_max: u64,
+    /// Key and value sizes of the first attention layer's heads: they decide whether quantised
+    /// caches are rotated.
+    pub first_heads: (u64, u64),
     /// Whether values are read from the keys' projection where a layer has full attention
     /// (Gemma 4: it stores no value matrix there).
     pub values_from_keys: bool,
@@ -238,6 +241,10 @@ impl Net {
             })
             .max()
             .unwrap_or(0);
+        let first_heads = layers.iter().find_map(|l| match l.mixer {
+            Mixer::Attention(a) => Some((a.k_dim, a.v_dim)),
+            Mixer::Latent(_) | Mixer::State(_) | Mixer::None => None,
+        });
         let uncovered = match arch {
             None => Some(format!("no graph of `{}` is modelled", spec.architecture)),
             Some(arch) => unlike_its_arch(spec, arch, &layers),
@@ -249,6 +256,7 @@ impl Net {
             vocab: spec.vocab,
             layers,
             value_row_max,
+            first_heads: first_heads.unwrap_or((0, 0)),
             values_from_keys: arch == Some(Arch::Gemma4),
             expert_bias: spec.tensors.iter().any(|t| {
                 t.name.contains("e_score_correction_bias") || t.name.contains("exp_probs_b")
@@ -267,6 +275,9 @@ impl Net {
         }
     }
 }
+
+/// Experts per token above which no graph is written down; published models use up to 22.
+const MOST_EXPERTS_USED: u64 = 256;
 
 /// What keeps a model of a known architecture from having the graph that is modelled for it.
 fn unlike_its_arch(spec: &ModelSpec, arch: Arch, layers: &[LayerSpec]) -> Option<String> {
@@ -299,7 +310,7 @@ fn unlike_its_arch(spec: &ModelSpec, arch: Arch, layers: &[LayerSpec]) -> Option
         let gates = !matches!(arch, Arch::Gpt2 | Arch::GptNeoX);
         let feeds = match l.ffn {
             Ffn::Dense { gated, .. } => gated == gates,
-            Ffn::Moe(m) => routes && m.experts > 0 && m.top_k > 0 && m.top_k <= m.experts,
+            Ffn::Moe(m) => routes && (1..=m.experts.min(MOST_EXPERTS_USED)).contains(&m.top_k),
             Ffn::None => false,
         };
         if !fits || !feeds {

@@ -5,7 +5,7 @@
 //! device of the output. Projectors of images are separate files, and multi-token-prediction layers
 //! are loaded only for speculation; neither is counted.
 
-use plimsoll_model::{ModelSpec, Role, TensorSpec};
+use plimsoll_model::{LayerSpec, Mixer, ModelSpec, Reach, Role, TensorSpec};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::compute::{DEVICE_ALIGN, HOST_ALIGN, device_of};
@@ -66,10 +66,13 @@ pub fn weight_bytes(
                     }
                 }
             }
-            // Frequencies are wanted by every layer: each device has them.
+            // Frequencies are wanted by every layer with full attention: each such device has them.
             _ if t.layer.is_none() && t.name.starts_with("rope_f") => {
-                for list in &mut out.devices {
-                    add(list, t.role, padded(t, ty, true)?, 1)?;
+                for (d, list) in (0_u64..).zip(&mut out.devices) {
+                    let mut own = (0_u64..).zip(&spec.layers);
+                    if own.any(|(i, l)| device_of(i, layers, devices) == d && full(l)) {
+                        add(list, t.role, padded(t, ty, true)?, 1)?;
+                    }
                 }
             }
             _ => {
@@ -89,6 +92,15 @@ pub fn weight_bytes(
         list.sort_by_key(|(role, ..)| *role);
     }
     Ok(out)
+}
+
+/// Whether a layer attends to everything.
+const fn full(layer: &LayerSpec) -> bool {
+    match layer.mixer {
+        Mixer::Attention(a) => matches!(a.reach, Reach::Full),
+        Mixer::Latent(_) => true,
+        Mixer::State(_) | Mixer::None => false,
+    }
 }
 
 /// The type in a GGUF file.

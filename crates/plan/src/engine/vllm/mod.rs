@@ -12,11 +12,14 @@ mod kv;
 mod profile;
 mod weights;
 
+use plimsoll_model::ModelSpec;
+use plimsoll_program::{Parallel, Stage};
 use plimsoll_units::Bytes;
 
-use super::{Budget, Context, EngineStage, Version, in_use};
+use super::{Budget, Context, EngineStage, Version, extras, in_use};
 use crate::error::PlanError;
-use crate::term::Term;
+use crate::settings::{Deployment, Settings};
+use crate::term::{Region, Term, total};
 
 pub use constants::{Constant, constants};
 pub use defaults::Defaults;
@@ -29,16 +32,31 @@ pub const NEWEST: Version = Version {
 };
 
 pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
-    let defaults = Defaults::new(context, version);
-    let mut terms = weights::terms(context)?;
-    terms.extend(profile::terms(context, version, &defaults)?);
-    let law = kv::law(context, version, &defaults)?;
-    let budget = budget(context, &defaults)?;
     let outside: Vec<Term> = in_use(context)
         .into_iter()
         .chain(profile::outside(context, version)?)
         .collect();
     let mut notes = kv::notes(version);
+    let mut defaults = Defaults::new(context, version);
+    if context.settings.gpu_memory_utilization.is_none() {
+        share_the_card(context, &outside, &mut defaults, &mut notes)?;
+    }
+    let mut terms = weights::terms(context)?;
+    terms.extend(draft(context)?);
+    terms.extend(extras::adapters(context)?);
+    terms.extend(profile::terms(context, version, &defaults)?);
+    let cached = extras::with_speculation(context);
+    let stage = speculating_stage(context, &cached);
+    let law = kv::law(
+        &Context {
+            spec: &cached,
+            stage: &stage,
+            ..*context
+        },
+        version,
+        &defaults,
+    )?;
+    let budget = budget(context, &defaults)?;
     if version < Version::new(0, 17) {
         notes.push(format!(
             "vLLM {version} measured its activation peak differently: that term is a bound"
@@ -48,10 +66,89 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         budget,
         terms,
         outside,
+        host: Vec::new(),
         kv: Box::new(law),
         takes_rest: true,
         notes,
     })
+}
+
+/// The draft model's weights, on the last stage, split as the target is.
+fn draft(context: &Context<'_>) -> Result<Option<Term>, PlanError> {
+    let (Some(spec), true) = (&context.settings.draft, context.stage.is_last()) else {
+        return Ok(None);
+    };
+    let parallel = Parallel {
+        pp: 1,
+        ..context.deployment.parallel
+    };
+    let deployment = Deployment {
+        parallel,
+        ..context.deployment.clone()
+    };
+    let Some(stage) = parallel.stages(spec.layers.len() as u64).into_iter().next() else {
+        return Ok(None);
+    };
+    let settings = Settings {
+        draft: None,
+        mtp: false,
+        ..context.settings.clone()
+    };
+    let own = Context {
+        spec,
+        deployment: &deployment,
+        settings: &settings,
+        stage: &stage,
+        ..*context
+    };
+    let bytes = total(&weights::terms(&own)?)?;
+    Ok(Some(
+        Term::exact(Region::Draft, "draft model", bytes)
+            .formula("weights of the draft model, split as the target's")
+            .input("parameters", spec.parameters()?)
+            .input("tp", parallel.tp)
+            .source("vLLM v1/spec_decode: the proposer loads the draft on the target's ranks"),
+    ))
+}
+
+/// The stage with the layers that speculation adds: they run last.
+fn speculating_stage(context: &Context<'_>, cached: &ModelSpec) -> Stage {
+    let mut stage = context.stage.clone();
+    if stage.is_last() {
+        stage.layers.end = cached.layers.len() as u64;
+    }
+    stage
+}
+
+/// Beside another process the default share is more than is free, and the engine would not start: take
+/// what is left, in hundredths as the flag is written.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a share between 0 and 1, in hundredths"
+)]
+fn share_the_card(
+    context: &Context<'_>,
+    outside: &[Term],
+    defaults: &mut Defaults,
+    notes: &mut Vec<String>,
+) -> Result<(), PlanError> {
+    if context.deployment.in_use == Bytes::ZERO {
+        return Ok(());
+    }
+    let usable = context.deployment.device.usable;
+    let taken = Bytes::sum(outside.iter().map(Term::high))?;
+    let left = usable.saturating_sub(taken).get() as f64 / usable.get().max(1) as f64;
+    let share = (left * 100.0).floor() / 100.0;
+    if share < defaults.gpu_memory_utilization {
+        notes.push(format!(
+            "beside {} in use, vLLM starts with --gpu-memory-utilization {share:.2} at most",
+            context.deployment.in_use
+        ));
+        defaults.gpu_memory_utilization = share.max(0.01);
+    }
+    Ok(())
 }
 
 /// `ceil(total x u)`: context and communicators made before the first snapshot are outside it.

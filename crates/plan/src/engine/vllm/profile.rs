@@ -437,11 +437,8 @@ fn graphs(
     } else {
         fitted::GRAPH_PER_LAYER
     };
-    let granule = 2 << 20;
-    let second = product(&[layers, per_layer])?
-        .div_ceil(granule)
-        .max(1)
-        .saturating_mul(granule);
+    // vLLM counts a further capture as 1 MiB at least.
+    let second = product(&[layers, per_layer])?.max(1 << 20);
     let bytes = sum(&[
         full.max(piecewise),
         product(&[sizes.saturating_sub(1), second])?,
@@ -483,14 +480,19 @@ pub(super) fn outside(context: &Context<'_>, version: Version) -> Result<Vec<Ter
     if context.deployment.device.vendor != "nvidia" {
         return Ok(Vec::new());
     }
-    let (low, high) = fitted::CONTEXT_GIB;
+    let ranks = context
+        .deployment
+        .parallel
+        .tp
+        .saturating_mul(context.deployment.parallel.pp);
+    let (low, high) = fitted::context(ranks);
     Ok(vec![
         Term::exact(Region::Driver, "context", Bytes::from_gib(high)?)
-            .kind(Kind::Bound)
+            .kind(Kind::Calibrated { low: Bytes::from_gib(low)?, high: Bytes::from_gib(high)? })
             .formula("total - free before anything is loaded")
-            .input("seen, GiB", format!("{low} to {high}"))
+            .input("ranks that communicate", ranks)
             .input("vllm", version)
-            .source("start-up reports on 0.19: total 79.19, initial free 77.6 to 78.7 GiB"),
+            .source("start-up reports on 0.19: total 79.19, initial free 78.68 (one device), 77.18 to 77.76 GiB"),
     ])
 }
 

@@ -45,8 +45,8 @@ fn allocated(bytes: u64) -> Result<u64, SizeOverflow> {
     })
 }
 
-/// The parameter that holds this tensor: fused ones share a name.
-fn parameter(name: &str) -> String {
+/// The parameter that holds a tensor, as the pieces of its name: fused ones give the same pieces.
+fn parameter(name: &str) -> [&str; 3] {
     const FUSED: &[(&str, &str)] = &[
         ("q_proj.", "qkv_proj."),
         ("k_proj.", "qkv_proj."),
@@ -61,13 +61,45 @@ fn parameter(name: &str) -> String {
     ];
     for (part, whole) in FUSED {
         // Only at the start of a path segment: `gate_up_proj` and `kv_proj` are names of their own.
-        for (at, _) in name.match_indices(part) {
-            if at == 0 || name.as_bytes()[at - 1] == b'.' {
-                return format!("{}{whole}{}", &name[..at], &name[at + part.len()..]);
-            }
+        if let Some(at) = name.find(part)
+            && (at == 0 || name.as_bytes()[at - 1] == b'.')
+        {
+            return [&name[..at], whole, &name[at + part.len()..]];
         }
     }
-    name.to_owned()
+    [name, "", ""]
+}
+
+/// What the allocator adds to a list of parameters.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rounding {
+    /// As the rule has it.
+    expected: u64,
+    /// What remains of a granule may be given to another tensor or stay: at most all of it stays.
+    most: u64,
+    /// Parameters so far.
+    parameters: u64,
+}
+
+impl Rounding {
+    /// Counts `parameters` in and empties the list.
+    fn add(&mut self, parameters: &mut Vec<([&str; 3], u64)>) -> Result<(), SizeOverflow> {
+        for (_, bytes) in parameters.drain(..) {
+            let counted = allocated(bytes)? - bytes;
+            let large = if bytes >= OWN_SEGMENT {
+                SPLIT_ABOVE
+            } else {
+                SMALL_STEP
+            };
+            self.expected = self.expected.checked_add(counted).ok_or(SizeOverflow)?;
+            self.most = self
+                .most
+                .checked_add(large.max(counted))
+                .ok_or(SizeOverflow)?;
+            self.parameters += 1;
+        }
+        Ok(())
+    }
 }
 
 /// The weight terms of one rank.
@@ -76,7 +108,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     let rules = WeightRules {
         dtype: Some(activation_dtype(context)),
         vocab_multiple: VOCAB_PADDING,
-        mtp: false,
+        mtp: context.settings.mtp,
         encoder: true,
         encoder_replicated: false,
         keep_order_index: true,
@@ -84,30 +116,27 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     };
     let parallel = &context.deployment.parallel;
     let parts = rank_tensors(spec, parallel, context.stage, &rules)?;
-    // Role -> parameter -> bytes, and the plain sum beside it.
-    let mut parameters: BTreeMap<(Role, String), u64> = BTreeMap::new();
     let mut plain: BTreeMap<Role, (u64, u64)> = BTreeMap::new();
+    // The parameters of the layer at hand: fused ones lie in one layer, and layers in sequence.
+    let mut layer_parameters: Vec<([&str; 3], u64)> = Vec::new();
+    let mut layer = None;
+    let mut rounding = Rounding::default();
     for part in &parts {
         let bytes = part.each.times(part.copies)?.get();
+        if part.tensor.layer != layer {
+            rounding.add(&mut layer_parameters)?;
+            layer = part.tensor.layer;
+        }
         let name = parameter(&part.tensor.name);
-        let sum = parameters.entry((part.role, name)).or_default();
-        *sum = sum.checked_add(bytes).ok_or(SizeOverflow)?;
+        match layer_parameters.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, sum)) => *sum = sum.checked_add(bytes).ok_or(SizeOverflow)?,
+            None => layer_parameters.push((name, bytes)),
+        }
         let row = plain.entry(part.role).or_default();
         row.0 = row.0.checked_add(bytes).ok_or(SizeOverflow)?;
         row.1 = row.1.saturating_add(part.copies);
     }
-    // What remains of a granule may be given to another tensor or stay: between nothing and all of it.
-    let (mut rounding, mut most) = (0_u64, 0_u64);
-    for bytes in parameters.values() {
-        let counted = allocated(*bytes)? - bytes;
-        rounding = rounding.checked_add(counted).ok_or(SizeOverflow)?;
-        let large = if *bytes >= OWN_SEGMENT {
-            SPLIT_ABOVE
-        } else {
-            SMALL_STEP
-        };
-        most = most.checked_add(large.max(counted)).ok_or(SizeOverflow)?;
-    }
+    rounding.add(&mut layer_parameters)?;
     let from = if spec.from_headers {
         "file headers"
     } else {
@@ -161,11 +190,20 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         );
     }
     terms.push(
-        Term::exact(Region::Weights, "allocator rounding", Bytes::new(rounding))
-            .kind(Kind::Calibrated { low: Bytes::ZERO, high: Bytes::new(most) })
-            .formula("per parameter: up to 512 B; up to 2 MiB from 10 MiB on where at most 1 MiB remains")
-            .input("parameters", parameters.len())
-            .source("c10/cuda/CUDACachingAllocator.cpp: round_size, should_split"),
+        Term::exact(
+            Region::Weights,
+            "allocator rounding",
+            Bytes::new(rounding.expected),
+        )
+        .kind(Kind::Calibrated {
+            low: Bytes::ZERO,
+            high: Bytes::new(rounding.most),
+        })
+        .formula(
+            "per parameter: up to 512 B; up to 2 MiB from 10 MiB on where at most 1 MiB remains",
+        )
+        .input("parameters", rounding.parameters)
+        .source("c10/cuda/CUDACachingAllocator.cpp: round_size, should_split"),
     );
     Ok(terms)
 }
@@ -296,26 +334,23 @@ mod tests {
 
     #[test]
     fn fused_projections_are_one_parameter() {
-        let p = "model.layers.0.";
+        let p = |name: &str| parameter(name).concat();
         assert_eq!(
-            parameter(&format!("{p}self_attn.k_proj.weight")),
-            format!("{p}self_attn.qkv_proj.weight")
+            p("l.0.self_attn.k_proj.weight"),
+            "l.0.self_attn.qkv_proj.weight"
+        );
+        assert_eq!(p("l.0.mlp.up_proj.weight"), "l.0.mlp.gate_up_proj.weight");
+        assert_eq!(
+            p("l.0.mlp.gate_up_proj.weight"),
+            "l.0.mlp.gate_up_proj.weight"
         );
         assert_eq!(
-            parameter(&format!("{p}mlp.up_proj.weight")),
-            format!("{p}mlp.gate_up_proj.weight")
+            p("l.0.self_attn.o_proj.weight"),
+            "l.0.self_attn.o_proj.weight"
         );
         assert_eq!(
-            parameter(&format!("{p}mlp.gate_up_proj.weight")),
-            format!("{p}mlp.gate_up_proj.weight")
-        );
-        assert_eq!(
-            parameter(&format!("{p}self_attn.o_proj.weight")),
-            format!("{p}self_attn.o_proj.weight")
-        );
-        assert_eq!(
-            parameter(&format!("{p}mlp.experts.{{e}}.gate_proj.weight")),
-            parameter(&format!("{p}mlp.experts.{{e}}.up_proj.weight"))
+            p("mlp.experts.{e}.gate_proj.weight"),
+            p("mlp.experts.{e}.up_proj.weight")
         );
     }
 }

@@ -273,7 +273,7 @@ impl Machine<'_> {
             .map(|(t, _)| (t.name, t.size))
             .collect();
         // Largest first; equals stay in the order of the graph.
-        all.sort_by(|a, b| b.1.cmp(&a.1));
+        all.sort_by_key(|t| std::cmp::Reverse(t.1));
         all
     }
 }

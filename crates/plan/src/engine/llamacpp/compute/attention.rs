@@ -30,32 +30,26 @@ impl Builder<'_> {
             return self.gated_attention(h, a);
         }
         let p = if self.arch.fused_qkv() {
-            let p = self.fused(h, a);
-            self.rotate_all(&p, a)
+            self.fused(h, a)
         } else {
             self.separate(h, a, window)
         };
         let y = self.attend(&p, a, window)?;
+        // GPT-NeoX visits its feed-forward before this.
+        if self.arch == Arch::GptNeoX {
+            return Ok(y);
+        }
         Ok(self.rotate_back(y, a, window.is_some()))
     }
 
     /// What was attended over rotated values, rotated back.
-    fn rotate_back(&mut self, y: Id, a: &Attention, windowed: bool) -> Id {
-        if !self.rotates(self.run.type_v, a.v_dim) {
+    pub(super) fn rotate_back(&mut self, y: Id, a: &Attention, windowed: bool) -> Id {
+        if !self.rotates(self.run.type_v, true) {
             return y;
         }
         let wide = a.q_heads.saturating_mul(a.v_dim);
         let t = self.rotated(y, ROTATION, wide, windowed, true);
         self.g.view(t, &[wide, self.s.tokens])
-    }
-
-    /// Queries, keys and values rotated as their cache asks, in the order in which they are used.
-    fn rotate_all(&mut self, p: &Projected, a: &Attention) -> Projected {
-        let (ty_k, ty_v) = (self.run.type_k, self.run.type_v);
-        let q = self.rotate_heads(p.q, ty_k, [a.k_dim, a.q_heads], false, false);
-        let v = self.rotate_heads(p.v, ty_v, [a.v_dim, a.kv_heads], false, true);
-        let k = self.rotate_heads(p.k, ty_k, [a.k_dim, a.kv_heads], false, false);
-        Projected { q, k, v }
     }
 
     fn rope(&mut self, t: Id) -> Id {
@@ -87,9 +81,13 @@ impl Builder<'_> {
             let v = part(self, a.kv_heads);
             return Projected { q, k, v };
         }
+        let (ty_k, ty_v) = (self.run.type_k, self.run.type_v);
+        q = self.rotate_heads(q, ty_k, [a.k_dim, a.q_heads], false, false);
         let v = part(self, a.kv_heads);
+        let v = self.rotate_heads(v, ty_v, [a.v_dim, a.kv_heads], false, true);
         let k = part(self, a.kv_heads);
         let k = self.rope(k);
+        let k = self.rotate_heads(k, ty_k, [a.k_dim, a.kv_heads], false, false);
         Projected { q, k, v }
     }
 
@@ -141,7 +139,9 @@ impl Builder<'_> {
         }
     }
 
-    fn rotates(&self, ty: DType, dim: u64) -> bool {
+    fn rotates(&self, ty: DType, value: bool) -> bool {
+        let (k, v) = self.net.first_heads;
+        let dim = if value { v } else { k };
         self.run.rules.rotation && quantised(ty) && dim.is_multiple_of(ROTATION) && dim > 0
     }
 
@@ -155,17 +155,23 @@ impl Builder<'_> {
         windowed: bool,
         value: bool,
     ) -> Id {
-        if !self.rotates(ty, dim) {
+        if !self.rotates(ty, value) {
             return t;
         }
         let block = if value {
             ROTATION
         } else {
-            1 << dim.trailing_zeros()
+            ROTATION.max(1 << dim.trailing_zeros().min(32))
         };
         let wide = dim.saturating_mul(heads);
-        let r = self.rotated(t, block, wide, windowed, value);
-        self.g.view(r, &[dim, heads, self.s.tokens])
+        let n = self.s.tokens;
+        let whole = if self.g.get(t).strided {
+            self.g.op("copy", &[dim, heads, n], &[t])
+        } else {
+            t
+        };
+        let r = self.rotated(whole, block, wide, windowed, value);
+        self.g.view(r, &[dim, heads, n])
     }
 
     fn rotated(&mut self, t: Id, block: u64, wide: u64, windowed: bool, value: bool) -> Id {
@@ -270,12 +276,15 @@ impl Builder<'_> {
         let q = self.g.part(both, &[a.k_dim, a.q_heads, n]);
         let q = self.g.op("Q", &[a.k_dim, a.q_heads, n], &[q]);
         let q = self.rope(q);
+        let (ty_k, ty_v) = (self.run.type_k, self.run.type_v);
+        let q = self.rotate_heads(q, ty_k, [a.k_dim, a.q_heads], false, false);
         let (_, v) = self.project("V", h, a.kv_heads, a.v_dim);
+        let v = self.rotate_heads(v, ty_v, [a.v_dim, a.kv_heads], false, true);
         let (_, k) = self.project("K", h, a.kv_heads, a.k_dim);
         let k = self.g.norm(k, self.norm);
         let k = self.rope(k);
-        let p = self.rotate_all(&Projected { q, k, v }, a);
-        let y = self.attend(&p, a, None)?;
+        let k = self.rotate_heads(k, ty_k, [a.k_dim, a.kv_heads], false, false);
+        let y = self.attend(&Projected { q, k, v }, a, None)?;
         let y = self.rotate_back(y, a, false);
         let gate = self.g.part(both, &[a.k_dim, a.q_heads, n]);
         let gate = self.g.op("gate", &[wide, n], &[gate]);
@@ -331,7 +340,7 @@ impl Builder<'_> {
         } else {
             let v = self
                 .g
-                .op_typed("latent copy", &[cells, rank], Type::F16, &[]);
+                .op_typed("latent copy", &[cells, rank, 1, streams], Type::F16, &[]);
             let scores = self.g.op("scores", &[cells, n, heads], &[q]);
             let scores = self.g.like("scores", &[scores, c.mask]);
             let y = self.g.op("attention", &[rank, n, heads], &[v, scores]);

@@ -63,9 +63,20 @@ fn mixer(layer: &LayerSpec, run: &Run, s: &Sizes) -> Result<Bytes, SizeOverflow>
                 .checked_add(mul(row, 4)?)
                 .and_then(|w| w.checked_add(a.q_rank.unwrap_or(0).checked_mul(2)?))
                 .ok_or(SizeOverflow)?;
-            Bytes::product([n, wide, 4])?
-                .add(scores(a.q_heads)?)?
-                .add(Bytes::product([s.cells, s.streams, row, 4])?)?
+            // Builds that do not absorb the projections decompress one layer's cache: to f32, and
+            // from there to f16.
+            let plain = key.checked_add(a.v_dim).ok_or(SizeOverflow)?;
+            let decompressed = if run.rules.fused_norm || !run.rules.latent {
+                Bytes::product([s.cells, s.streams, a.q_heads, plain, 6])?
+            } else {
+                Bytes::ZERO
+            };
+            Bytes::sum([
+                Bytes::product([n, wide, 4])?,
+                scores(a.q_heads)?,
+                Bytes::product([s.cells, s.streams, row, 4])?,
+                decompressed,
+            ])?
         }
         Mixer::State(st) => state(&st, s)?,
         Mixer::None => Bytes::ZERO,

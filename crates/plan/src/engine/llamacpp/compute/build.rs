@@ -5,7 +5,7 @@
 //!
 //! [`Rules`]: super::super::version::Rules
 
-use plimsoll_model::{Ffn, LayerSpec, Mixer};
+use plimsoll_model::{Attention, Ffn, LayerSpec, Mixer};
 use plimsoll_units::{DType, SizeOverflow};
 
 use super::super::net::{Arch, Net};
@@ -43,6 +43,7 @@ pub(super) struct Builder<'a> {
     pub(super) outside: Id,
     pub(super) pos: Option<Id>,
     pub(super) state_rows: Option<Id>,
+    positions: Id,
     inputs: Vec<Id>,
     caches: [Option<CacheInputs>; 2],
     rotations: [[Option<Id>; 2]; 2],
@@ -86,6 +87,7 @@ pub(super) fn build(
         outside,
         pos: None,
         state_rows: None,
+        positions: outside,
         inputs: Vec::new(),
         caches: [None; 2],
         rotations: [[None; 2]; 2],
@@ -132,6 +134,7 @@ impl Builder<'_> {
             self.state_rows = Some(rows);
         }
         let pos = self.input("positions", &[n], Type::I32);
+        self.positions = pos;
         let mut on_host = 1;
         if self.arch.learned_positions() {
             let table = self.g.op("position embedding", &[w, n], &[pos]);
@@ -206,6 +209,13 @@ impl Builder<'_> {
             return t;
         }
         let t = self.input("rotation", &[block, block], Type::F32);
+        if self.caches.iter().all(Option::is_none) && !value {
+            // The graph is visited from rotated queries down: their matrix comes before positions.
+            if let Some(at) = self.inputs.iter().position(|i| *i == self.positions) {
+                self.inputs.pop();
+                self.inputs.insert(at, t);
+            }
+        }
         self.rotations[slot.0][slot.1] = Some(t);
         t
     }
@@ -221,7 +231,11 @@ impl Builder<'_> {
             }
         };
         let wide = self.g.ne(t)[0];
-        self.g.op("picked rows", &[wide, self.s.outputs], &[t, ids])
+        let here = self.g.heap;
+        self.g.heap = self.g.heap_of_last();
+        let picked = self.g.op("picked rows", &[wide, self.s.outputs], &[t, ids]);
+        self.g.heap = here;
+        picked
     }
 
     fn layer(&mut self, x: Id, layer: &LayerSpec, last: bool) -> Result<Id, SizeOverflow> {
@@ -232,7 +246,7 @@ impl Builder<'_> {
             Mixer::Attention(a) => {
                 let y = self.attention(h, &a, Net::window(layer))?;
                 if self.arch == Arch::GptNeoX {
-                    return Ok(self.parallel_residual(x, y, layer, last));
+                    return Ok(self.parallel_residual(x, y, (layer, &a), last));
                 }
                 self.g.op("attention output", &[w, self.s.tokens], &[y])
             }
@@ -262,7 +276,13 @@ impl Builder<'_> {
     }
 
     /// GPT-NeoX: the graph visits the feed-forward first, then the attention's projection.
-    fn parallel_residual(&mut self, x: Id, y: Id, layer: &LayerSpec, last: bool) -> Id {
+    fn parallel_residual(
+        &mut self,
+        x: Id,
+        y: Id,
+        (layer, a): (&LayerSpec, &Attention),
+        last: bool,
+    ) -> Id {
         let mut x = x;
         if last {
             x = self.pick(x);
@@ -270,6 +290,7 @@ impl Builder<'_> {
         let h = self.g.norm(x, self.norm);
         let f = self.feed_forward(h, &layer.ffn);
         let f = self.g.like("residual", &[f, x]);
+        let y = self.rotate_back(y, a, false);
         let mut y = self
             .g
             .op("attention output", &[self.net.width, self.s.tokens], &[y]);

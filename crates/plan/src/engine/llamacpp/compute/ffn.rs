@@ -68,7 +68,7 @@ impl Builder<'_> {
                 .in_place("expert weights", &[m.top_k, rows], &[flat, sum])
         };
         let mut weights = self.g.view(weights, &[1, m.top_k, rows]);
-        if deepseek {
+        if deepseek && self.net.expert_bias {
             weights = self.g.like("expert weights", &[weights]);
         }
         let input = self.g.view(h, &[w, 1, rows]);
@@ -91,12 +91,15 @@ impl Builder<'_> {
         self.g.like("experts", &[out, shared])
     }
 
-    /// All experts' rows are views first, then summed up one by one.
+    /// All experts' rows are views first, then summed up one by one; a single one is copied.
     fn sum_experts(&mut self, weighted: Id, top_k: u64, rows: u64) -> Id {
         let w = self.net.width;
         let views: Vec<Id> = (0..top_k)
             .map(|_| self.g.part(weighted, &[w, rows]))
             .collect();
+        if let [only] = views.as_slice() {
+            return self.g.op("experts", &[w, rows], &[*only]);
+        }
         let mut views = views.into_iter();
         let Some(first) = views.next() else {
             return weighted;

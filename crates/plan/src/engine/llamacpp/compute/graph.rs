@@ -250,19 +250,26 @@ impl Graph {
         self.push(t)
     }
 
-    /// Normalisation and its weight. The first has no weight of its own, so the scheduler leaves it
-    /// on the device of what came before; only `RMS_NORM` may work in place.
+    /// Where an operation without a weight runs: the scheduler leaves it on the device of the
+    /// operation before it, unless that is the host.
+    pub(super) fn heap_of_last(&self) -> u16 {
+        let own = |t: &&Id| self.get(**t).root.is_none();
+        match self.nodes.iter().rev().find(own) {
+            Some(&t) if self.get(t).heap != self.host => self.get(t).heap,
+            _ => self.heap,
+        }
+    }
+
+    /// Normalisation and its weight. Only `RMS_NORM` may work in place; the first of the two has no
+    /// weight of its own.
     pub(super) fn norm(&mut self, x: Id, norm: Norm) -> Id {
         if norm == Norm::FusedRms {
             let ne = self.ne(x);
             return self.op("norm", &ne, &[x]);
         }
-        let before = self.get(x).heap;
         let mut t = self.tensor("norm", &self.ne(x), Type::F32, &[x]);
         t.in_place = norm == Norm::Rms;
-        if before != self.host {
-            t.heap = before;
-        }
+        t.heap = self.heap_of_last();
         let h = self.node(t);
         self.like("norm_weight", &[h])
     }

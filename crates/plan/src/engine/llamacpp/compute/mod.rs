@@ -64,6 +64,37 @@ pub fn device_of(i: u64, layers: u64, devices: u64) -> u64 {
     (i.saturating_mul(devices) / places).min(devices.saturating_sub(1))
 }
 
+/// The architecture whose graph this build makes of the model.
+///
+/// # Errors
+/// Why it is not modelled, in words.
+pub fn graph_of(net: &Net, run: &Run) -> Result<Arch, String> {
+    let arch = match (net.arch, &net.uncovered) {
+        (Some(arch), None) => arch,
+        (_, Some(why)) => return Err(why.clone()),
+        (None, None) => return Err("its graph is not modelled".to_owned()),
+    };
+    let rules = &run.rules;
+    if rules.fused_norm
+        && !matches!(
+            arch,
+            Arch::Llama | Arch::Qwen2 | Arch::Qwen3 | Arch::Qwen3Moe
+        )
+    {
+        return Err("the ik fork's graph of this architecture is not modelled".to_owned());
+    }
+    // These were rewritten within the year before the graphs modelled here.
+    let since = match arch {
+        Arch::DeepSeek2 => rules.latent_only,
+        Arch::Qwen3Next => rules.rotation,
+        _ => true,
+    };
+    if !since {
+        return Err("this build's graph of the architecture is not modelled".to_owned());
+    }
+    Ok(arch)
+}
+
 /// The compute buffers, exactly.
 ///
 /// `None` where no graph is modelled; see [`upper_bound`].
@@ -75,10 +106,13 @@ pub fn compute_buffer_bytes(
     run: &Run,
     placement: Placement,
 ) -> Result<Option<ComputeBytes>, SizeOverflow> {
-    let Some(arch) = net.arch else {
+    let Ok(arch) = graph_of(net, run) else {
         return Ok(None);
     };
-    Ok(Some(buffers(exact(net, arch, run, placement)?, placement)))
+    Ok(Some(buffers(
+        exact(net, arch, run, placement)?.1,
+        placement,
+    )))
 }
 
 /// The same by replaying every layer: slower, and what tests hold the shortcut against.
@@ -91,7 +125,7 @@ pub fn compute_without_shortcut(
     run: &Run,
     placement: Placement,
 ) -> Result<Option<ComputeBytes>, SizeOverflow> {
-    let Some(arch) = net.arch else {
+    let Ok(arch) = graph_of(net, run) else {
         return Ok(None);
     };
     let all: Vec<usize> = (0..net.layers.len()).collect();
@@ -127,12 +161,11 @@ pub fn at_the_peak(
     run: &Run,
     placement: Placement,
 ) -> Result<Vec<(&'static str, Bytes)>, SizeOverflow> {
-    let Some(arch) = net.arch else {
+    let Ok(arch) = graph_of(net, run) else {
         return Ok(Vec::new());
     };
-    let all: Vec<usize> = (0..net.layers.len()).collect();
-    let first = run_layers(net, arch, run, placement, &all, false, None)?;
-    let again = run_layers(net, arch, run, placement, &all, false, Some(first.peak))?;
+    let (layers, first) = exact(net, arch, run, placement)?;
+    let again = run_layers(net, arch, run, placement, &layers, false, Some(first.peak))?;
     Ok(again
         .live
         .into_iter()
@@ -140,18 +173,25 @@ pub fn at_the_peak(
         .collect())
 }
 
-fn exact(net: &Net, arch: Arch, run: &Run, placement: Placement) -> Result<Replay, SizeOverflow> {
+/// The replay, and the layers that it took.
+fn exact(
+    net: &Net,
+    arch: Arch,
+    run: &Run,
+    placement: Placement,
+) -> Result<(Vec<usize>, Replay), SizeOverflow> {
     if let (Some(cut), Placement::Host | Placement::Devices(1)) = (Cut::of(net), placement) {
         let layers: Vec<usize> = (0..cut.from)
             .chain(cut.from + cut.left_out..net.layers.len())
             .collect();
         let short = run_layers(net, arch, run, placement, &layers, true, None)?;
         if cut.recurs(&short) {
-            return Ok(short);
+            return Ok((layers, short));
         }
     }
     let all: Vec<usize> = (0..net.layers.len()).collect();
-    run_layers(net, arch, run, placement, &all, false, None)
+    let full = run_layers(net, arch, run, placement, &all, false, None)?;
+    Ok((all, full))
 }
 
 fn run_layers(

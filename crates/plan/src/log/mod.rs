@@ -1,0 +1,231 @@
+//! Start-up logs of vLLM and llama.cpp: what was started, and what it printed.
+//!
+//! The readers take text as it comes: with prefixes of a container runtime, colours, progress bars
+//! and the lines of several workers mixed. They look for each engine's own phrases, version by
+//! version, and ignore everything else; no line, however long or odd, is an error. A text without
+//! any known phrase is.
+//!
+//! Sources of the phrases: vLLM `v1/engine/core.py`, `v1/worker/gpu_worker.py`,
+//! `v1/worker/gpu_model_runner.py`, `v1/core/kv_cache_utils.py`, `utils/mem_utils.py` (0.11 to 0.32)
+//! and `worker/worker.py`, `executor/executor_base.py` (V0); llama.cpp `src/llama-model.cpp`,
+//! `src/llama-context.cpp`, `src/llama-kv-cache.cpp`, `src/llama-model-loader.cpp` and their forms
+//! of 2024.
+//!
+//! Pure: text in, figures out.
+
+mod advice;
+mod llamacpp;
+mod text;
+mod vllm;
+
+pub use advice::{Advice, advice};
+
+use plimsoll_device::{Device, devices};
+use plimsoll_units::Bytes;
+use serde_json::Value;
+
+use crate::measured::{Reported, Setup};
+
+/// Longest part of a line that is looked at: an engine's longest line, with room to spare.
+const MAX_LINE: usize = 64 << 10;
+
+/// A start-up log, read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StartLog {
+    /// What was started, as far as the log says.
+    pub setup: Setup,
+    /// What it printed.
+    pub reported: Reported,
+    /// The model's configuration, where the log shows it (GGUF metadata), or why it gives none.
+    pub config: Option<Result<Value, String>>,
+    /// How the start ended, where it failed.
+    pub failure: Option<StartFailure>,
+    /// What the reader should know.
+    pub notes: Vec<String>,
+    /// Lines with a known phrase.
+    pub known_lines: usize,
+}
+
+/// Why a server did not come up.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StartFailure {
+    /// Nothing is left for the KV cache.
+    NoCacheMemory,
+    /// The KV cache does not hold one request of the longest length.
+    TooLong {
+        /// The longest length asked for.
+        max_model_len: Option<u64>,
+        /// Tokens that the cache holds, or the length that the engine proposes.
+        holds: Option<u64>,
+        /// KV memory that one such request needs, GiB.
+        needed_gib: Option<f64>,
+    },
+    /// Less memory was free at start than the engine wants to take.
+    NotEnoughFree {
+        /// Free at start, GiB.
+        free_gib: Option<f64>,
+        /// Wanted, GiB.
+        wanted_gib: Option<f64>,
+    },
+    /// An allocation failed.
+    OutOfMemory {
+        /// What was asked for, as printed.
+        asked: Option<String>,
+    },
+}
+
+impl StartFailure {
+    /// In words.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let gib = |g: &Option<f64>| g.map_or_else(|| "?".to_owned(), |g| format!("{g:.2} GiB"));
+        match self {
+            Self::NoCacheMemory => "no memory was left for the KV cache".to_owned(),
+            Self::TooLong {
+                max_model_len,
+                holds,
+                needed_gib,
+            } => {
+                let len = max_model_len.map_or_else(|| "?".to_owned(), |n| n.to_string());
+                let mut text = format!("the KV cache does not hold one request of {len} tokens");
+                if needed_gib.is_some() {
+                    text.push_str(&format!(", which needs {}", gib(needed_gib)));
+                }
+                if let Some(n) = holds {
+                    text.push_str(&format!("; it holds {n}"));
+                }
+                text
+            }
+            Self::NotEnoughFree {
+                free_gib,
+                wanted_gib,
+            } => format!(
+                "{} were free at start, and the engine wanted {}",
+                gib(free_gib),
+                gib(wanted_gib)
+            ),
+            Self::OutOfMemory { asked } => match asked {
+                Some(a) => format!("an allocation of {a} failed"),
+                None => "an allocation failed".to_owned(),
+            },
+        }
+    }
+}
+
+/// Reads a log.
+///
+/// # Errors
+/// The reason where no line of it is one of these engines'.
+pub fn read(text: &str) -> Result<StartLog, String> {
+    let mut vllm = vllm::Reader::default();
+    let mut llama = llamacpp::Reader::default();
+    let mut card = None;
+    // One line at a time: a text of millions of short lines is not copied.
+    for raw in text.split(['\n', '\r']) {
+        if raw.is_empty() {
+            continue;
+        }
+        let line = text::clean(raw, MAX_LINE);
+        vllm.read(&line);
+        llama.read(&line);
+        if card.is_none() {
+            card = named_card(&line);
+        }
+    }
+    let (vllm, llama) = (vllm.finish(), llama.finish());
+    // The engine with more known lines wrote it; a tie of nothing is no log.
+    let mut log = if vllm.known_lines >= llama.known_lines {
+        vllm
+    } else {
+        llama
+    };
+    if log.known_lines == 0 {
+        return Err("no line of it is one that vLLM or llama.cpp prints at start".to_owned());
+    }
+    if log.setup.gpu.is_none() {
+        log.setup.gpu = card;
+    }
+    Ok(log)
+}
+
+/// A card's full name, as drivers print it, anywhere in a line.
+fn named_card(line: &str) -> Option<String> {
+    const MAKERS: [&str; 3] = ["nvidia", "amd", "tesla"];
+    let lower = line.to_ascii_lowercase();
+    if !MAKERS.iter().any(|m| lower.contains(m)) {
+        return None;
+    }
+    devices()
+        .iter()
+        .flat_map(|d| d.aliases.iter())
+        // Only names with their maker: `l4` or `a10` are words of other lines too.
+        .filter(|a| {
+            let a = a.to_ascii_lowercase();
+            a.contains(' ') && MAKERS.iter().any(|m| a.starts_with(m))
+        })
+        .filter(|a| lower.contains(&a.to_ascii_lowercase()))
+        .max_by_key(|a| a.len())
+        .cloned()
+}
+
+impl StartLog {
+    /// The device: the named card, with the total that the log prints, or a device of that total.
+    ///
+    /// # Errors
+    /// The reason where the log shows neither.
+    pub fn device(&self) -> Result<Device, String> {
+        let named = crate::measured::card(self.setup.gpu.as_deref()).cloned();
+        let total = self
+            .reported
+            .total_gpu_memory_gib
+            .and_then(|g| Bytes::from_gib(g).ok())
+            .filter(|b| *b > Bytes::ZERO);
+        match (named, total) {
+            (Ok(mut d), Some(total)) => {
+                // Two printed decimals: keep the catalogue's exact figure where they agree.
+                if (d.usable.gib() - total.gib()).abs() > 0.01 {
+                    d.usable = total;
+                }
+                Ok(d)
+            }
+            (Ok(d), None) => Ok(d),
+            (Err(_), Some(total)) => {
+                // The size alone names a card where only one kind has it to the printed digit.
+                let mut same = devices()
+                    .iter()
+                    .filter(|d| (d.usable.gib() - total.gib()).abs() <= 0.005);
+                match (same.next(), same.next()) {
+                    (Some(d), None) => Ok(d.clone()),
+                    _ => Ok(Device::of_size(total)),
+                }
+            }
+            (Err(reason), None) => Err(reason),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_without_a_known_line_are_refused() {
+        for text in [
+            "",
+            "hello\nworld",
+            "\0\u{1}\u{fffd}\n\u{1b}[31m",
+            &"x".repeat(1 << 20),
+        ] {
+            assert!(read(text).is_err());
+        }
+    }
+
+    #[test]
+    fn cards_are_found_by_their_drivers_name() {
+        assert_eq!(
+            named_card("  Device 0: NVIDIA GeForce RTX 3090 Ti, compute capability 8.6").as_deref(),
+            Some("NVIDIA GeForce RTX 3090 Ti")
+        );
+        assert_eq!(named_card("the l4 cache"), None);
+    }
+}
