@@ -364,3 +364,32 @@ fn sizes_at_every_limit_do_not_wrap() {
         }
     }
 }
+
+/// transformers rewrites a config when it saves: renamed fields, defaults written out, lists for
+/// patterns. It is the same model.
+#[test]
+fn a_rewritten_config_is_the_same_model() {
+    for path in golden_files("shapes") {
+        let golden = read(&path);
+        let Some(saved) = golden.get("saved_config") else {
+            continue;
+        };
+        let (a, b) = (spec(&golden["config"]), spec(saved));
+        let facts = |s: &ModelSpec| {
+            (
+                s.hidden,
+                s.vocab,
+                s.tied_embeddings,
+                s.layers.clone(),
+                s.encoder,
+                s.mtp_layers,
+                s.final_softcap,
+            )
+        };
+        assert_eq!(facts(&a), facts(&b), "{}", path.display());
+        // A limit that was left out is the class's default, which only some families need.
+        if a.max_context.is_some() {
+            assert_eq!(a.max_context, b.max_context, "{}", path.display());
+        }
+    }
+}
