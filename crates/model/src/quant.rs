@@ -9,7 +9,7 @@
 use plimsoll_units::{DType, SizeOverflow};
 
 use crate::ModelError;
-use crate::config::Config;
+use crate::config::{Config, shorten};
 use crate::spec::ModelSpec;
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 
@@ -176,7 +176,12 @@ impl Pattern {
         };
         regex_lite::Regex::new(&format!("^(?:{expression})"))
             .map(Self::Regex)
-            .map_err(|e| config.reject(key, format!("`{text}` is not a regular expression: {e}")))
+            .map_err(|e| {
+                config.reject(
+                    key,
+                    format!("`{}` is not a regular expression: {e}", shorten(text)),
+                )
+            })
     }
 
     fn matches(&self, module: &str) -> bool {
