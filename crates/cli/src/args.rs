@@ -174,7 +174,7 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub(crate) struct DeviceArgs {
-    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine
+    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine, `cpu` for its processors
     #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
     pub(crate) gpu: Option<String>,
     /// How many there are; without it, the plan chooses the fewest

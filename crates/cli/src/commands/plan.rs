@@ -166,6 +166,9 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
     if name == "auto" {
         return crate::commands::doctor::detected().map(Some);
     }
+    if name.eq_ignore_ascii_case("cpu") {
+        return crate::commands::doctor::cpu().map(Some);
+    }
     plimsoll_device::find(name)
         .cloned()
         .map(Some)

@@ -56,7 +56,11 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         version,
         &defaults,
     )?;
-    let budget = budget(context, &defaults)?;
+    let budget = if is_cpu(context) {
+        cpu_budget(context, version, &terms)?
+    } else {
+        budget(context, &defaults)?
+    };
     if version < Version::new(0, 17) {
         notes.push(format!(
             "vLLM {version} measured its activation peak differently: that term is a bound"
@@ -71,6 +75,11 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         takes_rest: true,
         notes,
     })
+}
+
+/// Whether this is vLLM's CPU backend.
+fn is_cpu(context: &Context<'_>) -> bool {
+    context.deployment.device.vendor.eq_ignore_ascii_case("cpu")
 }
 
 /// The draft model's weights, on the last stage, split as the target is.
@@ -149,6 +158,41 @@ fn share_the_card(
         defaults.gpu_memory_utilization = share.max(0.01);
     }
     Ok(())
+}
+
+/// What vLLM's CPU backend gives the KV cache where `VLLM_CPU_KVCACHE_SPACE` says nothing, up to 0.16.
+const CPU_KV_BYTES: u64 = 4 << 30;
+
+/// The CPU backend has no share of memory to fill: the KV cache is `VLLM_CPU_KVCACHE_SPACE`, which is
+/// `--kv-memory` here.
+fn cpu_budget(
+    context: &Context<'_>,
+    version: Version,
+    terms: &[Term],
+) -> Result<Budget, PlanError> {
+    let source = "vLLM platforms/cpu.py: VLLM_CPU_KVCACHE_SPACE".to_owned();
+    if context.settings.kv_memory.is_some() {
+        return Ok(Budget {
+            bytes: context.deployment.device.usable,
+            formula: "host memory (the KV cache is given)".to_owned(),
+            source,
+        });
+    }
+    if version >= Version::new(0, 17) {
+        return Err(PlanError::Refused {
+            engine: format!("vllm {version}"),
+            setting: "a CPU without --kv-memory".to_owned(),
+            reason:
+                "since 0.17 the default depends on the machine's NUMA nodes: give the KV cache, as \
+                     VLLM_CPU_KVCACHE_SPACE does"
+                    .to_owned(),
+        });
+    }
+    Ok(Budget {
+        bytes: total(terms)?.add(Bytes::new(CPU_KV_BYTES))?,
+        formula: "all other terms + 4 GiB of KV cache".to_owned(),
+        source,
+    })
 }
 
 /// `ceil(total x u)`: context and communicators made before the first snapshot are outside it.

@@ -275,6 +275,9 @@ pub(super) fn terms(
     d: &Defaults,
 ) -> Result<Vec<Term>, PlanError> {
     let width = activation_dtype(context).bytes(1)?.get();
+    if super::is_cpu(context) {
+        return on_cpu(context, version, d, width).map(|t| vec![t]);
+    }
     let newer = context
         .deployment
         .device
@@ -361,6 +364,25 @@ pub(super) fn terms(
         terms.push(g);
     }
     Ok(terms)
+}
+
+/// The CPU backend profiles nothing that it subtracts; what a step needs is bounded by the larger phase.
+fn on_cpu(
+    context: &Context<'_>,
+    version: Version,
+    d: &Defaults,
+    width: u64,
+) -> Result<Term, PlanError> {
+    let mut bytes = forward(context, d, width)?.bytes;
+    if context.stage.is_last() {
+        bytes = bytes.max(sampler(context, version, d, width)?.bytes);
+    }
+    let workspace = experts(context, d, width)?.map_or(0, |t| t.bytes.get());
+    let all = Bytes::new(sum(&[bytes, workspace, encoder(context, d, width)?])?);
+    Ok(Term::exact(Region::Activations, "activation peak", all)
+        .kind(Kind::Bound)
+        .formula("the larger of forward pass and sampler, counted as on a GPU")
+        .source("plimsoll-plan: engine/vllm/profile.rs; not measured on CPUs"))
 }
 
 /// Modules, and the communicator that the first collective makes, after the first snapshot.
