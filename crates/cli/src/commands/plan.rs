@@ -29,8 +29,19 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         Some(AssumeArg::Gqa) => Assume::Gqa,
         None => Assume::Nothing,
     };
+    contradictions(args)?;
     let model = load(&args.model, assume, args.offline)?;
     let load = the_load(&args.load, &model)?;
+    if let Some(longest) = args.engine.max_model_len
+        && longest < load.context
+    {
+        return Err(usage(format!(
+            "--max-model-len {} is shorter than the context of {} tokens",
+            thousands(longest),
+            thousands(load.context)
+        ))
+        .hint("an engine refuses longer requests: raise it, or give a shorter `--context`"));
+    }
     if args.method == Method::RuleOfThumb {
         return thumb(&model, &load, output);
     }
@@ -77,6 +88,57 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         Verdict::No if question.device.is_some() => exit(Exit::DoesNotFit),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// A mistake on the command line that flags make together.
+fn usage(what: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, "E-USAGE-007", what)
+}
+
+/// Flags that contradict each other or that would silently do nothing.
+fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
+    let d = &args.device;
+    if args.json && (args.explain.is_some() || args.method == Method::RuleOfThumb) {
+        return Err(
+            usage("`--explain` and `--method rule-of-thumb` print text, not JSON")
+                .hint("leave `--json` out; a plan's JSON holds every formula already"),
+        );
+    }
+    let no_device = d.gpu.is_none() && d.memory.is_none();
+    for (flag, given) in [
+        ("--gpus", d.gpus.is_some()),
+        ("--in-use", d.in_use > Bytes::ZERO),
+    ] {
+        if given && no_device {
+            return Err(usage(format!("{flag} says nothing without a device"))
+                .hint("name one with `--gpu h100`, or its memory with `--memory 24GiB`"));
+        }
+    }
+    let degrees = [d.tp, d.pp, d.dp];
+    if let Some(n) = d.gpus
+        && (degrees.iter().any(Option::is_some) || d.ep)
+    {
+        let product = degrees
+            .iter()
+            .try_fold(1_u64, |p, x| p.checked_mul(x.unwrap_or(1)));
+        if product != Some(n) {
+            return Err(usage(format!(
+                "--gpus {n} contradicts TP x PP x DP, which is {}",
+                { product.map_or_else(|| "too large".to_owned(), thousands) }
+            ))
+            .hint("leave one of them out"));
+        }
+    }
+    if args.engine.kv_memory == Some(Bytes::ZERO) {
+        return Err(
+            usage("--kv-memory 0 leaves nothing to plan with").hint("give a size, such as 12GiB")
+        );
+    }
+    if args.engine.reserve.is_some() && !matches!(args.engine.engine, Some(Engine::Contiguous(_))) {
+        return Err(usage("--reserve says what a contiguous server reserves")
+            .hint("add `--engine contiguous`, or leave it out"));
+    }
+    Ok(())
 }
 
 fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<(), Failure> {
@@ -156,7 +218,8 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
                 Exit::Usage,
                 "E-USAGE-005",
                 "--memory 0 leaves nothing to plan with",
-            ));
+            )
+            .hint("give what the card offers, such as 24GiB"));
         }
         return Ok(Some(Device::of_size(memory)));
     }

@@ -196,21 +196,36 @@ fn cpu_budget(
 }
 
 /// `ceil(total x u)`: context and communicators made before the first snapshot are outside it.
+///
+/// Where other processes leave less than that free, vLLM refuses to start, whatever `--kv-memory`
+/// says: the budget is then nothing.
 fn budget(context: &Context<'_>, defaults: &Defaults) -> Result<Budget, PlanError> {
     let total = context.deployment.device.usable;
+    let in_use = context.deployment.in_use;
+    let free = total.saturating_sub(in_use);
     let u = defaults.gpu_memory_utilization;
-    if context.settings.kv_memory.is_some() {
-        return Ok(Budget {
-            bytes: total,
-            formula: "total (--kv-memory bypasses the utilisation)".to_owned(),
-            source: "vLLM v1/worker/gpu_worker.py: determine_available_memory".to_owned(),
-        });
-    }
     #[allow(
         clippy::cast_precision_loss,
         reason = "vLLM computes this in floating point too"
     )]
     let bytes = Bytes::from_f64((total.get() as f64 * u).ceil())?;
+    if in_use > Bytes::ZERO && free < bytes {
+        return Ok(Budget {
+            bytes: Bytes::ZERO,
+            formula: format!(
+                "vLLM does not start: other processes leave {free} free, less than {total} x {u} \
+                 gpu_memory_utilization; lower --gpu-memory-utilization"
+            ),
+            source: "vLLM v1/worker/utils.py: request_memory".to_owned(),
+        });
+    }
+    if context.settings.kv_memory.is_some() {
+        return Ok(Budget {
+            bytes: free,
+            formula: "free memory (--kv-memory bypasses the utilisation)".to_owned(),
+            source: "vLLM v1/worker/gpu_worker.py: determine_available_memory".to_owned(),
+        });
+    }
     Ok(Budget {
         bytes,
         formula: format!("ceil({total} x {u} gpu_memory_utilization)"),
