@@ -153,6 +153,9 @@ pub(crate) struct LoadArgs {
     /// Tokens per sequence, prompt and output (default: the model's trained context); 8k = 8192
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub(crate) context: Option<u64>,
+    /// A mix of lengths in place of one context: TOKENS:SHARE,... as 512:0.5,2k:0.3,8k:0.2
+    #[arg(long, value_name = "MIX", conflicts_with = "context", value_parser = lengths)]
+    pub(crate) lengths: Option<Mix>,
     /// Tokens of the prompt, which sequences of one request share (default: half of the context)
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub(crate) prompt: Option<u64>,
@@ -338,6 +341,38 @@ fn tokens_or_zero(s: &str) -> Result<u64, String> {
     n.checked_mul(factor)
         .filter(|n| *n <= 1 << 32)
         .ok_or_else(|| format!("`{s}` is out of range: at most {} tokens", 1_u64 << 32))
+}
+
+/// Lengths with their shares, scaled to 1.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Mix(pub(crate) Vec<(u64, f64)>);
+
+fn lengths(s: &str) -> Result<Mix, String> {
+    let mut mix = Vec::new();
+    for part in s.split(',') {
+        let (length, share) = part.split_once(':').unwrap_or((part, "1"));
+        let share: f64 = share
+            .trim()
+            .parse()
+            .map_err(|_| format!("`{share}` is no share"))?;
+        if !share.is_finite() || share <= 0.0 || share > 1e9 {
+            return Err(format!(
+                "a share of {share} makes no sense: use numbers above 0"
+            ));
+        }
+        mix.push((tokens(length)?, share));
+    }
+    if mix.len() > 1000 {
+        return Err(format!(
+            "{} lengths are too many: use at most 1,000",
+            mix.len()
+        ));
+    }
+    let sum: f64 = mix.iter().map(|(_, share)| share).sum();
+    for (_, share) in &mut mix {
+        *share /= sum;
+    }
+    Ok(Mix(mix))
 }
 
 fn tokens(s: &str) -> Result<u64, String> {

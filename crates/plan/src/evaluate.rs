@@ -8,7 +8,7 @@ use plimsoll_units::Bytes;
 
 use crate::engine::{self, Budget, Context, Engine, EngineStage};
 use crate::error::PlanError;
-use crate::kv::{Capacity, KvLaw, Need};
+use crate::kv::{Capacity, KvLaw, MixedLaw, Need};
 use crate::settings::{Deployment, Load, Settings};
 use crate::term::{Kind, Region, Term, total};
 
@@ -235,6 +235,13 @@ pub(crate) fn evaluate_prepared(
         let engine = EngineStage {
             takes_rest: engine.takes_rest
                 && (!deployment.device.is_unlimited() || settings.kv_memory.is_some()),
+            kv: match &settings.lengths {
+                Some(lengths) => Box::new(MixedLaw {
+                    inner: engine.kv,
+                    lengths: lengths.clone(),
+                }),
+                None => engine.kv,
+            },
             ..engine
         };
         // A contiguous server's run is as long as the request; others are asked for their longest.

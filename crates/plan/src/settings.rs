@@ -11,6 +11,7 @@ use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
 
 use crate::engine::Engine;
+use crate::kv::Lengths;
 
 /// Devices and how the model is divided over them.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,6 +170,8 @@ pub struct Settings {
     pub mtp: bool,
     /// `--speculative-model`: a draft model beside the target.
     pub draft: Option<Arc<ModelSpec>>,
+    /// `--lengths`: a mix of lengths in place of one context; the load's context is the longest.
+    pub lengths: Option<Lengths>,
     /// `--max-loras` and `--max-lora-rank`: slots for adapters.
     pub lora: Option<Lora>,
 }
@@ -213,6 +216,7 @@ impl Settings {
             mtp: false,
             draft: None,
             lora: None,
+            lengths: None,
         }
     }
 }

@@ -65,6 +65,10 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         let settings = the_settings(&args.engine, device.as_ref(), draft.as_ref());
         (device, settings, Vec::new())
     };
+    let settings = Settings {
+        lengths: args.load.lengths.as_ref().map(|m| m.0.clone().into()),
+        ..settings
+    };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
         devices: args.device.gpus,
@@ -169,7 +173,11 @@ fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<()
 
 /// The load that the flags and the model imply.
 fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
-    let context = match args.context.or(model.spec.max_context) {
+    let longest = args
+        .lengths
+        .as_ref()
+        .and_then(|m| m.0.iter().map(|(n, _)| *n).max());
+    let context = match longest.or(args.context).or(model.spec.max_context) {
         Some(n) => n,
         None => {
             return Err(Failure::new(
