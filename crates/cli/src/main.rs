@@ -84,8 +84,10 @@ fn mistyped(e: &clap::Error) -> ExitCode {
 fn report(failure: &Failure, json: bool, output: &mut Output) {
     if json {
         let text = serde_json::to_string_pretty(&failure.report()).unwrap_or_default();
-        // Nothing is left to tell anybody if stdout is gone too.
-        let _ = output.line(&text);
+        // Where stdout cannot be written to, stderr still can.
+        if output.line(&text).is_err() {
+            output.talk(failure.text().trim_end());
+        }
     } else {
         output.talk(failure.text().trim_end());
     }
