@@ -30,6 +30,17 @@ pub const NEWEST: Version = Version {
 
 pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
     let defaults = Defaults::new(context, version);
+    // Source: vLLM config/scheduler.py: SchedulerConfig.verify_max_model_len.
+    if defaults.sequences > defaults.batched_tokens {
+        return Err(PlanError::Refused {
+            engine: format!("vllm {version}"),
+            setting: format!("--max-num-seqs {}", defaults.sequences),
+            reason: format!(
+                "it exceeds --max-num-batched-tokens {}",
+                defaults.batched_tokens
+            ),
+        });
+    }
     let mut terms = weights::terms(context)?;
     terms.extend(profile::terms(context, version, &defaults)?);
     let law = kv::law(context, version, &defaults)?;
