@@ -74,7 +74,7 @@ fn mistyped(e: &clap::Error) -> ExitCode {
         .lines()
         .find_map(|l| l.trim_start().strip_prefix("tip: "))
         .unwrap_or("`--help` lists the flags and their values");
-    let failure = Failure::new(Exit::Usage, "E-USAGE-006", what).hint(tip);
+    let failure = Failure::new(Exit::Usage, "E-USAGE-008", what).hint(tip);
     let text = serde_json::to_string_pretty(&failure.report()).unwrap_or_default();
     let _ = writeln!(std::io::stdout(), "{text}");
     ExitCode::from(Exit::Usage as u8)
@@ -84,8 +84,10 @@ fn mistyped(e: &clap::Error) -> ExitCode {
 fn report(failure: &Failure, json: bool, output: &mut Output) {
     if json {
         let text = serde_json::to_string_pretty(&failure.report()).unwrap_or_default();
-        // Nothing is left to tell anybody if stdout is gone too.
-        let _ = output.line(&text);
+        // Where stdout cannot be written to, stderr still can.
+        if output.line(&text).is_err() {
+            output.talk(failure.text().trim_end());
+        }
     } else {
         output.talk(failure.text().trim_end());
     }

@@ -38,6 +38,17 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         .collect();
     let mut notes = kv::notes(version);
     let mut defaults = Defaults::new(context, version);
+    // Source: vLLM config/scheduler.py: SchedulerConfig.verify_max_model_len.
+    if defaults.sequences > defaults.batched_tokens {
+        return Err(PlanError::Refused {
+            engine: format!("vllm {version}"),
+            setting: format!("--max-num-seqs {}", defaults.sequences),
+            reason: format!(
+                "it exceeds --max-num-batched-tokens {}",
+                defaults.batched_tokens
+            ),
+        });
+    }
     if context.settings.gpu_memory_utilization.is_none() {
         share_the_card(context, &outside, &mut defaults, &mut notes)?;
     }
