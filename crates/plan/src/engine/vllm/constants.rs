@@ -64,6 +64,28 @@ fn measured_release(version: Version) -> bool {
     (Version::new(0, 18)..Version::new(0, 20)).contains(&version)
 }
 
+/// Where the constants were fitted and the laws checked, in words.
+pub(super) const MEASURED_ON: &str = "vLLM 0.18 and 0.19 on H100, T 8192, R 1024";
+
+/// In what a plan differs from [`MEASURED_ON`]; each widens the intervals.
+pub(super) fn off_measured(
+    context: &Context<'_>,
+    version: Version,
+    d: &Defaults,
+) -> Vec<&'static str> {
+    let mut off = Vec::new();
+    if !measured_release(version) {
+        off.push("the release");
+    }
+    if !measured_card(context) {
+        off.push("the card");
+    }
+    if (d.batched_tokens, d.sequences) != (8192, 1024) {
+        off.push("T or R");
+    }
+    off
+}
+
 /// GiB of non-torch memory: expected, and the interval.
 pub(super) fn non_torch(context: &Context<'_>, version: Version, layers: u64) -> (f64, f64, f64) {
     let p = &context.deployment.parallel;

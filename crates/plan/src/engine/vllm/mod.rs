@@ -72,6 +72,15 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
     } else {
         budget(context, &defaults)?
     };
+    let off = constants::off_measured(context, version, &defaults);
+    if !off.is_empty() && !is_cpu(context) {
+        notes.push(format!(
+            "calibrated terms were measured with {}; {} differ{} here, so their intervals are wider",
+            constants::MEASURED_ON,
+            off.join(" and "),
+            if off.len() == 1 { "s" } else { "" }
+        ));
+    }
     if version < Version::new(0, 17) {
         notes.push(format!(
             "vLLM {version} measured its activation peak differently: that term is a bound"

@@ -349,6 +349,7 @@ pub(super) fn terms(
         .input("cuBLAS workspace", cublas)
         .input("images and their embeddings", multimodal)
         .input("received from the stage before", received);
+    term = term.input("checked on", fitted::MEASURED_ON);
     if let Some(w) = workspace {
         term = term.input(
             "expert workspace",
