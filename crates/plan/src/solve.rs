@@ -33,6 +33,9 @@ const NODE: u64 = 8;
 /// Most pipeline stages that a search proposes: more add latency and bubbles that nobody serves with.
 const STAGES: u64 = 16;
 
+/// A search that found a tight fit goes on up to this many times its devices.
+const TIGHT_MULTIPLE: u64 = 2;
+
 /// The largest `n` in `0..=max` for which `fits(n)`, where `fits` is monotone and `fits(0)` holds.
 fn largest(
     max: u64,
@@ -257,6 +260,11 @@ impl<'a> Search<'a> {
             evaluate_prepared(&self.spec, d, self.settings, self.load, Stop::Never)
         };
         for n in 1..=max_devices.min(MAX_DEVICES) {
+            // Where several times as many still fit only tightly, more will not help.
+            let tried = tight.as_ref().map_or(u64::MAX, |d| d.parallel.devices());
+            if n > tried.saturating_mul(TIGHT_MULTIPLE) {
+                break;
+            }
             for parallel in divisions(n, &self.spec) {
                 if self.hopeless(&parallel, device) {
                     legal = true;

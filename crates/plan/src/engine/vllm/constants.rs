@@ -40,9 +40,23 @@ pub(super) const GRAPH_FIRST_PIECEWISE: u64 = 84 << 20;
 pub(super) const FA3_SPLITS: u64 = 32;
 pub(super) const FA3_LARGEST_BATCH: u64 = 992;
 
-/// GiB that a context takes before the first snapshot, communicators included: least and most seen.
-pub(super) const fn context(ranks: u64) -> (f64, f64) {
-    if ranks > 1 { (1.4, 2.1) } else { (0.45, 0.6) }
+/// GiB that a context takes before the first snapshot, communicators included: least and most.
+///
+/// Seen on H100: 0.5 on one device, 1.4 to 2.0 where ranks communicate, most of it for in-switch
+/// buffers; without NVLink of that generation these are absent, and the rest is assumed.
+pub(super) fn context(context: &Context<'_>) -> (f64, f64) {
+    let p = &context.deployment.parallel;
+    let device = &context.deployment.device;
+    let switched = device.has_compute(9, 0)
+        && device
+            .link
+            .as_ref()
+            .is_some_and(|(kind, _)| kind == "nvlink");
+    match p.tp.saturating_mul(p.pp) {
+        0 | 1 => (0.45, 0.6),
+        _ if switched => (1.4, 2.1),
+        _ => (0.5, 1.1),
+    }
 }
 
 /// GiB of non-torch memory on one device, with PP only, and with TP; and GiB per TP rank and layer.

@@ -508,7 +508,7 @@ pub(super) fn outside(context: &Context<'_>, version: Version) -> Result<Vec<Ter
         .parallel
         .tp
         .saturating_mul(context.deployment.parallel.pp);
-    let (low, high) = fitted::context(ranks);
+    let (low, high) = fitted::context(context);
     Ok(vec![
         Term::exact(Region::Driver, "context", Bytes::from_gib(high)?)
             .kind(Kind::Calibrated { low: Bytes::from_gib(low)?, high: Bytes::from_gib(high)? })
