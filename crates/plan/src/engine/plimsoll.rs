@@ -51,6 +51,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         // On the host; listed with the rank that swaps, outside the device's budget.
     }
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms,
         outside: in_use(context).into_iter().collect(),
