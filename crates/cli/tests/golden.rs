@@ -481,8 +481,13 @@ fn weights_of_the_classic_examples() {
 fn memory_in_use_is_not_planned_twice() {
     let at = |more: &str| plan(&format!("llama-13b --gpu h100 --gpus 1 {more}"));
     assert_eq!(at("--in-use 6GiB")["answer"]["verdict"], "yes");
+    // The default share is lowered to what is free, and the command says so; a share asked for is not.
+    let beside = at("--in-use 7GiB");
+    assert_eq!(beside["answer"]["verdict"], "yes");
+    let vllm = beside["flags"][0]["command"].as_str().unwrap_or_default();
+    assert!(vllm.contains("--gpu-memory-utilization 0.9"), "{vllm}");
     for more in [
-        "--in-use 7GiB",
+        "--in-use 7GiB --gpu-memory-utilization 0.92",
         "--in-use 90GiB",
         "--in-use 60GiB --kv-memory 4GiB",
         "--in-use 90GiB --engine ideal",

@@ -1,12 +1,13 @@
 //! `plimsoll plan`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use plimsoll_device::Device;
-use plimsoll_model::Assume;
+use plimsoll_model::{Assume, ModelSpec};
 use plimsoll_plan::{
-    Engine, KvType, Load, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer, cheapest,
-    engine, least_memory, rule_of_thumb,
+    Engine, KvType, Load, Lora, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer,
+    cheapest, engine, least_memory, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
@@ -44,15 +45,29 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     if args.method == Method::RuleOfThumb {
         return thumb(&model, &load, output);
     }
+    let draft = match &args.engine.speculative_model {
+        Some(name) => Some(Arc::new(
+            crate::load::load(name, assume, args.offline)?.spec,
+        )),
+        None => None,
+    };
     let any = args.device.gpu.as_deref() == Some("any");
     let (device, settings, others) = if any {
-        let settings = the_settings(&args.engine, plimsoll_device::devices().first());
+        let settings = the_settings(
+            &args.engine,
+            plimsoll_device::devices().first(),
+            draft.as_ref(),
+        );
         let (device, others) = smallest_card(&model, args.device.in_use, &settings, &load)?;
         (Some(device), settings, others)
     } else {
         let device = the_device(args)?;
-        let settings = the_settings(&args.engine, device.as_ref());
+        let settings = the_settings(&args.engine, device.as_ref(), draft.as_ref());
         (device, settings, Vec::new())
+    };
+    let settings = Settings {
+        lengths: args.load.lengths.as_ref().map(|m| m.0.clone().into()),
+        ..settings
     };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
@@ -158,7 +173,11 @@ fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<()
 
 /// The load that the flags and the model imply.
 fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
-    let context = match args.context.or(model.spec.max_context) {
+    let longest = args
+        .lengths
+        .as_ref()
+        .and_then(|m| m.0.iter().map(|(n, _)| *n).max());
+    let context = match longest.or(args.context).or(model.spec.max_context) {
         Some(n) => n,
         None => {
             return Err(Failure::new(
@@ -218,6 +237,9 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
     if name == "auto" {
         return crate::commands::doctor::detected().map(Some);
     }
+    if name.eq_ignore_ascii_case("cpu") {
+        return crate::commands::doctor::cpu().map(Some);
+    }
     plimsoll_device::find(name)
         .cloned()
         .map(Some)
@@ -251,7 +273,11 @@ fn the_parallel(args: &PlanArgs, has_device: bool) -> Option<Parallel> {
     })
 }
 
-fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
+fn the_settings(
+    args: &EngineArgs,
+    device: Option<&Device>,
+    draft: Option<&Arc<ModelSpec>>,
+) -> Settings {
     let reserve = args.reserve.map(|r| match r {
         ReserveArg::Max => Reserve::Max,
         ReserveArg::Pow2 => Reserve::Pow2,
@@ -290,6 +316,12 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         kv_unified: args.kv_unified,
         swa_full: args.swa_full,
         swap: args.swap_space,
+        mtp: args.mtp,
+        draft: draft.cloned(),
+        lora: args.max_loras.map(|slots| Lora {
+            slots,
+            rank: args.max_lora_rank,
+        }),
         ..Settings::new(engine)
     }
 }

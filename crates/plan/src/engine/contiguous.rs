@@ -27,6 +27,7 @@ pub(super) fn stage(context: &Context<'_>, reserve: Reserve) -> Result<EngineSta
         budget: whole_device(context),
         terms: weight_terms(context, &rules, "checkpoint")?,
         outside: in_use(context).into_iter().collect(),
+        host: Vec::new(),
         kv: Box::new(law),
         takes_rest: true,
         notes: vec![

@@ -5,6 +5,7 @@
 //! (searching, inverse questions, reports) is common.
 
 mod contiguous;
+mod extras;
 mod ideal;
 pub mod llamacpp;
 mod plimsoll;
@@ -232,6 +233,8 @@ pub struct EngineStage {
     pub terms: Vec<Term>,
     /// Memory outside the budget: what the process uses on top of it.
     pub outside: Vec<Term>,
+    /// Memory on the host that belongs to this rank.
+    pub host: Vec<Term>,
     /// How it allocates the KV cache.
     pub kv: Box<dyn KvLaw>,
     /// Whether the engine takes the whole rest of the budget for its pool, or only what it needs.

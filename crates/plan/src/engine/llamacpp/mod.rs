@@ -149,6 +149,7 @@ pub(super) fn stage(
         budget: whole_device(context),
         terms,
         outside: in_use(context).into_iter().collect(),
+        host: Vec::new(),
         kv: Box::new(law),
         takes_rest: false,
         notes,

@@ -40,8 +40,10 @@ pub(super) const GRAPH_FIRST_PIECEWISE: u64 = 84 << 20;
 pub(super) const FA3_SPLITS: u64 = 32;
 pub(super) const FA3_LARGEST_BATCH: u64 = 992;
 
-/// GiB that a context takes before the first snapshot: least and most seen.
-pub(super) const CONTEXT_GIB: (f64, f64) = (0.5, 1.6);
+/// GiB that a context takes before the first snapshot, communicators included: least and most seen.
+pub(super) const fn context(ranks: u64) -> (f64, f64) {
+    if ranks > 1 { (1.4, 2.1) } else { (0.45, 0.6) }
+}
 
 /// GiB of non-torch memory on one device, with PP only, and with TP; and GiB per TP rank and layer.
 const NON_TORCH_ONE: f64 = 0.234;
