@@ -497,6 +497,9 @@ fn memory_in_use_is_not_planned_twice() {
     ] {
         assert_eq!(at(more)["answer"]["verdict"], "no", "{more}");
     }
+    // The smallest card is one that has the room beside them.
+    let any = plan("llama-13b --gpu any --in-use 10GiB --users 1 --context 2000");
+    assert_eq!(any["answer"]["verdict"], "yes");
     let lower = at("--in-use 7GiB --gpu-memory-utilization 0.9");
     assert_eq!(lower["answer"]["verdict"], "yes");
 }

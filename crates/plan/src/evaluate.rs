@@ -249,7 +249,14 @@ pub(crate) fn evaluate_prepared(
             Engine::Contiguous(_) => share.context,
             _ => max_model_len,
         };
-        let evaluated = judge(stage.clone(), engine, settings, &share, length)?;
+        let shown = Stage {
+            layers: engine
+                .layers
+                .clone()
+                .unwrap_or_else(|| stage.layers.clone()),
+            ..stage.clone()
+        };
+        let evaluated = judge(shown, engine, settings, &share, length)?;
         let fits = |room| evaluated.carries(room, &share);
         let here = if fits(evaluated.room_low)? {
             Verdict::Yes

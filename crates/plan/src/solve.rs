@@ -361,6 +361,7 @@ pub fn best_division(
 pub fn cheapest<'d>(
     spec: &ModelSpec,
     priced: &[(&'d Device, f64)],
+    in_use: Bytes,
     settings: &Settings,
     load: &Load,
     max_devices: u64,
@@ -368,7 +369,7 @@ pub fn cheapest<'d>(
     let search = Search::new(spec, settings, load)?;
     let mut out = Vec::new();
     for &(device, price) in priced {
-        match search.smallest(device, Bytes::ZERO, max_devices) {
+        match search.smallest(device, in_use, max_devices) {
             Ok(Some(e)) => {
                 #[allow(clippy::cast_precision_loss, reason = "a price")]
                 let total = price * e.deployment.parallel.devices() as f64;
@@ -391,6 +392,7 @@ pub fn cheapest<'d>(
 pub fn least_memory<'d>(
     spec: &ModelSpec,
     devices: &'d [Device],
+    in_use: Bytes,
     settings: &Settings,
     load: &Load,
     max_devices: u64,
@@ -398,7 +400,7 @@ pub fn least_memory<'d>(
     let search = Search::new(spec, settings, load)?;
     let mut out = Vec::new();
     for device in devices {
-        match search.smallest(device, Bytes::ZERO, max_devices) {
+        match search.smallest(device, in_use, max_devices) {
             Ok(Some(e)) => out.push((device, e)),
             Ok(None) => {}
             Err(e @ PlanError::Size(_)) => return Err(e),

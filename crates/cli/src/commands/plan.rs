@@ -58,7 +58,7 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
             plimsoll_device::devices().first(),
             draft.as_ref(),
         );
-        let (device, others) = smallest_card(&model, &settings, &load)?;
+        let (device, others) = smallest_card(&model, args.device.in_use, &settings, &load)?;
         (Some(device), settings, others)
     } else {
         let device = the_device(args)?;
@@ -332,11 +332,12 @@ const RUNNERS_UP: usize = 5;
 /// The card of the catalogue with which the least memory is bought, and notes on the next ones.
 fn smallest_card(
     model: &Loaded,
+    in_use: Bytes,
     settings: &Settings,
     load: &Load,
 ) -> Result<(Device, Vec<String>), Failure> {
     let devices = plimsoll_device::devices();
-    let ranked = least_memory(&model.spec, devices, settings, load, MAX_DEVICES)?;
+    let ranked = least_memory(&model.spec, devices, in_use, settings, load, MAX_DEVICES)?;
     let mut ranked = ranked.into_iter();
     let Some((best, _)) = ranked.next() else {
         return Err(Failure::new(
@@ -381,7 +382,14 @@ fn prices(
         })?;
         priced.push((device, *price));
     }
-    let ranked = cheapest(&model.spec, &priced, &question.settings, &question.load, 64)?;
+    let ranked = cheapest(
+        &model.spec,
+        &priced,
+        question.in_use,
+        &question.settings,
+        &question.load,
+        MAX_DEVICES,
+    )?;
     if ranked.is_empty() {
         report
             .notes

@@ -23,6 +23,7 @@ pub(super) fn stage(context: &Context<'_>, reserve: Reserve) -> Result<EngineSta
         layers: context.stage.layers.end - context.stage.layers.start,
     };
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms: weight_terms(context, &rules, "checkpoint")?,
         outside: in_use(context).into_iter().collect(),

@@ -16,6 +16,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         ..WeightRules::stored()
     };
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms: weight_terms(context, &rules, "checkpoint")?,
         outside: in_use(context).into_iter().collect(),

@@ -225,6 +225,8 @@ pub struct Context<'a> {
 
 /// What an engine allocates on one rank of one stage.
 pub struct EngineStage {
+    /// The layers that it runs, where the engine divides them in its own way.
+    pub layers: Option<std::ops::Range<u64>>,
     /// What it allows itself, everything in `terms` and the KV cache included.
     pub budget: Budget,
     /// Memory inside the budget that does not depend on the load.

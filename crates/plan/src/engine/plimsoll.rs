@@ -57,6 +57,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         );
     }
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms,
         outside: in_use(context).into_iter().collect(),

@@ -87,6 +87,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         ));
     }
     Ok(EngineStage {
+        layers: None,
         budget,
         terms,
         outside,
