@@ -10,7 +10,7 @@ use plimsoll_program::GroupKind;
 use plimsoll_units::Bytes;
 
 use crate::flags::engine_flags;
-use crate::numbers::thousands;
+use crate::numbers::{thousands, users};
 use crate::wire::{
     Answer, Change, Device, EngineName, Group, Interval, Kv, LengthShare, Load, Model, Need,
     OneDevice, Parallel, PlanReport, Rank, SCHEMA, Term, Way, Ways,
@@ -262,10 +262,6 @@ fn kv(s: &StageEvaluation, max_model_len: u64) -> Kv {
             external_bytes: s.need.external.get(),
         },
     }
-}
-
-fn users(n: u64) -> String {
-    format!("{} user{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
 /// The first line of every output.

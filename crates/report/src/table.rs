@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::numbers::{short_bytes, thousands};
+use crate::numbers::{short_bytes, thousands, users};
 use crate::wire::{PlanReport, Rank, Term};
 
 /// How to draw.
@@ -103,21 +103,21 @@ fn second_line(report: &PlanReport, out: &mut String) {
     } else if let Some(one) = a.one_device {
         let _ = writeln!(
             out,
-            "One {} carries {} users of {mixed}{} tokens, or one user of {}.",
+            "One {} carries {} of {mixed}{} tokens, or one user of {}.",
             device.name,
-            thousands(one.users),
+            users(one.users),
             thousands(report.load.context),
             thousands(one.context)
         );
     }
     if a.verdict != "no" {
-        let users = report.load.users.unwrap_or(1);
+        let asked = report.load.users.unwrap_or(1);
         let _ = writeln!(
             out,
-            "This deployment carries {} users of {mixed}{} tokens, or {} of {mixed}{}.",
-            thousands(a.max_users),
+            "This deployment carries {} of {mixed}{} tokens, or {} of {mixed}{}.",
+            users(a.max_users),
             thousands(report.load.context),
-            thousands(users),
+            thousands(asked),
             thousands(a.max_context)
         );
     }

@@ -52,6 +52,15 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         None => None,
     };
     let any = args.device.gpu.as_deref() == Some("any");
+    let d = &args.device;
+    if any && (d.gpus.is_some() || d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-USAGE-007",
+            "`--gpu any` chooses the card, their number and the degrees together",
+        )
+        .hint("leave out --gpus and the degrees, or name the card"));
+    }
     let (device, settings, others) = if any {
         let settings = the_settings(
             &args.engine,

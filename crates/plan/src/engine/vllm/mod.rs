@@ -31,6 +31,9 @@ pub const NEWEST: Version = Version {
     patch: 0,
 };
 
+/// The first release whose default engine is the one modelled here.
+const FIRST_V1: Version = Version::new(0, 8);
+
 pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
     let outside: Vec<Term> = in_use(context)
         .into_iter()
@@ -72,6 +75,17 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
     } else {
         budget(context, &defaults)?
     };
+    if context.users > defaults.sequences {
+        notes.push(format!(
+            "at most {} sequences run at once (--max-num-seqs); further ones wait in the queue",
+            defaults.sequences
+        ));
+    }
+    if version < FIRST_V1 {
+        notes.push(format!(
+            "vLLM {version} had another engine (V0): its KV blocks are planned, the rest is a bound at best"
+        ));
+    }
     let off = constants::off_measured(context, version, &defaults);
     if !off.is_empty() && !is_cpu(context) {
         notes.push(format!(
