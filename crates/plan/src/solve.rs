@@ -144,6 +144,8 @@ struct Search<'a> {
     kv: Bytes,
     /// Whether every layer's cache is whole on each tensor-parallel rank.
     latent: bool,
+    /// Whether every layer keeps the same, so that a stage's share of the cache is its share of layers.
+    uniform: bool,
     /// For a TP degree and number of expert ranks: bytes of all layers before each layer on one rank;
     /// `None` where the degree is not legal.
     before: RefCell<LayerSums>,
@@ -174,6 +176,7 @@ impl<'a> Search<'a> {
         } else {
             spec.stored_bytes()?.saturating_sub(draft)
         };
+        let uniform = spec.layers.windows(2).all(|w| w[0].mixer == w[1].mixer);
         let latent = spec
             .layers
             .iter()
@@ -185,6 +188,7 @@ impl<'a> Search<'a> {
             weights,
             kv,
             latent,
+            uniform,
             before: RefCell::default(),
         })
     }
@@ -203,7 +207,7 @@ impl<'a> Search<'a> {
         least > device.usable.get() || self.fullest_stage(p) > device.usable.get()
     }
 
-    /// Bytes of the layers of the fullest stage on one rank: a bound from below, found from sums that
+    /// Bytes of the layers of the fullest stage on one rank, cache included: a bound from below, found from sums that
     /// all divisions with the same TP share.
     fn fullest_stage(&self, p: &Parallel) -> u64 {
         if self.weights == Bytes::ZERO {
@@ -221,9 +225,21 @@ impl<'a> Search<'a> {
         };
         p.stages(self.spec.layers.len() as u64)
             .iter()
-            .map(|s| at(s.layers.end).saturating_sub(at(s.layers.start)))
+            .map(|s| {
+                let layers = s.layers.end - s.layers.start;
+                let kv = if self.uniform { self.kv_share(p, layers) } else { 0 };
+                at(s.layers.end).saturating_sub(at(s.layers.start)).saturating_add(kv)
+            })
             .max()
             .unwrap_or(0)
+    }
+
+    /// The least that `layers` layers keep on one rank of one replica.
+    fn kv_share(&self, p: &Parallel, layers: u64) -> u64 {
+        let ranks = p.dp.max(1).saturating_mul(if self.latent { 1 } else { p.tp.max(1) });
+        let all = u128::from(self.kv.get()) * u128::from(layers);
+        let share = all / (self.spec.layers.len().max(1) as u128) / u128::from(ranks.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX)
     }
 
     fn sums(&self, p: &Parallel) -> Option<Vec<u64>> {
