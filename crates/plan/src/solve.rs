@@ -227,8 +227,14 @@ impl<'a> Search<'a> {
             .iter()
             .map(|s| {
                 let layers = s.layers.end - s.layers.start;
-                let kv = if self.uniform { self.kv_share(p, layers) } else { 0 };
-                at(s.layers.end).saturating_sub(at(s.layers.start)).saturating_add(kv)
+                let kv = if self.uniform {
+                    self.kv_share(p, layers)
+                } else {
+                    0
+                };
+                at(s.layers.end)
+                    .saturating_sub(at(s.layers.start))
+                    .saturating_add(kv)
             })
             .max()
             .unwrap_or(0)
@@ -236,7 +242,9 @@ impl<'a> Search<'a> {
 
     /// The least that `layers` layers keep on one rank of one replica.
     fn kv_share(&self, p: &Parallel, layers: u64) -> u64 {
-        let ranks = p.dp.max(1).saturating_mul(if self.latent { 1 } else { p.tp.max(1) });
+        let ranks =
+            p.dp.max(1)
+                .saturating_mul(if self.latent { 1 } else { p.tp.max(1) });
         let all = u128::from(self.kv.get()) * u128::from(layers);
         let share = all / (self.spec.layers.len().max(1) as u128) / u128::from(ranks.max(1));
         u64::try_from(share).unwrap_or(u64::MAX)

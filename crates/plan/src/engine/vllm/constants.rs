@@ -152,7 +152,7 @@ pub(super) fn activation_interval(
 ) -> (f64, f64) {
     let usual = (d.batched_tokens, d.sequences) == (8192, 1024);
     let mut share = match m.phase {
-        Phase::Sampler if usual => 0.006,
+        Phase::Sampler if usual => 0.004,
         Phase::Sampler => 0.026,
         Phase::Forward | Phase::Compile if usual => 0.02,
         Phase::Forward | Phase::Compile => 0.1,
@@ -171,7 +171,7 @@ pub(super) fn activation_interval(
     }
     let total = m.total as f64;
     // Print rounding alone is 5 MiB either way.
-    let slack = (total * share).max(f64::from(12 << 20));
+    let slack = (total * share).max(f64::from(8 << 20));
     let low = match m.phase {
         Phase::Sampler => total - slack,
         Phase::Forward | Phase::Compile => (m.warm as f64 - slack).min(total - slack),
