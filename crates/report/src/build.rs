@@ -62,6 +62,13 @@ pub fn build(
             thousands(max)
         ));
     }
+    let swaps = matches!(question.settings.engine, Engine::Plimsoll);
+    if question.settings.swap > Bytes::ZERO && !swaps {
+        notes.push(
+            "--swap-space is planned for Plimsoll only: vLLM's V1 engine recomputes, the others do not preempt"
+                .to_owned(),
+        );
+    }
     for s in &e.stages {
         for n in &s.notes {
             if !notes.contains(n) {

@@ -90,7 +90,11 @@ fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
                 } else {
                     g.slots
                 },
-                page: geometry.page,
+                page: if g.kind == GroupKind::State {
+                    geometry.page
+                } else {
+                    g.rate.times(g.slots)?
+                },
                 row: g.rate.times(g.layers)?,
                 held: match g.kind {
                     GroupKind::Full | GroupKind::Latent => Held::PerToken,
