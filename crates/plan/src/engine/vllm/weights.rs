@@ -47,25 +47,19 @@ fn allocated(bytes: u64) -> Result<u64, SizeOverflow> {
 
 /// The parameter that holds a tensor, as the pieces of its name: fused ones give the same pieces.
 fn parameter(name: &str) -> [&str; 3] {
-    const FUSED: &[(&str, &str)] = &[
-        ("q_proj.", "qkv_proj."),
-        ("k_proj.", "qkv_proj."),
-        ("v_proj.", "qkv_proj."),
-        ("gate_proj.", "gate_up_proj."),
-        ("up_proj.", "gate_up_proj."),
-        ("w1.", "w13."),
-        ("w3.", "w13."),
-        ("query.", "qkv_proj."),
-        ("key.", "qkv_proj."),
-        ("value.", "qkv_proj."),
-    ];
-    for (part, whole) in FUSED {
-        // Only at the start of a path segment: `gate_up_proj` and `kv_proj` are names of their own.
-        if let Some(at) = name.find(part)
-            && (at == 0 || name.as_bytes()[at - 1] == b'.')
-        {
-            return [&name[..at], whole, &name[at + part.len()..]];
-        }
+    // By whole path segments: `gate_up_proj` and `kv_proj` are names of their own.
+    let mut at = 0;
+    while let Some(end) = name[at..].find('.').map(|n| at + n) {
+        let whole = match &name[at..end] {
+            "q_proj" | "k_proj" | "v_proj" | "query" | "key" | "value" => "qkv_proj",
+            "gate_proj" | "up_proj" => "gate_up_proj",
+            "w1" | "w3" => "w13",
+            _ => {
+                at = end + 1;
+                continue;
+            }
+        };
+        return [&name[..at], whole, &name[end..]];
     }
     [name, "", ""]
 }
