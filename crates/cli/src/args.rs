@@ -153,6 +153,9 @@ pub(crate) struct LoadArgs {
     /// Tokens per sequence, prompt and output (default: the model's trained context); 8k = 8192
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub(crate) context: Option<u64>,
+    /// A mix of lengths in place of one context: TOKENS:SHARE,... as 512:0.5,2k:0.3,8k:0.2
+    #[arg(long, value_name = "MIX", conflicts_with = "context", value_parser = lengths)]
+    pub(crate) lengths: Option<Mix>,
     /// Tokens of the prompt, which sequences of one request share (default: half of the context)
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub(crate) prompt: Option<u64>,
@@ -174,7 +177,7 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub(crate) struct DeviceArgs {
-    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine
+    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine, `cpu` for its processors
     #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
     pub(crate) gpu: Option<String>,
     /// How many there are; without it, the plan chooses the fewest
@@ -268,6 +271,18 @@ pub(crate) struct EngineArgs {
     /// Full-size cache for window layers (llama.cpp)
     #[arg(long)]
     pub(crate) swa_full: bool,
+    /// A draft model for speculative decoding: any MODEL
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) speculative_model: Option<String>,
+    /// Load the checkpoint's multi-token-prediction layers
+    #[arg(long, conflicts_with = "speculative_model")]
+    pub(crate) mtp: bool,
+    /// Slots for LoRA adapters
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) max_loras: Option<u64>,
+    /// Largest rank of a LoRA adapter
+    #[arg(long, value_name = "RANK", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub(crate) max_lora_rank: u64,
     /// Host memory for swapped KV blocks, per device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
@@ -326,6 +341,38 @@ fn tokens_or_zero(s: &str) -> Result<u64, String> {
     n.checked_mul(factor)
         .filter(|n| *n <= 1 << 32)
         .ok_or_else(|| format!("`{s}` is out of range: at most {} tokens", 1_u64 << 32))
+}
+
+/// Lengths with their shares, scaled to 1.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Mix(pub(crate) Vec<(u64, f64)>);
+
+fn lengths(s: &str) -> Result<Mix, String> {
+    let mut mix = Vec::new();
+    for part in s.split(',') {
+        let (length, share) = part.split_once(':').unwrap_or((part, "1"));
+        let share: f64 = share
+            .trim()
+            .parse()
+            .map_err(|_| format!("`{share}` is no share"))?;
+        if !share.is_finite() || share <= 0.0 || share > 1e9 {
+            return Err(format!(
+                "a share of {share} makes no sense: use numbers above 0"
+            ));
+        }
+        mix.push((tokens(length)?, share));
+    }
+    if mix.len() > 1000 {
+        return Err(format!(
+            "{} lengths are too many: use at most 1,000",
+            mix.len()
+        ));
+    }
+    let sum: f64 = mix.iter().map(|(_, share)| share).sum();
+    for (_, share) in &mut mix {
+        *share /= sum;
+    }
+    Ok(Mix(mix))
 }
 
 fn tokens(s: &str) -> Result<u64, String> {

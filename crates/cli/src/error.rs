@@ -86,19 +86,22 @@ impl From<PlanError> for Failure {
         let (code, hint) = match &e {
             PlanError::Parallel(_) | PlanError::Shard(_) => (
                 "E-PLAN-001",
-                Some(
-                    "choose degrees that divide heads, MLP columns and experts, or leave them out and let the planner choose",
-                ),
+                "choose degrees that divide heads, MLP columns and experts, or leave them out and let the planner choose",
             ),
-            PlanError::Refused { .. } => ("E-PLAN-002", None),
-            PlanError::Size(_) => ("E-PLAN-003", Some("use smaller numbers of users or tokens")),
-            PlanError::Model(_) => ("E-MODEL-002", None),
-            PlanError::Load(_) => ("E-PLAN-004", None),
+            PlanError::Refused { .. } => (
+                "E-PLAN-002",
+                "leave that setting out, or choose another `--engine`",
+            ),
+            PlanError::Size(_) => (
+                "E-PLAN-003",
+                "use smaller numbers of users, tokens or bytes",
+            ),
+            PlanError::Model(_) => (
+                "E-MODEL-002",
+                "leave out what changes the model, such as `--quantization`",
+            ),
+            PlanError::Load(_) => ("E-PLAN-004", "change `--users`, `--context` or `--prompt`"),
         };
-        let failure = Self::new(Exit::Usage, code, e.to_string());
-        match hint {
-            Some(h) => failure.hint(h),
-            None => failure,
-        }
+        Self::new(Exit::Usage, code, e.to_string()).hint(hint)
     }
 }

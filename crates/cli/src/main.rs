@@ -6,16 +6,20 @@ mod error;
 mod load;
 mod output;
 
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::args::{Cli, Command};
 use crate::error::{Exit, Failure};
 use crate::output::Output;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(e) => return mistyped(&e),
+    };
     let mut output = Output::new(&cli.global);
     let json = match &cli.command {
         Command::Plan(a) => a.json,
@@ -43,12 +47,47 @@ fn main() -> ExitCode {
     }
 }
 
+/// What was typed. Negative numbers are values, so that the error names the flag which has no use for
+/// them.
+fn parse() -> Result<Cli, clap::Error> {
+    let command = Cli::command().mut_subcommands(|c| {
+        c.mut_args(|a| {
+            let takes_values = a.get_action().takes_values();
+            a.allow_negative_numbers(takes_values)
+        })
+    });
+    Cli::from_arg_matches(&command.try_get_matches()?)
+}
+
+/// Help and version, and command lines that cannot be read: as JSON where JSON was asked for.
+fn mistyped(e: &clap::Error) -> ExitCode {
+    let json = e.use_stderr() && std::env::args_os().any(|a| a == "--json");
+    if !json {
+        // Nothing is left to tell anybody if the stream is gone.
+        let _ = e.print();
+        return ExitCode::from(if e.use_stderr() { Exit::Usage as u8 } else { 0 });
+    }
+    let text = e.render().to_string();
+    let what = text.lines().next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let tip = text
+        .lines()
+        .find_map(|l| l.trim_start().strip_prefix("tip: "))
+        .unwrap_or("`--help` lists the flags and their values");
+    let failure = Failure::new(Exit::Usage, "E-USAGE-008", what).hint(tip);
+    let text = serde_json::to_string_pretty(&failure.report()).unwrap_or_default();
+    let _ = writeln!(std::io::stdout(), "{text}");
+    ExitCode::from(Exit::Usage as u8)
+}
+
 /// Errors go to stderr; with `--json` the object goes to stdout, where programs look.
 fn report(failure: &Failure, json: bool, output: &mut Output) {
     if json {
         let text = serde_json::to_string_pretty(&failure.report()).unwrap_or_default();
-        // Nothing is left to tell anybody if stdout is gone too.
-        let _ = output.line(&text);
+        // Where stdout cannot be written to, stderr still can.
+        if output.line(&text).is_err() {
+            output.talk(failure.text().trim_end());
+        }
     } else {
         output.talk(failure.text().trim_end());
     }

@@ -56,7 +56,8 @@ impl Output {
                 Exit::Failure,
                 "E-IO-001",
                 format!("cannot write to stdout: {e}"),
-            )),
+            )
+            .hint("free some space there, or send the output elsewhere")),
             Ok(()) => Ok(()),
         }
     }

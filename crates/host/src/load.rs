@@ -406,8 +406,16 @@ fn stays_inside(dir: &Path, path: &Path) -> Result<(), HostError> {
             .next("copy the file into the folder, or name the folder that it lies in")
     };
     let real = |p: &Path| {
-        p.canonicalize()
-            .map_err(|e| crate::file::io_error("cannot follow the link", path, &e))
+        p.canonicalize().map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+                crate::file::io_error("cannot follow the link", path, &e)
+            }
+            // Links that lead to each other: the folder is at fault, not the disk.
+            _ => HostError::new(Kind::Corrupt, "the link cannot be followed")
+                .at(path.display())
+                .because(e.to_string())
+                .next("replace the link by the file that it should lead to"),
+        })
     };
     if real(path)?.starts_with(real(dir)?) {
         return Ok(());

@@ -1,32 +1,44 @@
-//! Prints what a checkpoint of a `config.json` stores, one JSON object per tensor.
+//! Prints what a `config.json` says that its checkpoint stores, one JSON object per tensor.
 //!
-//!     cargo run --release -p plimsoll-model --example inventory -- config.json
-//!
-//! Each line has `name`, `dtype` as safetensors spells it, and `shape`. Scripts under `tools/`
-//! write header-only checkpoints from it.
+//! `cargo run -p plimsoll-model --example inventory -- config.json [--all]`: name, shape, type, bytes
+//! and role, experts written out. The multi-token-prediction layers, which transformers neither
+//! loads nor writes, only with `--all`.
 
-#![allow(clippy::print_stdout, reason = "the list is what this program is for")]
+use std::io::{BufWriter, Write as _};
 
-use std::error::Error;
-use std::io::Write as _;
+use plimsoll_model::{Assume, Role, from_config};
 
-use plimsoll_model::{Assume, from_config};
-
-fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os()
-        .nth(1)
-        .ok_or("usage: inventory CONFIG")?;
-    let spec = from_config(
-        &serde_json::from_slice(&std::fs::read(path)?)?,
-        Assume::Nothing,
-    )?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    for tensor in &spec.tensors {
-        let dtype = tensor.dtype.name().to_ascii_uppercase();
-        for (name, shape) in tensor.stored() {
-            let line = serde_json::json!({"name": name, "dtype": dtype, "shape": shape});
-            writeln!(out, "{line}")?;
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut path = None;
+    let mut all = false;
+    for arg in std::env::args().skip(1) {
+        match arg.as_str() {
+            "--all" => all = true,
+            _ => path = Some(arg),
         }
     }
-    Ok(out.flush()?)
+    let path = path.ok_or("usage: inventory CONFIG.JSON [--all]")?;
+    let config = serde_json::from_str(&std::fs::read_to_string(path)?)?;
+    let spec = from_config(&config, Assume::Nothing)?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    for tensor in &spec.tensors {
+        if tensor.role == Role::Mtp && !all {
+            continue;
+        }
+        for (name, shape) in tensor.stored() {
+            let elements = shape
+                .iter()
+                .try_fold(1_u64, |n, d| n.checked_mul(*d))
+                .ok_or("too large")?;
+            let row = serde_json::json!({
+                "name": name,
+                "shape": shape,
+                "dtype": tensor.dtype.name(),
+                "bytes": tensor.row_bytes(elements)?.get(),
+                "role": tensor.role.name(),
+            });
+            writeln!(out, "{row}")?;
+        }
+    }
+    Ok(())
 }

@@ -39,6 +39,14 @@ fn short(v: &Value) -> String {
     text.chars().take(57).chain("...".chars()).collect()
 }
 
+/// A name from a file for a message: at most 60 characters, nothing that a terminal would obey.
+pub(crate) fn shorten(name: &str) -> String {
+    let cut = name.chars().nth(60).is_some();
+    let keep = if cut { 57 } else { 60 };
+    let kept = name.chars().take(keep).flat_map(char::escape_debug);
+    kept.chain(if cut { "..." } else { "" }.chars()).collect()
+}
+
 impl<'a> Config<'a> {
     /// The top level of a config.
     ///

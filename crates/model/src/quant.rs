@@ -2,13 +2,14 @@
 //!
 //! Each format replaces `module.weight` by packed weights, scales and zero points, under the
 //! names that its exporter writes. Sources, by `quant_method`: AutoGPTQ / GPTQModel, AutoAWQ,
-//! `compressed-tensors` (float-, int- and pack-quantized, nvfp4), DeepSeek's block `fp8`,
-//! OpenAI's `mxfp4`, NVIDIA `modelopt`, bitsandbytes.
+//! `compressed-tensors` (every preset of its version 0.17), transformers' fine-grained `fp8` and
+//! `fbgemm_fp8`, OpenAI's `mxfp4`, NVIDIA `modelopt`, bitsandbytes 0.4x. The golden files of
+//! `tests/quantised.rs` are what those libraries store, written by `tools/oracles/quant_shapes.py`.
 
 use plimsoll_units::{DType, SizeOverflow};
 
 use crate::ModelError;
-use crate::config::Config;
+use crate::config::{Config, shorten};
 use crate::spec::ModelSpec;
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 
@@ -19,8 +20,31 @@ pub struct QuantScheme {
     pub format: QuantFormat,
     /// Modules that keep their type.
     pub ignore: Vec<Pattern>,
+    /// The modules that it is limited to; empty for every linear layer.
+    pub targets: Vec<Pattern>,
     /// `quant_method` as written, for engines whose loader depends on it.
     pub method: String,
+    /// What is stored beside the packed weights and their scales.
+    pub extras: Extras,
+}
+
+/// What a scheme stores or covers beyond its layout's plain form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extras {
+    /// Whether 8-bit integers have a zero point beside every scale.
+    pub zero_points: bool,
+    /// Whether a stored activation scale has a zero point beside it.
+    pub input_zero_point: bool,
+    /// Whether each attention layer stores a scale for its keys and one for its values.
+    pub kv_scales: bool,
+    /// Whether the output head is quantised too.
+    pub head: bool,
+    /// Whether linear layers of a vision or audio tower are quantised too.
+    pub tower: bool,
+    /// Whether per-tensor fp8 scales have the names of transformers' fine-grained layout.
+    pub fine_grained: bool,
+    /// Whether bitsandbytes' 4-bit type is `fp4`, not `nf4`: part of a tensor's name.
+    pub fp4: bool,
 }
 
 /// One layout of a quantised weight matrix `[out, inp]`.
@@ -44,6 +68,13 @@ pub enum QuantFormat {
     Int8Channel {
         /// Whether an activation scale is stored.
         static_input: bool,
+    },
+    /// 8-bit integers, one scale per tensor.
+    Int8Tensor,
+    /// 8-bit integers, one scale per group of inputs; 4-bit values too, where nothing packs them.
+    Int8Group {
+        /// Inputs per group.
+        group: u64,
     },
     /// GPTQ: packed `qweight`, `qzeros`, 16-bit scales per group and `g_idx`.
     Gptq {
@@ -72,10 +103,18 @@ pub enum QuantFormat {
     },
     /// 4-bit float with one power-of-two scale per 32 (routed experts of gpt-oss).
     Mxfp4,
-    /// 4-bit float with one e4m3 scale per 16 and a per-tensor f32 scale.
+    /// The same 4-bit float for any linear layer, two values in a byte (compressed-tensors).
+    Mxfp4Packed,
+    /// 8-bit float with one power-of-two scale per 32.
+    Mxfp8,
+    /// 4-bit float with one e4m3 scale per 16, and an f32 scale per tensor for weights and inputs.
     Nvfp4,
+    /// The same for weights alone.
+    Nvfp4Weights,
     /// bitsandbytes 4-bit with f32 `absmax` per 64.
     Bnb4,
+    /// bitsandbytes 4-bit whose `absmax` is itself quantised to 8 bits.
+    Bnb4Double,
     /// bitsandbytes 8-bit with one f32 scale per output row.
     Bnb8,
 }
@@ -89,14 +128,19 @@ impl QuantFormat {
             Self::Fp8Channel => "fp8, one scale per row".to_owned(),
             Self::Fp8Block { rows, cols } => format!("fp8, one scale per {rows}x{cols} block"),
             Self::Int8Channel { .. } => "int8, one scale per row".to_owned(),
+            Self::Int8Tensor => "int8, one scale per tensor".to_owned(),
+            Self::Int8Group { group } => format!("int8, group {group}"),
             Self::Gptq { bits, group } => format!("gptq {bits}-bit, group {}", group_name(group)),
             Self::Awq { bits, group } => format!("awq {bits}-bit, group {group}"),
             Self::Packed { bits, group, .. } => {
                 format!("packed {bits}-bit, group {}", group_name(group))
             }
-            Self::Mxfp4 => "mxfp4".to_owned(),
+            Self::Mxfp4 | Self::Mxfp4Packed => "mxfp4".to_owned(),
+            Self::Mxfp8 => "mxfp8".to_owned(),
             Self::Nvfp4 => "nvfp4".to_owned(),
+            Self::Nvfp4Weights => "nvfp4, weights only".to_owned(),
             Self::Bnb4 => "bitsandbytes 4-bit".to_owned(),
+            Self::Bnb4Double => "bitsandbytes 4-bit, double".to_owned(),
             Self::Bnb8 => "bitsandbytes 8-bit".to_owned(),
         }
     }
@@ -132,7 +176,12 @@ impl Pattern {
         };
         regex_lite::Regex::new(&format!("^(?:{expression})"))
             .map(Self::Regex)
-            .map_err(|e| config.reject(key, format!("`{text}` is not a regular expression: {e}")))
+            .map_err(|e| {
+                config.reject(
+                    key,
+                    format!("`{}` is not a regular expression: {e}", shorten(text)),
+                )
+            })
     }
 
     fn matches(&self, module: &str) -> bool {
@@ -173,7 +222,13 @@ const SUFFIXES: &[&str] = &[
     "weight_scale",
     "weight_scale_inv",
     "weight_scale_2",
+    "weight_global_scale",
     "input_scale",
+    "activation_scale",
+    "input_global_scale",
+    "input_zero_point",
+    "k_scale",
+    "v_scale",
     "scales",
     "qzeros",
     "g_idx",
@@ -181,6 +236,13 @@ const SUFFIXES: &[&str] = &[
     "weight_zero_point",
     "weight_shape",
     "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "bitsandbytes__nf4",
+    "bitsandbytes__fp4",
+    "SCB",
+    "weight_format",
     "_scales",
 ];
 
@@ -212,26 +274,55 @@ impl QuantScheme {
 
     fn read(q: &Config<'_>) -> Result<Self, ModelError> {
         let method = q.str("quant_method").unwrap_or("").to_ascii_lowercase();
+        // Libraries that replace every linear layer they are not told to leave reach the tower too;
+        // those that quantise block by block never do.
+        let mut extras = Extras::default();
+        let mut targets = Vec::new();
         let format = match method.as_str() {
-            "fp8" | "fbgemm_fp8" => fp8(q, &method)?,
-            "gptq" | "gptq_marlin" => QuantFormat::Gptq {
-                bits: bits(q)?,
-                group: group(q)?,
-            },
-            "awq" | "awq_marlin" => QuantFormat::Awq {
-                bits: bits(q)?,
-                group: group(q)?.unwrap_or(128),
-            },
-            "auto-round" | "auto_round" | "intel/auto-round" => QuantFormat::Gptq {
-                bits: bits(q)?,
-                group: group(q)?,
-            },
-            "compressed-tensors" | "compressed_tensors" => compressed(q)?,
+            "fp8" | "fbgemm_fp8" => {
+                extras.tower = true;
+                extras.fine_grained = q.is_null("weight_block_size");
+                fp8(q, &method)?
+            }
+            "gptq" | "gptq_marlin" => {
+                extras.head = q.flag("lm_head", false)?;
+                targets = blocks(q)?;
+                QuantFormat::Gptq {
+                    bits: bits(q)?,
+                    group: group(q)?,
+                }
+            }
+            "awq" | "awq_marlin" => awq(q)?,
+            "auto-round" | "auto_round" | "intel/auto-round" => {
+                if q.str("packing_format").is_some_and(|f| f.contains("awq")) {
+                    awq(q)?
+                } else {
+                    QuantFormat::Gptq {
+                        bits: bits(q)?,
+                        group: group(q)?,
+                    }
+                }
+            }
+            "compressed-tensors" | "compressed_tensors" => {
+                compressed(q, &mut extras, &mut targets)?
+            }
+            "" if q.has("config_groups") => compressed(q, &mut extras, &mut targets)?,
             "mxfp4" | "gpt_oss_mxfp4" => QuantFormat::Mxfp4,
-            "modelopt" | "modelopt_fp4" => modelopt(q)?,
-            "bitsandbytes" if q.flag("load_in_8bit", false)? => QuantFormat::Bnb8,
-            "bitsandbytes" => QuantFormat::Bnb4,
-            "" if q.has("config_groups") => compressed(q)?,
+            "modelopt" | "modelopt_fp4" => {
+                extras.tower = true;
+                modelopt(q)?
+            }
+            "bitsandbytes" => {
+                extras.tower = true;
+                extras.fp4 = q.str("bnb_4bit_quant_type") == Some("fp4");
+                if q.flag("load_in_8bit", false)? {
+                    QuantFormat::Bnb8
+                } else if q.flag("bnb_4bit_use_double_quant", false)? {
+                    QuantFormat::Bnb4Double
+                } else {
+                    QuantFormat::Bnb4
+                }
+            }
             _ => {
                 return Err(q.reject(
                     "quant_method",
@@ -255,7 +346,9 @@ impl QuantScheme {
         Ok(Self {
             format,
             ignore,
+            targets,
             method,
+            extras,
         })
     }
 
@@ -265,7 +358,9 @@ impl QuantScheme {
         Self {
             format,
             ignore: Vec::new(),
+            targets: Vec::new(),
             method: "online".to_owned(),
+            extras: Extras::default(),
         }
     }
 
@@ -277,16 +372,26 @@ impl QuantScheme {
             // gpt-oss and its like quantise nothing but the experts.
             _ if self.format == QuantFormat::Mxfp4 => false,
             Role::Attention | Role::State | Role::Mlp | Role::SharedExperts | Role::Mtp => true,
-            Role::Embedding
-            | Role::Position
-            | Role::Router
-            | Role::Norm
-            | Role::Head
-            | Role::Encoder
-            | Role::Other => false,
+            Role::Head => self.extras.head,
+            Role::Encoder => self.extras.tower,
+            Role::Embedding | Role::Position | Role::Router | Role::Norm | Role::Other => false,
         };
-        let module = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
-        quantised_role && tensor.linear.is_some() && !self.ignore.iter().any(|p| p.matches(module))
+        // Lists name experts by number, and treat all of a layer alike.
+        let module = tensor
+            .name
+            .strip_suffix(".weight")
+            .unwrap_or(&tensor.name)
+            .replace("{e}", "0");
+        let named = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(&module));
+        quantised_role
+            && tensor.linear.is_some()
+            && !named(&self.ignore)
+            && (self.targets.is_empty() || named(&self.targets))
+    }
+
+    /// compressed-tensors keeps scales in the model's type; the others in 32 bits.
+    fn is_compressed(&self) -> bool {
+        self.method.starts_with("compressed") || self.method.is_empty()
     }
 }
 
@@ -311,6 +416,38 @@ fn group(q: &Config<'_>) -> Result<Option<u64>, ModelError> {
         }
     }
     Ok(None)
+}
+
+fn awq(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
+    Ok(QuantFormat::Awq {
+        bits: bits(q)?,
+        group: group(q)?.unwrap_or(128),
+    })
+}
+
+/// GPTQ's `modules_in_block_to_quantize`: lists of names inside a decoder layer.
+fn blocks(q: &Config<'_>) -> Result<Vec<Pattern>, ModelError> {
+    let key = "modules_in_block_to_quantize";
+    let Some(value) = q.get(key) else {
+        return Ok(Vec::new());
+    };
+    let groups = value
+        .as_array()
+        .ok_or_else(|| q.reject(key, "expected an array"))?;
+    let mut patterns = Vec::new();
+    for group in groups {
+        let names = match group {
+            serde_json::Value::Array(names) => names.as_slice(),
+            name => std::slice::from_ref(name),
+        };
+        for name in names {
+            let name = name
+                .as_str()
+                .ok_or_else(|| q.reject(key, "expected module names"))?;
+            patterns.push(Pattern::Name(name.to_owned()));
+        }
+    }
+    Ok(patterns)
 }
 
 fn fp8(q: &Config<'_>, method: &str) -> Result<QuantFormat, ModelError> {
@@ -340,13 +477,24 @@ fn modelopt(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
     }
 }
 
-fn compressed(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
+fn compressed(
+    q: &Config<'_>,
+    extras: &mut Extras,
+    targets: &mut Vec<Pattern>,
+) -> Result<QuantFormat, ModelError> {
     let groups = q
         .object("config_groups")?
         .ok_or_else(|| ModelError::Missing {
             field: q.path_of("config_groups"),
             why: "it says how the weights are packed",
         })?;
+    // Whatever is a linear layer and not in the ignore list.
+    extras.head = true;
+    extras.tower = true;
+    if let Some(kv) = q.object("kv_cache_scheme")? {
+        extras.kv_scales = !is_dynamic(&kv);
+    }
+    let mut everything = false;
     let mut found: Option<QuantFormat> = None;
     for key in groups.keys() {
         let Some(group) = groups.object(key)? else {
@@ -356,7 +504,8 @@ fn compressed(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
             continue;
         };
         let input = group.object("input_activations")?;
-        let format = compressed_group(q, &weights, input.as_ref())?;
+        let stated = group.str("format").or(q.str("format"));
+        let format = compressed_group(&weights, input.as_ref(), stated, extras)?;
         if found.is_some_and(|f| f != format) {
             return Err(q.reject(
                 "config_groups",
@@ -364,49 +513,102 @@ fn compressed(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
             ));
         }
         found = Some(format);
+        match group.strings("targets")? {
+            Some(names) if !names.contains(&"Linear") => {
+                for name in names {
+                    targets.push(Pattern::parse(&group, "targets", name)?);
+                }
+            }
+            _ => everything = true,
+        }
+    }
+    if everything {
+        targets.clear();
     }
     found.ok_or_else(|| q.reject("config_groups", "no group states a weight format"))
 }
 
+/// Whether scales are computed at run time and so not stored; `"local"` still stores a global one.
+fn is_dynamic(scheme: &Config<'_>) -> bool {
+    scheme.get("dynamic") == Some(&serde_json::Value::Bool(true))
+}
+
 fn compressed_group(
-    q: &Config<'_>,
     weights: &Config<'_>,
     input: Option<&Config<'_>>,
+    stated: Option<&str>,
+    extras: &mut Extras,
 ) -> Result<QuantFormat, ModelError> {
     let bits = weights.dim(&["num_bits"], "it is the width of a stored weight")?;
     let float = weights.str("type") == Some("float");
-    let strategy = weights.str("strategy").unwrap_or("tensor");
-    let static_input = match input {
-        Some(i) => !i.flag("dynamic", false).unwrap_or(true),
-        None => false,
+    let group = weights.opt("group_size")?.filter(|g| *g > 0);
+    let strategy = weights.str("strategy").unwrap_or(match group {
+        Some(_) => "group",
+        None => "tensor",
+    });
+    let asymmetric = !weights.flag("symmetric", true)?;
+    let static_input = input.is_some_and(|i| !is_dynamic(i));
+    if let Some(input) = input.filter(|_| static_input) {
+        extras.input_zero_point |= !input.flag("symmetric", true)?;
+    }
+    let packed = stated.is_none_or(|f| f.contains("pack"));
+    let block = match weights.numbers("block_structure") {
+        Ok(Some(list)) => list,
+        Ok(None) => Vec::new(),
+        // Early versions wrote "128x128".
+        Err(_) => {
+            let text = weights.str("block_structure").unwrap_or_default();
+            text.split('x').filter_map(|n| n.parse().ok()).collect()
+        }
     };
-    let packed = q.str("format").is_some_and(|f| f.contains("pack"));
     Ok(match (float, bits, strategy) {
+        (true, 8, "channel") if static_input => {
+            return Err(weights.reject(
+                "strategy",
+                "a stored activation scale beside one weight scale per row is not supported",
+            ));
+        }
         (true, 8, "channel") => QuantFormat::Fp8Channel,
-        (true, 8, "block") => match weights.numbers("block_structure")?.as_deref() {
-            Some([rows, cols]) if *rows > 0 && *cols > 0 => QuantFormat::Fp8Block {
+        (true, 8, "block") => match block.as_slice() {
+            [rows, cols] if *rows > 0 && *cols > 0 => QuantFormat::Fp8Block {
                 rows: *rows,
                 cols: *cols,
             },
-            _ => QuantFormat::Fp8Block {
-                rows: 128,
-                cols: 128,
-            },
+            _ => {
+                return Err(weights.reject("block_structure", "expected two numbers, 1 or more"));
+            }
         },
-        (true, 8, _) => QuantFormat::Fp8Tensor { static_input },
-        (true, 4, _) if weights.opt("group_size")? == Some(32) => QuantFormat::Mxfp4,
-        (true, 4, _) => QuantFormat::Nvfp4,
-        (false, 8, _) if !packed => QuantFormat::Int8Channel { static_input },
-        (false, 2 | 3 | 4 | 8, _) => QuantFormat::Packed {
-            bits,
-            group: weights.opt("group_size")?.filter(|g| *g > 0),
-            zero_points: !weights.flag("symmetric", true)?,
-            g_idx: weights.str("actorder") == Some("group"),
-        },
+        (true, 8, "group") if group == Some(32) => QuantFormat::Mxfp8,
+        (true, 8, "tensor") => QuantFormat::Fp8Tensor { static_input },
+        (true, 4, _) if group == Some(32) => QuantFormat::Mxfp4Packed,
+        (true, 4, _) if static_input => QuantFormat::Nvfp4,
+        (true, 4, _) => QuantFormat::Nvfp4Weights,
+        (false, 2 | 3 | 4 | 8, _) if packed && !(bits == 8 && stated.is_none()) => {
+            QuantFormat::Packed {
+                bits,
+                group,
+                zero_points: asymmetric,
+                g_idx: weights.str("actorder") == Some("group"),
+            }
+        }
+        (false, 2..=8, _) => {
+            extras.zero_points |= asymmetric;
+            match (strategy, group) {
+                ("channel", _) => QuantFormat::Int8Channel { static_input },
+                ("tensor", _) if !static_input => QuantFormat::Int8Tensor,
+                ("group", Some(group)) if !static_input => QuantFormat::Int8Group { group },
+                _ => {
+                    return Err(weights.reject(
+                        "strategy",
+                        "expected channel, group or tensor, the latter two without stored activation scales",
+                    ));
+                }
+            }
+        }
         _ => {
             return Err(weights.reject(
                 "num_bits",
-                "expected 8-bit or 4-bit float, or 2- to 8-bit integers",
+                "expected 8-bit or 4-bit float in a known strategy, or 2- to 8-bit integers",
             ));
         }
     })
@@ -419,9 +621,22 @@ fn compressed_group(
 pub fn apply(spec: &mut ModelSpec, scheme: QuantScheme) -> Result<(), ModelError> {
     let mut tensors = Vec::with_capacity(spec.tensors.len() * 2);
     for tensor in spec.tensors.drain(..) {
+        if scheme.extras.kv_scales
+            && let Some(attention) = tensor.name.strip_suffix("k_proj.weight")
+        {
+            for name in ["k_scale", "v_scale"] {
+                tensors.push(TensorSpec {
+                    name: format!("{attention}{name}"),
+                    shape: vec![1],
+                    shard: Shard::Replicated,
+                    linear: None,
+                    ..tensor.clone()
+                });
+            }
+        }
         match tensor.linear {
             Some(linear) if scheme.applies_to(&tensor) => {
-                replace(&tensor, linear, scheme.format, &mut tensors)?;
+                replace(&tensor, linear, &scheme, &mut tensors)?;
             }
             _ => tensors.push(tensor),
         }
@@ -431,11 +646,11 @@ pub fn apply(spec: &mut ModelSpec, scheme: QuantScheme) -> Result<(), ModelError
     Ok(())
 }
 
-/// Pushes what `format` stores for one weight matrix.
+/// Pushes what `scheme` stores for one weight matrix.
 fn replace(
     t: &TensorSpec,
     l: Linear,
-    format: QuantFormat,
+    scheme: &QuantScheme,
     into: &mut Vec<TensorSpec>,
 ) -> Result<(), ModelError> {
     let (out, inp) = (l.out, l.inp);
@@ -456,6 +671,16 @@ fn replace(
     } else {
         DType::F16
     };
+    let compressed = scheme.is_compressed();
+    // NVIDIA and transformers store scalars as such, the others as one element.
+    let fine = scheme.extras.fine_grained;
+    let one: &[u64] = if scheme.method.starts_with("modelopt") || fine {
+        &[]
+    } else {
+        &[1]
+    };
+    let own_scale = if compressed { scale_type } else { DType::F32 };
+    let whole = Shard::Replicated;
     let mut push = |suffix: &str, shape: &[u64], dtype: DType, shard: Shard, weight: bool| {
         into.push(TensorSpec {
             name: format!("{module}{suffix}"),
@@ -473,30 +698,58 @@ fn replace(
             .map(|b| b.div_ceil(32))
             .ok_or(ModelError::from(SizeOverflow))
     };
-    match format {
+    match scheme.format {
         QuantFormat::Fp8Tensor { static_input } => {
             push(".weight", &t.shape, DType::F8E4m3, t.shard, true);
-            push(".weight_scale", &[1], DType::F32, Shard::Replicated, false);
+            let (of_weight, of_input) = if fine {
+                (".weight_scale_inv", ".activation_scale")
+            } else {
+                (".weight_scale", ".input_scale")
+            };
+            push(of_weight, one, own_scale, whole, false);
             if static_input {
-                push(".input_scale", &[1], DType::F32, Shard::Replicated, false);
+                push(of_input, one, own_scale, whole, false);
             }
         }
         QuantFormat::Fp8Channel => {
             push(".weight", &t.shape, DType::F8E4m3, t.shard, true);
-            push(".weight_scale", &[out, 1], scale_type, per_out, false);
+            push(".weight_scale", &[out, 1], own_scale, per_out, false);
+        }
+        QuantFormat::Mxfp8 => {
+            push(".weight", &t.shape, DType::F8E4m3, t.shard, true);
+            let scales = [out, inp.div_ceil(32)];
+            push(".weight_scale", &scales, DType::U8, t.shard, false);
         }
         QuantFormat::Fp8Block { rows, cols } => {
             push(".weight", &t.shape, DType::F8E4m3, t.shard, true);
             let shape = [out.div_ceil(rows), inp.div_ceil(cols)];
             // One scale covers a block of rows or columns: heads and columns share it, so the
             // split is by whole blocks, and the even share is exact where the engine accepts it.
-            push(".weight_scale_inv", &shape, DType::F32, t.shard, false);
+            let name = if compressed {
+                ".weight_scale"
+            } else {
+                ".weight_scale_inv"
+            };
+            push(name, &shape, own_scale, t.shard, false);
         }
-        QuantFormat::Int8Channel { static_input } => {
+        QuantFormat::Int8Channel { .. }
+        | QuantFormat::Int8Tensor
+        | QuantFormat::Int8Group { .. } => {
+            let (scales, shard): (&[u64], Shard) = match scheme.format {
+                QuantFormat::Int8Group { group } => (&[out, groups(Some(group))], t.shard),
+                QuantFormat::Int8Tensor => (&[1], whole),
+                _ => (&[out, 1], per_out),
+            };
             push(".weight", &t.shape, DType::I8, t.shard, true);
-            push(".weight_scale", &[out, 1], scale_type, per_out, false);
-            if static_input {
-                push(".input_scale", &[1], DType::F32, Shard::Replicated, false);
+            push(".weight_scale", scales, scale_type, shard, false);
+            if scheme.extras.zero_points {
+                push(".weight_zero_point", scales, DType::I8, shard, false);
+            }
+            if scheme.format == (QuantFormat::Int8Channel { static_input: true }) {
+                push(".input_scale", &[1], scale_type, whole, false);
+                if scheme.extras.input_zero_point {
+                    push(".input_zero_point", &[1], DType::I8, whole, false);
+                }
             }
         }
         QuantFormat::Gptq { bits, group } => {
@@ -590,47 +843,78 @@ fn replace(
                 false,
             );
         }
-        QuantFormat::Nvfp4 => {
-            push(".weight", &[out, inp.div_ceil(2)], DType::U8, t.shard, true);
-            push(
-                ".weight_scale",
-                &[out, inp.div_ceil(16)],
-                DType::F8E4m3,
-                t.shard,
-                false,
-            );
-            push(
-                ".weight_scale_2",
-                &[1],
-                DType::F32,
-                Shard::Replicated,
-                false,
-            );
-            push(".input_scale", &[1], DType::F32, Shard::Replicated, false);
+        QuantFormat::Mxfp4Packed => {
+            let (packed, scales) = ([out, inp.div_ceil(2)], [out, inp.div_ceil(32)]);
+            push(".weight_packed", &packed, DType::U8, t.shard, true);
+            push(".weight_scale", &scales, DType::U8, t.shard, false);
         }
-        QuantFormat::Bnb4 => {
+        QuantFormat::Nvfp4 | QuantFormat::Nvfp4Weights => {
+            let (weight, of_weight, of_input) = if compressed {
+                (
+                    ".weight_packed",
+                    ".weight_global_scale",
+                    ".input_global_scale",
+                )
+            } else {
+                (".weight", ".weight_scale_2", ".input_scale")
+            };
+            let (packed, scales) = ([out, inp.div_ceil(2)], [out, inp.div_ceil(16)]);
+            push(weight, &packed, DType::U8, t.shard, true);
+            push(".weight_scale", &scales, DType::F8E4m3, t.shard, false);
+            push(of_weight, one, DType::F32, whole, false);
+            if scheme.format == QuantFormat::Nvfp4 {
+                push(of_input, one, DType::F32, whole, false);
+            }
+        }
+        QuantFormat::Bnb4 | QuantFormat::Bnb4Double => {
             let elements = out.checked_mul(inp).ok_or(SizeOverflow)?;
-            push(
-                ".weight",
-                &[elements.div_ceil(2), 1],
-                DType::U8,
-                t.shard,
-                true,
-            );
-            push(
-                ".absmax",
-                &[elements.div_ceil(64)],
-                DType::F32,
-                t.shard,
-                false,
-            );
+            let blocks = elements.div_ceil(64);
+            let packed = [elements.div_ceil(2), 1];
+            push(".weight", &packed, DType::U8, t.shard, true);
+            push(".weight.quant_map", &[16], DType::F32, whole, false);
+            let double = scheme.format == QuantFormat::Bnb4Double;
+            if double {
+                push(".weight.absmax", &[blocks], DType::U8, t.shard, false);
+                let nested = [blocks.div_ceil(256)];
+                push(".weight.nested_absmax", &nested, DType::F32, whole, false);
+                push(".weight.nested_quant_map", &[256], DType::F32, whole, false);
+            } else {
+                push(".weight.absmax", &[blocks], DType::F32, t.shard, false);
+            }
+            let kind = if scheme.extras.fp4 { "fp4" } else { "nf4" };
+            let state = bnb_state(kind, t.dtype, &t.shape, double);
+            let name = format!(".weight.quant_state.bitsandbytes__{kind}");
+            push(&name, &[state], DType::U8, whole, false);
         }
         QuantFormat::Bnb8 => {
             push(".weight", &t.shape, DType::I8, t.shard, true);
-            push(".weight_scale", &[out], DType::F32, per_out, false);
+            push(".SCB", &[out], DType::F32, per_out, false);
+            push(".weight_format", &[], DType::U8, whole, false);
         }
     }
     Ok(())
+}
+
+/// Bytes of the JSON text that bitsandbytes stores beside a 4-bit matrix. The offset of a nested
+/// scale is a number of any length; 20 characters is the usual one.
+fn bnb_state(kind: &str, dtype: DType, shape: &[u64], double: bool) -> u64 {
+    let dtype = match dtype {
+        DType::F16 => "float16",
+        DType::F32 => "float32",
+        _ => "bfloat16",
+    };
+    let shape: Vec<String> = shape.iter().map(u64::to_string).collect();
+    let mut text = format!(
+        "{{\"quant_type\": \"{kind}\", \"blocksize\": 64, \"dtype\": \"{dtype}\", \"shape\": [{}]}}",
+        shape.join(", ")
+    );
+    if double {
+        text.push_str(
+            ", \"nested_blocksize\": 256, \"nested_dtype\": \"float32\", \"nested_offset\": ",
+        );
+        text.push_str(&"0".repeat(20));
+    }
+    text.len() as u64
 }
 
 #[cfg(test)]

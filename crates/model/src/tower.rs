@@ -5,6 +5,7 @@
 //! it writes a model that it did not load.
 
 use crate::builder::{columns, heads};
+use crate::config::shorten;
 use crate::{Config, Encoder, ModelError, Role, Shard, SpecBuilder};
 
 /// The tower of a wrapper, by the `model_type` of its `vision_config`.
@@ -30,7 +31,7 @@ impl Tower {
             "siglip_vision_model" => Ok(Self::Siglip(Siglip::read(config)?)),
             "pixtral" => Ok(Self::Pixtral(Body::read(&vision)?)),
             other => Err(ModelError::UnknownArchitecture {
-                architecture: format!("with vision tower {other}"),
+                architecture: format!("with vision tower {}", shorten(other)),
                 missing: "the tensors of that tower are not in a config, only in its code"
                     .to_owned(),
             }),

@@ -3,107 +3,13 @@
 //! The golden files are written by `tools/oracles/transformers_shapes.py`, which describes their
 //! format; nothing in them was typed by hand.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod inventory;
 
+use inventory::{differences, expected, golden_files, inventory, read};
 use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, Role, from_config};
 use serde_json::Value;
-
-type Inventory = BTreeMap<String, (Vec<u64>, String)>;
-
-fn golden_files(folder: &str) -> Vec<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(folder);
-    let mut files: Vec<PathBuf> = std::fs::read_dir(&dir)
-        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
-        .map(|entry| entry.unwrap().path())
-        .filter(|p| p.extension().is_some_and(|e| e == "json"))
-        .collect();
-    files.sort();
-    files
-}
-
-fn read(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// "0-3,7" as numbers.
-fn numbers(text: &str) -> Vec<u64> {
-    text.split(',')
-        .flat_map(|part| {
-            let (first, last) = part.split_once('-').unwrap_or((part, part));
-            first.parse::<u64>().unwrap()..=last.parse::<u64>().unwrap()
-        })
-        .collect()
-}
-
-/// The rows of a golden file, `{l}` and `{e}` written out.
-fn expected(rows: &Value) -> Inventory {
-    let mut all = Inventory::new();
-    for row in rows.as_array().unwrap() {
-        let name = row[0].as_str().unwrap();
-        let shape: Vec<u64> = row[1]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|d| d.as_u64().unwrap())
-            .collect();
-        let dtype = match row[2].as_str().unwrap() {
-            "bfloat16" | "BF16" => "bf16",
-            "float16" | "F16" => "f16",
-            "float32" | "F32" => "f32",
-            other => panic!("type {other}"),
-        };
-        let axis = |i: usize| row.get(i).map_or(vec![0], |r| numbers(r.as_str().unwrap()));
-        for l in axis(3) {
-            for e in axis(4) {
-                let name = name
-                    .replace("{l}", &l.to_string())
-                    .replace("{e}", &e.to_string());
-                assert!(
-                    all.insert(name, (shape.clone(), dtype.to_owned()))
-                        .is_none()
-                );
-            }
-        }
-    }
-    all
-}
-
-/// What a spec stores, without the multi-token-prediction layers: transformers drops those on
-/// loading and never writes them, so no golden file has them.
-fn inventory(spec: &ModelSpec) -> Inventory {
-    let mut all = Inventory::new();
-    for t in spec.tensors.iter().filter(|t| t.role != Role::Mtp) {
-        for (name, shape) in t.stored() {
-            let twice = all.insert(name.clone(), (shape, t.dtype.name().to_owned()));
-            assert!(twice.is_none(), "{name} is there twice");
-        }
-    }
-    all
-}
-
-/// The first few names on which the two disagree.
-fn differences(want: &Inventory, have: &Inventory) -> Vec<String> {
-    let mut out = Vec::new();
-    for (name, w) in want {
-        match have.get(name) {
-            None => out.push(format!("missing {name} {w:?}")),
-            Some(h) if h != w => out.push(format!("{name}: want {w:?}, have {h:?}")),
-            Some(_) => {}
-        }
-    }
-    out.extend(
-        have.keys()
-            .filter(|n| !want.contains_key(*n))
-            .map(|n| format!("superfluous {n}")),
-    );
-    out.truncate(12);
-    out
-}
 
 /// Windows and states of all layers as the golden files write them.
 fn layers(spec: &ModelSpec) -> Vec<Value> {
@@ -187,4 +93,77 @@ fn inventories_equal_transformers() {
         .map(|f| f.name)
         .collect();
     assert_eq!(families, all, "a family has no golden file");
+}
+
+/// Checkpoints with random weights, saved by transformers: their headers, byte for byte.
+#[test]
+fn configs_give_the_bytes_of_real_headers() {
+    let files = golden_files("checkpoints");
+    assert!(files.len() >= 12, "{} checkpoints", files.len());
+    for path in files {
+        let golden = read(&path);
+        let spec = from_config(&golden["config"], Assume::Nothing).unwrap();
+        let found = differences(&expected(&golden["tensors"]), &inventory(&spec));
+        assert!(
+            found.is_empty(),
+            "{}:\n{}",
+            path.display(),
+            found.join("\n")
+        );
+        let derived: u64 = spec
+            .tensors
+            .iter()
+            .filter(|t| t.role != Role::Mtp)
+            .map(|t| t.bytes().unwrap().get())
+            .sum();
+        assert_eq!(
+            Some(derived),
+            golden["bytes"].as_u64(),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+fn catalogued(name: &str) -> ModelSpec {
+    let entry = plimsoll_model::catalogue::find(name).unwrap();
+    from_config(&entry.config, Assume::Nothing).unwrap()
+}
+
+/// `metadata.total_size` of published `model.safetensors.index.json` files.
+#[test]
+fn published_totals_are_met() {
+    for (name, total) in [
+        ("qwen3-30b-a3b", 61_064_245_248),
+        ("gpt-oss-120b", 65_248_815_744),
+        ("gemma-3-4b", 8_600_158_944),
+    ] {
+        assert_eq!(
+            catalogued(name).stored_bytes().unwrap().get(),
+            total,
+            "{name}"
+        );
+    }
+}
+
+/// The weight files of DeepSeek-V3 are 688,586,727,753 bytes long, headers included. A header line
+/// has the name, three keys and the numbers: what remains must be that, for every tensor. So the
+/// multi-token-prediction layer is whole, and its projection is not quantised.
+#[test]
+fn deepseek_v3_is_as_long_as_its_files() {
+    let spec = catalogued("deepseek-v3");
+    let names: u64 = spec
+        .tensors
+        .iter()
+        .flat_map(|t| t.stored())
+        .map(|(n, _)| n.len() as u64)
+        .sum();
+    let count: u64 = spec.tensors.iter().map(|t| t.copies()).sum();
+    let headers = 688_586_727_753 - spec.stored_bytes().unwrap().get();
+    let line = (headers - names) / count;
+    assert!(
+        (60..=120).contains(&line),
+        "{line} bytes per header line beside the name"
+    );
+    assert_eq!(spec.mtp_layers, 1);
 }

@@ -180,6 +180,7 @@ fn ways(spec: &ModelSpec, e: &Evaluation, settings: &Settings) -> Result<Ways, P
         kv_type: settings.kv_type,
         max_model_len: Some(e.max_model_len),
         kv_memory: None,
+        lengths: settings.lengths.clone(),
         ..Settings::new(Engine::Contiguous(Reserve::Max))
     };
     let load = e.load;

@@ -8,7 +8,7 @@ use plimsoll_units::Bytes;
 
 use crate::engine::{self, Budget, Context, Engine, EngineStage};
 use crate::error::PlanError;
-use crate::kv::{Capacity, KvLaw, Need};
+use crate::kv::{Capacity, KvLaw, MixedLaw, Need};
 use crate::settings::{Deployment, Load, Settings};
 use crate::term::{Kind, Region, Term, total};
 
@@ -45,6 +45,8 @@ pub struct StageEvaluation {
     pub terms: Vec<Term>,
     /// Terms outside the budget.
     pub outside: Vec<Term>,
+    /// Memory on the host that belongs to this rank; not in its device's total.
+    pub host: Vec<Term>,
     /// The KV cache or pool.
     pub kv_term: Term,
     /// What is left for the KV cache: expected, and at the ends of the intervals. Memory that the
@@ -233,6 +235,13 @@ pub(crate) fn evaluate_prepared(
         let engine = EngineStage {
             takes_rest: engine.takes_rest
                 && (!deployment.device.is_unlimited() || settings.kv_memory.is_some()),
+            kv: match &settings.lengths {
+                Some(lengths) => Box::new(MixedLaw {
+                    inner: engine.kv,
+                    lengths: lengths.clone(),
+                }),
+                None => engine.kv,
+            },
             ..engine
         };
         // A contiguous server's run is as long as the request; others are asked for their longest.
@@ -240,7 +249,14 @@ pub(crate) fn evaluate_prepared(
             Engine::Contiguous(_) => share.context,
             _ => max_model_len,
         };
-        let evaluated = judge(stage.clone(), engine, settings, &share, length)?;
+        let shown = Stage {
+            layers: engine
+                .layers
+                .clone()
+                .unwrap_or_else(|| stage.layers.clone()),
+            ..stage.clone()
+        };
+        let evaluated = judge(shown, engine, settings, &share, length)?;
         let fits = |room| evaluated.carries(room, &share);
         let here = if fits(evaluated.room_low)? {
             Verdict::Yes
@@ -249,7 +265,7 @@ pub(crate) fn evaluate_prepared(
         } else {
             Verdict::No
         };
-        verdict = verdict.min(here);
+        verdict = verdict.min(here).min(room(&evaluated, deployment)?);
         // Told a longest length, an engine refuses to start where one such request does not fit.
         if let Some(len) = settings.max_model_len
             && let Some(least) = evaluated.kv.start(len)?
@@ -321,6 +337,7 @@ fn judge(
         budget: engine.budget,
         terms,
         outside: engine.outside,
+        host: engine.host,
         kv_term,
         pool,
         pool_low,
@@ -332,6 +349,24 @@ fn judge(
         capacity,
         kv: engine.kv,
         notes: engine.notes,
+    })
+}
+
+/// Whether the budget and what lies outside it fit the device together: an engine with a budget rule
+/// refuses to start where less is free than it asks for.
+fn room(s: &StageEvaluation, deployment: &Deployment) -> Result<Verdict, PlanError> {
+    let device = &deployment.device;
+    if device.is_unlimited() {
+        return Ok(Verdict::Yes);
+    }
+    let with =
+        |outside: Bytes| Ok::<bool, PlanError>(s.budget.bytes.add(outside)? <= device.usable);
+    Ok(if with(Bytes::sum(s.outside.iter().map(Term::high))?)? {
+        Verdict::Yes
+    } else if with(Bytes::sum(s.outside.iter().map(Term::low))?)? {
+        Verdict::Tight
+    } else {
+        Verdict::No
     })
 }
 

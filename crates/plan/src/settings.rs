@@ -2,13 +2,16 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use plimsoll_device::Device;
+use plimsoll_model::ModelSpec;
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
 
 use crate::engine::Engine;
+use crate::kv::Lengths;
 
 /// Devices and how the model is divided over them.
 #[derive(Clone, Debug, PartialEq)]
@@ -163,6 +166,23 @@ pub struct Settings {
     pub swa_full: bool,
     /// `--swap-space` on the host, per device.
     pub swap: Bytes,
+    /// `--mtp`: load the checkpoint's multi-token-prediction layers and speculate with them.
+    pub mtp: bool,
+    /// `--speculative-model`: a draft model beside the target.
+    pub draft: Option<Arc<ModelSpec>>,
+    /// `--lengths`: a mix of lengths in place of one context; the load's context is the longest.
+    pub lengths: Option<Lengths>,
+    /// `--max-loras` and `--max-lora-rank`: slots for adapters.
+    pub lora: Option<Lora>,
+}
+
+/// Slots for LoRA adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lora {
+    /// Adapters in one batch.
+    pub slots: u64,
+    /// Largest rank.
+    pub rank: u64,
 }
 
 impl Settings {
@@ -193,6 +213,10 @@ impl Settings {
             kv_unified: false,
             swa_full: false,
             swap: Bytes::ZERO,
+            mtp: false,
+            draft: None,
+            lora: None,
+            lengths: None,
         }
     }
 }

@@ -33,6 +33,9 @@ const NODE: u64 = 8;
 /// Most pipeline stages that a search proposes: more add latency and bubbles that nobody serves with.
 const STAGES: u64 = 16;
 
+/// A search that found a tight fit goes on up to this many times its devices.
+const TIGHT_MULTIPLE: u64 = 2;
+
 /// The largest `n` in `0..=max` for which `fits(n)`, where `fits` is monotone and `fits(0)` holds.
 fn largest(
     max: u64,
@@ -141,6 +144,8 @@ struct Search<'a> {
     kv: Bytes,
     /// Whether every layer's cache is whole on each tensor-parallel rank.
     latent: bool,
+    /// Whether every layer keeps the same, so that a stage's share of the cache is its share of layers.
+    uniform: bool,
     /// For a TP degree and number of expert ranks: bytes of all layers before each layer on one rank;
     /// `None` where the degree is not legal.
     before: RefCell<LayerSums>,
@@ -171,6 +176,7 @@ impl<'a> Search<'a> {
         } else {
             spec.stored_bytes()?.saturating_sub(draft)
         };
+        let uniform = spec.layers.windows(2).all(|w| w[0].mixer == w[1].mixer);
         let latent = spec
             .layers
             .iter()
@@ -182,6 +188,7 @@ impl<'a> Search<'a> {
             weights,
             kv,
             latent,
+            uniform,
             before: RefCell::default(),
         })
     }
@@ -200,7 +207,7 @@ impl<'a> Search<'a> {
         least > device.usable.get() || self.fullest_stage(p) > device.usable.get()
     }
 
-    /// Bytes of the layers of the fullest stage on one rank: a bound from below, found from sums that
+    /// Bytes of the layers of the fullest stage on one rank, cache included: a bound from below, found from sums that
     /// all divisions with the same TP share.
     fn fullest_stage(&self, p: &Parallel) -> u64 {
         if self.weights == Bytes::ZERO {
@@ -218,9 +225,21 @@ impl<'a> Search<'a> {
         };
         p.stages(self.spec.layers.len() as u64)
             .iter()
-            .map(|s| at(s.layers.end).saturating_sub(at(s.layers.start)))
+            .map(|s| {
+                let layers = s.layers.end - s.layers.start;
+                let kv = if self.uniform { self.kv_share(p, layers) } else { 0 };
+                at(s.layers.end).saturating_sub(at(s.layers.start)).saturating_add(kv)
+            })
             .max()
             .unwrap_or(0)
+    }
+
+    /// The least that `layers` layers keep on one rank of one replica.
+    fn kv_share(&self, p: &Parallel, layers: u64) -> u64 {
+        let ranks = p.dp.max(1).saturating_mul(if self.latent { 1 } else { p.tp.max(1) });
+        let all = u128::from(self.kv.get()) * u128::from(layers);
+        let share = all / (self.spec.layers.len().max(1) as u128) / u128::from(ranks.max(1));
+        u64::try_from(share).unwrap_or(u64::MAX)
     }
 
     fn sums(&self, p: &Parallel) -> Option<Vec<u64>> {
@@ -257,6 +276,11 @@ impl<'a> Search<'a> {
             evaluate_prepared(&self.spec, d, self.settings, self.load, Stop::Never)
         };
         for n in 1..=max_devices.min(MAX_DEVICES) {
+            // Where several times as many still fit only tightly, more will not help.
+            let tried = tight.as_ref().map_or(u64::MAX, |d| d.parallel.devices());
+            if n > tried.saturating_mul(TIGHT_MULTIPLE) {
+                break;
+            }
             for parallel in divisions(n, &self.spec) {
                 if self.hopeless(&parallel, device) {
                     legal = true;
@@ -353,6 +377,7 @@ pub fn best_division(
 pub fn cheapest<'d>(
     spec: &ModelSpec,
     priced: &[(&'d Device, f64)],
+    in_use: Bytes,
     settings: &Settings,
     load: &Load,
     max_devices: u64,
@@ -360,7 +385,7 @@ pub fn cheapest<'d>(
     let search = Search::new(spec, settings, load)?;
     let mut out = Vec::new();
     for &(device, price) in priced {
-        match search.smallest(device, Bytes::ZERO, max_devices) {
+        match search.smallest(device, in_use, max_devices) {
             Ok(Some(e)) => {
                 #[allow(clippy::cast_precision_loss, reason = "a price")]
                 let total = price * e.deployment.parallel.devices() as f64;
@@ -383,6 +408,7 @@ pub fn cheapest<'d>(
 pub fn least_memory<'d>(
     spec: &ModelSpec,
     devices: &'d [Device],
+    in_use: Bytes,
     settings: &Settings,
     load: &Load,
     max_devices: u64,
@@ -390,7 +416,7 @@ pub fn least_memory<'d>(
     let search = Search::new(spec, settings, load)?;
     let mut out = Vec::new();
     for device in devices {
-        match search.smallest(device, Bytes::ZERO, max_devices) {
+        match search.smallest(device, in_use, max_devices) {
             Ok(Some(e)) => out.push((device, e)),
             Ok(None) => {}
             Err(e @ PlanError::Size(_)) => return Err(e),

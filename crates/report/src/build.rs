@@ -10,10 +10,10 @@ use plimsoll_program::GroupKind;
 use plimsoll_units::Bytes;
 
 use crate::flags::engine_flags;
-use crate::numbers::thousands;
+use crate::numbers::{thousands, users};
 use crate::wire::{
-    Answer, Change, Device, EngineName, Group, Interval, Kv, Load, Model, Need, OneDevice,
-    Parallel, PlanReport, Rank, SCHEMA, Term, Way, Ways,
+    Answer, Change, Device, EngineName, Group, Interval, Kv, LengthShare, Load, Model, Need,
+    OneDevice, Parallel, PlanReport, Rank, SCHEMA, Term, Way, Ways,
 };
 
 /// What the caller knows of the model besides its spec.
@@ -89,6 +89,13 @@ pub fn build(
         load: Load {
             users: facts.users_given.then_some(question.load.users),
             context: question.load.context,
+            lengths: question
+                .settings
+                .lengths
+                .iter()
+                .flat_map(|l| l.iter())
+                .map(|&(tokens, share)| LengthShare { tokens, share })
+                .collect(),
             prompt: question.load.prompt,
             sequences: question.load.sequences,
             shared_prefix: question.load.shared_prefix,
@@ -186,6 +193,7 @@ fn rank(s: &StageEvaluation, tp: u64, q: &Question) -> Result<Rank, PlanError> {
         budget_formula: s.budget.formula.clone(),
         total_bytes: s.total()?.get(),
         terms: inside.chain(outside).collect(),
+        host_terms: s.host.iter().map(|t| term(t, false)).collect(),
     })
 }
 
@@ -256,15 +264,16 @@ fn kv(s: &StageEvaluation, max_model_len: u64) -> Kv {
     }
 }
 
-fn users(n: u64) -> String {
-    format!("{} user{}", thousands(n), if n == 1 { "" } else { "s" })
-}
-
 /// The first line of every output.
 fn sentence(facts: &ModelFacts, q: &Question, a: &plan::Answer) -> Result<String, PlanError> {
     let e = &a.evaluation;
     let p = e.deployment.parallel;
-    let context = thousands(q.load.context);
+    let mixed = if q.settings.lengths.is_some() {
+        "up to "
+    } else {
+        ""
+    };
+    let context = format!("{mixed}{}", thousands(q.load.context));
     let Some(device) = &q.device else {
         let weights = e.stages.iter().try_fold(Bytes::ZERO, |acc, s| {
             acc.add(s.region(plan::Region::Weights).unwrap_or(Bytes::ZERO))

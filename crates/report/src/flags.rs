@@ -48,6 +48,21 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
     }
     if let Some(u) = settings.gpu_memory_utilization {
         vllm.push(format!("--gpu-memory-utilization {u}"));
+    } else if q.in_use > plimsoll_units::Bytes::ZERO
+        && let Engine::Vllm(_) = settings.engine
+        && let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device)
+    {
+        // The share that the plan took beside the other process.
+        vllm.push(format!(
+            "--gpu-memory-utilization {:.2}",
+            s.budget.bytes.gib() / d.usable.gib()
+        ));
+    }
+    if let Some(l) = settings.lora {
+        vllm.push(format!(
+            "--enable-lora --max-loras {} --max-lora-rank {}",
+            l.slots, l.rank
+        ));
     }
     if let Some(kv) = settings.kv_memory {
         vllm.push(format!("--kv-cache-memory-bytes {}", kv.get()));

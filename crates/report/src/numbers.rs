@@ -16,6 +16,12 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// `1 user`, `12 users`.
+#[must_use]
+pub(crate) fn users(n: u64) -> String {
+    format!("{} user{}", thousands(n), if n == 1 { "" } else { "s" })
+}
+
 /// A size in its own unit, as [`Bytes`] prints it.
 #[must_use]
 pub fn short_bytes(n: u64) -> String {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::numbers::{short_bytes, thousands};
+use crate::numbers::{short_bytes, thousands, users};
 use crate::wire::{PlanReport, Rank, Term};
 
 /// How to draw.
@@ -88,6 +88,11 @@ fn paint(text: &str, code: u8, look: Look) -> String {
 
 fn second_line(report: &PlanReport, out: &mut String) {
     let a = &report.answer;
+    let mixed = if report.load.lengths.is_empty() {
+        ""
+    } else {
+        "up to "
+    };
     let Some(device) = &report.device else { return };
     if a.one_device.is_some_and(|one| one.context == 0) {
         let _ = writeln!(
@@ -98,21 +103,21 @@ fn second_line(report: &PlanReport, out: &mut String) {
     } else if let Some(one) = a.one_device {
         let _ = writeln!(
             out,
-            "One {} carries {} users of {} tokens, or one user of {}.",
+            "One {} carries {} of {mixed}{} tokens, or one user of {}.",
             device.name,
-            thousands(one.users),
+            users(one.users),
             thousands(report.load.context),
             thousands(one.context)
         );
     }
     if a.verdict != "no" {
-        let users = report.load.users.unwrap_or(1);
+        let asked = report.load.users.unwrap_or(1);
         let _ = writeln!(
             out,
-            "This deployment carries {} users of {} tokens, or {} of {}.",
-            thousands(a.max_users),
+            "This deployment carries {} of {mixed}{} tokens, or {} of {mixed}{}.",
+            users(a.max_users),
             thousands(report.load.context),
-            thousands(users),
+            thousands(asked),
             thousands(a.max_context)
         );
     }
@@ -243,6 +248,15 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
     }
     for line in t.to_string().lines() {
         let _ = writeln!(out, "{}", line.trim_end());
+    }
+    for t in &rank.host_terms {
+        let _ = writeln!(
+            out,
+            "on the host: {} {}, {}",
+            t.name,
+            short_bytes(t.bytes),
+            t.kind
+        );
     }
     if let Some(b) = rank.budget_bytes {
         let _ = writeln!(out, "budget {} = {}", short_bytes(b), rank.budget_formula);

@@ -82,8 +82,10 @@ pub struct EngineName {
 pub struct Load {
     /// Concurrent requests; null where the plan answers how many.
     pub users: Option<u64>,
-    /// Tokens of one sequence.
+    /// Tokens of one sequence; of the longest where lengths are mixed.
     pub context: u64,
+    /// The mix of lengths; empty where all are alike.
+    pub lengths: Vec<LengthShare>,
     /// Tokens of the prompt.
     pub prompt: u64,
     /// Sequences per request.
@@ -92,6 +94,16 @@ pub struct Load {
     pub shared_prefix: u64,
     /// Share of requests that have them.
     pub prefix_hit: f64,
+}
+
+/// A length and its share of the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LengthShare {
+    /// Tokens.
+    pub tokens: u64,
+    /// Share, of 1.
+    pub share: f64,
 }
 
 /// A device.
@@ -174,6 +186,8 @@ pub struct Rank {
     pub total_bytes: u64,
     /// The terms; those with `inside` false lie outside the engine's budget.
     pub terms: Vec<Term>,
+    /// Memory on the host that belongs to this rank; not in the total.
+    pub host_terms: Vec<Term>,
 }
 
 /// One line of the map.

@@ -29,11 +29,10 @@ pub(crate) fn run(args: &AccuracyArgs, output: &mut Output) -> Result<ExitCode, 
         if args.constants {
             return list_constants(None, args.json, output);
         }
-        return Err(Failure::new(
-            Exit::Usage,
-            "E-USAGE-006",
-            "a file of reports is needed",
-        ));
+        return Err(
+            Failure::new(Exit::Usage, "E-USAGE-006", "a file of reports is needed")
+                .hint("give a file with one JSON object per line, and `--configs`"),
+        );
     };
     let records = parse_records(&read(data)?).map_err(|e| bad_line(data, &e))?;
     let configs = match &args.configs {
@@ -59,18 +58,24 @@ pub(crate) fn run(args: &AccuracyArgs, output: &mut Output) -> Result<ExitCode, 
 fn read(path: &Path) -> Result<String, Failure> {
     use std::io::Read as _;
     let name = path.display();
-    let file = std::fs::File::open(path)
-        .map_err(|e| Failure::new(Exit::NotFound, "E-DATA-001", format!("{name}: {e}")))?;
+    let file = std::fs::File::open(path).map_err(|e| {
+        Failure::new(Exit::NotFound, "E-DATA-001", format!("{name}: {e}"))
+            .hint("give a file that is there and may be read")
+    })?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1)
         .read_to_end(&mut bytes)
-        .map_err(|e| Failure::new(Exit::Failure, "E-DATA-001", format!("{name}: {e}")))?;
+        .map_err(|e| {
+            Failure::new(Exit::Failure, "E-DATA-001", format!("{name}: {e}"))
+                .hint("give a file, not a folder")
+        })?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(Failure::new(
             Exit::Corrupt,
             "E-DATA-002",
             format!("{name}: larger than {} MiB", MAX_FILE >> 20),
-        ));
+        )
+        .hint("split it by lines"));
     }
     String::from_utf8(bytes).map_err(|e| {
         Failure::new(
@@ -78,6 +83,7 @@ fn read(path: &Path) -> Result<String, Failure> {
             "E-DATA-002",
             format!("{name}: byte {}: not UTF-8", e.utf8_error().valid_up_to()),
         )
+        .hint("one JSON object per line is expected")
     })
 }
 

@@ -73,11 +73,16 @@ fn text(path: &Path) -> Result<(String, bool), Failure> {
     let read = if path.as_os_str() == "-" {
         std::io::stdin().take(MAX_LOG + 1).read_to_end(&mut bytes)
     } else {
-        let file = std::fs::File::open(path)
-            .map_err(|e| Failure::new(Exit::NotFound, "E-LOG-003", format!("{name}: {e}")))?;
+        let file = std::fs::File::open(path).map_err(|e| {
+            Failure::new(Exit::NotFound, "E-LOG-003", format!("{name}: {e}"))
+                .hint("give a file with the server's output, or `-` for standard input")
+        })?;
         file.take(MAX_LOG + 1).read_to_end(&mut bytes)
     };
-    read.map_err(|e| Failure::new(Exit::Failure, "E-LOG-003", format!("{name}: {e}")))?;
+    read.map_err(|e| {
+        Failure::new(Exit::Failure, "E-LOG-003", format!("{name}: {e}"))
+            .hint("give a file with the server's output, or `-` for standard input")
+    })?;
     let cut = bytes.len() as u64 > MAX_LOG;
     if cut {
         bytes.truncate(usize::try_from(MAX_LOG).unwrap_or(usize::MAX));

@@ -60,6 +60,24 @@ pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
+/// This machine's processors, with the memory that this process may use.
+pub(crate) fn cpu() -> Result<Device, Failure> {
+    let usable = host().usable().ok_or_else(|| {
+        Failure::new(
+            Exit::Usage,
+            "E-DEVICE-005",
+            "this machine does not say how much memory it has",
+        )
+        .hint("plan with `--memory 64GiB`")
+    })?;
+    Ok(Device {
+        name: "cpu".to_owned(),
+        vendor: "cpu".to_owned(),
+        memory_source: "this machine's memory, and its control group's limit".to_owned(),
+        ..Device::of_size(usable)
+    })
+}
+
 /// The device of this machine: the catalogue's entry where the driver's name is known, with the
 /// driver's total; else a device of the size that the driver states.
 pub(crate) fn detected() -> Result<Device, Failure> {

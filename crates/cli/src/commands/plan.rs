@@ -1,12 +1,13 @@
 //! `plimsoll plan`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use plimsoll_device::Device;
-use plimsoll_model::Assume;
+use plimsoll_model::{Assume, ModelSpec};
 use plimsoll_plan::{
-    Engine, KvType, Load, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer, cheapest,
-    engine, least_memory, rule_of_thumb,
+    Engine, KvType, Load, Lora, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer,
+    cheapest, engine, least_memory, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
@@ -28,20 +29,54 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         Some(AssumeArg::Gqa) => Assume::Gqa,
         None => Assume::Nothing,
     };
+    contradictions(args)?;
     let model = load(&args.model, assume, args.offline)?;
     let load = the_load(&args.load, &model)?;
+    if let Some(longest) = args.engine.max_model_len
+        && longest < load.context
+    {
+        return Err(usage(format!(
+            "--max-model-len {} is shorter than the context of {} tokens",
+            thousands(longest),
+            thousands(load.context)
+        ))
+        .hint("an engine refuses longer requests: raise it, or give a shorter `--context`"));
+    }
     if args.method == Method::RuleOfThumb {
         return thumb(&model, &load, output);
     }
+    let draft = match &args.engine.speculative_model {
+        Some(name) => Some(Arc::new(
+            crate::load::load(name, assume, args.offline)?.spec,
+        )),
+        None => None,
+    };
     let any = args.device.gpu.as_deref() == Some("any");
+    let d = &args.device;
+    if any && (d.gpus.is_some() || d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-USAGE-007",
+            "`--gpu any` chooses the card, their number and the degrees together",
+        )
+        .hint("leave out --gpus and the degrees, or name the card"));
+    }
     let (device, settings, others) = if any {
-        let settings = the_settings(&args.engine, plimsoll_device::devices().first());
-        let (device, others) = smallest_card(&model, &settings, &load)?;
+        let settings = the_settings(
+            &args.engine,
+            plimsoll_device::devices().first(),
+            draft.as_ref(),
+        );
+        let (device, others) = smallest_card(&model, args.device.in_use, &settings, &load)?;
         (Some(device), settings, others)
     } else {
         let device = the_device(args)?;
-        let settings = the_settings(&args.engine, device.as_ref());
+        let settings = the_settings(&args.engine, device.as_ref(), draft.as_ref());
         (device, settings, Vec::new())
+    };
+    let settings = Settings {
+        lengths: args.load.lengths.as_ref().map(|m| m.0.clone().into()),
+        ..settings
     };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
@@ -66,6 +101,57 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         Verdict::No if question.device.is_some() => exit(Exit::DoesNotFit),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// A mistake on the command line that flags make together.
+fn usage(what: impl Into<String>) -> Failure {
+    Failure::new(Exit::Usage, "E-USAGE-007", what)
+}
+
+/// Flags that contradict each other or that would silently do nothing.
+fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
+    let d = &args.device;
+    if args.json && (args.explain.is_some() || args.method == Method::RuleOfThumb) {
+        return Err(
+            usage("`--explain` and `--method rule-of-thumb` print text, not JSON")
+                .hint("leave `--json` out; a plan's JSON holds every formula already"),
+        );
+    }
+    let no_device = d.gpu.is_none() && d.memory.is_none();
+    for (flag, given) in [
+        ("--gpus", d.gpus.is_some()),
+        ("--in-use", d.in_use > Bytes::ZERO),
+    ] {
+        if given && no_device {
+            return Err(usage(format!("{flag} says nothing without a device"))
+                .hint("name one with `--gpu h100`, or its memory with `--memory 24GiB`"));
+        }
+    }
+    let degrees = [d.tp, d.pp, d.dp];
+    if let Some(n) = d.gpus
+        && (degrees.iter().any(Option::is_some) || d.ep)
+    {
+        let product = degrees
+            .iter()
+            .try_fold(1_u64, |p, x| p.checked_mul(x.unwrap_or(1)));
+        if product != Some(n) {
+            return Err(usage(format!(
+                "--gpus {n} contradicts TP x PP x DP, which is {}",
+                { product.map_or_else(|| "too large".to_owned(), thousands) }
+            ))
+            .hint("leave one of them out"));
+        }
+    }
+    if args.engine.kv_memory == Some(Bytes::ZERO) {
+        return Err(
+            usage("--kv-memory 0 leaves nothing to plan with").hint("give a size, such as 12GiB")
+        );
+    }
+    if args.engine.reserve.is_some() && !matches!(args.engine.engine, Some(Engine::Contiguous(_))) {
+        return Err(usage("--reserve says what a contiguous server reserves")
+            .hint("add `--engine contiguous`, or leave it out"));
+    }
+    Ok(())
 }
 
 fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<(), Failure> {
@@ -96,7 +182,11 @@ fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<()
 
 /// The load that the flags and the model imply.
 fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
-    let context = match args.context.or(model.spec.max_context) {
+    let longest = args
+        .lengths
+        .as_ref()
+        .and_then(|m| m.0.iter().map(|(n, _)| *n).max());
+    let context = match longest.or(args.context).or(model.spec.max_context) {
         Some(n) => n,
         None => {
             return Err(Failure::new(
@@ -145,7 +235,8 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
                 Exit::Usage,
                 "E-USAGE-005",
                 "--memory 0 leaves nothing to plan with",
-            ));
+            )
+            .hint("give what the card offers, such as 24GiB"));
         }
         return Ok(Some(Device::of_size(memory)));
     }
@@ -154,6 +245,9 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
     };
     if name == "auto" {
         return crate::commands::doctor::detected().map(Some);
+    }
+    if name.eq_ignore_ascii_case("cpu") {
+        return crate::commands::doctor::cpu().map(Some);
     }
     plimsoll_device::find(name)
         .cloned()
@@ -188,7 +282,11 @@ fn the_parallel(args: &PlanArgs, has_device: bool) -> Option<Parallel> {
     })
 }
 
-fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
+fn the_settings(
+    args: &EngineArgs,
+    device: Option<&Device>,
+    draft: Option<&Arc<ModelSpec>>,
+) -> Settings {
     let reserve = args.reserve.map(|r| match r {
         ReserveArg::Max => Reserve::Max,
         ReserveArg::Pow2 => Reserve::Pow2,
@@ -227,6 +325,12 @@ fn the_settings(args: &EngineArgs, device: Option<&Device>) -> Settings {
         kv_unified: args.kv_unified,
         swa_full: args.swa_full,
         swap: args.swap_space,
+        mtp: args.mtp,
+        draft: draft.cloned(),
+        lora: args.max_loras.map(|slots| Lora {
+            slots,
+            rank: args.max_lora_rank,
+        }),
         ..Settings::new(engine)
     }
 }
@@ -237,11 +341,12 @@ const RUNNERS_UP: usize = 5;
 /// The card of the catalogue with which the least memory is bought, and notes on the next ones.
 fn smallest_card(
     model: &Loaded,
+    in_use: Bytes,
     settings: &Settings,
     load: &Load,
 ) -> Result<(Device, Vec<String>), Failure> {
     let devices = plimsoll_device::devices();
-    let ranked = least_memory(&model.spec, devices, settings, load, MAX_DEVICES)?;
+    let ranked = least_memory(&model.spec, devices, in_use, settings, load, MAX_DEVICES)?;
     let mut ranked = ranked.into_iter();
     let Some((best, _)) = ranked.next() else {
         return Err(Failure::new(
@@ -286,7 +391,14 @@ fn prices(
         })?;
         priced.push((device, *price));
     }
-    let ranked = cheapest(&model.spec, &priced, &question.settings, &question.load, 64)?;
+    let ranked = cheapest(
+        &model.spec,
+        &priced,
+        question.in_use,
+        &question.settings,
+        &question.load,
+        MAX_DEVICES,
+    )?;
     if ranked.is_empty() {
         report
             .notes

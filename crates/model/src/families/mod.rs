@@ -6,7 +6,7 @@
 
 use crate::Assume;
 use crate::builder::SpecBuilder;
-use crate::config::Config;
+use crate::config::{Config, shorten};
 use crate::error::ModelError;
 use crate::spec::{Attention, Ffn, Moe, Reach};
 
@@ -66,9 +66,9 @@ pub(crate) fn find(config: &Config<'_>, assume: Assume) -> Result<Family, ModelE
     }
     Err(ModelError::UnknownArchitecture {
         architecture: match (architecture, model_type) {
-            (Some(a), Some(t)) => format!("{a} (model_type {t})"),
-            (Some(a), None) => a.to_owned(),
-            (None, t) => format!("with model_type {}", t.unwrap_or_default()),
+            (Some(a), Some(t)) => format!("{} (model_type {})", shorten(a), shorten(t)),
+            (Some(a), None) => shorten(a),
+            (None, t) => format!("with model_type {}", shorten(t.unwrap_or_default())),
         },
         missing: if wrapped {
             format!(
@@ -85,18 +85,29 @@ pub(crate) fn find(config: &Config<'_>, assume: Assume) -> Result<Family, ModelE
 }
 
 /// Describes the text model that a wrapper nests in `text_config`, by that config's own
-/// `model_type`, or `default` where it has none.
+/// `model_type`, or `default` where it has none. A wrapper inside a wrapper is refused.
 pub(crate) fn nested(
     config: &Config<'_>,
     b: &mut SpecBuilder,
     default: Family,
 ) -> Result<(), ModelError> {
-    let text = config.text()?;
+    let text = config
+        .object("text_config")?
+        .ok_or_else(|| ModelError::Missing {
+            field: config.path_of("text_config"),
+            why: "it describes the text model",
+        })?;
     let family = if text.has("architectures") || text.has("model_type") {
         find(&text, Assume::Nothing)?
     } else {
         default
     };
+    if family.towers {
+        return Err(text.reject(
+            "model_type",
+            "expected a text model without a tower of its own",
+        ));
+    }
     (family.lower)(config, b)
 }
 
@@ -277,7 +288,10 @@ pub(crate) fn layer_types(
             "linear_attention" => Ok(LayerKind::Linear),
             other => Err(text.reject(
                 "layer_types",
-                format!("`{other}` is not full_attention, sliding_attention or linear_attention"),
+                format!(
+                    "`{}` is not full_attention, sliding_attention or linear_attention",
+                    shorten(other)
+                ),
             )),
         })
         .collect::<Result<Vec<_>, _>>()

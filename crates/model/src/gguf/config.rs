@@ -484,6 +484,8 @@ fn qwen_moe(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelErr
 
 fn qwen3_next(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
     qwen_moe(keys, map)?;
+    // Said even where there are none: a checkpoint's config is silent, and one is then assumed.
+    map.insert("num_nextn_predict_layers".into(), keys.nextn.into());
     let state = keys.req(
         "ssm.state_size",
         "it is the key size of the recurrent layers",

@@ -50,7 +50,7 @@ fn block_role(rest: &str) -> Role {
     match stem {
         "nextn" => Role::Mtp,
         s if s.contains("norm") => Role::Norm,
-        "ffn_gate_inp" | "exp_probs_b" | "ffn_gate_tid2eid" => Role::Router,
+        "ffn_gate_inp" | "ffn_gate_inp_shexp" | "exp_probs_b" | "ffn_gate_tid2eid" => Role::Router,
         s if s.ends_with("_shexp") => Role::SharedExperts,
         s if s.ends_with("exps") => Role::Experts,
         // Files of 2023 have a tensor per expert: `ffn_gate.7.weight`.
@@ -156,9 +156,7 @@ fn shard(name: &str, role: Role, layer: Option<&LayerSpec>, shape: &[u64]) -> Sh
             _ => Shard::Replicated,
         },
         (Role::Experts, Some((_, Ffn::Moe(moe)))) if weight => columns(moe.intermediate),
-        (Role::SharedExperts, Some((_, Ffn::Moe(moe))))
-            if weight && moe.shared > 0 && part != "ffn_gate_inp_shexp" =>
-        {
+        (Role::SharedExperts, Some((_, Ffn::Moe(moe)))) if weight && moe.shared > 0 => {
             columns(moe.shared)
         }
         _ => Shard::Replicated,

@@ -110,6 +110,14 @@ impl<'a> Stored<'a> {
         Some(t)
     }
 
+    /// Whether any name continues `stem`.
+    fn any(&self, stem: &str) -> bool {
+        Self::aliases(stem).any(|s| {
+            let next = self.tensors.range(s.as_str()..).next();
+            next.is_some_and(|(name, _)| name.starts_with(&s))
+        })
+    }
+
     /// Unused tensors whose name continues `stem` and whose first dimension is `experts`: one
     /// tensor for all experts of a layer.
     fn fused(&self, stem: &str, experts: u64) -> Vec<&'a StoredTensor> {
@@ -191,6 +199,11 @@ pub fn spec_with_headers(
         }
     }
     for ((_, stem), expected) in expert_modules {
+        // Layers that predict ahead are often left out of an export, experts and all.
+        if expected.iter().all(|t| t.role == Role::Mtp) && !stored.any(&stem) {
+            absent_mtp += expected.len() as u64;
+            continue;
+        }
         tensors.extend(fused_experts(&stem, expected, &mut stored, &mut errors));
     }
     if absent_mtp > 0 && !tensors.iter().any(|t| t.role == Role::Mtp) {
@@ -517,6 +530,31 @@ mod tests {
         let read = spec_with_headers(llama(true), &[header(&untied)]).unwrap();
         assert!(!read.tensors.iter().any(|t| t.name == "lm_head.weight"));
         assert!(read.notes.iter().any(|n| n.contains("not loaded")));
+    }
+
+    #[test]
+    fn layers_that_predict_ahead_may_be_left_out() {
+        let mut spec = llama(false);
+        spec.mtp_layers = 1;
+        let base = header(&spec);
+        for (name, experts) in [("mlp.experts.{e}.up_proj", Some(4)), ("eh_proj", None)] {
+            spec.tensors.push(TensorSpec {
+                name: format!("model.layers.2.{name}.weight"),
+                shape: vec![8, 8],
+                dtype: DType::Bf16,
+                role: Role::Mtp,
+                layer: None,
+                shard: Shard::Replicated,
+                experts,
+                linear: None,
+            });
+        }
+        let with = spec_with_headers(spec.clone(), &[header(&spec)]).unwrap();
+        assert_eq!((with.mtp_layers, &with.tensors), (1, &spec.tensors));
+        let without = spec_with_headers(spec, &[base]).unwrap();
+        assert_eq!(without.mtp_layers, 0);
+        assert!(!without.tensors.iter().any(|t| t.role == Role::Mtp));
+        assert!(without.notes.iter().any(|n| n.contains("multi-token")));
     }
 
     #[test]

@@ -23,9 +23,11 @@ pub(super) fn stage(context: &Context<'_>, reserve: Reserve) -> Result<EngineSta
         layers: context.stage.layers.end - context.stage.layers.start,
     };
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms: weight_terms(context, &rules, "checkpoint")?,
         outside: in_use(context).into_iter().collect(),
+        host: Vec::new(),
         kv: Box::new(law),
         takes_rest: true,
         notes: vec![

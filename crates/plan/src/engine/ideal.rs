@@ -16,9 +16,11 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         ..WeightRules::stored()
     };
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms: weight_terms(context, &rules, "checkpoint")?,
         outside: in_use(context).into_iter().collect(),
+        host: Vec::new(),
         kv: Box::new(token_law(context, "ideal")?),
         takes_rest: true,
         notes: vec!["a lower bound: no activations, buffers, driver or rounding".to_owned()],

@@ -5,6 +5,7 @@
 //! (searching, inverse questions, reports) is common.
 
 mod contiguous;
+mod extras;
 mod ideal;
 pub mod llamacpp;
 mod plimsoll;
@@ -224,12 +225,16 @@ pub struct Context<'a> {
 
 /// What an engine allocates on one rank of one stage.
 pub struct EngineStage {
+    /// The layers that it runs, where the engine divides them in its own way.
+    pub layers: Option<std::ops::Range<u64>>,
     /// What it allows itself, everything in `terms` and the KV cache included.
     pub budget: Budget,
     /// Memory inside the budget that does not depend on the load.
     pub terms: Vec<Term>,
     /// Memory outside the budget: what the process uses on top of it.
     pub outside: Vec<Term>,
+    /// Memory on the host that belongs to this rank.
+    pub host: Vec<Term>,
     /// How it allocates the KV cache.
     pub kv: Box<dyn KvLaw>,
     /// Whether the engine takes the whole rest of the budget for its pool, or only what it needs.

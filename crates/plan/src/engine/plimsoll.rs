@@ -6,7 +6,7 @@ use plimsoll_program::{KvRules, PackedLayout, PoolGeometry, WeightRules};
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::ideal::{state_dtype, whole_device};
-use super::{Context, EngineStage, in_use, plain_kv_dtype, weight_terms};
+use super::{Context, EngineStage, extras, in_use, plain_kv_dtype, weight_terms};
 use crate::error::PlanError;
 use crate::kv::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
 use crate::term::{Kind, Region, Term};
@@ -47,13 +47,21 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
             .formula("fixed bound until warm-up measures it")
             .source("plimsoll-plan: engine/plimsoll.rs"),
     );
+    terms.extend(extras::adapters(context)?);
+    let mut host = Vec::new();
     if context.settings.swap > Bytes::ZERO {
-        // On the host; listed with the rank that swaps, outside the device's budget.
+        host.push(
+            Term::exact(Region::Swap, "swap space", context.settings.swap)
+                .formula("given (--swap-space), pinned at start")
+                .source("plimsoll-plan: engine/plimsoll.rs"),
+        );
     }
     Ok(EngineStage {
+        layers: None,
         budget: whole_device(context),
         terms,
         outside: in_use(context).into_iter().collect(),
+        host,
         kv: Box::new(law(context)?),
         takes_rest: true,
         notes: vec!["activations, logits and driver are bounds until the runtime lands".to_owned()],

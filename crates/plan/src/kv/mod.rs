@@ -4,6 +4,7 @@
 //! all of them.
 
 mod contiguous;
+mod mixed;
 mod paged;
 mod tokens;
 
@@ -11,6 +12,7 @@ use plimsoll_program::GroupKind;
 use plimsoll_units::Bytes;
 
 pub use contiguous::{ContiguousLaw, round_to_power_of_two};
+pub use mixed::{Lengths, MixedLaw};
 pub use paged::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
 pub use tokens::TokenLaw;
 

@@ -145,9 +145,11 @@ pub(super) fn stage(
         settings.max_num_seqs.unwrap_or(0),
     )?;
     Ok(EngineStage {
+        layers: Some(own),
         budget: whole_device(context),
         terms,
         outside: in_use(context).into_iter().collect(),
+        host: Vec::new(),
         kv: Box::new(law),
         takes_rest: false,
         notes,

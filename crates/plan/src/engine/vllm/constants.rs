@@ -40,8 +40,24 @@ pub(super) const GRAPH_FIRST_PIECEWISE: u64 = 84 << 20;
 pub(super) const FA3_SPLITS: u64 = 32;
 pub(super) const FA3_LARGEST_BATCH: u64 = 992;
 
-/// GiB that a context takes before the first snapshot: least and most seen.
-pub(super) const CONTEXT_GIB: (f64, f64) = (0.5, 1.6);
+/// GiB that a context takes before the first snapshot, communicators included: least and most.
+///
+/// Seen on H100: 0.5 on one device, 1.4 to 2.0 where ranks communicate, most of it for in-switch
+/// buffers; without NVLink of that generation these are absent, and the rest is assumed.
+pub(super) fn context(context: &Context<'_>) -> (f64, f64) {
+    let p = &context.deployment.parallel;
+    let device = &context.deployment.device;
+    let switched = device.has_compute(9, 0)
+        && device
+            .link
+            .as_ref()
+            .is_some_and(|(kind, _)| kind == "nvlink");
+    match p.tp.saturating_mul(p.pp) {
+        0 | 1 => (0.45, 0.6),
+        _ if switched => (1.4, 2.1),
+        _ => (0.5, 1.1),
+    }
+}
 
 /// GiB of non-torch memory on one device, with PP only, and with TP; and GiB per TP rank and layer.
 const NON_TORCH_ONE: f64 = 0.234;
@@ -60,6 +76,28 @@ fn measured_card(context: &Context<'_>) -> bool {
 /// Whether the release is one that constants were fitted on.
 fn measured_release(version: Version) -> bool {
     (Version::new(0, 18)..Version::new(0, 20)).contains(&version)
+}
+
+/// Where the constants were fitted and the laws checked, in words.
+pub(super) const MEASURED_ON: &str = "vLLM 0.18 and 0.19 on H100, T 8192, R 1024";
+
+/// In what a plan differs from [`MEASURED_ON`]; each widens the intervals.
+pub(super) fn off_measured(
+    context: &Context<'_>,
+    version: Version,
+    d: &Defaults,
+) -> Vec<&'static str> {
+    let mut off = Vec::new();
+    if !measured_release(version) {
+        off.push("the release");
+    }
+    if !measured_card(context) {
+        off.push("the card");
+    }
+    if (d.batched_tokens, d.sequences) != (8192, 1024) {
+        off.push("T or R");
+    }
+    off
 }
 
 /// GiB of non-torch memory: expected, and the interval.

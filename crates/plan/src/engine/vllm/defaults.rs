@@ -7,6 +7,7 @@
 use plimsoll_units::Bytes;
 
 use super::super::{Context, Version};
+use super::is_cpu;
 
 /// Settings with every default filled in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,10 +79,6 @@ fn batch(context: &Context<'_>, version: Version) -> (u64, u64) {
     } else {
         (2048, 256)
     }
-}
-
-fn is_cpu(context: &Context<'_>) -> bool {
-    context.deployment.device.vendor.eq_ignore_ascii_case("cpu")
 }
 
 #[cfg(test)]

@@ -275,6 +275,9 @@ pub(super) fn terms(
     d: &Defaults,
 ) -> Result<Vec<Term>, PlanError> {
     let width = activation_dtype(context).bytes(1)?.get();
+    if super::is_cpu(context) {
+        return on_cpu(context, version, d, width).map(|t| vec![t]);
+    }
     let newer = context
         .deployment
         .device
@@ -346,6 +349,7 @@ pub(super) fn terms(
         .input("cuBLAS workspace", cublas)
         .input("images and their embeddings", multimodal)
         .input("received from the stage before", received);
+    term = term.input("checked on", fitted::MEASURED_ON);
     if let Some(w) = workspace {
         term = term.input(
             "expert workspace",
@@ -361,6 +365,25 @@ pub(super) fn terms(
         terms.push(g);
     }
     Ok(terms)
+}
+
+/// The CPU backend profiles nothing that it subtracts; what a step needs is bounded by the larger phase.
+fn on_cpu(
+    context: &Context<'_>,
+    version: Version,
+    d: &Defaults,
+    width: u64,
+) -> Result<Term, PlanError> {
+    let mut bytes = forward(context, d, width)?.bytes;
+    if context.stage.is_last() {
+        bytes = bytes.max(sampler(context, version, d, width)?.bytes);
+    }
+    let workspace = experts(context, d, width)?.map_or(0, |t| t.bytes.get());
+    let all = Bytes::new(sum(&[bytes, workspace, encoder(context, d, width)?])?);
+    Ok(Term::exact(Region::Activations, "activation peak", all)
+        .kind(Kind::Bound)
+        .formula("the larger of forward pass and sampler, counted as on a GPU")
+        .source("plimsoll-plan: engine/vllm/profile.rs; not measured on CPUs"))
 }
 
 /// Modules, and the communicator that the first collective makes, after the first snapshot.
@@ -480,14 +503,19 @@ pub(super) fn outside(context: &Context<'_>, version: Version) -> Result<Vec<Ter
     if context.deployment.device.vendor != "nvidia" {
         return Ok(Vec::new());
     }
-    let (low, high) = fitted::CONTEXT_GIB;
+    let ranks = context
+        .deployment
+        .parallel
+        .tp
+        .saturating_mul(context.deployment.parallel.pp);
+    let (low, high) = fitted::context(context);
     Ok(vec![
         Term::exact(Region::Driver, "context", Bytes::from_gib(high)?)
-            .kind(Kind::Bound)
+            .kind(Kind::Calibrated { low: Bytes::from_gib(low)?, high: Bytes::from_gib(high)? })
             .formula("total - free before anything is loaded")
-            .input("seen, GiB", format!("{low} to {high}"))
+            .input("ranks that communicate", ranks)
             .input("vllm", version)
-            .source("start-up reports on 0.19: total 79.19, initial free 77.6 to 78.7 GiB"),
+            .source("start-up reports on 0.19: total 79.19, initial free 78.68 (one device), 77.18 to 77.76 GiB"),
     ])
 }
 

@@ -108,7 +108,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     let rules = WeightRules {
         dtype: Some(activation_dtype(context)),
         vocab_multiple: VOCAB_PADDING,
-        mtp: false,
+        mtp: context.settings.mtp,
         encoder: true,
         encoder_replicated: false,
         keep_order_index: true,
