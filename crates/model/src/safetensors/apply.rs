@@ -227,21 +227,33 @@ fn elements(shape: &[u64]) -> Option<u64> {
 
 /// `expected` with the stored shape and type; a plain weight must have the expected shape.
 fn replaced(expected: TensorSpec, found: &StoredTensor, errors: &mut HeaderMismatch) -> TensorSpec {
-    let same = expected.shape == found.shape
-        // Exporters store a scale of one element as [], [1] or [1, 1].
-        || (quant::is_auxiliary(&expected.name)
-            && elements(&found.shape) == expected.elements().ok());
+    // One tensor for all experts of a layer has them along a leading dimension that `shape` lacks.
+    let leading = expected.experts.filter(|_| !expected.name.contains("{e}"));
+    let shape = match (leading, found.shape.split_first()) {
+        (Some(experts), Some((first, rest))) if *first == experts => Some(rest),
+        (Some(_), _) => None,
+        (None, _) => Some(found.shape.as_slice()),
+    };
+    let same = shape.is_some_and(|shape| {
+        expected.shape == shape
+            // Exporters store a scale of one element as [], [1] or [1, 1].
+            || (quant::is_auxiliary(&expected.name)
+                && elements(shape) == expected.elements().ok())
+    });
     if !same {
         errors.mismatched.push(format!(
             "{} {:?}, expected {:?}",
             printable(&found.name),
             found.shape,
-            expected.shape
+            leading
+                .into_iter()
+                .chain(expected.shape.iter().copied())
+                .collect::<Vec<_>>()
         ));
     }
     TensorSpec {
         name: found.name.clone(),
-        shape: found.shape.clone(),
+        shape: shape.unwrap_or_default().to_vec(),
         dtype: found.dtype,
         ..expected
     }
@@ -555,6 +567,35 @@ mod tests {
         assert_eq!(without.mtp_layers, 0);
         assert!(!without.tensors.iter().any(|t| t.role == Role::Mtp));
         assert!(without.notes.iter().any(|n| n.contains("multi-token")));
+    }
+
+    #[test]
+    fn experts_of_a_layer_in_one_tensor_lead_its_shape() {
+        let mut spec = llama(false);
+        spec.tensors.push(TensorSpec {
+            name: "model.layers.0.mlp.experts.down_proj_blocks".to_owned(),
+            shape: vec![8, 2, 16],
+            dtype: DType::U8,
+            role: Role::Experts,
+            layer: Some(0),
+            shard: Shard::Replicated,
+            experts: Some(4),
+            linear: None,
+        });
+        // As stored: `header` above writes experts one by one, under equal names.
+        let mut h = SafetensorsHeader::default();
+        for t in &spec.tensors {
+            for (name, shape) in t.stored() {
+                add(&mut h, &name, &shape, t.dtype);
+            }
+        }
+        let read = spec_with_headers(spec.clone(), &[h.clone()]).unwrap();
+        assert_eq!(read.tensors, spec.tensors);
+        for wrong in [vec![8, 2, 16], vec![3, 8, 2, 16], vec![4, 8, 2, 32]] {
+            h.tensors.last_mut().unwrap().shape = wrong;
+            let err = spec_with_headers(spec.clone(), &[h.clone()]).unwrap_err();
+            assert!(err.to_string().contains("[4, 8, 2, 16]"), "{err}");
+        }
     }
 
     #[test]

@@ -83,7 +83,8 @@ pub fn weight_bytes(
                 };
                 let d = usize::try_from(d).unwrap_or(0);
                 if let Some(list) = out.devices.get_mut(d) {
-                    add(list, t.role, padded(t, ty, true)?, t.copies())?;
+                    // A GGUF file stacks a layer's experts in one tensor.
+                    add(list, t.role, padded(t, ty, true)?, 1)?;
                 }
             }
         }
