@@ -1,6 +1,6 @@
 //! stdout is data, stderr is talk.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use plimsoll_report::Look;
 
@@ -65,11 +65,5 @@ impl Output {
     /// Talks to a person; losing it loses no data.
     pub(crate) fn talk(&mut self, text: &str) {
         let _ = writeln!(self.err, "{text}");
-    }
-
-    /// Whether a person reads stdout.
-    #[allow(dead_code, reason = "used by progress output of hub reads")]
-    pub(crate) fn is_terminal() -> bool {
-        io::stdout().is_terminal()
     }
 }

@@ -255,3 +255,25 @@ fn constants_are_listed() {
         );
     }
 }
+
+#[test]
+fn the_committed_reports_are_predicted_within_the_bars() {
+    let r = json(&data("measurements.jsonl"), &["--min-version", "0.17"]);
+    // Mean absolute percentages that a release must keep, and the fewest reports behind each.
+    for (term, bar, least) in [
+        ("weights", 0.5, 8),
+        ("activation", 2.0, 7),
+        ("kv_pool", 1.5, 8),
+        ("kv_tokens", 2.0, 8),
+        ("max_concurrency", 2.0, 8),
+        ("kv_buffer", 0.0, 2),
+    ] {
+        let t = &r["terms"][term];
+        assert!(t["n"].as_u64().is_some_and(|n| n >= least), "{term}: {t}");
+        let mean = t["mean_abs_pct"].as_f64().expect("a figure");
+        assert!(
+            mean <= bar + 0.005,
+            "{term}: {mean} % on average, above {bar} %"
+        );
+    }
+}

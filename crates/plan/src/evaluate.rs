@@ -278,7 +278,7 @@ pub(crate) fn evaluate_prepared(
             break;
         }
     }
-    // Block counts are the minimum over stages: all use the smallest.
+    same_blocks(&mut out)?;
     Ok(Evaluation {
         deployment: deployment.clone(),
         stages: out,
@@ -350,6 +350,35 @@ fn judge(
         kv: engine.kv,
         notes: engine.notes,
     })
+}
+
+/// One block id means the same block on every stage, so each allocates as many as the smallest pool has;
+/// what a larger pool could hold beyond that stays unused.
+///
+/// Source: vLLM `v1/core/kv_cache_utils.py: get_kv_cache_configs`, the minimum over workers.
+fn same_blocks(stages: &mut [StageEvaluation]) -> Result<(), PlanError> {
+    let fewest = stages.iter().filter_map(|s| s.capacity.blocks).min();
+    let Some(fewest) = fewest.filter(|_| stages.len() > 1) else {
+        return Ok(());
+    };
+    for s in stages {
+        let whole = s.capacity.bytes_per_block.times(fewest)?;
+        // Only where the engine fills its budget: others allocate what the load needs.
+        if s.kv_term.bytes != s.pool || whole >= s.pool {
+            continue;
+        }
+        s.kv_term.bytes = whole;
+        if let Kind::Calibrated { low, high } = s.kv_term.kind {
+            s.kv_term.kind = Kind::Calibrated {
+                low: low.min(whole),
+                high: high.max(whole),
+            };
+        }
+        s.kv_term
+            .formula
+            .push_str("; as many blocks as the smallest stage has");
+    }
+    Ok(())
 }
 
 /// Whether the budget and what lies outside it fit the device together: an engine with a budget rule

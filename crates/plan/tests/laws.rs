@@ -236,3 +236,33 @@ fn tp3_on_forty_heads_is_refused_with_the_reason() {
     };
     assert!(err.to_string().contains("40 attention heads"), "{err}");
 }
+
+#[test]
+fn all_pipeline_stages_allocate_the_same_number_of_blocks() {
+    // 32 layers over three stages: 11, 11 and 10, with embedding, head and sampler on the ends.
+    let spec = builtin("llama-3.1-8b");
+    let d = on(
+        &h100(),
+        Parallel {
+            pp: 3,
+            ..Parallel::default()
+        },
+    );
+    let s = Settings::new("vllm".parse().unwrap());
+    let e = evaluate(&spec, &d, &s, &Load::plain(4, 8192)).unwrap();
+    let fewest = e
+        .stages
+        .iter()
+        .filter_map(|s| s.capacity.blocks)
+        .min()
+        .unwrap();
+    let own: Vec<u64> = e.stages.iter().filter_map(|s| s.capacity.blocks).collect();
+    assert!(
+        own.iter().any(|n| *n > fewest),
+        "the case is too even to show anything: {own:?}"
+    );
+    for stage in &e.stages {
+        let block = stage.capacity.bytes_per_block;
+        assert_eq!(stage.kv_term.bytes.whole(block), fewest);
+    }
+}
