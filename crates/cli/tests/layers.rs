@@ -11,13 +11,18 @@ const FLOORS: &[(&str, u32)] = &[
     ("plimsoll-device", 1),
     ("plimsoll-program", 2),
     ("plimsoll-host", 2),
+    ("plimsoll-kv", 3),
     ("plimsoll-plan", 4),
+    ("plimsoll-schedule", 4),
     ("plimsoll-report", 5),
+    ("plimsoll-simulate", 6),
     ("plimsoll", 7),
 ];
 
 /// Crates without clock, thread, file, socket or hash order.
-const PURE: &[&str] = &["units", "model", "device", "program", "plan"];
+const PURE: &[&str] = &[
+    "units", "model", "device", "program", "plan", "kv", "schedule",
+];
 
 /// What a pure crate must not name in its sources (tests excepted), and why.
 const FORBIDDEN: &[(&str, &str)] = &[

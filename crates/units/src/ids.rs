@@ -56,6 +56,10 @@ count! {
     /// A number of KV blocks. Not an index: see [`BlockId`].
     Blocks
 }
+count! {
+    /// A time or a span of it, in nanoseconds. Decisions use no other clock.
+    Nanos
+}
 index! {
     /// Which physical page of the pool.
     BlockId(u32)

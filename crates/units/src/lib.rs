@@ -10,7 +10,7 @@ mod ids;
 
 pub use bytes::{Bytes, ParseBytesError, SizeOverflow};
 pub use dtype::{DType, ParseDTypeError};
-pub use ids::{BlockId, Blocks, LayerId, SeqId, Tokens};
+pub use ids::{BlockId, Blocks, LayerId, Nanos, SeqId, Tokens};
 
 /// `a / b` rounded up. `b` is a constant or already checked to be non-zero by the caller's type.
 ///

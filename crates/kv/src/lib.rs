@@ -1,0 +1,1 @@
+//! KV pages and everything held in them.

@@ -1,0 +1,67 @@
+//! What a run is measured by: the state between two moments, and the life of one request.
+
+use plimsoll_units::Nanos;
+
+/// Where the slots of the KV pool are, from one moment to the next. A slot is one token's place.
+///
+/// The first six add up to the pool. The four classes are those of Kwon et al. (SOSP 2023, figure
+/// 2): token states, reserved (for tokens that will come), internal (held, never to be used) and
+/// external (lost between allocations). What nobody holds is `free`; the paper's contiguous
+/// allocators count theirs as external, since nothing more fits while requests wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slots {
+    /// Slots that hold a live token.
+    pub token_states: u64,
+    /// Slots held for tokens that will come.
+    pub reserved: u64,
+    /// Slots held that no token will fill, and padding.
+    pub internal: u64,
+    /// Slots lost between allocations.
+    pub external: u64,
+    /// Slots of cached prefixes that no running request holds.
+    pub cached: u64,
+    /// Slots that anybody may take.
+    pub free: u64,
+}
+
+/// What holds from one moment to the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The pool.
+    pub slots: Slots,
+    /// Sequences that hold KV and run.
+    pub running: u64,
+    /// Rows of the step under way.
+    pub batch: u64,
+    /// Requests that wait for their first step.
+    pub waiting: u64,
+    /// Requests that were preempted and wait to go on.
+    pub preempted: u64,
+    /// Bytes in swap space.
+    pub swapped_bytes: u64,
+}
+
+/// A request that ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// When it arrived.
+    pub arrived: Nanos,
+    /// When its first token was there.
+    pub first_token: Nanos,
+    /// When its last token was there.
+    pub ended: Nanos,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Tokens generated, all sequences together.
+    pub output_tokens: u64,
+    /// Tokens of the longest sequence generated; what normalised latency divides by.
+    pub longest_output: u64,
+    /// Prompt tokens found in the prefix cache.
+    pub cached_tokens: u64,
+    /// Times it was preempted by swapping.
+    pub swaps: u32,
+    /// Times it was preempted by recomputation.
+    pub recomputes: u32,
+    /// Whose it was.
+    pub tenant: u32,
+}
