@@ -113,6 +113,8 @@ fn pure_crates_touch_nothing_outside() {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {
                 for (word, why) in FORBIDDEN {
+                    // Asking whether a panic unwinds is no threading.
+                    let line = line.replace("std::thread::panicking", "");
                     assert!(!line.contains(word), "{}: `{word}`: {why}", file.display());
                 }
             }

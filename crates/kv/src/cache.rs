@@ -1,0 +1,707 @@
+//! [`KvCache`]: the operations on tables, all of them all-or-nothing over the groups.
+
+use plimsoll_units::{BlockId, SeqId};
+
+use crate::address::{Addresses, PromptKeys, Scope, block_tokens};
+use crate::layout::{GroupLayout, Layout};
+use crate::outbox::{BlockCopy, CacheEvent, Delta, DeltaOp, Outbox};
+use crate::pool::{PAGES_MAX, Pool};
+use crate::prefix::{Index, first_block, part};
+use crate::swap::SwapSpace;
+use crate::table::{Entry, GroupTable, Table, TenantId};
+
+/// What a pool is made with.
+#[derive(Clone, Debug)]
+pub struct KvConfig {
+    /// Groups and sizes.
+    pub layout: Layout,
+    /// Pages, the null page among them.
+    pub pages: u32,
+    /// Pages of swap space: a hard cap.
+    pub swap_pages: u32,
+    /// Whether full blocks can be found again.
+    pub prefix_cache: bool,
+    /// Whether changes of the prefix index are told as [`CacheEvent`]s.
+    pub events: bool,
+    /// Number of tenants; ids are below it.
+    pub tenants: u16,
+    /// Secret key of content addresses.
+    pub key: [u8; 16],
+    /// What decides keys and values besides tokens and scope: model, cache type.
+    pub fingerprint: Vec<u8>,
+}
+
+impl KvConfig {
+    /// A pool of `pages` pages for sequences, without swap space, for one tenant.
+    #[must_use]
+    pub fn new(layout: Layout, pages: u32) -> Self {
+        Self {
+            layout,
+            pages: pages.saturating_add(1).min(PAGES_MAX),
+            swap_pages: 0,
+            prefix_cache: false,
+            events: false,
+            tenants: 1,
+            key: [0; 16],
+            fingerprint: Vec::new(),
+        }
+    }
+}
+
+/// Too few pages: nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{needed} pages are needed and {available} can be had")]
+pub struct Short {
+    /// Pages asked for.
+    pub needed: u32,
+    /// Pages that are free or cached and held by nobody.
+    pub available: u32,
+}
+
+/// A table cannot be cut back to that length: a state has moved on, or blocks have left the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a table cannot be cut back to {to} tokens: what its layers kept then is gone")]
+pub struct CannotTruncate {
+    /// Tokens asked for.
+    pub to: u32,
+}
+
+/// The pages of one device (of every rank alike: block ids are the same on all), and what is held.
+#[derive(Debug)]
+pub struct KvCache {
+    pub(crate) layout: Layout,
+    pub(crate) pool: Pool,
+    pub(crate) index: Index,
+    pub(crate) swap: SwapSpace,
+    pub(crate) prefix_cache: bool,
+    pub(crate) outbox: Outbox,
+    addresses: Addresses,
+    /// Tokens of published pages, `token_stride` per page.
+    tokens: Vec<u32>,
+    token_stride: usize,
+    events: Option<Vec<CacheEvent>>,
+    /// Sources of copies under way.
+    copying: Vec<u32>,
+    /// Transfers under way: tag, place, page.
+    pub(crate) going_out: Vec<(u64, u32, u32)>,
+    pub(crate) coming_in: Vec<(u64, u32)>,
+    /// Slots of held blocks that are being written, per group.
+    writing: Vec<u64>,
+    /// References per page from one group's tables; all zero between calls.
+    pub(crate) scratch: Vec<u32>,
+}
+
+impl KvCache {
+    /// An empty pool.
+    #[must_use]
+    pub fn new(config: KvConfig) -> Self {
+        let groups = config.layout.groups.len();
+        let pages = config.pages.clamp(1, PAGES_MAX);
+        let stride = if config.prefix_cache {
+            let slots = config.layout.groups.iter().map(|g| g.slots).max();
+            slots.unwrap_or(0) as usize
+        } else {
+            0
+        };
+        Self {
+            pool: Pool::new(pages, groups, config.tenants as usize),
+            index: Index::default(),
+            swap: SwapSpace::new(config.swap_pages),
+            prefix_cache: config.prefix_cache,
+            outbox: Outbox::default(),
+            addresses: Addresses::new(config.key, config.fingerprint),
+            tokens: vec![0; stride * pages as usize],
+            token_stride: stride,
+            events: config.events.then(Vec::new),
+            copying: Vec::new(),
+            going_out: Vec::new(),
+            coming_in: Vec::new(),
+            writing: vec![0; groups],
+            scratch: vec![0; pages as usize],
+            layout: config.layout,
+        }
+    }
+
+    /// Groups and sizes.
+    #[must_use]
+    pub const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether full blocks can be found again.
+    #[must_use]
+    pub const fn has_prefix_cache(&self) -> bool {
+        self.prefix_cache
+    }
+
+    /// Pages that can be had now.
+    #[must_use]
+    pub fn available(&self) -> u32 {
+        self.pool.available()
+    }
+
+    /// Pages for sequences, whoever holds them.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pool.total()
+    }
+
+    /// Pages that `tenant` is charged for.
+    #[must_use]
+    pub fn charged(&self, tenant: TenantId) -> u64 {
+        self.pool.charged(tenant)
+    }
+
+    /// Places left in swap space.
+    #[must_use]
+    pub fn swap_free(&self) -> u32 {
+        self.swap.free()
+    }
+
+    /// Addresses of the full blocks of `tokens`; empty without a prefix cache.
+    #[must_use]
+    pub fn keys(&self, scope: &Scope, tokens: &[u32]) -> PromptKeys {
+        if self.prefix_cache {
+            self.addresses.keys(&self.layout, scope, tokens)
+        } else {
+            PromptKeys::default()
+        }
+    }
+
+    /// An empty table.
+    #[must_use]
+    pub fn table(&self, id: SeqId, scope: &Scope, prompt: u32) -> Table {
+        let groups = (0..self.layout.groups.len())
+            .map(|g| GroupTable {
+                chain: self.prefix_cache.then(|| self.addresses.root(scope, g)),
+                ..GroupTable::default()
+            })
+            .collect();
+        Table {
+            id,
+            tenant: scope.tenant,
+            prompt,
+            committed: 0,
+            in_flight: 0,
+            on_host: 0,
+            groups,
+        }
+    }
+
+    /// Makes room for `n` more tokens: takes pages, and copies what would be written while shared.
+    ///
+    /// # Errors
+    /// [`Short`] where there are too few pages; nothing has changed then.
+    pub fn prepare(&mut self, t: &mut Table, n: u32) -> Result<(), Short> {
+        debug_assert!(t.in_flight == 0 && t.is_resident());
+        let needed = self.pages_for(t, n);
+        let available = self.pool.available();
+        if needed > available {
+            return Err(Short { needed, available });
+        }
+        // Pages beyond what must be taken: for copies that only keep a cached state alive.
+        let mut spare = available - needed;
+        for g in 0..t.groups.len() {
+            self.prepare_group(t, g, n, &mut spare);
+        }
+        t.in_flight = n;
+        Ok(())
+    }
+
+    /// Pages that [`KvCache::prepare`] would take.
+    #[must_use]
+    pub fn pages_for(&self, t: &Table, n: u32) -> u32 {
+        let mut needed = 0;
+        for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
+            if group.is_state() {
+                needed += if gt.blocks.is_empty() {
+                    group.state_pages
+                } else {
+                    let shared = gt.blocks.iter().filter(|e| self.is_shared(**e));
+                    u32::try_from(shared.count()).unwrap_or(u32::MAX)
+                };
+                continue;
+            }
+            let want = (t.committed + n).div_ceil(group.slots);
+            needed += want.saturating_sub(gt.end());
+            let partial = t.committed / group.slots;
+            if n > 0 && gt.entry(partial).is_some_and(|e| self.is_shared(e)) {
+                needed += 1;
+            }
+        }
+        needed
+    }
+
+    fn is_shared(&self, e: Entry) -> bool {
+        matches!(e, Entry::Device { page, .. } if self.pool.page(page).refs > 1)
+    }
+
+    fn prepare_group(&mut self, t: &mut Table, g: usize, n: u32, spare: &mut u32) {
+        let group = self.layout.groups[g];
+        if group.is_state() {
+            if t.groups[g].blocks.is_empty() {
+                for _ in 0..group.state_pages {
+                    let page = self.take(g, t.tenant);
+                    self.pool.fill(page, 1);
+                    self.push_entry(t, g, page);
+                }
+            } else {
+                for i in 0..t.groups[g].blocks.len() {
+                    self.own(t, g, i, spare);
+                }
+            }
+            return;
+        }
+        self.writing[g] += u64::from(n);
+        let partial = t.committed / group.slots;
+        let gt = &t.groups[g];
+        if n > 0 && partial < gt.end() && partial >= gt.first {
+            self.own(t, g, (partial - gt.first) as usize, &mut 0);
+        }
+        let want = (t.committed + n).div_ceil(group.slots);
+        while t.groups[g].end() < want {
+            let page = self.take(g, t.tenant);
+            self.push_entry(t, g, page);
+        }
+    }
+
+    /// Makes the entry writable: shared, it is copied; cached, it is copied too while pages are to spare,
+    /// else the cache forgets it.
+    fn own(&mut self, t: &mut Table, g: usize, i: usize, spare: &mut u32) {
+        let Entry::Device { page, .. } = t.groups[g].blocks[i] else {
+            return;
+        };
+        let (refs, published) = {
+            let p = self.pool.page(page);
+            (p.refs, p.published)
+        };
+        if refs == 1 && !published {
+            return;
+        }
+        if refs == 1 {
+            if *spare == 0 {
+                self.forget(page);
+                return;
+            }
+            *spare -= 1;
+        }
+        let filled = self.pool.page(page).filled;
+        let copy = self.take(g, t.tenant);
+        self.pool.fill(copy, filled);
+        // The table's reference to the source becomes the copy's, until the step is done.
+        self.copying.push(page);
+        self.outbox.copies.push(BlockCopy {
+            from: BlockId(page),
+            to: BlockId(copy),
+        });
+        self.set_entry(t, g, i, copy);
+    }
+
+    /// A page that must be there: the caller has counted.
+    pub(crate) fn take(&mut self, g: usize, tenant: TenantId) -> u32 {
+        // Groups are few: the layout's constructor reads them from a model's layers.
+        let group = u8::try_from(g).unwrap_or(u8::MAX);
+        loop {
+            if let Some(page) = self.pool.take(group, tenant) {
+                return page;
+            }
+            let oldest = self
+                .pool
+                .oldest_cached()
+                .expect("pages were counted before they were taken");
+            self.forget(oldest);
+        }
+    }
+
+    /// Takes a page out of the prefix index.
+    fn forget(&mut self, page: u32) {
+        let (address, group) = {
+            let p = self.pool.page(page);
+            (p.address, p.group)
+        };
+        self.index.remove(address);
+        self.pool.unpublish(page);
+        if let Some(events) = &mut self.events {
+            events.push(CacheEvent::Removed { address, group });
+        }
+    }
+
+    fn delta(&mut self, t: &Table, g: usize, op: DeltaOp) {
+        self.outbox.deltas.push(Delta {
+            seq: t.id,
+            group: u8::try_from(g).unwrap_or(u8::MAX),
+            op,
+        });
+    }
+
+    pub(crate) fn push_entry(&mut self, t: &mut Table, g: usize, page: u32) {
+        let index = t.groups[g].end();
+        let generation = self.pool.page(page).generation;
+        t.groups[g]
+            .blocks
+            .push_back(Entry::Device { page, generation });
+        let page = BlockId(page);
+        self.delta(t, g, DeltaOp::Append { index, page });
+    }
+
+    pub(crate) fn set_entry(&mut self, t: &mut Table, g: usize, i: usize, page: u32) {
+        let generation = self.pool.page(page).generation;
+        t.groups[g].blocks[i] = Entry::Device { page, generation };
+        let index = t.groups[g].first + u32::try_from(i).unwrap_or(u32::MAX);
+        let page = BlockId(page);
+        self.delta(t, g, DeltaOp::Replace { index, page });
+    }
+
+    /// `n` of the tokens in flight are there; the others are given up. `tokens` are the sequence's, at least
+    /// up to its new length (unused without a prefix cache). Publishes full blocks, and lets go of those
+    /// that have left a window.
+    pub fn commit(&mut self, t: &mut Table, n: u32, tokens: &[u32]) {
+        debug_assert!(n <= t.in_flight);
+        let old = t.committed;
+        t.committed += n;
+        for g in 0..t.groups.len() {
+            let group = self.layout.groups[g];
+            if group.is_state() {
+                if self.prefix_cache {
+                    self.publish_state(t, g, tokens);
+                }
+                continue;
+            }
+            self.writing[g] -= u64::from(t.in_flight);
+            self.fill(t, g, old);
+            if n < t.in_flight {
+                self.cut(t, g, t.committed.div_ceil(group.slots));
+            }
+            if self.prefix_cache && t.committed / group.slots > t.groups[g].published {
+                self.publish(t, g, tokens);
+            }
+            let first = first_block(&group, t.committed);
+            while t.groups[g].first < first {
+                let Some(e) = t.groups[g].blocks.pop_front() else {
+                    break;
+                };
+                t.groups[g].first += 1;
+                self.let_go(e);
+            }
+        }
+        t.in_flight = 0;
+    }
+
+    fn fill(&mut self, t: &Table, g: usize, old: u32) {
+        let slots = self.layout.groups[g].slots;
+        let gt = &t.groups[g];
+        for index in old / slots..t.committed.div_ceil(slots) {
+            if let Some(Entry::Device { page, .. }) = gt.entry(index) {
+                self.pool.fill(page, slots.min(t.committed - index * slots));
+            }
+        }
+    }
+
+    fn publish(&mut self, t: &mut Table, g: usize, tokens: &[u32]) {
+        let slots = self.layout.groups[g].slots;
+        let full = t.committed / slots;
+        while t.groups[g].published < full {
+            let index = t.groups[g].published;
+            let from = index as usize * slots as usize;
+            let (Some(parent), Some(block)) =
+                (t.groups[g].chain, tokens.get(from..from + slots as usize))
+            else {
+                t.groups[g].chain = None;
+                return;
+            };
+            let address = self.addresses.child(parent, block);
+            if let Some(Entry::Device { page, .. }) = t.groups[g].entry(index) {
+                match self.index.find(address) {
+                    Some(other) if other == page => {}
+                    Some(other) if self.stored_tokens(other, slots as usize) == block => {
+                        // Somebody computed the same block: from now on it is one.
+                        self.pool.acquire(other, t.tenant);
+                        self.pool.release(page);
+                        let i = (index - t.groups[g].first) as usize;
+                        self.set_entry(t, g, i, other);
+                    }
+                    Some(_) => {}
+                    None => self.store(page, g, address, index_parent(index, parent), block),
+                }
+            }
+            t.groups[g].chain = Some(address);
+            t.groups[g].published += 1;
+        }
+    }
+
+    fn publish_state(&mut self, t: &mut Table, g: usize, tokens: &[u32]) {
+        let group = self.layout.groups[g];
+        let unit = block_tokens(&self.layout, &group);
+        while t.groups[g].published < t.committed / unit {
+            let from = t.groups[g].published as usize * unit as usize;
+            let (Some(parent), Some(block)) =
+                (t.groups[g].chain, tokens.get(from..from + unit as usize))
+            else {
+                t.groups[g].chain = None;
+                return;
+            };
+            t.groups[g].chain = Some(self.addresses.child(parent, block));
+            t.groups[g].published += 1;
+        }
+        let Some(address) = t.groups[g].chain else {
+            return;
+        };
+        let shareable = t.committed.is_multiple_of(self.layout.snapshot)
+            || t.committed == t.prompt.saturating_sub(1) / unit * unit;
+        if t.committed == 0 || !t.committed.is_multiple_of(unit) || !shareable {
+            return;
+        }
+        for (i, e) in t.groups[g].blocks.iter().enumerate() {
+            let i = u32::try_from(i).unwrap_or(u32::MAX);
+            let here = part(address, i);
+            if let Entry::Device { page, .. } = *e
+                && self.index.find(here).is_none()
+                && !self.pool.page(page).published
+            {
+                self.index.insert(here, page);
+                self.pool.publish(page, here);
+                if let Some(events) = &mut self.events {
+                    events.push(CacheEvent::Stored {
+                        address: here,
+                        parent: None,
+                        tokens: Vec::new(),
+                        group: u8::try_from(g).unwrap_or(u8::MAX),
+                    });
+                }
+            }
+        }
+    }
+
+    fn store(&mut self, page: u32, g: usize, address: u128, parent: Option<u128>, block: &[u32]) {
+        if self.pool.page(page).published {
+            return;
+        }
+        let from = page as usize * self.token_stride;
+        self.tokens[from..from + block.len()].copy_from_slice(block);
+        self.index.insert(address, page);
+        self.pool.publish(page, address);
+        if let Some(events) = &mut self.events {
+            events.push(CacheEvent::Stored {
+                address,
+                parent,
+                tokens: block.to_vec(),
+                group: u8::try_from(g).unwrap_or(u8::MAX),
+            });
+        }
+    }
+
+    pub(crate) fn stored_tokens(&self, page: u32, slots: usize) -> &[u32] {
+        let from = page as usize * self.token_stride;
+        &self.tokens[from..from + slots]
+    }
+
+    fn let_go(&mut self, e: Entry) {
+        match e {
+            Entry::Device { page, generation } => {
+                debug_assert_eq!(self.pool.page(page).generation, generation, "a stale block");
+                self.pool.release(page);
+            }
+            Entry::Host { slot, generation } => {
+                debug_assert_eq!(
+                    self.swap.place(slot).generation,
+                    generation,
+                    "a stale place"
+                );
+                self.swap.release(slot);
+            }
+        }
+    }
+
+    /// Gives up entries from `len` on.
+    fn cut(&mut self, t: &mut Table, g: usize, len: u32) {
+        if t.groups[g].end() <= len {
+            return;
+        }
+        while t.groups[g].end() > len {
+            let Some(e) = t.groups[g].blocks.pop_back() else {
+                break;
+            };
+            if matches!(e, Entry::Host { .. }) {
+                t.on_host -= 1;
+            }
+            // The end goes first, so that it is also given up first from the cache.
+            self.let_go(e);
+        }
+        self.delta(t, g, DeltaOp::Truncate { len });
+    }
+
+    /// Another table that holds the same blocks: nothing is copied until one of them is written.
+    #[must_use]
+    pub fn fork(&mut self, t: &Table, id: SeqId) -> Table {
+        debug_assert!(t.is_resident() && t.in_flight == 0);
+        let mut groups = Vec::with_capacity(t.groups.len());
+        for gt in &t.groups {
+            for e in &gt.blocks {
+                if let Entry::Device { page, .. } = e {
+                    self.pool.acquire(*page, t.tenant);
+                }
+            }
+            groups.push(GroupTable {
+                first: gt.first,
+                blocks: gt.blocks.clone(),
+                published: gt.published,
+                chain: gt.chain,
+            });
+        }
+        Table {
+            id,
+            tenant: t.tenant,
+            prompt: t.prompt,
+            committed: t.committed,
+            in_flight: 0,
+            on_host: 0,
+            groups,
+        }
+    }
+
+    /// Cuts a table back to `to` tokens.
+    ///
+    /// # Errors
+    /// [`CannotTruncate`] where a state has moved on or a window has passed; nothing has changed then.
+    pub fn truncate(&mut self, t: &mut Table, to: u32) -> Result<(), CannotTruncate> {
+        debug_assert!(t.in_flight == 0);
+        if to >= t.committed {
+            return Ok(());
+        }
+        for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
+            let gone = if group.is_state() {
+                to > 0
+            } else {
+                to > 0 && gt.first > first_block(group, to)
+            };
+            if gone {
+                return Err(CannotTruncate { to });
+            }
+        }
+        for g in 0..t.groups.len() {
+            let group = self.layout.groups[g];
+            if group.is_state() {
+                self.cut(t, g, 0);
+            } else {
+                self.cut(t, g, to.div_ceil(group.slots));
+                if to == 0 {
+                    t.groups[g].first = 0;
+                }
+                self.uncount_tail(t, g, to);
+            }
+            self.rewind_chain(t, g, to);
+        }
+        t.committed = to;
+        Ok(())
+    }
+
+    /// The last block's slots past `to` hold nothing any more, where nobody else reads them.
+    fn uncount_tail(&mut self, t: &Table, g: usize, to: u32) {
+        let slots = self.layout.groups[g].slots;
+        if let Some(Entry::Device { page, .. }) = t.groups[g].entry(to / slots) {
+            let p = self.pool.page(page);
+            if p.refs == 1 && !p.published {
+                self.pool.unfill(page, to % slots);
+            }
+        }
+    }
+
+    fn rewind_chain(&mut self, t: &mut Table, g: usize, to: u32) {
+        let step = block_tokens(&self.layout, &self.layout.groups[g]);
+        let full = to / step;
+        if t.groups[g].published <= full {
+            return;
+        }
+        let last = full.checked_sub(1).and_then(|i| t.groups[g].entry(i));
+        t.groups[g].chain = match last {
+            Some(Entry::Device { page, .. }) if self.pool.page(page).published => {
+                Some(self.pool.page(page).address)
+            }
+            // A table cut to nothing is not filled again under this chain: the scheduler makes a new one.
+            _ => None,
+        };
+        t.groups[g].published = full;
+    }
+
+    /// Takes a table back, and everything that it holds.
+    pub fn release(&mut self, mut t: Table) {
+        for g in 0..t.groups.len() {
+            if !self.layout.groups[g].is_state() {
+                self.writing[g] -= u64::from(t.in_flight);
+            }
+            while let Some(e) = t.groups[g].blocks.pop_back() {
+                self.let_go(e);
+            }
+        }
+        t.in_flight = 0;
+        t.on_host = 0;
+    }
+
+    /// What the executor has to do, since the last call; capacity is reused by handing back a used outbox.
+    pub fn drain(&mut self, into: &mut Outbox) {
+        into.deltas.clear();
+        into.copies.clear();
+        into.swaps_out.clear();
+        into.swaps_in.clear();
+        std::mem::swap(&mut self.outbox, into);
+    }
+
+    /// Changes of the prefix index since the last call.
+    pub fn take_events(&mut self) -> Vec<CacheEvent> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Everything drained has been carried out, except transfers out of the tags in `failed`, whose pages
+    /// are still intact: [`KvCache::undo_swap_out`] takes them back, and must be called before this for
+    /// each of them.
+    pub fn complete(&mut self) {
+        for page in std::mem::take(&mut self.copying) {
+            self.pool.release(page);
+        }
+        for (_, _, page) in std::mem::take(&mut self.going_out) {
+            self.pool.transfer_done(page);
+        }
+        for (_, slot) in std::mem::take(&mut self.coming_in) {
+            self.swap.release(slot);
+        }
+    }
+
+    /// Forgets every cached prefix. Held pages stay with their holders.
+    pub fn clear_prefix_cache(&mut self) {
+        for page in 1..=self.pool.total() {
+            if self.pool.page(page).published {
+                self.index.remove(self.pool.page(page).address);
+                self.pool.unpublish(page);
+            }
+        }
+        if let Some(events) = &mut self.events {
+            events.clear();
+            events.push(CacheEvent::Cleared);
+        }
+    }
+
+    /// Slots being written, per group.
+    pub(crate) fn writing(&self, group: usize) -> u64 {
+        self.writing[group]
+    }
+
+    pub(crate) fn copies_under_way(&self) -> &[u32] {
+        &self.copying
+    }
+
+    pub(crate) fn transfers_out(&self) -> &[(u64, u32, u32)] {
+        &self.going_out
+    }
+
+    pub(crate) fn transfers_in(&self) -> &[(u64, u32)] {
+        &self.coming_in
+    }
+
+    pub(crate) fn group(&self, g: usize) -> &GroupLayout {
+        &self.layout.groups[g]
+    }
+}
+
+fn index_parent(index: u32, parent: u128) -> Option<u128> {
+    (index > 0).then_some(parent)
+}

@@ -1,0 +1,254 @@
+//! The prefix index: content address to page, and the longest prefix that every group can resume from.
+
+use hashbrown::HashTable;
+
+use crate::address::{PromptKeys, block_tokens};
+use crate::cache::KvCache;
+use crate::layout::GroupLayout;
+use crate::table::Table;
+
+/// A prefix that is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hit {
+    /// Its length in tokens: a multiple of every group's block.
+    pub tokens: u32,
+}
+
+/// A cached prefix that is kept until it is given back by [`KvCache::unpin`].
+#[derive(Debug)]
+pub struct Pin(pub(crate) Table);
+
+impl Pin {
+    /// Tokens that are kept.
+    #[must_use]
+    pub const fn tokens(&self) -> u32 {
+        self.0.committed
+    }
+
+    /// The pages, as a table that nobody runs; integrity checks count it with the others.
+    #[must_use]
+    pub const fn table(&self) -> &Table {
+        &self.0
+    }
+}
+
+/// Address to page. The address is a keyed hash already, so its low half places it.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    table: HashTable<(u128, u32)>,
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the low half is wanted")]
+const fn place(address: u128) -> u64 {
+    address as u64
+}
+
+impl Index {
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn find(&self, address: u128) -> Option<u32> {
+        self.table
+            .find(place(address), |(a, _)| *a == address)
+            .map(|(_, page)| *page)
+    }
+
+    pub(crate) fn insert(&mut self, address: u128, page: u32) {
+        self.table
+            .insert_unique(place(address), (address, page), |(a, _)| place(*a));
+    }
+
+    pub(crate) fn remove(&mut self, address: u128) {
+        if let Ok(entry) = self
+            .table
+            .find_entry(place(address), |(a, _)| *a == address)
+        {
+            entry.remove();
+        }
+    }
+}
+
+impl KvCache {
+    /// The longest prefix of `tokens`, at most `max` of them, that every group can resume from: full
+    /// groups hold all its blocks, window and chunk groups those that the next token reads, state
+    /// groups a state at exactly its end.
+    ///
+    /// Stored tokens are compared, so that a colliding address is no hit. Nothing changes.
+    #[must_use]
+    pub fn lookup(&self, keys: &PromptKeys, tokens: &[u32], max: u32) -> Hit {
+        if !self.prefix_cache {
+            return Hit::default();
+        }
+        let unit = self.layout.unit;
+        let mut limit = keys.tokens.min(max) / unit * unit;
+        // Groups that read everything first: they only ever shorten the prefix, and are walked once.
+        for (g, group) in self.reading_all() {
+            let found = self.run_of(g, group, keys, tokens, 0, limit / group.slots);
+            limit = limit.min(found * group.slots) / unit * unit;
+        }
+        'shorter: while limit > 0 {
+            for (g, group) in self.layout.groups.iter().enumerate() {
+                if group.is_state() {
+                    if self.state_at(g, group, keys, limit).is_none() {
+                        limit -= unit;
+                        continue 'shorter;
+                    }
+                } else if group.first_needed(1 << 31) > 0 {
+                    let first = first_block(group, limit);
+                    let end = limit / group.slots;
+                    let found = self.run_back(g, group, keys, tokens, first, end);
+                    if let Some(missing) = found {
+                        // Nothing between the gap and here can be resumed from.
+                        limit = limit
+                            .saturating_sub(unit)
+                            .min(missing * group.slots / unit * unit);
+                        continue 'shorter;
+                    }
+                }
+            }
+            break;
+        }
+        Hit { tokens: limit }
+    }
+
+    fn reading_all(&self) -> impl Iterator<Item = (usize, &GroupLayout)> {
+        let all = |g: &&GroupLayout| !g.is_state() && g.first_needed(1 << 31) == 0;
+        self.layout
+            .groups
+            .iter()
+            .enumerate()
+            .filter(move |(_, g)| all(g))
+    }
+
+    /// Blocks found in a row from `from` on, before `end`.
+    fn run_of(
+        &self,
+        g: usize,
+        group: &GroupLayout,
+        keys: &PromptKeys,
+        tokens: &[u32],
+        from: u32,
+        end: u32,
+    ) -> u32 {
+        (from..end)
+            .take_while(|i| self.block_at(g, group, keys, tokens, *i).is_some())
+            .count()
+            .try_into()
+            .unwrap_or(u32::MAX)
+    }
+
+    /// The last block of `first..end` that is missing.
+    fn run_back(
+        &self,
+        g: usize,
+        group: &GroupLayout,
+        keys: &PromptKeys,
+        tokens: &[u32],
+        first: u32,
+        end: u32,
+    ) -> Option<u32> {
+        (first..end)
+            .rev()
+            .find(|i| self.block_at(g, group, keys, tokens, *i).is_none())
+    }
+
+    fn block_at(
+        &self,
+        g: usize,
+        group: &GroupLayout,
+        keys: &PromptKeys,
+        tokens: &[u32],
+        index: u32,
+    ) -> Option<u32> {
+        let address = *keys.groups.get(g)?.get(index as usize)?;
+        let page = self.index.find(address)?;
+        let slots = group.slots as usize;
+        let from = index as usize * slots;
+        let same = tokens.get(from..from + slots)? == self.stored_tokens(page, slots);
+        same.then_some(page)
+    }
+
+    /// The pages of the state at `tokens`, where all are there.
+    fn state_at(
+        &self,
+        g: usize,
+        group: &GroupLayout,
+        keys: &PromptKeys,
+        tokens: u32,
+    ) -> Option<u128> {
+        let index = (tokens / block_tokens(&self.layout, group)).checked_sub(1)?;
+        let address = *keys.groups.get(g)?.get(index as usize)?;
+        (0..group.state_pages)
+            .all(|i| self.index.find(part(address, i)).is_some())
+            .then_some(address)
+    }
+
+    /// Gives an empty table the prefix that [`KvCache::lookup`] found for the same arguments; nothing may
+    /// have changed in between.
+    pub fn attach(&mut self, table: &mut Table, keys: &PromptKeys, hit: Hit) {
+        debug_assert!(table.is_empty() && table.committed == 0);
+        if hit.tokens == 0 {
+            return;
+        }
+        let tenant = table.tenant;
+        for g in 0..self.layout.groups.len() {
+            let group = self.layout.groups[g];
+            let step = block_tokens(&self.layout, &group);
+            let end = hit.tokens / step;
+            let Some(&last) = keys.groups.get(g).and_then(|k| k.get(end as usize - 1)) else {
+                continue;
+            };
+            let (first, addresses): (u32, Vec<u128>) = if group.is_state() {
+                (0, (0..group.state_pages).map(|i| part(last, i)).collect())
+            } else {
+                let first = first_block(&group, hit.tokens);
+                let range = first as usize..end as usize;
+                (first, keys.groups[g][range].to_vec())
+            };
+            table.groups[g].first = first;
+            for address in addresses {
+                let Some(page) = self.index.find(address) else {
+                    debug_assert!(false, "a block that was found is gone");
+                    continue;
+                };
+                self.pool.acquire(page, tenant);
+                self.push_entry(table, g, page);
+            }
+            table.groups[g].published = end;
+            table.groups[g].chain = Some(last);
+        }
+        table.committed = hit.tokens;
+    }
+
+    /// Keeps the longest cached prefix of `tokens` from being given up; `None` where nothing is cached.
+    #[must_use]
+    pub fn pin(&mut self, scope: &crate::Scope, tokens: &[u32]) -> Option<Pin> {
+        let keys = self.keys(scope, tokens);
+        let hit = self.lookup(&keys, tokens, u32::MAX);
+        if hit.tokens == 0 {
+            return None;
+        }
+        let mut table = self.table(plimsoll_units::SeqId(u64::MAX), scope, hit.tokens);
+        self.attach(&mut table, &keys, hit);
+        // Nobody runs a pin: executors need not know its table.
+        self.outbox.deltas.retain(|d| d.seq != table.id);
+        Some(Pin(table))
+    }
+
+    /// Lets a pinned prefix go.
+    pub fn unpin(&mut self, pin: Pin) {
+        self.release(pin.0);
+    }
+}
+
+/// The first block that a query at `committed` reads.
+pub(crate) fn first_block(group: &GroupLayout, committed: u32) -> u32 {
+    let first = group.first_needed(u64::from(committed)) / u64::from(group.slots.max(1));
+    u32::try_from(first).unwrap_or(u32::MAX)
+}
+
+/// The address of page `i` of a state that takes several.
+pub(crate) fn part(address: u128, i: u32) -> u128 {
+    address.wrapping_add(u128::from(i))
+}
