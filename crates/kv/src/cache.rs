@@ -208,25 +208,91 @@ impl KvCache {
         Ok(())
     }
 
+    /// [`KvCache::prepare`] for all sequences of one group, all or nothing: what they share is copied for
+    /// all of them but the last, where nobody else holds it.
+    ///
+    /// # Errors
+    /// [`Short`] where there are too few pages; nothing has changed then.
+    pub fn prepare_all(&mut self, tables: &mut [(&mut Table, u32)]) -> Result<(), Short> {
+        let mut needed = 0;
+        for (t, n) in tables.iter() {
+            needed += self.new_blocks(t, *n);
+            self.each_written(t, *n, |copied, refs| {
+                if refs - *copied > 1 {
+                    *copied += 1;
+                    needed += 1;
+                }
+            });
+        }
+        for (t, n) in tables.iter() {
+            self.each_written(t, *n, |copied, _| *copied = 0);
+        }
+        let available = self.pool.available();
+        if needed > available {
+            return Err(Short { needed, available });
+        }
+        let mut spare = available - needed;
+        for (t, n) in tables.iter_mut() {
+            for g in 0..t.groups.len() {
+                self.prepare_group(t, g, *n, &mut spare);
+            }
+            t.in_flight = *n;
+        }
+        Ok(())
+    }
+
+    /// Calls `f` for each held page that `n` more tokens write to, with its scratch counter and references.
+    fn each_written(&mut self, t: &Table, n: u32, mut f: impl FnMut(&mut u32, u32)) {
+        for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
+            let range = if group.is_state() {
+                0..gt.end()
+            } else {
+                let partial = t.committed / group.slots;
+                partial..(partial + u32::from(n > 0)).min(gt.end())
+            };
+            for i in range {
+                if let Some(Entry::Device { page, .. }) = gt.entry(i) {
+                    let refs = self.pool.page(page).refs;
+                    f(&mut self.scratch[page as usize], refs);
+                }
+            }
+        }
+    }
+
+    /// Blocks that do not exist yet and `n` more tokens need.
+    fn new_blocks(&self, t: &Table, n: u32) -> u32 {
+        let groups = t.groups.iter().zip(&self.layout.groups);
+        groups
+            .map(|(gt, group)| {
+                if !group.is_state() {
+                    let want = (t.committed + n).div_ceil(group.slots);
+                    want.saturating_sub(gt.end())
+                } else if gt.blocks.is_empty() {
+                    group.state_pages
+                } else {
+                    0
+                }
+            })
+            .sum()
+    }
+
+    /// Entries of the outbox's deltas so far: what happens between two of them is told by this number.
+    #[must_use]
+    pub fn deltas_so_far(&self) -> usize {
+        self.outbox.deltas.len()
+    }
+
     /// Pages that [`KvCache::prepare`] would take.
     #[must_use]
     pub fn pages_for(&self, t: &Table, n: u32) -> u32 {
-        let mut needed = 0;
+        let mut needed = self.new_blocks(t, n);
         for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
             if group.is_state() {
-                needed += if gt.blocks.is_empty() {
-                    group.state_pages
-                } else {
-                    let shared = gt.blocks.iter().filter(|e| self.is_shared(**e));
-                    u32::try_from(shared.count()).unwrap_or(u32::MAX)
-                };
-                continue;
-            }
-            let want = (t.committed + n).div_ceil(group.slots);
-            needed += want.saturating_sub(gt.end());
-            let partial = t.committed / group.slots;
-            if n > 0 && gt.entry(partial).is_some_and(|e| self.is_shared(e)) {
-                needed += 1;
+                let shared = gt.blocks.iter().filter(|e| self.is_shared(**e));
+                needed += u32::try_from(shared.count()).unwrap_or(u32::MAX);
+            } else if n > 0 {
+                let partial = gt.entry(t.committed / group.slots);
+                needed += u32::from(partial.is_some_and(|e| self.is_shared(e)));
             }
         }
         needed
@@ -288,8 +354,10 @@ impl KvCache {
         let filled = self.pool.page(page).filled;
         let copy = self.take(g, t.tenant);
         self.pool.fill(copy, filled);
-        // The table's reference to the source becomes the copy's, until the step is done.
+        // Copies come before rows: another holder may write the source in this very step.
         self.copying.push(page);
+        self.pool.copying(page);
+        self.pool.release(page);
         self.outbox.copies.push(BlockCopy {
             from: BlockId(page),
             to: BlockId(copy),
@@ -655,13 +723,13 @@ impl KvCache {
     /// are still intact: [`KvCache::undo_swap_out`] takes them back, and must be called before this for
     /// each of them.
     pub fn complete(&mut self) {
-        for page in std::mem::take(&mut self.copying) {
-            self.pool.release(page);
+        for page in self.copying.drain(..) {
+            self.pool.copied(page);
         }
-        for (_, _, page) in std::mem::take(&mut self.going_out) {
+        for (_, _, page) in self.going_out.drain(..) {
             self.pool.transfer_done(page);
         }
-        for (_, slot) in std::mem::take(&mut self.coming_in) {
+        for (_, slot) in self.coming_in.drain(..) {
             self.swap.release(slot);
         }
     }

@@ -43,9 +43,6 @@ impl KvCache {
                 };
             }
         }
-        for page in self.copies_under_way() {
-            refs[*page as usize] += 1;
-        }
         let mut transit = 0;
         for (_, slot, page) in self.transfers_out() {
             refs[*page as usize] += 1;
@@ -173,7 +170,7 @@ impl KvCache {
         })
     }
 
-    fn check_pages(&self, refs: &[u32], filled: &[u32], transit: u32) -> Result<(), Violation> {
+    fn check_pages(&self, refs: &[u32], filled: &[u32], mut transit: u32) -> Result<(), Violation> {
         let pool = &self.pool;
         let (mut held, mut cached, mut free) = (0_u32, 0_u32, 0_u32);
         let mut live = vec![0_u64; self.layout.groups.len()];
@@ -192,7 +189,12 @@ impl KvCache {
                 })?;
             }
             let moving = self.transfers_out().iter().any(|t| t.2 == id);
+            let copied = self.copies_under_way().iter().filter(|c| **c == id).count();
+            ensure(copied == p.copies as usize, || {
+                format!("page {id}: {copied} copies read it, counted {}", p.copies)
+            })?;
             match (p.refs, p.published) {
+                (0, _) if copied > 0 => transit += 1,
                 (0, true) => cached += 1,
                 (0, false) => free += 1,
                 _ if moving => {}
@@ -201,8 +203,7 @@ impl KvCache {
                     live[p.group as usize] += u64::from(p.filled);
                     let tenant = (p.tenant.0 as usize).min(charged.len() - 1);
                     charged[tenant] += 1;
-                    let copied = self.copies_under_way().contains(&id);
-                    ensure(copied || p.filled >= filled[id as usize], || {
+                    ensure(p.filled >= filled[id as usize], || {
                         format!(
                             "page {id} has {} slots filled, tables say {}",
                             p.filled, filled[id as usize]

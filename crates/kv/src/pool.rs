@@ -11,12 +11,14 @@ const NONE: u32 = u32::MAX;
 /// One page.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Page {
-    /// Tables, pins and transfers that hold it.
+    /// Tables, pins and transfers out that hold it.
     pub(crate) refs: u32,
     /// Counts its uses; an entry with another generation is stale.
     pub(crate) generation: u32,
     /// Slots that hold a token; 1 for a page of a state.
     pub(crate) filled: u32,
+    /// Copies under way that read it: it is not reused before they are done.
+    pub(crate) copies: u32,
     /// Group that it serves.
     pub(crate) group: u8,
     /// Whether the prefix index finds it. Its content never changes while it does.
@@ -40,7 +42,7 @@ pub(crate) struct Pool {
     tail: u32,
     cached: u32,
     referenced: u32,
-    /// Pages held by a transfer alone.
+    /// Pages that only a transfer out or a copy under way keeps.
     in_transit: u32,
     /// Slots with a token in held pages, per group.
     live: Vec<u64>,
@@ -163,7 +165,11 @@ impl Pool {
     /// One more holder. A cached page becomes held and is charged to `tenant`.
     pub(crate) fn acquire(&mut self, id: u32, tenant: TenantId) {
         if self.pages[id as usize].refs == 0 {
-            self.unlink(id);
+            if self.pages[id as usize].copies > 0 {
+                self.in_transit -= 1;
+            } else {
+                self.unlink(id);
+            }
             let page = &mut self.pages[id as usize];
             page.tenant = tenant;
             let (group, filled) = (page.group as usize, u64::from(page.filled));
@@ -189,7 +195,27 @@ impl Pool {
         self.held[group] -= 1;
         self.live[group] -= filled;
         self.charge(tenant, -1);
-        self.park(id, published);
+        if self.pages[id as usize].copies > 0 {
+            self.in_transit += 1;
+        } else {
+            self.park(id, published);
+        }
+    }
+
+    /// A copy reads the page until [`Pool::copied`].
+    pub(crate) fn copying(&mut self, id: u32) {
+        self.pages[id as usize].copies += 1;
+    }
+
+    /// The copy is done.
+    pub(crate) fn copied(&mut self, id: u32) {
+        let page = &mut self.pages[id as usize];
+        page.copies -= 1;
+        if page.copies == 0 && page.refs == 0 {
+            let published = page.published;
+            self.in_transit -= 1;
+            self.park(id, published);
+        }
     }
 
     fn park(&mut self, id: u32, published: bool) {
@@ -259,11 +285,12 @@ impl Pool {
 
     /// The index no longer finds it; a page that nobody holds becomes free.
     pub(crate) fn unpublish(&mut self, id: u32) {
-        if self.pages[id as usize].refs == 0 {
+        let page = &mut self.pages[id as usize];
+        page.published = false;
+        if page.refs == 0 && page.copies == 0 {
             self.unlink(id);
             self.free.push(id);
         }
-        self.pages[id as usize].published = false;
     }
 
     fn push_newest(&mut self, id: u32) {
