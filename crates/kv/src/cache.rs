@@ -140,6 +140,19 @@ impl KvCache {
         self.pool.available()
     }
 
+    /// Pages that only transfers and copies under way keep.
+    #[must_use]
+    pub fn in_transit(&self) -> u32 {
+        self.pool.in_transit()
+    }
+
+    /// Whether the outbox holds anything that moves bytes.
+    #[must_use]
+    pub fn has_moves(&self) -> bool {
+        let o = &self.outbox;
+        !(o.copies.is_empty() && o.swaps_out.is_empty() && o.swaps_in.is_empty())
+    }
+
     /// Pages for sequences, whoever holds them.
     #[must_use]
     pub fn pages(&self) -> u32 {
@@ -188,14 +201,15 @@ impl KvCache {
         }
     }
 
-    /// Makes room for `n` more tokens: takes pages, and copies what would be written while shared.
+    /// Makes room for `n` more tokens: takes at most `limit` pages, and copies what would be written while
+    /// shared.
     ///
     /// # Errors
     /// [`Short`] where there are too few pages; nothing has changed then.
-    pub fn prepare(&mut self, t: &mut Table, n: u32) -> Result<(), Short> {
+    pub fn prepare(&mut self, t: &mut Table, n: u32, limit: u32) -> Result<(), Short> {
         debug_assert!(t.in_flight == 0 && t.is_resident());
         let needed = self.pages_for(t, n);
-        let available = self.pool.available();
+        let available = self.pool.available().min(limit);
         if needed > available {
             return Err(Short { needed, available });
         }
@@ -213,7 +227,11 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Short`] where there are too few pages; nothing has changed then.
-    pub fn prepare_all(&mut self, tables: &mut [(&mut Table, u32)]) -> Result<(), Short> {
+    pub fn prepare_all(
+        &mut self,
+        tables: &mut [(&mut Table, u32)],
+        limit: u32,
+    ) -> Result<(), Short> {
         let mut needed = 0;
         for (t, n) in tables.iter() {
             needed += self.new_blocks(t, *n);
@@ -227,7 +245,7 @@ impl KvCache {
         for (t, n) in tables.iter() {
             self.each_written(t, *n, |copied, _| *copied = 0);
         }
-        let available = self.pool.available();
+        let available = self.pool.available().min(limit);
         if needed > available {
             return Err(Short { needed, available });
         }

@@ -87,6 +87,12 @@ impl Table {
         self.groups.iter().map(|g| g.blocks.len() as u64).sum()
     }
 
+    /// Blocks that are on the device.
+    #[must_use]
+    pub fn on_device(&self) -> u64 {
+        self.blocks() - u64::from(self.on_host)
+    }
+
     /// Whether it holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

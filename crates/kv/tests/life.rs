@@ -15,7 +15,7 @@ fn table(kv: &KvCache, id: u64, prompt: &[u32]) -> Table {
 }
 
 fn run(kv: &mut KvCache, t: &mut Table, n: u32, tokens: &[u32]) {
-    kv.prepare(t, n).expect("pages are there");
+    kv.prepare(t, n, u32::MAX).expect("pages are there");
     kv.commit(t, n, tokens);
     kv.complete();
 }
@@ -29,7 +29,7 @@ fn append_fork_write_release() {
     assert_eq!(kv.available(), 8);
     let mut b = kv.fork(&a, SeqId(2));
     assert_eq!(kv.available(), 8);
-    kv.prepare(&mut b, 1).unwrap();
+    kv.prepare(&mut b, 1, u32::MAX).unwrap();
     let mut out = Outbox::default();
     kv.drain(&mut out);
     assert_eq!(out.copies.len(), 1, "the half-filled block is copied");
@@ -51,8 +51,8 @@ fn a_prefix_is_found_again_and_equal_blocks_become_one() {
     let tokens: Vec<u32> = (0..40).collect();
     let scope = Scope::default();
     let (mut a, mut b) = (table(&kv, 1, &tokens[..9]), table(&kv, 2, &tokens[..9]));
-    kv.prepare(&mut a, 9).unwrap();
-    kv.prepare(&mut b, 9).unwrap();
+    kv.prepare(&mut a, 9, u32::MAX).unwrap();
+    kv.prepare(&mut b, 9, u32::MAX).unwrap();
     kv.commit(&mut a, 9, &tokens);
     kv.commit(&mut b, 9, &tokens);
     kv.complete();

@@ -1,0 +1,342 @@
+//! Who comes back, who is let in, and who is guaranteed its worst case.
+//!
+//! In rank order, and nobody overtakes: the first who does not fit keeps the others out, so that pages
+//! gather for it. Only a tenant at its cap is passed over.
+
+use plimsoll_kv::Table;
+
+use crate::config::Admission;
+use crate::group::{Group, Phase, Rank, Sequence};
+use crate::rows::Budget;
+use crate::scheduler::Scheduler;
+use crate::step::SeqEvent;
+
+/// What became of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    In,
+    /// It does not fit yet, and nobody passes it.
+    Blocked,
+    /// Its tenant holds all that it may.
+    Capped,
+}
+
+impl Scheduler {
+    /// Lets in whoever fits.
+    pub(crate) fn admit(&mut self, budget: &mut Budget) {
+        let mut capped = vec![false; self.config.tenants.len()];
+        while budget.tokens > 0 {
+            let Some(gi) = self.next_candidate(&capped) else {
+                return;
+            };
+            match self.try_admit(gi) {
+                Verdict::In => {
+                    // Short here means that it runs but waits for pages.
+                    let _ = self.place(gi, budget);
+                }
+                Verdict::Capped => {
+                    let tenant = self.group(gi).request.scope().tenant;
+                    capped[usize::from(tenant.0)] = true;
+                }
+                Verdict::Blocked => {
+                    // Nobody runs, so what it lacks is held by others who gave way.
+                    if self.running.is_empty() && self.reclaim() {
+                        continue;
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The first in rank order of those that gave way and those that wait; tenants below their floor before
+    /// the others where both only wait.
+    fn next_candidate(&self, capped: &[bool]) -> Option<u32> {
+        let free = |gi: u32| !capped[usize::from(self.group(gi).request.scope().tenant.0)];
+        let back = self.preempted.iter().find(|p| free(p.1));
+        let new = self
+            .waiting
+            .iter()
+            .enumerate()
+            .filter(|(t, _)| !capped[*t])
+            .filter_map(|(_, queue)| queue.first())
+            .min_by_key(|(rank, gi)| (self.is_over_floor(*gi), *rank));
+        match (back, new) {
+            (Some(b), Some(n)) if n.0 < b.0 => Some(n.1),
+            (Some(b), _) => Some(b.1),
+            (None, n) => n.map(|n| n.1),
+        }
+    }
+
+    /// Pages left free for those that run to go on a little.
+    fn headroom(&self) -> u64 {
+        let slots = self
+            .kv
+            .layout()
+            .groups
+            .iter()
+            .map(|g| g.slots)
+            .filter(|s| *s > 0)
+            .min()
+            .unwrap_or(1);
+        let tokens = u64::from(self.running_seqs) * u64::from(self.config.headroom_tokens);
+        tokens.div_ceil(u64::from(slots))
+    }
+
+    fn try_admit(&mut self, gi: u32) -> Verdict {
+        let group = self.group(gi);
+        let (rank, phase, width) = (group.rank, group.phase, group.width());
+        let tenant = group.request.scope().tenant;
+        if self.left.contains(&gi) || self.running_seqs + width > self.config.max_seqs {
+            return Verdict::Blocked;
+        }
+        let free = u64::from(self.kv.available());
+        let headroom = self.headroom();
+        let room = free.saturating_sub(self.promised).saturating_sub(headroom);
+        let guarantee = self.must_guarantee(gi);
+        // Promised pages and headroom are no matter to whoever can take them back.
+        let room = if guarantee { free } else { room };
+        if room == 0 && !self.running.is_empty() {
+            return Verdict::Blocked;
+        }
+        let cap = u64::from(self.config.tenants[usize::from(tenant.0)].cap);
+        let cap_room = cap.saturating_sub(self.kv.charged(tenant));
+        if cap_room == 0 {
+            return Verdict::Capped;
+        }
+        if guarantee && !self.can_guarantee(gi) {
+            return Verdict::Blocked;
+        }
+        if phase == Phase::Swapped {
+            let group = self.group(gi);
+            let tables: Vec<&Table> = group.tables().collect();
+            let back = u64::from(self.kv.pages_on_host(&tables));
+            let more: u32 = group
+                .seqs
+                .iter()
+                .filter_map(|s| Some((s, s.table.as_ref()?)))
+                .map(|(s, t)| self.kv.pages_for(t, s.len() - t.committed()))
+                .sum();
+            let needed = back + u64::from(more);
+            if needed > cap_room {
+                return Verdict::Capped;
+            }
+            if needed > room {
+                return Verdict::Blocked;
+            }
+            let Self { groups, kv, .. } = self;
+            let Some(group) = groups[gi as usize].as_mut() else {
+                return Verdict::Blocked;
+            };
+            let tag = group.request.id().0;
+            let mut tables: Vec<&mut Table> = group
+                .seqs
+                .iter_mut()
+                .filter_map(|s| s.table.as_mut())
+                .collect();
+            if kv.swap_in(tag, &mut tables).is_err() {
+                return Verdict::Blocked;
+            }
+            self.resumed.push(gi);
+            self.enter(gi, rank, more);
+        } else {
+            self.begin_sequences(gi);
+            let (table, needed, hit) = self.first_table(gi);
+            if needed > cap_room || needed > room {
+                self.kv.release(table);
+                self.unbegin_sequences(gi);
+                return if needed > cap_room {
+                    Verdict::Capped
+                } else {
+                    Verdict::Blocked
+                };
+            }
+            let new = phase == Phase::Waiting;
+            let group = self.group_mut(gi);
+            let prompt = group.request.prompt_len();
+            if new {
+                group.cached_tokens = hit;
+            }
+            group.seqs[0].table = Some(table);
+            if new {
+                self.stats.queried_tokens += u64::from(prompt);
+                self.stats.cached_tokens += u64::from(hit);
+            }
+            self.enter(gi, rank, u32::try_from(needed).unwrap_or(u32::MAX));
+        }
+        if guarantee {
+            self.guarantee_through(rank);
+        }
+        Verdict::In
+    }
+
+    /// A request's first sequence, where it has none yet.
+    fn begin_sequences(&mut self, gi: u32) {
+        if !self.group(gi).seqs.is_empty() {
+            return;
+        }
+        let id = self.new_seq();
+        let group = self.group_mut(gi);
+        let tokens = group.request.prompt().to_vec();
+        group.seqs.push(Sequence {
+            id,
+            index: 0,
+            table: None,
+            tokens,
+            score: 0.0,
+            ended: false,
+        });
+        let request = group.request.id();
+        self.event(SeqEvent::Start {
+            seq: id,
+            request,
+            index: 0,
+        });
+    }
+
+    /// Takes it back: a request that still waits has no sequence.
+    fn unbegin_sequences(&mut self, gi: u32) {
+        if self.group(gi).phase == Phase::Waiting
+            && let Some(s) = self.group_mut(gi).seqs.pop()
+        {
+            self.drop_seq(s.id, None);
+        }
+    }
+
+    /// A table for the leading sequence with the cached prefix in it, the pages that the request still needs
+    /// to get where it was, and the length of that prefix.
+    fn first_table(&mut self, gi: u32) -> (Table, u64, u32) {
+        let Self {
+            groups, kv, config, ..
+        } = self;
+        let group = groups[gi as usize]
+            .as_mut()
+            .expect("a candidate is a living request");
+        let request = &group.request;
+        let lead = &group.seqs[0];
+        let mut table = kv.table(lead.id, request.scope(), request.prompt_len());
+        let mut hit = 0;
+        if kv.has_prefix_cache() {
+            // What was generated has addresses too, when it is computed again.
+            let fresh = group.phase == Phase::Waiting;
+            let keys = match group.keys.take() {
+                Some(k) if fresh => k,
+                _ => kv.keys(request.scope(), &lead.tokens),
+            };
+            // At least one token is always run.
+            let found = kv.lookup(&keys, &lead.tokens, group.leader_target() - 1);
+            kv.attach(&mut table, &keys, found);
+            hit = found.tokens;
+            if fresh {
+                group.keys = Some(keys);
+            }
+        }
+        let len = lead.len();
+        let exact = u64::from(kv.pages_for(&table, len - table.committed()));
+        let peak = kv.layout().peak(
+            u64::from(len),
+            u64::from(len),
+            u64::from(config.max_batched_tokens),
+        );
+        let mut needed = exact.min(peak);
+        let prompt = u64::from(group.request.prompt_len());
+        for s in group.seqs.iter().skip(1) {
+            let slots = |g: &plimsoll_kv::GroupLayout| u64::from(g.slots.max(1));
+            needed += kv
+                .layout()
+                .groups
+                .iter()
+                .map(|g| match g.is_state() {
+                    true => u64::from(g.state_pages),
+                    false => u64::from(s.len()).div_ceil(slots(g)) - prompt / slots(g),
+                })
+                .sum::<u64>();
+        }
+        (table, needed, hit)
+    }
+
+    fn enter(&mut self, gi: u32, rank: Rank, promised: u32) {
+        // Leaves its queue, joins those that run.
+        self.detach(gi);
+        let group = self.group_mut(gi);
+        group.phase = Phase::Running;
+        group.promised = promised;
+        let width = group.width();
+        self.promised += u64::from(promised);
+        self.running_seqs += width;
+        if let Err(at) = self.running.binary_search(&(rank, gi)) {
+            self.running.insert(at, (rank, gi));
+        }
+    }
+
+    /// Whether a candidate may run only with its worst case guaranteed: by policy, since it gave way too
+    /// often, or since it would come before somebody who has been guaranteed.
+    fn must_guarantee(&self, gi: u32) -> bool {
+        let group = self.group(gi);
+        self.config.admission == Admission::Guaranteed
+            || group.preemptions() >= self.config.max_preemptions
+            || self
+                .running
+                .iter()
+                .take_while(|r| self.group(r.1).guaranteed)
+                .any(|r| r.0 > group.rank)
+    }
+
+    /// Whether the worst cases of everybody before it, and its own, fit beside those guaranteed already.
+    fn can_guarantee(&self, gi: u32) -> bool {
+        let group = self.group(gi);
+        let before: u64 = self
+            .running
+            .iter()
+            .take_while(|r| r.0 < group.rank)
+            .map(|r| self.group(r.1))
+            .filter(|g| !g.guaranteed)
+            .map(|g| u64::from(g.worst))
+            .sum();
+        let pool = u64::from(self.kv.pages()).saturating_sub(self.pinned);
+        if self.guaranteed_pages + before + u64::from(group.worst) > pool {
+            return false;
+        }
+        // A tenant's guaranteed requests fit within its cap as well.
+        let tenant = group.request.scope().tenant;
+        let cap = u64::from(self.config.tenants[usize::from(tenant.0)].cap);
+        cap >= pool || {
+            let own: u64 = self
+                .running
+                .iter()
+                .map(|r| (r.0, self.group(r.1)))
+                .filter(|(r, g)| g.guaranteed || *r < group.rank)
+                .filter(|(_, g)| g.request.scope().tenant == tenant)
+                .map(|(_, g)| u64::from(g.worst))
+                .sum();
+            own + u64::from(group.worst) <= cap
+        }
+    }
+
+    /// Guarantees everybody who runs, up to `rank`.
+    fn guarantee_through(&mut self, rank: Rank) {
+        for i in 0..self.running.len() {
+            let (r, gi) = self.running[i];
+            if r > rank {
+                break;
+            }
+            self.guarantee(gi);
+        }
+    }
+
+    pub(crate) fn guarantee(&mut self, gi: u32) {
+        let group = self.group_mut(gi);
+        if !group.guaranteed {
+            group.guaranteed = true;
+            let worst = group.worst;
+            self.guaranteed_pages += u64::from(worst);
+        }
+    }
+}
+
+impl Group {
+    /// Whether it has sequences that wait for the leading one to finish the prompt.
+    pub(crate) fn waits_for_leader(&self) -> bool {
+        self.seqs.len() > 1 && self.seqs.iter().skip(1).all(|s| s.table.is_none())
+    }
+}

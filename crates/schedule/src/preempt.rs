@@ -1,0 +1,234 @@
+//! Who gives way, and how.
+//!
+//! Victims are taken from the end of the step's order: tenants above their floor first, then the lowest
+//! class, then the newest; never a guaranteed request, never one that already has rows. Cost decides only
+//! how: to swap space, forgotten, or both (a prefix to swap space, the rest forgotten).
+
+use plimsoll_kv::{Short, Table};
+use plimsoll_units::Bytes;
+
+use crate::config::Preempt;
+use crate::group::{Group, Phase};
+use crate::notice::Notice;
+use crate::scheduler::Scheduler;
+use crate::step::SeqEvent;
+
+/// How a victim gives way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Swap,
+    /// Tokens up to here to swap space, the rest forgotten.
+    Part(u32),
+    Recompute,
+}
+
+impl Scheduler {
+    /// Finds pages for the request at place `i` of the order. `false` where it gets no rows in this step:
+    /// it has given way itself, or pages are on their way.
+    pub(crate) fn make_room(&mut self, i: usize, gi: u32, short: Short) -> bool {
+        let capped = short.available < self.kv.available();
+        if !capped && self.kv.available() + self.kv.in_transit() >= short.needed {
+            // Blocks in a transfer can be had when it is done.
+            return false;
+        }
+        let tenant = self.group(gi).request.scope().tenant;
+        let victim = (i + 1..self.order.len()).rev().find_map(|j| {
+            let v = self.order[j].0;
+            let group = self.groups[v as usize].as_ref()?;
+            let gives = group.phase == Phase::Running
+                && !group.guaranteed
+                && group.placed != self.step.number
+                && (!capped || group.request.scope().tenant == tenant);
+            gives.then_some(v)
+        });
+        if let Some(v) = victim {
+            self.preempt(v, gi);
+            return true;
+        }
+        if !capped && self.reclaim() {
+            return true;
+        }
+        if !self.group(gi).guaranteed {
+            self.preempt(gi, gi);
+        }
+        false
+    }
+
+    /// Takes back the blocks that only requests in swap space still hold on the device: those requests are
+    /// computed again. `false` where there are none.
+    pub(crate) fn reclaim(&mut self) -> bool {
+        let held = self.preempted.iter().rev().map(|p| p.1).find(|&gi| {
+            let group = self.group(gi);
+            group.phase == Phase::Swapped
+                && !self.left.contains(&gi)
+                && group.tables().any(|t| t.on_device() > 0)
+        });
+        let Some(gi) = held else { return false };
+        let before = self.kv.available();
+        self.forget(gi);
+        self.group_mut(gi).phase = Phase::Dropped;
+        self.kv.available() > before || self.reclaim()
+    }
+
+    /// A running request gives way to `by`.
+    pub(crate) fn preempt(&mut self, gi: u32, by: u32) {
+        self.gave_way = true;
+        let way = self.way(gi);
+        self.detach(gi);
+        let mut swapped_pages = 0;
+        let lost_before = self.stats.recomputed_tokens;
+        let way = match way {
+            Way::Recompute => Way::Recompute,
+            Way::Swap | Way::Part(_) => self.send(gi, way, &mut swapped_pages),
+        };
+        if way == Way::Recompute {
+            self.forget(gi);
+        }
+        let recomputed_tokens = self.stats.recomputed_tokens - lost_before;
+        let by = self.group(by).request.id();
+        let group = self.group_mut(gi);
+        let rank = group.rank;
+        if way == Way::Recompute {
+            group.phase = Phase::Dropped;
+            group.recomputes += 1;
+        } else {
+            group.phase = Phase::Swapped;
+            group.swaps += 1;
+        }
+        let request = group.request.id();
+        self.preempted.insert((rank, gi));
+        if way == Way::Recompute {
+            self.stats.recomputes += 1;
+        } else {
+            self.stats.swaps += 1;
+            self.left.push(gi);
+        }
+        self.notices.push(Notice::Preempted {
+            request,
+            by,
+            swapped_pages,
+            recomputed_tokens: u32::try_from(recomputed_tokens).unwrap_or(u32::MAX),
+        });
+    }
+
+    /// Sends a request's blocks to swap space; what was done.
+    fn send(&mut self, gi: u32, way: Way, pages: &mut u32) -> Way {
+        let Self {
+            groups, kv, stats, ..
+        } = self;
+        let Some(group) = groups[gi as usize].as_mut() else {
+            return Way::Recompute;
+        };
+        let mut cut = None;
+        if let (Way::Part(to), Some(s)) = (way, group.seqs.first_mut())
+            && let Some(t) = s.table.as_mut()
+        {
+            let lost = t.committed() - to.min(t.committed());
+            if kv.truncate(t, to).is_err() {
+                return Way::Recompute;
+            }
+            stats.recomputed_tokens += u64::from(lost);
+            cut = Some((s.id, to));
+        }
+        let tag = group.request.id().0;
+        let mut tables: Vec<&mut Table> = group
+            .seqs
+            .iter_mut()
+            .filter_map(|s| s.table.as_mut())
+            .collect();
+        let sent = kv.swap_out(tag, &mut tables);
+        if let Some((seq, to)) = cut {
+            self.event(SeqEvent::Truncate { seq, to });
+        }
+        match sent {
+            Ok(n) => {
+                *pages = n;
+                way
+            }
+            Err(_) => Way::Recompute,
+        }
+    }
+
+    /// Forgets what a request has computed; its tokens stay.
+    pub(crate) fn forget(&mut self, gi: u32) {
+        let Self {
+            groups, kv, stats, ..
+        } = self;
+        let Some(group) = groups[gi as usize].as_mut() else {
+            return;
+        };
+        let prompt = group.request.prompt_len();
+        let mut events = Vec::new();
+        for (i, s) in group.seqs.iter_mut().enumerate() {
+            let Some(t) = s.table.take() else { continue };
+            // A shared prompt is computed again once.
+            let shared = if i > 0 { prompt.min(t.committed()) } else { 0 };
+            stats.recomputed_tokens += u64::from(t.committed() - shared);
+            kv.release(t);
+            events.push(s.id);
+        }
+        for seq in events {
+            self.event(SeqEvent::Truncate { seq, to: 0 });
+        }
+    }
+
+    /// How a victim gives way: whichever the cost model finds cheaper.
+    fn way(&mut self, gi: u32) -> Way {
+        if self.config.preempt == Preempt::Recompute {
+            return Way::Recompute;
+        }
+        let Self {
+            groups, kv, cost, ..
+        } = self;
+        let Some(group) = groups[gi as usize].as_ref() else {
+            return Way::Recompute;
+        };
+        let tables: Vec<&Table> = group.tables().collect();
+        let moved = kv.swappable(&tables);
+        let page = kv.layout().page;
+        let free = kv.swap_free();
+        let forced = self.config.preempt == Preempt::Swap;
+        let transfer = |pages: u32| {
+            let bytes = page.times(u64::from(pages)).unwrap_or(Bytes::MAX);
+            2 * u128::from(cost.swap(bytes, u64::from(pages)).0)
+        };
+        let again = recompute(cost, group, 0);
+        if moved <= free {
+            return if forced || transfer(moved) <= again {
+                Way::Swap
+            } else {
+                Way::Recompute
+            };
+        }
+        // What does not fit into swap space is computed again, where one sequence's start can be kept.
+        let one_kind = kv.layout().groups.len() == 1 && !kv.layout().has_state();
+        let slots = kv.layout().groups.first().map_or(1, |g| g.slots);
+        let to = free.saturating_mul(slots);
+        if group.seqs.len() == 1
+            && one_kind
+            && free > 0
+            && (forced || transfer(free) + recompute(cost, group, to) < again)
+        {
+            return Way::Part(to);
+        }
+        Way::Recompute
+    }
+}
+
+/// Nanoseconds of computing a request's tokens from `from` on again; a shared prompt once.
+fn recompute(cost: &crate::CostModel, group: &Group, from: u32) -> u128 {
+    let prompt = group.request.prompt_len();
+    group
+        .tables()
+        .enumerate()
+        .map(|(i, t)| {
+            let start = if i == 0 {
+                from
+            } else {
+                prompt.min(t.committed())
+            };
+            let end = t.committed().max(start);
+            u128::from(cost.recompute(u64::from(start), u64::from(end)).0)
+        })
+        .sum()
+}
