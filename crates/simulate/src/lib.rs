@@ -2,7 +2,9 @@
 //! they replace.
 
 pub mod arrival;
+pub mod contiguous;
+pub mod paper;
 pub mod record;
 
 pub use arrival::{Arrival, Content, Fan};
-pub use record::{Finished, Slots, State};
+pub use record::{Finished, Sink, Slots, State};
