@@ -147,7 +147,8 @@ impl KvCache {
                 By::Several => census.shared += 1,
                 By::Pin => census.pinned += 1,
                 By::Nobody => {
-                    let held = u32::try_from(id).is_ok_and(|id| self.pool.page(id).refs > 0);
+                    let held = u32::try_from(id)
+                        .is_ok_and(|id| self.pool.page(id).refs + self.pool.page(id).copies > 0);
                     census.in_transit += u64::from(held);
                 }
             }

@@ -127,14 +127,11 @@ impl Layout {
         self.groups.iter().map(|g| g.held(tokens, in_flight)).sum()
     }
 
-    /// The most pages that a sequence ever holds on its way to `total` tokens, written in chunks of at most
-    /// `chunk` tokens up to `prompt` and one by one from there.
+    /// The most pages that a sequence ever holds on its way to `total` tokens, written at most `chunk` at a
+    /// time, wherever the chunks begin.
     #[must_use]
-    pub fn peak(&self, prompt: u64, total: u64, chunk: u64) -> u64 {
-        let chunk = chunk.clamp(1, prompt.max(1));
-        let prefill = self.held(prompt.saturating_sub(chunk), chunk);
-        let decode = self.held(total.saturating_sub(1), 1);
-        prefill.max(decode)
+    pub fn peak(&self, total: u64, chunk: u64) -> u64 {
+        self.groups.iter().map(|g| g.peak(total, chunk)).sum()
     }
 }
 
@@ -169,6 +166,20 @@ impl GroupLayout {
             GroupKind::State => u64::from(self.state_pages),
             _ => all.div_ceil(slots) - self.first_needed(tokens) / slots,
         }
+    }
+
+    fn peak(&self, total: u64, chunk: u64) -> u64 {
+        let slots = u64::from(self.slots.max(1));
+        let all = total.div_ceil(slots);
+        let kept = match self.kind {
+            GroupKind::State => return u64::from(self.state_pages),
+            GroupKind::Full | GroupKind::Latent => return all,
+            GroupKind::Window(n) | GroupKind::Chunk(n) => n
+                .saturating_sub(1)
+                .saturating_add(chunk.clamp(1, total.max(1))),
+        };
+        // The first of `kept` tokens may be a block's last.
+        all.min(kept.saturating_sub(1).div_ceil(slots) + 1)
     }
 
     /// The first token that a query at position `committed` reads.

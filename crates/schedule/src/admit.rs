@@ -142,10 +142,15 @@ impl Scheduler {
         } else {
             self.begin_sequences(gi);
             let (table, needed, hit) = self.first_table(gi);
-            if needed > cap_room || needed > room {
+            // The cached prefix is charged to its tenant now.
+            let cap_room = cap.saturating_sub(self.kv.charged(tenant));
+            let over = self.kv.charged(tenant) > cap;
+            let taken = free.saturating_sub(u64::from(self.kv.available()));
+            let room = room.saturating_sub(taken);
+            if over || needed > cap_room || needed > room {
                 self.kv.release(table);
                 self.unbegin_sequences(gi);
-                return if needed > cap_room {
+                return if over || needed > cap_room {
                     Verdict::Capped
                 } else {
                     Verdict::Blocked
@@ -233,11 +238,9 @@ impl Scheduler {
         }
         let len = lead.len();
         let exact = u64::from(kv.pages_for(&table, len - table.committed()));
-        let peak = kv.layout().peak(
-            u64::from(len),
-            u64::from(len),
-            u64::from(config.max_batched_tokens),
-        );
+        let peak = kv
+            .layout()
+            .peak(u64::from(len), u64::from(config.max_batched_tokens));
         let mut needed = exact.min(peak);
         let prompt = u64::from(group.request.prompt_len());
         for s in group.seqs.iter().skip(1) {

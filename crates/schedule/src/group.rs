@@ -141,7 +141,7 @@ pub(crate) fn worst_case(layout: &Layout, request: &Request, chunk: u32) -> u64 
     let prompt = u64::from(request.prompt_len());
     let total = prompt + u64::from(request.max_tokens()) - 1;
     // Whoever gave way computes everything again in chunks, what it had generated too.
-    let one = layout.peak(total, total, u64::from(chunk));
+    let one = layout.peak(total, u64::from(chunk));
     let width = u64::from(request.fan().width());
     if width == 1 {
         return one;

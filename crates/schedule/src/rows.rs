@@ -183,6 +183,7 @@ impl Scheduler {
                 let Some(table) = s.table.as_mut().filter(|_| n > 0) else {
                     continue;
                 };
+                let limit = limit.saturating_sub(before.saturating_sub(kv.available()));
                 if let Err(short) = kv.prepare(table, n, limit) {
                     // Some have rows already: the others follow in the next step.
                     if group.placed == step.number {

@@ -1,7 +1,8 @@
 //! [`Step`] and [`Executor`]: what one step does, and whoever does it.
 //!
-//! A step is carried out in this order: swaps out, block copies, swaps in, then rows. Events and table
-//! changes come first of all; they describe where things are, and move nothing.
+//! A step is carried out in this order: swaps out, swaps in, block copies, then rows. (A sequence that comes
+//! back may share a block and write it in the same step: the copy needs what the swap brings.) Events and
+//! table changes come first of all; they describe where things are, and move nothing.
 
 use std::ops::Range;
 
