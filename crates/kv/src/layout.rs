@@ -168,7 +168,7 @@ impl GroupLayout {
         }
     }
 
-    fn peak(&self, total: u64, chunk: u64) -> u64 {
+    pub(crate) fn peak(&self, total: u64, chunk: u64) -> u64 {
         let slots = u64::from(self.slots.max(1));
         let all = total.div_ceil(slots);
         let kept = match self.kind {

@@ -112,6 +112,55 @@ impl KvCache {
         Hit { tokens: limit }
     }
 
+    /// Pages that a new sequence takes from those that can be had when it starts with `hit` and goes on to
+    /// `len` tokens in chunks of at most `chunk`: cached ones that it revives, and new ones.
+    #[must_use]
+    pub fn pages_from(&self, keys: &PromptKeys, hit: Hit, len: u32, chunk: u32) -> u64 {
+        let mut pages = 0;
+        for (g, group) in self.layout.groups.iter().enumerate() {
+            let mut attached = 0;
+            let mut revived = 0;
+            if hit.tokens > 0 {
+                self.each_cached(g, keys, hit, |page| {
+                    attached += 1;
+                    revived += u64::from(self.pool.page(page).refs == 0);
+                });
+            }
+            let fresh = if group.is_state() {
+                // The state goes on in pages of its own.
+                u64::from(group.state_pages)
+            } else {
+                let end = u64::from(len).div_ceil(u64::from(group.slots));
+                let most = group.peak(u64::from(len), u64::from(chunk));
+                let first = u64::from(hit.tokens / group.slots);
+                (end - first).min(most.saturating_sub(attached))
+            };
+            pages += revived + fresh;
+        }
+        pages
+    }
+
+    /// Calls `f` with the page of each block that [`KvCache::attach`] shares in group `g`.
+    fn each_cached(&self, g: usize, keys: &PromptKeys, hit: Hit, mut f: impl FnMut(u32)) {
+        let group = &self.layout.groups[g];
+        let end = hit.tokens / block_tokens(&self.layout, group);
+        let address = |i: u32| keys.groups.get(g).and_then(|k| k.get(i as usize)).copied();
+        if group.is_state() {
+            let last = end.checked_sub(1).and_then(address);
+            for i in 0..group.state_pages {
+                if let Some(page) = last.and_then(|a| self.index.find(part(a, i))) {
+                    f(page);
+                }
+            }
+        } else {
+            for i in first_block(group, hit.tokens)..end {
+                if let Some(page) = address(i).and_then(|a| self.index.find(a)) {
+                    f(page);
+                }
+            }
+        }
+    }
+
     fn reading_all(&self) -> impl Iterator<Item = (usize, &GroupLayout)> {
         let all = |g: &&GroupLayout| !g.is_state() && g.first_needed(1 << 31) == 0;
         self.layout
@@ -199,19 +248,14 @@ impl KvCache {
             let Some(&last) = keys.groups.get(g).and_then(|k| k.get(end as usize - 1)) else {
                 continue;
             };
-            let (first, addresses): (u32, Vec<u128>) = if group.is_state() {
-                (0, (0..group.state_pages).map(|i| part(last, i)).collect())
+            table.groups[g].first = if group.is_state() {
+                0
             } else {
-                let first = first_block(&group, hit.tokens);
-                let range = first as usize..end as usize;
-                (first, keys.groups[g][range].to_vec())
+                first_block(&group, hit.tokens)
             };
-            table.groups[g].first = first;
-            for address in addresses {
-                let Some(page) = self.index.find(address) else {
-                    debug_assert!(false, "a block that was found is gone");
-                    continue;
-                };
+            let mut pages = Vec::new();
+            self.each_cached(g, keys, hit, |page| pages.push(page));
+            for page in pages {
                 self.pool.acquire(page, tenant);
                 self.push_entry(table, g, page);
             }

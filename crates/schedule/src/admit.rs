@@ -3,7 +3,7 @@
 //! In rank order, and nobody overtakes: the first who does not fit keeps the others out, so that pages
 //! gather for it. Only a tenant at its cap is passed over.
 
-use plimsoll_kv::Table;
+use plimsoll_kv::{Hit, PromptKeys, Table};
 
 use crate::config::Admission;
 use crate::group::{Group, Phase, Rank, Sequence};
@@ -140,29 +140,24 @@ impl Scheduler {
             self.resumed.push(gi);
             self.enter(gi, rank, more);
         } else {
-            self.begin_sequences(gi);
-            let (table, needed, hit) = self.first_table(gi);
-            // The cached prefix is charged to its tenant now.
-            let cap_room = cap.saturating_sub(self.kv.charged(tenant));
-            let over = self.kv.charged(tenant) > cap;
-            let taken = free.saturating_sub(u64::from(self.kv.available()));
-            let room = room.saturating_sub(taken);
-            if over || needed > cap_room || needed > room {
-                self.kv.release(table);
-                self.unbegin_sequences(gi);
-                return if over || needed > cap_room {
-                    Verdict::Capped
-                } else {
-                    Verdict::Blocked
-                };
+            let (hit, needed) = self.start(gi);
+            if needed > cap_room {
+                return Verdict::Capped;
             }
+            if needed > room {
+                return Verdict::Blocked;
+            }
+            let before = self.kv.available();
+            self.begin_sequences(gi, hit);
+            let taken = u64::from(before.saturating_sub(self.kv.available()));
+            let needed = needed.saturating_sub(taken);
+            let hit = hit.tokens;
             let new = phase == Phase::Waiting;
             let group = self.group_mut(gi);
             let prompt = group.request.prompt_len();
             if new {
                 group.cached_tokens = hit;
             }
-            group.seqs[0].table = Some(table);
             if new {
                 self.stats.queried_tokens += u64::from(prompt);
                 self.stats.cached_tokens += u64::from(hit);
@@ -175,87 +170,86 @@ impl Scheduler {
         Verdict::In
     }
 
-    /// A request's first sequence, where it has none yet.
-    fn begin_sequences(&mut self, gi: u32) {
-        if !self.group(gi).seqs.is_empty() {
-            return;
-        }
-        let id = self.new_seq();
-        let group = self.group_mut(gi);
-        let tokens = group.request.prompt().to_vec();
-        group.seqs.push(Sequence {
-            id,
-            index: 0,
-            table: None,
-            tokens,
-            score: 0.0,
-            ended: false,
-        });
-        let request = group.request.id();
-        self.event(SeqEvent::Start {
-            seq: id,
-            request,
-            index: 0,
-        });
-    }
-
-    /// Takes it back: a request that still waits has no sequence.
-    fn unbegin_sequences(&mut self, gi: u32) {
-        if self.group(gi).phase == Phase::Waiting
-            && let Some(s) = self.group_mut(gi).seqs.pop()
-        {
-            self.drop_seq(s.id, None);
-        }
-    }
-
-    /// A table for the leading sequence with the cached prefix in it, the pages that the request still needs
-    /// to get where it was, and the length of that prefix.
-    fn first_table(&mut self, gi: u32) -> (Table, u64, u32) {
+    /// The cached prefix from which a request can start, and the pages that it takes from there to get to the
+    /// end of what is known.
+    fn start(&mut self, gi: u32) -> (Hit, u64) {
         let Self {
             groups, kv, config, ..
         } = self;
-        let group = groups[gi as usize]
-            .as_mut()
-            .expect("a candidate is a living request");
-        let request = &group.request;
-        let lead = &group.seqs[0];
-        let mut table = kv.table(lead.id, request.scope(), request.prompt_len());
-        let mut hit = 0;
+        let Some(group) = groups[gi as usize].as_mut() else {
+            return (Hit::default(), 0);
+        };
+        let tokens = match group.seqs.first() {
+            Some(s) => &s.tokens[..group.leader_target() as usize],
+            None => &group.request.prompt()[..],
+        };
+        let len = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
+        let mut hit = Hit::default();
         if kv.has_prefix_cache() {
             // What was generated has addresses too, when it is computed again.
-            let fresh = group.phase == Phase::Waiting;
             let keys = match group.keys.take() {
-                Some(k) if fresh => k,
-                _ => kv.keys(request.scope(), &lead.tokens),
+                Some(k) if group.phase == Phase::Waiting => k,
+                _ => kv.keys(group.request.scope(), tokens),
             };
             // At least one token is always run.
-            let found = kv.lookup(&keys, &lead.tokens, group.leader_target() - 1);
-            kv.attach(&mut table, &keys, found);
-            hit = found.tokens;
-            if fresh {
-                group.keys = Some(keys);
+            hit = kv.lookup(&keys, tokens, len - 1);
+            group.keys = Some(keys);
+        }
+        let chunk = config.max_batched_tokens;
+        let no_keys = PromptKeys::default();
+        let keys = group.keys.as_ref().unwrap_or(&no_keys);
+        let mut needed = kv.pages_from(keys, hit, len, chunk);
+        if group.seqs.len() > 1 {
+            let prompt = u64::from(len);
+            for s in &group.seqs {
+                needed += kv
+                    .layout()
+                    .groups
+                    .iter()
+                    .map(|g| match g.is_state() {
+                        true => u64::from(g.state_pages),
+                        false => {
+                            let slots = u64::from(g.slots.max(1));
+                            u64::from(s.len()).div_ceil(slots) - prompt / slots
+                        }
+                    })
+                    .sum::<u64>();
             }
         }
-        let len = lead.len();
-        let exact = u64::from(kv.pages_for(&table, len - table.committed()));
-        let peak = kv
-            .layout()
-            .peak(u64::from(len), u64::from(config.max_batched_tokens));
-        let mut needed = exact.min(peak);
-        let prompt = u64::from(group.request.prompt_len());
-        for s in group.seqs.iter().skip(1) {
-            let slots = |g: &plimsoll_kv::GroupLayout| u64::from(g.slots.max(1));
-            needed += kv
-                .layout()
-                .groups
-                .iter()
-                .map(|g| match g.is_state() {
-                    true => u64::from(g.state_pages),
-                    false => u64::from(s.len()).div_ceil(slots(g)) - prompt / slots(g),
-                })
-                .sum::<u64>();
+        (hit, needed.min(u64::from(group.worst)))
+    }
+
+    /// Gives a request its leading sequence, where it has none yet, and that the cached prefix.
+    fn begin_sequences(&mut self, gi: u32, hit: Hit) {
+        if self.group(gi).seqs.is_empty() {
+            let id = self.new_seq();
+            let group = self.group_mut(gi);
+            let tokens = group.request.prompt().to_vec();
+            group.seqs.push(Sequence {
+                id,
+                index: 0,
+                table: None,
+                tokens,
+                score: 0.0,
+                ended: false,
+            });
+            let request = group.request.id();
+            self.event(SeqEvent::Start {
+                seq: id,
+                request,
+                index: 0,
+            });
         }
-        (table, needed, hit)
+        let Self { groups, kv, .. } = self;
+        let Some(group) = groups[gi as usize].as_mut() else {
+            return;
+        };
+        let scope = group.request.scope();
+        let mut table = kv.table(group.seqs[0].id, scope, group.request.prompt_len());
+        if let Some(keys) = &group.keys {
+            kv.attach(&mut table, keys, hit);
+        }
+        group.seqs[0].table = Some(table);
     }
 
     fn enter(&mut self, gi: u32, rank: Rank, promised: u32) {

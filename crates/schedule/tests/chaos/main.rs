@@ -282,6 +282,9 @@ fn run(seed: u64, limit: u64) {
         if calm {
             shadow.fail_steps = 0;
             shadow.fail_transfers = 0;
+            while let Some(pin) = pins.pop() {
+                driver.scheduler_mut().unpin(pin);
+            }
             if steps > 0 && driver.scheduler().is_idle() {
                 break;
             }
