@@ -3,7 +3,7 @@
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::cache::KvCache;
-use crate::table::{Entry, Table, TenantId};
+use crate::table::{Entry, Table};
 
 /// The pool at one moment. Counters only: O(groups).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct Census {
     pub pinned: u64,
     /// Places taken in swap space.
     pub swapped: u64,
-    /// Pages charged to each tenant.
+    /// Pages charged to each tenant; what pins keep is charged to none.
     pub tenants: Vec<u64>,
 }
 
@@ -132,12 +132,7 @@ impl KvCache {
             free: u64::from(self.pool.free()),
             cached: u64::from(self.pool.cached()),
             swapped: u64::from(self.swap.used()),
-            tenants: (0..self.pool.tenants())
-                .map(|t| {
-                    self.pool
-                        .charged(TenantId(u16::try_from(t).unwrap_or(u16::MAX)))
-                })
-                .collect(),
+            tenants: self.pool.accounts()[..self.pool.accounts().len() - 1].to_vec(),
             ..Census::default()
         };
         for (id, by) in by.iter().enumerate().skip(1) {

@@ -174,7 +174,7 @@ impl KvCache {
         let pool = &self.pool;
         let (mut held, mut cached, mut free) = (0_u32, 0_u32, 0_u32);
         let mut live = vec![0_u64; self.layout.groups.len()];
-        let mut charged = vec![0_u64; pool.tenants()];
+        let mut charged = vec![0_u64; pool.accounts().len()];
         let mut published = 0_usize;
         for id in 1..=pool.total() {
             let p = pool.page(id);
@@ -246,12 +246,9 @@ impl KvCache {
                 format!("group {g}: {n} live slots, counted {}", pool.live(g))
             })?;
         }
-        for (t, n) in charged.iter().enumerate() {
-            let tenant = crate::TenantId(u16::try_from(t).unwrap_or(u16::MAX));
-            ensure(*n == pool.charged(tenant), || {
-                format!("tenant {t}: {n} pages, charged {}", pool.charged(tenant))
-            })?;
-        }
+        ensure(charged == pool.accounts(), || {
+            format!("tenants hold {charged:?}, charged {:?}", pool.accounts())
+        })?;
         Ok(())
     }
 

@@ -48,7 +48,7 @@ pub(crate) struct Pool {
     live: Vec<u64>,
     /// Held pages, per group.
     held: Vec<u64>,
-    /// Held pages, per tenant.
+    /// Held pages, per tenant; the last account is the house's, which pays for pins.
     charged: Vec<u64>,
 }
 
@@ -67,7 +67,7 @@ impl Pool {
             in_transit: 0,
             live: vec![0; groups],
             held: vec![0; groups],
-            charged: vec![0; tenants.max(1)],
+            charged: vec![0; tenants.max(1) + 1],
         }
     }
 
@@ -114,8 +114,17 @@ impl Pool {
         self.charged.get(tenant.0 as usize).copied().unwrap_or(0)
     }
 
-    pub(crate) fn tenants(&self) -> usize {
-        self.charged.len()
+    /// Accounts, the house's last.
+    pub(crate) fn accounts(&self) -> &[u64] {
+        &self.charged
+    }
+
+    /// The house pays for a held page from now on.
+    pub(crate) fn charge_house(&mut self, id: u32) {
+        let tenant = self.pages[id as usize].tenant;
+        self.charge(tenant, -1);
+        self.charge(TenantId::HOUSE, 1);
+        self.pages[id as usize].tenant = TenantId::HOUSE;
     }
 
     /// The free list, for integrity checks.

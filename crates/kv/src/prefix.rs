@@ -5,7 +5,7 @@ use hashbrown::HashTable;
 use crate::address::{PromptKeys, block_tokens};
 use crate::cache::KvCache;
 use crate::layout::GroupLayout;
-use crate::table::Table;
+use crate::table::{Entry, Table};
 
 /// A prefix that is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -275,6 +275,16 @@ impl KvCache {
         }
         let mut table = self.table(plimsoll_units::SeqId(u64::MAX), scope, hit.tokens);
         self.attach(&mut table, &keys, hit);
+        let pages: Vec<u32> = table
+            .entries()
+            .filter_map(|(_, e)| match e {
+                Entry::Device { page, .. } => Some(page),
+                Entry::Host { .. } => None,
+            })
+            .collect();
+        for page in pages {
+            self.pool.charge_house(page);
+        }
         // Nobody runs a pin: executors need not know its table.
         self.outbox.deltas.retain(|d| d.seq != table.id);
         Some(Pin(table))

@@ -8,6 +8,11 @@ use plimsoll_units::{BlockId, SeqId};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TenantId(pub u16);
 
+impl TenantId {
+    /// Nobody's and everybody's: who is charged for pins.
+    pub(crate) const HOUSE: Self = Self(u16::MAX);
+}
+
 /// Where a block is. Generations tell a page or place from its earlier and later uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {

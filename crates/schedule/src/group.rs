@@ -3,7 +3,7 @@
 use plimsoll_kv::{Layout, PromptKeys, Table};
 use plimsoll_units::{Nanos, SeqId};
 
-use crate::request::Request;
+use crate::request::{Fan, Request};
 
 /// Who goes first. Priority is worth a fixed time of waiting, so that the order of two requests never
 /// changes: nobody waits for ever, and nothing is sorted again.
@@ -102,10 +102,10 @@ impl Group {
 
     /// Sequences that it counts for among those that run.
     pub(crate) fn width(&self) -> u32 {
-        if self.forked {
-            u32::try_from(self.seqs.len()).unwrap_or(u32::MAX)
-        } else {
-            self.request.fan().width()
+        match self.request.fan() {
+            // Sequences that have ended do not come back; beams that died do.
+            Fan::Sample { .. } if self.forked => u32::try_from(self.seqs.len()).unwrap_or(u32::MAX),
+            fan => fan.width(),
         }
     }
 

@@ -320,24 +320,6 @@ fn run(seed: u64, limit: u64) {
             .check_integrity(&pins)
             .expect("before a step");
         let turn = driver.turn(&mut shadow, Nanos(now), |sched, step| {
-            if std::env::var("DBG").is_ok() {
-                println!(
-                    "{} ev {:?}\n   deltas {:?}\n   out {:?} copies {:?} in {:?}",
-                    step.number,
-                    step.events,
-                    step.kv.deltas,
-                    step.kv.swaps_out,
-                    step.kv.copies,
-                    step.kv.swaps_in
-                );
-                for row in &step.rows {
-                    println!(
-                        "   row {:?} {:?}",
-                        row,
-                        &step.tokens[row.tokens.start as usize..row.tokens.end as usize]
-                    );
-                }
-            }
             sched.check_integrity(&pins).expect("during a step");
             assert!(
                 step.tokens.len() <= s.config.max_batched_tokens as usize,

@@ -43,7 +43,7 @@ pub(crate) fn draw(logits: u64, seed: u64, index: u32, vocab: u32) -> Draw {
     Draw {
         token: (h % u64::from(vocab)) as u32,
         logprob: -((h >> 40) as f32) / 1e6,
-        ends: (h >> 20) % 16 == 0,
+        ends: (h >> 20).is_multiple_of(16),
     }
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn candidates(logits: u64, k: u32, vocab: u32) -> Vec<Draw> {
             Draw {
                 token: ((h >> 7) % u64::from(vocab)) as u32,
                 logprob: sum,
-                ends: (h >> 20) % 8 == 0,
+                ends: (h >> 20).is_multiple_of(8),
             }
         })
         .collect()
@@ -245,9 +245,7 @@ impl Shadow {
         let seed = self.seeds.get(&r.request).copied().unwrap_or(0);
         match r.output {
             Output::None => RowOutput::None,
-            Output::Sample { draws } if draws == 1 => {
-                RowOutput::One(draw(h, seed, r.index, self.vocab))
-            }
+            Output::Sample { draws: 1 } => RowOutput::One(draw(h, seed, r.index, self.vocab)),
             Output::Sample { draws } => RowOutput::Many(
                 (0..draws)
                     .map(|i| draw(h, seed, r.index + i, self.vocab))
