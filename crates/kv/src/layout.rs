@@ -151,6 +151,12 @@ impl GroupLayout {
         })
     }
 
+    /// Whether it keeps something of every token.
+    #[must_use]
+    pub fn keeps_all(&self) -> bool {
+        matches!(self.kind, GroupKind::Full | GroupKind::Latent)
+    }
+
     /// Whether it keeps one state per sequence instead of something per token.
     #[must_use]
     pub fn is_state(&self) -> bool {

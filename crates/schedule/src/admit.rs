@@ -36,11 +36,18 @@ impl Scheduler {
                 }
                 Verdict::Capped => {
                     let tenant = self.group(gi).request.scope().tenant;
+                    let of = |g: &Group| g.request.scope().tenant == tenant;
+                    let runs = self.running.iter().any(|r| of(self.group(r.1)));
+                    if !runs
+                        && (self.reclaim(of) || self.running.is_empty() && self.reclaim(|_| true))
+                    {
+                        continue;
+                    }
                     capped[usize::from(tenant.0)] = true;
                 }
                 Verdict::Blocked => {
                     // Nobody runs, so what it lacks is held by others who gave way.
-                    if self.running.is_empty() && self.reclaim() {
+                    if self.running.is_empty() && self.reclaim(|_| true) {
                         continue;
                     }
                     return;
@@ -117,7 +124,11 @@ impl Scheduler {
                 .filter_map(|s| Some((s, s.table.as_ref()?)))
                 .map(|(s, t)| self.kv.pages_for(t, s.len() - t.committed()))
                 .sum();
-            let needed = back + u64::from(more);
+            // Blocks that siblings share, or that will leave a window, are counted more than once there.
+            let held: u64 = tables.iter().map(|t| t.on_device()).sum();
+            let most = u64::from(group.worst).saturating_sub(held).max(back);
+            let needed = (back + u64::from(more)).min(most);
+            let more = u32::try_from(needed - back).unwrap_or(u32::MAX);
             if needed > cap_room {
                 return Verdict::Capped;
             }

@@ -149,7 +149,7 @@ pub(crate) fn worst_case(layout: &Layout, request: &Request, chunk: u32) -> u64 
     let shared: u64 = layout
         .groups
         .iter()
-        .filter(|g| !g.is_state() && g.held(total, 0) == total.div_ceil(u64::from(g.slots)))
+        .filter(|g| g.keeps_all())
         .map(|g| prompt / u64::from(g.slots))
         .sum();
     shared + width * (one - shared.min(one))

@@ -45,7 +45,7 @@ impl Scheduler {
             self.preempt(v, gi);
             return true;
         }
-        if !capped && self.reclaim() {
+        if !capped && self.reclaim(|_| true) {
             return true;
         }
         if !self.group(gi).guaranteed {
@@ -55,19 +55,20 @@ impl Scheduler {
     }
 
     /// Takes back the blocks that only requests in swap space still hold on the device: those requests are
-    /// computed again. `false` where there are none.
-    pub(crate) fn reclaim(&mut self) -> bool {
+    /// computed again, the last in rank first, until a page can be had. `false` where there are none.
+    pub(crate) fn reclaim(&mut self, of: impl Fn(&Group) -> bool + Copy) -> bool {
         let held = self.preempted.iter().rev().map(|p| p.1).find(|&gi| {
             let group = self.group(gi);
             group.phase == Phase::Swapped
                 && !self.left.contains(&gi)
+                && of(group)
                 && group.tables().any(|t| t.on_device() > 0)
         });
         let Some(gi) = held else { return false };
         let before = self.kv.available();
         self.forget(gi);
         self.group_mut(gi).phase = Phase::Dropped;
-        self.kv.available() > before || self.reclaim()
+        self.kv.available() > before || self.reclaim(of)
     }
 
     /// A running request gives way to `by`.
@@ -201,7 +202,7 @@ impl Scheduler {
             };
         }
         // What does not fit into swap space is computed again, where one sequence's start can be kept.
-        let one_kind = kv.layout().groups.len() == 1 && !kv.layout().has_state();
+        let one_kind = matches!(&kv.layout().groups[..], [g] if g.keeps_all());
         let slots = kv.layout().groups.first().map_or(1, |g| g.slots);
         let to = free.saturating_mul(slots);
         if group.seqs.len() == 1
