@@ -45,7 +45,7 @@ impl Scheduler {
             self.preempt(v, gi);
             return true;
         }
-        if !capped && self.reclaim(|_| true) {
+        if self.reclaim(|g| !capped || g.request.scope().tenant == tenant) {
             return true;
         }
         if !self.group(gi).guaranteed {
