@@ -3,6 +3,7 @@
 
 pub mod arrival;
 pub mod contiguous;
+pub mod log;
 pub mod paged;
 pub mod paper;
 pub mod record;
