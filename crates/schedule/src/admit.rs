@@ -3,6 +3,8 @@
 //! In rank order, and nobody overtakes: the first who does not fit keeps the others out, so that pages
 //! gather for it. Only a tenant at its cap is passed over.
 
+use std::ops::Bound;
+
 use plimsoll_kv::{Hit, PromptKeys, Table};
 
 use crate::config::Admission;
@@ -17,6 +19,9 @@ enum Verdict {
     In,
     /// It does not fit yet, and nobody passes it.
     Blocked,
+    /// It must be guaranteed its worst case and cannot be yet. Others may pass it without a guarantee:
+    /// older requests run, and when it is the oldest nobody passes it.
+    Passed,
     /// Its tenant holds all that it may.
     Capped,
 }
@@ -25,11 +30,14 @@ impl Scheduler {
     /// Lets in whoever fits.
     pub(crate) fn admit(&mut self, budget: &mut Budget) {
         let mut capped = vec![false; self.config.tenants.len()];
+        // The last one that was passed: who comes after it is let in without a guarantee or not at all.
+        let mut passed = None;
         while budget.tokens > 0 {
-            let Some(gi) = self.next_candidate(&capped) else {
+            let Some(gi) = self.next_candidate(&capped, passed) else {
                 return;
             };
-            match self.try_admit(gi) {
+            match self.try_admit(gi, passed.is_some()) {
+                Verdict::Passed => passed = Some((self.group(gi).rank, gi)),
                 Verdict::In => {
                     // Short here means that it runs but waits for pages.
                     let _ = self.place(gi, budget);
@@ -58,9 +66,13 @@ impl Scheduler {
 
     /// The first in rank order of those that gave way and those that wait; tenants below their floor before
     /// the others where both only wait.
-    fn next_candidate(&self, capped: &[bool]) -> Option<u32> {
+    fn next_candidate(&self, capped: &[bool], passed: Option<(Rank, u32)>) -> Option<u32> {
         let free = |gi: u32| !capped[usize::from(self.group(gi).request.scope().tenant.0)];
-        let back = self.preempted.iter().find(|p| free(p.1));
+        let after = passed.map_or(Bound::Unbounded, Bound::Excluded);
+        let back = self
+            .preempted
+            .range((after, Bound::Unbounded))
+            .find(|p| free(p.1));
         let new = self
             .waiting
             .iter()
@@ -90,7 +102,7 @@ impl Scheduler {
         tokens.div_ceil(u64::from(slots))
     }
 
-    fn try_admit(&mut self, gi: u32) -> Verdict {
+    fn try_admit(&mut self, gi: u32, passes: bool) -> Verdict {
         let group = self.group(gi);
         let (rank, phase, width) = (group.rank, group.phase, group.width());
         let tenant = group.request.scope().tenant;
@@ -111,8 +123,13 @@ impl Scheduler {
         if cap_room == 0 {
             return Verdict::Capped;
         }
-        if guarantee && !self.can_guarantee(gi) {
-            return Verdict::Blocked;
+        if guarantee && (passes || !self.can_guarantee(gi)) {
+            let older = self.running.first().is_some_and(|r| r.0 < rank);
+            return if older && self.config.admission == Admission::Optimistic {
+                Verdict::Passed
+            } else {
+                Verdict::Blocked
+            };
         }
         if phase == Phase::Swapped {
             let group = self.group(gi);

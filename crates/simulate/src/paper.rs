@@ -27,9 +27,10 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 
+use plimsoll_kv::{KvConfig, Layout};
 use plimsoll_model::{Assume, ModelError, ModelSpec, ShardError, catalogue};
 use plimsoll_program::{KvRules, Parallel, PoolGeometry};
-use plimsoll_schedule::{CostModel, Rates, Work};
+use plimsoll_schedule::{CostModel, Limits, NoLog, Rates, SchedulerConfig, Work};
 use plimsoll_units::{Bytes, DType, Nanos, SizeOverflow};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -38,6 +39,7 @@ use rand_distr::{Distribution, Exp1, StandardNormal};
 use crate::arrival::{Arrival, Content, Fan};
 use crate::contiguous::buddy::Buddy;
 use crate::contiguous::{self, Config, Reservation, RunError, Server};
+use crate::paged;
 use crate::record::{Finished, Sink, Slots, State};
 
 /// Longest sequence of an OPT model, in tokens.
@@ -81,6 +83,9 @@ pub enum PaperError {
     /// The simulation stopped.
     #[error(transparent)]
     Run(#[from] RunError<Infallible>),
+    /// Our own simulation stopped.
+    #[error(transparent)]
+    Paged(#[from] paged::RunError<Infallible>),
 }
 
 /// One exact figure.
@@ -382,9 +387,20 @@ pub fn simulate(
         max_batch: None,
         until: Some(HOUR),
     };
+    let mut tally = Tally::default();
+    contiguous::run(&config, arrivals(lengths, rate, seed), cost, &mut tally)?;
+    Ok(tally.outcome(config.slots))
+}
+
+/// Poisson arrivals at `rate` per second, for ever.
+fn arrivals(
+    lengths: &Lengths,
+    rate: f64,
+    seed: u64,
+) -> impl Iterator<Item = Result<Arrival, Infallible>> + '_ {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut at = 0.0;
-    let arrivals = std::iter::from_fn(|| {
+    std::iter::from_fn(move || {
         let gap: f64 = Exp1.sample(&mut rng);
         at += gap / rate;
         let (prompt_tokens, output_tokens) = lengths.sample(&mut rng);
@@ -397,10 +413,48 @@ pub fn simulate(
             tenant: 0,
             priority: 0,
         }))
-    });
+    })
+}
+
+/// One hour of the same through our own scheduler, in blocks of `block` tokens.
+///
+/// # Errors
+/// [`PaperError`].
+pub fn paged(
+    lengths: &Lengths,
+    rate: f64,
+    block: u32,
+    cost: &CostModel,
+    seed: u64,
+) -> Result<(Outcome, paged::Summary), PaperError> {
+    let (_, geometry) = opt("opt-13b")?;
+    let slots = slots("opt-13b", 12)?;
+    let layout = Layout::full(block, geometry.bytes_per_token()?);
+    let pages = u32::try_from(slots / u64::from(block)).unwrap_or(u32::MAX);
+    let limits = Limits {
+        max_model_len: u32::try_from(MAX_TOKENS).unwrap_or(u32::MAX),
+        vocab: 50_272,
+        max_width: 16,
+        tenants: 1,
+    };
+    let mut kv = KvConfig::new(layout, pages);
+    // The paper's bound: swap space never needs more blocks than the pool has.
+    kv.swap_pages = pages;
+    let config = paged::Config {
+        scheduler: SchedulerConfig::new(limits),
+        kv,
+        belief: cost.clone(),
+        truth: cost.clone(),
+        asked: paged::Asked::Most,
+        branching: paged::Branching::default(),
+        faults: paged::Faults::default(),
+        seed,
+        until: Some(HOUR),
+    };
     let mut tally = Tally::default();
-    contiguous::run(&config, arrivals, cost, &mut tally)?;
-    Ok(tally.outcome(config.slots))
+    let arrivals = arrivals(lengths, rate, seed);
+    let (summary, NoLog) = paged::run(&config, arrivals, |_, _, _| (), &mut tally, NoLog)?;
+    Ok((tally.outcome(slots), summary))
 }
 
 /// Lognormal prompt and output lengths, cut at the maximum length in sum.
@@ -612,6 +666,22 @@ mod tests {
         }
         let near = |sum: u64, mean: f64| (float(sum) / float(n) / mean - 1.0).abs() < 0.01;
         assert!(near(prompts, 161.31) && near(outputs, 337.99));
+    }
+
+    #[test]
+    fn try_paged() {
+        let cost = opt_13b_on_a100().unwrap();
+        let lengths = Lengths::new(&SHAREGPT, PROMPT_CV, fit().unwrap());
+        for rate in [2.0, 4.0] {
+            let t = std::time::Instant::now();
+            let (o, s) = paged(&lengths, rate, 16, &cost, 1).unwrap();
+            println!("{rate} {o:?} {:?} {s:?}", t.elapsed());
+        }
+        let lengths = Lengths::new(&ALPACA, PROMPT_CV, fit().unwrap());
+        for rate in [30.0, 60.0] {
+            let (o, s) = paged(&lengths, rate, 16, &cost, 1).unwrap();
+            println!("{rate} {o:?} {s:?}");
+        }
     }
 
     #[test]
