@@ -3,6 +3,8 @@
 
 pub mod arrival;
 pub mod record;
+pub mod recorder;
 
 pub use arrival::{Arrival, Content, Fan};
-pub use record::{Finished, Slots, State};
+pub use record::{Finished, Sink, Slots, State};
+pub use recorder::{Counts, Recorder, RecorderConfig, RunFacts, Slo};

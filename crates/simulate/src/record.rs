@@ -65,3 +65,15 @@ pub struct Finished {
     /// Whose it was.
     pub tenant: u32,
 }
+
+/// Whom a run tells what happens, in the order in which it happens.
+pub trait Sink {
+    /// What holds from `at` until the next call of this method.
+    fn state(&mut self, at: Nanos, state: &State);
+    /// A sequence has its next token, `gap` after the one before; not called for its first.
+    fn token(&mut self, gap: Nanos);
+    /// A request ended well.
+    fn finished(&mut self, f: &Finished);
+    /// A request was turned away at `at`: it could not run even alone.
+    fn refused(&mut self, at: Nanos);
+}
