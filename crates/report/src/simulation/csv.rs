@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 use super::text::plain;
 use super::wire::{SimulationReport, TimeSeries, Track};
 
-/// The tracks by name.
-const TRACKS: [(&str, fn(&TimeSeries) -> &Track); 11] = [
+/// A column by name.
+type Column<T> = (&'static str, fn(&TimeSeries) -> &T);
+
+/// The tracks.
+const TRACKS: [Column<Track>; 11] = [
     ("token_states", |s| &s.token_states),
     ("reserved", |s| &s.reserved),
     ("internal", |s| &s.internal),
@@ -20,8 +23,8 @@ const TRACKS: [(&str, fn(&TimeSeries) -> &Track); 11] = [
     ("swapped_bytes", |s| &s.swapped_bytes),
 ];
 
-/// The counts by name.
-const COUNTS: [(&str, fn(&TimeSeries) -> &Vec<u64>); 5] = [
+/// The counts.
+const COUNTS: [Column<Vec<u64>>; 5] = [
     ("steps", |s| &s.steps),
     ("swap_preemptions", |s| &s.swap_preemptions),
     ("recompute_preemptions", |s| &s.recompute_preemptions),

@@ -56,10 +56,12 @@ pub fn simulation_html(report: &SimulationReport) -> String {
         escape(&title)
     );
     head(report, &title, &mut out);
-    comparison(report, &mut out);
     let drawn = charts(report);
     for (topic, heading, words) in SECTIONS {
         section(&drawn, topic, heading, words, &mut out);
+        if topic == Topic::Waste {
+            comparison(report, &mut out);
+        }
     }
     if !drawn.is_empty() && !drawn.iter().any(|c| c.topic == Topic::Preemption) {
         out.push_str("<h2>Preemption</h2>\n<p>No run preempted anything.</p>\n");
@@ -124,7 +126,7 @@ fn cards(first: &Run, others: &[Run], out: &mut String) {
         ("sequences running, mean", |r| Some(r.running_mean), figure),
         ("output tokens / s", |r| Some(r.output_tokens_per_s), figure),
         (
-            "latency per output token, mean",
+            "latency / token, mean",
             |r| r.latency.normalised.map(|p| p.mean_s),
             seconds,
         ),

@@ -38,15 +38,22 @@ pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
         r.goodput.map_or_else(none, |g| percent(g.share))
     });
     add("latency / token, mean", true, &|r| {
-        r.latency
-            .normalised
-            .map_or_else(none, |p| seconds(p.mean_s))
+        at(r.latency.normalised, |p| p.mean_s)
     });
-    add("first token, p50 / p99", true, &|r| pair(r.latency.ttft));
-    add("next token, p50 / p99", true, &|r| {
-        pair(r.latency.inter_token)
+    add("first token, p50", true, &|r| {
+        at(r.latency.ttft, |p| p.p50_s)
     });
-    add("end to end, p50 / p99", true, &|r| pair(r.latency.e2e));
+    add("first token, p99", true, &|r| {
+        at(r.latency.ttft, |p| p.p99_s)
+    });
+    add("next token, p50", true, &|r| {
+        at(r.latency.inter_token, |p| p.p50_s)
+    });
+    add("next token, p99", true, &|r| {
+        at(r.latency.inter_token, |p| p.p99_s)
+    });
+    add("end to end, p50", true, &|r| at(r.latency.e2e, |p| p.p50_s));
+    add("end to end, p99", true, &|r| at(r.latency.e2e, |p| p.p99_s));
     add("sequences running, mean", true, &|r| figure(r.running_mean));
     add("rows per step, mean", true, &|r| figure(r.batch_mean));
     add("live KV at saturation", true, &|r| {
@@ -103,13 +110,7 @@ fn none() -> String {
     "-".to_owned()
 }
 
-fn pair(p: Option<Percentiles>) -> String {
-    p.map_or_else(none, |p| {
-        let (a, b) = (seconds(p.p50_s), seconds(p.p99_s));
-        // The unit once where it is the same: `21 / 80 ms`.
-        match (a.split_once(' '), b.split_once(' ')) {
-            (Some((x, u)), Some((_, v))) if u == v => format!("{x} / {b}"),
-            _ => format!("{a} / {b}"),
-        }
-    })
+/// One figure of a distribution, where there is one.
+fn at(p: Option<Percentiles>, of: fn(Percentiles) -> f64) -> String {
+    p.map_or_else(none, |p| seconds(of(p)))
 }

@@ -53,6 +53,16 @@ impl Scale {
         Self::linear(max.max(4.0), 4.0, pixels, compact)
     }
 
+    /// Counts from 0 to `max` exactly, for what is a part of `max`.
+    pub(super) fn whole(max: f64, pixels: [f64; 2]) -> Self {
+        let mut s = Self::counts(max, pixels);
+        if max.is_finite() && max > 0.0 {
+            s.to = max;
+            s.ticks.retain(|(v, _)| *v <= max);
+        }
+        s
+    }
+
     /// Shares from 0 to 100 %.
     pub(super) fn shares(max: f64, pixels: [f64; 2]) -> Self {
         Self::linear(max.min(1.0), 4.0, pixels, |v| {

@@ -10,12 +10,12 @@ use super::wire::{Run, SimulationReport};
 use crate::numbers::{short_bytes, thousands};
 use crate::table::{Look, paint};
 
-/// Cells of a bar.
-const BAR: usize = 60;
+/// Cells of a bar: with its label and its figure it fits in 100 columns.
+const BAR: usize = 52;
 
-/// Columns that the names of the lines take, and those of one run. A cell holds `1.25 s / 12.5 min`.
+/// Columns that the names of the lines take, and those of one run. Five runs fit in 100 columns.
 const NAME_COLUMNS: usize = 26;
-const RUN_COLUMNS: usize = 18;
+const RUN_COLUMNS: usize = 14;
 
 /// Draws `report`.
 #[must_use]
@@ -31,11 +31,11 @@ pub fn simulation_table(report: &SimulationReport, look: Look) -> String {
     };
     let _ = writeln!(
         out,
-        "{} of KV memory{swap}; at most {} tokens and {} sequences per step; seed {}",
+        "{} of KV memory{swap}; seed {}\nAt most {} tokens and {} sequences per step",
         short_bytes(s.kv_bytes),
+        s.seed,
         thousands(s.max_batched_tokens),
-        thousands(s.max_sequences),
-        s.seed
+        thousands(s.max_sequences)
     );
     let _ = writeln!(out, "{}\n", plain(&s.workload));
 

@@ -32,6 +32,9 @@ pub(super) fn px(x: f64) -> String {
     }
 }
 
+/// Pixels around a drawing that stands alone.
+const MARGIN: f64 = 14.0;
+
 /// Where a text hangs on its point.
 #[derive(Clone, Copy)]
 pub(super) enum Anchor {
@@ -112,6 +115,19 @@ impl Svg {
         );
     }
 
+    /// A title and a remark behind it in quieter type.
+    pub(super) fn heading(&mut self, x: f64, y: f64, title: &str, remark: &str) {
+        let _ = write!(
+            self.body,
+            "<text x=\"{}\" y=\"{}\"><tspan class=\"title\">{}</tspan><tspan class=\"unit\" \
+             dx=\"8\">{}</tspan></text>",
+            px(x),
+            px(y),
+            escape(title),
+            escape(remark)
+        );
+    }
+
     fn close(&mut self, element: &str, title: &str) {
         if title.is_empty() {
             self.body.push_str("/>");
@@ -123,22 +139,26 @@ impl Svg {
     /// The document, which names itself `label` to a screen reader; `style` goes inside where it
     /// stands alone.
     pub(super) fn finish(&self, label: &str, style: &str) -> String {
-        let style = if style.is_empty() {
-            String::new()
-        } else {
-            format!("<style>{style}</style>")
-        };
-        let (w, h) = (px(self.width), px(self.height));
-        let size = if style.is_empty() {
-            String::new()
-        } else {
-            format!(" width=\"{w}\" height=\"{h}\"")
-        };
+        let attributes = format!(
+            "xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" role=\"img\" aria-label=\"{}\"",
+            escape(label)
+        );
+        if style.is_empty() {
+            let (w, h) = (px(self.width), px(self.height));
+            return format!(
+                "<svg {attributes} viewBox=\"0 0 {w} {h}\">{}</svg>",
+                self.body
+            );
+        }
+        // On its own it needs a ground and a margin, which on a page are the page's.
+        let (w, h) = (
+            px(self.width + 2.0 * MARGIN),
+            px(self.height + 2.0 * MARGIN),
+        );
+        let place = format!("x=\"-{MARGIN}\" y=\"-{MARGIN}\" width=\"{w}\" height=\"{h}\"");
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" role=\"img\" aria-label=\"{}\" \
-             viewBox=\"0 0 {w} {h}\"{size}>{style}<rect class=\"paper\" x=\"0\" y=\"0\" width=\"{w}\" \
-             height=\"{h}\"/>{}</svg>",
-            escape(label),
+            "<svg {attributes} viewBox=\"-{MARGIN} -{MARGIN} {w} {h}\" width=\"{w}\" height=\"{h}\">\
+             <style>{style}</style><rect class=\"paper\" {place}/>{}</svg>",
             self.body
         )
     }

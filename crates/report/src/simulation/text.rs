@@ -115,6 +115,18 @@ pub(super) fn seconds(s: f64) -> String {
     format!("{} {unit}", short(x))
 }
 
+/// Durations with slashes between them, the unit once where it is the same: `21 / 80 ms`.
+pub(super) fn joined(durations: &[f64]) -> String {
+    let all: Vec<String> = durations.iter().map(|d| seconds(*d)).collect();
+    let unit = |t: &String| t.split(' ').nth(1).map(str::to_owned);
+    let last = all.last().and_then(unit);
+    if all.iter().any(|t| unit(t) != last) {
+        return all.join(" / ");
+    }
+    let figures: Vec<&str> = all.iter().filter_map(|t| t.split(' ').next()).collect();
+    format!("{} {}", figures.join(" / "), last.unwrap_or_default())
+}
+
 /// A share of 1 as a percentage.
 pub(super) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
@@ -169,6 +181,8 @@ mod tests {
         assert_eq!(seconds(86.0), "86 s");
         assert_eq!(seconds(3600.0), "60 min");
         assert_eq!(seconds(7200.0), "2 h");
+        assert_eq!(joined(&[0.021, 0.08]), "21 / 80 ms");
+        assert_eq!(joined(&[0.021, 8.0]), "21 ms / 8 s");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Latency: median, 90th and 99th percentile of each run on one logarithmic axis.
 
-use super::{Chart, Topic, WIDTH, colour, heading};
+use super::{Chart, Topic, WIDTH, heading};
 use crate::simulation::scale::Scale;
 use crate::simulation::svg::{Anchor, Svg};
-use crate::simulation::text::{clip, seconds};
+use crate::simulation::text::{clip, joined, seconds};
 use crate::simulation::wire::{Latency, Percentiles, Run, SimulationReport};
 
 /// Where the axis lies; names stand left of it, figures right.
@@ -53,13 +53,12 @@ pub(super) fn charts(report: &SimulationReport) -> Vec<Chart> {
 }
 
 fn chart(report: &SimulationReport, kind: &Kind) -> Option<Chart> {
-    let rows: Vec<(usize, &Run, Option<Percentiles>)> = report
+    let rows: Vec<(&Run, Option<Percentiles>)> = report
         .runs
         .iter()
-        .enumerate()
-        .map(|(i, r)| (i, r, (kind.of)(&r.latency)))
+        .map(|r| (r, (kind.of)(&r.latency)))
         .collect();
-    let known: Vec<Percentiles> = rows.iter().filter_map(|(.., p)| *p).collect();
+    let known: Vec<Percentiles> = rows.iter().filter_map(|(_, p)| *p).collect();
     if known.is_empty() {
         return None;
     }
@@ -87,7 +86,7 @@ fn chart(report: &SimulationReport, kind: &Kind) -> Option<Chart> {
         top - 10.0,
         "p50 / p90 / p99",
     );
-    for (row, (i, run, p)) in rows.iter().enumerate() {
+    for (row, (run, p)) in rows.iter().enumerate() {
         let y = top + (row as f64 + 0.5) * ROW;
         let label = clip(&run.label, 15);
         svg.text("small", Anchor::End, LEFT - 10.0, y + 4.0, &label);
@@ -95,9 +94,8 @@ fn chart(report: &SimulationReport, kind: &Kind) -> Option<Chart> {
             svg.text("small", Anchor::End, WIDTH, y + 4.0, "none");
             continue;
         };
-        let class = colour(*i);
         let (a, b) = (x.at(p.p50_s), x.at(p.p99_s));
-        svg.line(&format!("range {class}"), [a, y, b, y]);
+        svg.line("range bar", [a, y, b, y]);
         let marks = [
             ("dot", p.p50_s, 5.0, "median"),
             ("dot", p.p90_s, 3.5, "90th percentile"),
@@ -105,9 +103,9 @@ fn chart(report: &SimulationReport, kind: &Kind) -> Option<Chart> {
         ];
         for (shape, value, r, name) in marks {
             let title = format!("{}: {name} {}", run.label, seconds(value));
-            svg.circle(&format!("{shape} {class}"), x.at(value), y, r, &title);
+            svg.circle(&format!("{shape} bar"), x.at(value), y, r, &title);
         }
-        let text = [p.p50_s, p.p90_s, p.p99_s].map(seconds).join(" / ");
+        let text = joined(&[p.p50_s, p.p90_s, p.p99_s]);
         svg.text("small", Anchor::End, WIDTH, y + 4.0, &text);
     }
     Some(Chart::new(

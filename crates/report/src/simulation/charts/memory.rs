@@ -59,7 +59,7 @@ fn panel(i: usize, run: &Run, end: f64, slots: f64) -> Chart {
     heading(&mut svg, &run.label, "slots (tokens), mean share");
     legend(&mut svg, 24.0, &present);
     let frame = Frame::over_time(&mut svg, [44.0, top, WIDTH - 8.0, 246.0], end, |p| {
-        Scale::counts(slots, p)
+        Scale::whole(slots, p)
     });
     let mut below: Vec<f64> = Vec::new();
     for (class, track) in CLASSES.iter().zip(tracks(s)) {

@@ -185,10 +185,7 @@ impl Frame {
 
 /// The heading of a chart: what it is, and its unit or basis in quieter type.
 fn heading(svg: &mut Svg, title: &str, unit: &str) {
-    let title = clip(title, 44);
-    svg.text("title", Anchor::Start, 0.0, 14.0, &title);
-    let after = title.chars().count() as f64 * 7.6 + 10.0;
-    svg.text("unit", Anchor::Start, after, 14.0, unit);
+    svg.heading(0.0, 14.0, &clip(title, 44), unit);
 }
 
 /// Swatches with names, in as many rows as needed from `y` on; the height they took.

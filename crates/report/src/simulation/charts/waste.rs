@@ -1,6 +1,6 @@
 //! Where the pool went, by class (Kwon et al., SOSP 2023, figure 2), and what that buys.
 
-use super::{Chart, Topic, WIDTH, colour, heading, legend};
+use super::{Chart, Topic, WIDTH, heading, legend};
 use crate::simulation::svg::{Anchor, Svg};
 use crate::simulation::text::{CLASSES, clip, figure, percent, telling};
 use crate::simulation::wire::{Run, SimulationReport};
@@ -107,7 +107,7 @@ fn bars(svg: &mut Svg, top: f64, runs: &[Run], of: impl Fn(&Run) -> f64) {
         let label = clip(&run.label, 16);
         svg.text("small", Anchor::End, LEFT - 10.0, y + 12.0, &label);
         let title = format!("{}: {}", run.label, figure(value));
-        svg.rect(&colour(i), [LEFT, y, w, 16.0], &title);
+        svg.rect("bar", [LEFT, y, w, 16.0], &title);
         let at = LEFT + w + 6.0;
         svg.text("figure", Anchor::Start, at, y + 12.0, &figure(value));
     }
