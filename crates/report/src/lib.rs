@@ -9,6 +9,7 @@ mod build;
 mod explain;
 mod flags;
 mod numbers;
+pub mod simulation;
 mod table;
 mod wire;
 

@@ -78,7 +78,7 @@ pub fn table(report: &PlanReport, look: Look) -> String {
     out
 }
 
-fn paint(text: &str, code: u8, look: Look) -> String {
+pub(crate) fn paint(text: &str, code: u8, look: Look) -> String {
     if look.color {
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     } else {

@@ -78,7 +78,7 @@ impl Scheduler {
             .iter()
             .enumerate()
             .filter(|(t, _)| !capped[*t])
-            .filter_map(|(_, queue)| queue.first())
+            .filter_map(|(_, queue)| queue.range((after, Bound::Unbounded)).next())
             .min_by_key(|(rank, gi)| (self.is_over_floor(*gi), *rank));
         match (back, new) {
             (Some(b), Some(n)) if n.0 < b.0 => Some(n.1),

@@ -7,6 +7,8 @@ pub mod log;
 pub mod paged;
 pub mod paper;
 pub mod record;
+pub mod recorder;
 
 pub use arrival::{Arrival, Content, Fan};
 pub use record::{Finished, Sink, Slots, State};
+pub use recorder::{Counts, Recorder, RecorderConfig, RunFacts, Slo};

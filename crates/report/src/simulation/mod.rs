@@ -1,0 +1,29 @@
+//! Simulations for people and for programs: the wire form, a table for the terminal, the series as
+//! CSV, and one self-contained page with charts. Like the plan's report, it computes nothing but
+//! shares and scales.
+
+mod charts;
+mod csv;
+mod html;
+mod rows;
+mod scale;
+mod summary;
+mod svg;
+mod text;
+mod wire;
+
+pub use charts::{CHART_CSS, Chart, Topic, charts};
+pub use csv::series_csv;
+pub use html::simulation_html;
+pub use summary::simulation_table;
+pub use wire::{
+    Classes, Goodput, KvUse, Latency, Named, Percentiles, Pool, Preemptions, PrefixCache, Refusal,
+    Requests, Run, SIMULATION_SCHEMA, Setup, SimulationReport, SloBounds, TenantCounts, TimeSeries,
+    Track,
+};
+
+/// The JSON Schema of [`SimulationReport`].
+#[must_use]
+pub fn simulation_schema() -> serde_json::Value {
+    schemars::schema_for!(SimulationReport).to_value()
+}
