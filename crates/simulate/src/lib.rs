@@ -3,6 +3,7 @@
 
 pub mod arrival;
 pub mod record;
+pub mod workload;
 
 pub use arrival::{Arrival, Content, Fan};
 pub use record::{Finished, Slots, State};
