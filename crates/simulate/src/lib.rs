@@ -8,6 +8,7 @@ pub mod paged;
 pub mod paper;
 pub mod record;
 pub mod recorder;
+pub mod workload;
 
 pub use arrival::{Arrival, Content, Fan};
 pub use record::{Finished, Sink, Slots, State};
