@@ -43,6 +43,8 @@ pub(crate) enum Color {
 pub(crate) enum Command {
     /// Plan memory: how many devices, users and tokens, byte by byte
     Plan(Box<PlanArgs>),
+    /// Run a workload through the scheduler and block manager under a virtual clock
+    Simulate(Box<SimulateArgs>),
     /// Built-in models
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -78,6 +80,7 @@ pub(crate) enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SchemaOf {
     Plan,
+    Simulate,
 }
 
 #[derive(Debug, Subcommand)]
@@ -286,6 +289,158 @@ pub(crate) struct EngineArgs {
     /// Host memory for swapped KV blocks, per device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PreemptArg {
+    /// Whichever the cost model finds cheaper
+    Auto,
+    /// To swap space
+    Swap,
+    /// Forget and compute again
+    Recompute,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AdmissionArg {
+    /// Whoever's prompt fits now
+    Optimistic,
+    /// Only whoever's worst case fits
+    Guaranteed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServerArg {
+    /// Our scheduler and block manager
+    Paged,
+    /// Contiguous, the longest length reserved (Orca Max)
+    OrcaMax,
+    /// Contiguous, the next power of two (Orca Pow2)
+    OrcaPow2,
+    /// Contiguous, exactly what will be used (Orca Oracle)
+    OrcaOracle,
+    /// Contiguous, batches that start and end together (FasterTransformer)
+    Static,
+}
+
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
+pub(crate) struct SimulateArgs {
+    /// As for `plan`: a built-in name, a folder, config.json, .safetensors, .gguf, or a hub id
+    #[arg(required_unless_present = "replay")]
+    pub(crate) model: Option<String>,
+    /// Make every decision of a recorded run again, and compare
+    #[arg(long, value_name = "LOG", conflicts_with = "model")]
+    pub(crate) replay: Option<PathBuf>,
+    /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=... (settings after a colon)
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "azure-conv",
+        help_heading = "Workload"
+    )]
+    pub(crate) workload: String,
+    /// A trace: Azure or BurstGPT CSV, Mooncake JSONL, or lengths; - for standard input
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "workload",
+        help_heading = "Workload"
+    )]
+    pub(crate) trace: Option<PathBuf>,
+    /// Requests per second, in place of the workload's own
+    #[arg(long, value_name = "PER_SECOND", help_heading = "Workload")]
+    pub(crate) rate: Option<f64>,
+    /// How many requests (default: the whole trace; 2,000 of a synthetic workload)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Workload")]
+    pub(crate) requests: Option<u64>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Workload")]
+    pub(crate) seed: u64,
+    /// Kind of device
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "PLIMSOLL_GPU",
+        default_value = "a100-80g",
+        help_heading = "Devices"
+    )]
+    pub(crate) gpu: String,
+    /// Tensor-parallel degree
+    #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Devices")]
+    pub(crate) tp: u64,
+    /// KV cache per device, in place of what the plan leaves for it
+    #[arg(
+        long,
+        visible_alias = "kv-cache-memory-bytes",
+        value_name = "SIZE",
+        help_heading = "Devices"
+    )]
+    pub(crate) kv_memory: Option<Bytes>,
+    /// Host memory for swapped KV blocks, per device
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "16GiB",
+        help_heading = "Devices"
+    )]
+    pub(crate) swap_space: Bytes,
+    /// Servers to run side by side
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "paged,orca-max,orca-pow2,orca-oracle,static",
+        help_heading = "Server"
+    )]
+    pub(crate) servers: Vec<ServerArg>,
+    /// Tokens per block
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536), help_heading = "Server")]
+    pub(crate) block_size: u64,
+    /// Longest sequence accepted; longer requests are cut, and counted (default: the trained context)
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Server")]
+    pub(crate) max_model_len: Option<u64>,
+    /// R: sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Server")]
+    pub(crate) max_num_seqs: u32,
+    /// T: tokens per step
+    #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = tokens, help_heading = "Server")]
+    pub(crate) max_num_batched_tokens: u64,
+    /// Who is let in
+    #[arg(long, value_enum, default_value_t = AdmissionArg::Optimistic, help_heading = "Server")]
+    pub(crate) admission: AdmissionArg,
+    /// How a victim gives way
+    #[arg(long, value_enum, default_value_t = PreemptArg::Auto, help_heading = "Server")]
+    pub(crate) preempt: PreemptArg,
+    /// Type of the KV cache
+    #[arg(
+        long,
+        visible_alias = "kv-dtype",
+        value_name = "TYPE",
+        help_heading = "Server"
+    )]
+    pub(crate) kv_cache_dtype: Option<KvType>,
+    /// Keep no cached prefixes
+    #[arg(long, help_heading = "Server")]
+    pub(crate) no_enable_prefix_caching: bool,
+    /// Print one JSON object (see `plimsoll schema simulate`)
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+    /// Write a report as one page
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write the time series as CSV
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write the charts as SVG files into a folder
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Record the paged run, for `--replay`
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) log: Option<PathBuf>,
+    /// Do not touch the network
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 #[derive(Debug, Args)]

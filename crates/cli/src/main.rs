@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     let mut output = Output::new(&cli.global);
     let json = match &cli.command {
         Command::Plan(a) => a.json,
+        Command::Simulate(a) => a.json,
         Command::Compare(a) => a.json,
         Command::Accuracy(a) => a.json,
         Command::Devices { json } | Command::Doctor { json } => *json,
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Plan(args) => commands::plan::run(&args, &mut output),
+        Command::Simulate(args) => commands::simulate::run(&args, &mut output),
         Command::Models(command) => commands::models::run(&command, &mut output),
         Command::Devices { json } => commands::devices::run(json, &mut output),
         Command::Compare(args) => commands::compare::run(&args, &mut output),

@@ -2,6 +2,8 @@
 
 use plimsoll_units::Nanos;
 
+use crate::recorder::Counts;
+
 /// Where the slots of the KV pool are, from one moment to the next. A slot is one token's place.
 ///
 /// The first six add up to the pool. The four classes are those of Kwon et al. (SOSP 2023, figure
@@ -76,4 +78,8 @@ pub trait Sink {
     fn finished(&mut self, f: &Finished);
     /// A request was turned away at `at`: it could not run even alone.
     fn refused(&mut self, at: Nanos);
+    /// What was done since the last call of this method.
+    fn count(&mut self, _at: Nanos, _counts: &Counts) {}
+    /// Pages are held now; for allocators that have pages.
+    fn pages(&mut self, _held: u64) {}
 }

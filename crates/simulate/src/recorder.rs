@@ -145,18 +145,6 @@ impl Recorder {
         }
     }
 
-    /// Adds what happened at `at` beside the states.
-    pub fn count(&mut self, at: Nanos, counts: &Counts) {
-        self.series.count(at.0, counts);
-        if !self.inside(at) {
-            return;
-        }
-        self.counts.add(counts);
-        if saturated(&self.current) {
-            self.saturated_steps = self.saturated_steps.saturating_add(counts.steps);
-        }
-    }
-
     /// Names why a request was refused; call it beside [`Sink::refused`].
     pub fn reason(&mut self, at: Nanos, reason: &str) {
         if self.inside(at) {
@@ -167,11 +155,6 @@ impl Recorder {
     /// A client went away at `at`.
     pub fn cancelled(&mut self, at: Nanos) {
         self.cancelled += u64::from(self.inside(at));
-    }
-
-    /// `used` pages are held now. The peak is that of the whole run.
-    pub fn pages(&mut self, used: u64) {
-        self.pages_peak = Some(self.pages_peak.unwrap_or(0).max(used));
     }
 
     /// Ends the run at `at`: what holds now held until then.
@@ -268,6 +251,21 @@ impl Sink for Recorder {
 
     fn refused(&mut self, at: Nanos) {
         self.refused += u64::from(self.inside(at));
+    }
+
+    fn count(&mut self, at: Nanos, counts: &Counts) {
+        self.series.count(at.0, counts);
+        if !self.inside(at) {
+            return;
+        }
+        self.counts.add(counts);
+        if saturated(&self.current) {
+            self.saturated_steps = self.saturated_steps.saturating_add(counts.steps);
+        }
+    }
+
+    fn pages(&mut self, held: u64) {
+        self.pages_peak = Some(self.pages_peak.unwrap_or(0).max(held));
     }
 }
 

@@ -8,3 +8,4 @@ pub(crate) mod doctor;
 pub(crate) mod models;
 pub(crate) mod plan;
 pub(crate) mod schema;
+pub(crate) mod simulate;

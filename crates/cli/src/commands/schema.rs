@@ -7,8 +7,11 @@ use crate::error::{Exit, Failure};
 use crate::output::Output;
 
 pub(crate) fn run(of: SchemaOf, output: &mut Output) -> Result<ExitCode, Failure> {
-    let SchemaOf::Plan = of;
-    let text = serde_json::to_string_pretty(&plimsoll_report::plan_schema()).map_err(|e| {
+    let schema = match of {
+        SchemaOf::Plan => plimsoll_report::plan_schema(),
+        SchemaOf::Simulate => plimsoll_report::simulation::simulation_schema(),
+    };
+    let text = serde_json::to_string_pretty(&schema).map_err(|e| {
         Failure::new(
             Exit::Failure,
             "E-IO-002",

@@ -11,12 +11,13 @@ use plimsoll_schedule::{
     Beam, CostModel, Driver, Fan as Sequences, Limits, Log, Notice, Preempt, Request, RequestId,
     Scheduler, SchedulerConfig, Stats, Turn,
 };
-use plimsoll_units::Nanos;
+use plimsoll_units::{Bytes, Nanos};
 
 pub use world::{Branching, Faults, World};
 
 use crate::arrival::{Arrival, Fan};
 use crate::record::{Finished, Sink, Slots, State};
+use crate::recorder::Counts;
 
 /// What requests ask for, as opposed to where they will end by themselves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,13 +146,18 @@ pub fn run<E, L: Log>(
             number += 1;
             next = pull(&mut arrivals, a.at)?;
         }
+        let before = *run.driver.scheduler().stats();
         let summary = &mut run.summary;
-        let more = next.is_some();
         let turn = run.driver.turn(&mut run.world, now, |s, step| {
-            let state = observe(s, step.rows.len() as u64);
-            summary.pages_peak = summary.pages_peak.max(state.1);
-            sink.state(now, &state.0);
+            let (state, pages) = observe(s, step.rows.len() as u64);
+            summary.pages_peak = summary.pages_peak.max(pages);
+            sink.state(now, &state);
+            sink.pages(pages);
         });
+        if !matches!(turn, Ok(Turn::Idle)) {
+            let after = *run.driver.scheduler().stats();
+            sink.count(now, &counts(&config.truth, page, &before, &after));
+        }
         match turn {
             Ok(Turn::Stepped { elapsed }) => now = Nanos(now.0.saturating_add(elapsed.0)),
             Ok(Turn::Idle) => {
@@ -161,7 +167,6 @@ pub fn run<E, L: Log>(
                 sink.state(now, &observe(run.driver.scheduler(), 0).0);
                 match &next {
                     Some(a) => now = a.at,
-                    None if !more => break,
                     None => break,
                 }
             }
@@ -177,6 +182,33 @@ pub fn run<E, L: Log>(
     run.summary.ended = now;
     run.summary.unfinished = run.lives.iter().flatten().count() as u64;
     Ok((run.summary, run.driver.into_log()))
+}
+
+/// What one step added to the counters, with what it cost.
+fn counts(cost: &CostModel, page: Bytes, before: &Stats, after: &Stats) -> Counts {
+    let pages = after.pages_out + after.pages_in - before.pages_out - before.pages_in;
+    let bytes = page.times(pages).unwrap_or(Bytes::MAX);
+    let lost = after.recomputed_tokens - before.recomputed_tokens;
+    Counts {
+        steps: after.steps - before.steps,
+        swap_preemptions: after.swaps - before.swaps,
+        recompute_preemptions: after.recomputes - before.recomputes,
+        recomputed_tokens: lost,
+        swapped_bytes: bytes.get(),
+        swap_ns: if pages > 0 {
+            cost.swap(bytes, pages).0
+        } else {
+            0
+        },
+        recompute_ns: if lost > 0 {
+            cost.recompute(0, lost).0
+        } else {
+            0
+        },
+        queried_tokens: after.queried_tokens - before.queried_tokens,
+        cached_tokens: after.cached_tokens - before.cached_tokens,
+        copied_blocks: after.pages_copied - before.pages_copied,
+    }
 }
 
 fn pull<E>(
