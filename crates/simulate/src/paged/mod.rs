@@ -383,8 +383,15 @@ fn observe(s: &Scheduler, batch: u64) -> (State, u64) {
         u64::try_from(exact).unwrap_or(u64::MAX)
     };
     let all = usage.pages * per_page;
-    let token_states = slots(usage.token_states.get());
-    let reserved = slots(usage.reserved.get());
+    // Tokens of the step under way exist: their keys and values are being written, as the contiguous servers
+    // count theirs. Nothing is reserved beyond them.
+    let token_states = slots(
+        usage
+            .token_states
+            .get()
+            .saturating_add(usage.reserved.get()),
+    );
+    let reserved = 0;
     let cached = usage.cached * per_page;
     let free = usage.free * per_page;
     let state = State {
