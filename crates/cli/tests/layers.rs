@@ -21,6 +21,8 @@ const FLOORS: &[(&str, u32)] = &[
 
 /// Crates without clock, thread, file, socket or hash order.
 const PURE: &[&str] = &[
+    "units", "model", "device", "program", "plan", "kv", "schedule", "simulate",
+];
     "units", "model", "device", "program", "plan", "kv", "schedule",
 ];
 

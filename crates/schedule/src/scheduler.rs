@@ -446,6 +446,13 @@ impl Scheduler {
         self.kv.unpin(pin);
     }
 
+    /// Blocks in all tables, one page counted once per table that holds it. Walks all running requests.
+    #[must_use]
+    pub fn table_blocks(&self) -> u64 {
+        let running = self.running.iter().map(|r| self.group(r.1));
+        running.flat_map(Group::tables).map(Table::blocks).sum()
+    }
+
     /// Who holds every page. Walks all tables: for reports, not for every step.
     #[must_use]
     pub fn census(&self, pins: &[plimsoll_kv::Pin]) -> Census {

@@ -24,13 +24,14 @@
 //!
 //! Source: Kwon et al. (SOSP 2023), table 1, figures 2, 11 and 13, section 6.1.
 
+mod ours;
+
 use std::convert::Infallible;
 use std::fmt::Write as _;
 
-use plimsoll_kv::{KvConfig, Layout};
 use plimsoll_model::{Assume, ModelError, ModelSpec, ShardError, catalogue};
 use plimsoll_program::{KvRules, Parallel, PoolGeometry};
-use plimsoll_schedule::{CostModel, Limits, NoLog, Rates, SchedulerConfig, Work};
+use plimsoll_schedule::{CostModel, Rates, Work};
 use plimsoll_units::{Bytes, DType, Nanos, SizeOverflow};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -39,8 +40,9 @@ use rand_distr::{Distribution, Exp1, StandardNormal};
 use crate::arrival::{Arrival, Content, Fan};
 use crate::contiguous::buddy::Buddy;
 use crate::contiguous::{self, Config, Reservation, RunError, Server};
-use crate::paged;
 use crate::record::{Finished, Sink, Slots, State};
+
+pub use ours::{Hour, page, paged, saved};
 
 /// Longest sequence of an OPT model, in tokens.
 pub const MAX_TOKENS: u64 = 2048;
@@ -53,11 +55,11 @@ pub const PROMPT_CV: f64 = 1108.79 / 1154.70;
 const FITTED_SHARE: f64 = 0.204;
 
 /// One hour, as long as the paper's traces.
-const HOUR: Nanos = Nanos(3_600_000_000_000);
+pub(crate) const HOUR: Nanos = Nanos(3_600_000_000_000);
 
 /// Seeds of the hours that a row is the mean of. One hour of Orca (Max) ends some 3,000 requests, and
 /// hours differ by about half a point of share and 2 % of batch.
-const SEEDS: [u64; 4] = [1, 2, 3, 4];
+pub(crate) const SEEDS: [u64; 4] = [1, 2, 3, 4];
 
 /// Percent of the time below which a server does not count as saturated.
 const SATURATED: f64 = 95.0;
@@ -85,7 +87,7 @@ pub enum PaperError {
     Run(#[from] RunError<Infallible>),
     /// Our own simulation stopped.
     #[error(transparent)]
-    Paged(#[from] paged::RunError<Infallible>),
+    Paged(#[from] crate::paged::RunError<Infallible>),
 }
 
 /// One exact figure.
@@ -184,7 +186,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn mean(hours: &[Self]) -> Self {
+    pub(crate) fn mean(hours: &[Self]) -> Self {
         let n = float(hours.len().max(1) as u64);
         let mean = |f: &dyn Fn(&Self) -> f64| hours.iter().map(f).sum::<f64>() / n;
         Self {
@@ -348,7 +350,7 @@ pub fn opt_13b_on_a100() -> Result<CostModel, PaperError> {
     })
 }
 
-fn opt(name: &'static str) -> Result<(ModelSpec, PoolGeometry), PaperError> {
+pub(crate) fn opt(name: &'static str) -> Result<(ModelSpec, PoolGeometry), PaperError> {
     let entry = catalogue::find(name).ok_or(PaperError::Missing(name))?;
     let spec = plimsoll_model::from_config(&entry.config, Assume::Nothing)?;
     let whole = Parallel::default();
@@ -364,7 +366,7 @@ fn opt(name: &'static str) -> Result<(ModelSpec, PoolGeometry), PaperError> {
 }
 
 /// Tokens that `gib` GiB of KV cache hold, all devices together.
-fn slots(name: &'static str, gib: u64) -> Result<u64, PaperError> {
+pub(crate) fn slots(name: &'static str, gib: u64) -> Result<u64, PaperError> {
     let (_, geometry) = opt(name)?;
     Ok(Bytes::from_mib(gib * 1024)?.whole(geometry.bytes_per_token()?))
 }
@@ -393,7 +395,7 @@ pub fn simulate(
 }
 
 /// Poisson arrivals at `rate` per second, for ever.
-fn arrivals(
+pub(crate) fn arrivals(
     lengths: &Lengths,
     rate: f64,
     seed: u64,
@@ -414,47 +416,6 @@ fn arrivals(
             priority: 0,
         }))
     })
-}
-
-/// One hour of the same through our own scheduler, in blocks of `block` tokens.
-///
-/// # Errors
-/// [`PaperError`].
-pub fn paged(
-    lengths: &Lengths,
-    rate: f64,
-    block: u32,
-    cost: &CostModel,
-    seed: u64,
-) -> Result<(Outcome, paged::Summary), PaperError> {
-    let (_, geometry) = opt("opt-13b")?;
-    let slots = slots("opt-13b", 12)?;
-    let layout = Layout::full(block, geometry.bytes_per_token()?);
-    let pages = u32::try_from(slots / u64::from(block)).unwrap_or(u32::MAX);
-    let limits = Limits {
-        max_model_len: u32::try_from(MAX_TOKENS).unwrap_or(u32::MAX),
-        vocab: 50_272,
-        max_width: 16,
-        tenants: 1,
-    };
-    let mut kv = KvConfig::new(layout, pages);
-    // The paper's bound: swap space never needs more blocks than the pool has.
-    kv.swap_pages = pages;
-    let config = paged::Config {
-        scheduler: SchedulerConfig::new(limits),
-        kv,
-        belief: cost.clone(),
-        truth: cost.clone(),
-        asked: paged::Asked::Most,
-        branching: paged::Branching::default(),
-        faults: paged::Faults::default(),
-        seed,
-        until: Some(HOUR),
-    };
-    let mut tally = Tally::default();
-    let arrivals = arrivals(lengths, rate, seed);
-    let (summary, NoLog) = paged::run(&config, arrivals, |_, _, _| (), &mut tally, NoLog)?;
-    Ok((tally.outcome(slots), summary))
 }
 
 /// Lognormal prompt and output lengths, cut at the maximum length in sum.
@@ -554,7 +515,7 @@ struct Moments {
 
 /// Averages over time.
 #[derive(Debug, Default)]
-struct Tally {
+pub(crate) struct Tally {
     since: Nanos,
     state: State,
     /// Slots times nanoseconds, by class.
@@ -565,7 +526,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn outcome(&self, slots: u64) -> Outcome {
+    pub(crate) fn outcome(&self, slots: u64) -> Outcome {
         let over = |sum: u128, whole: u128| {
             #[allow(
                 clippy::cast_precision_loss,
@@ -666,22 +627,6 @@ mod tests {
         }
         let near = |sum: u64, mean: f64| (float(sum) / float(n) / mean - 1.0).abs() < 0.01;
         assert!(near(prompts, 161.31) && near(outputs, 337.99));
-    }
-
-    #[test]
-    fn try_paged() {
-        let cost = opt_13b_on_a100().unwrap();
-        let lengths = Lengths::new(&SHAREGPT, PROMPT_CV, fit().unwrap());
-        for rate in [2.0, 4.0] {
-            let t = std::time::Instant::now();
-            let (o, s) = paged(&lengths, rate, 16, &cost, 1).unwrap();
-            println!("{rate} {o:?} {:?} {s:?}", t.elapsed());
-        }
-        let lengths = Lengths::new(&ALPACA, PROMPT_CV, fit().unwrap());
-        for rate in [30.0, 60.0] {
-            let (o, s) = paged(&lengths, rate, 16, &cost, 1).unwrap();
-            println!("{rate} {o:?} {s:?}");
-        }
     }
 
     #[test]

@@ -419,6 +419,7 @@ impl<'a> Case<'a> {
             asked: Asked::Most,
             branching: Branching::default(),
             faults: Faults::default(),
+            measure_sharing: false,
             seed: args.seed,
             until: None,
         };

@@ -46,6 +46,8 @@ pub struct Config {
     pub branching: Branching,
     /// What goes wrong.
     pub faults: Faults,
+    /// Whether blocks saved by sharing are counted, which walks all tables at every step.
+    pub measure_sharing: bool,
     /// Seed of generated tokens, branching and faults.
     pub seed: u64,
     /// When to stop, finished or not; `None` to go on until every request has ended.
@@ -63,6 +65,10 @@ pub struct Summary {
     pub ended: Nanos,
     /// Most pages held at once.
     pub pages_peak: u64,
+    /// Blocks in tables, added up over steps; 0 unless asked for.
+    pub table_blocks: u128,
+    /// Pages behind them, added up alike.
+    pub shared_pages: u128,
     /// Requests that were cut off by `until`.
     pub unfinished: u64,
 }
@@ -153,6 +159,10 @@ pub fn run<E, L: Log>(
             summary.pages_peak = summary.pages_peak.max(pages);
             sink.state(now, &state);
             sink.pages(pages);
+            if config.measure_sharing {
+                summary.table_blocks += u128::from(s.table_blocks());
+                summary.shared_pages += u128::from(pages);
+            }
         });
         if !matches!(turn, Ok(Turn::Idle)) {
             let after = *run.driver.scheduler().stats();

@@ -13,18 +13,20 @@ use super::Config;
 
 /// How beams branch: the model `exponential-gaps`.
 ///
-/// A beam's candidates are ranked by log probabilities that fall by gaps drawn from an exponential
-/// distribution with this mean; a wide gap keeps every beam with its own first candidate, a narrow one
-/// lets the best beam's children push the others out. Drawn from a hash of request, beam and position.
+/// The log probabilities of a beam's candidates, best first, fall by gaps drawn from an exponential
+/// distribution of mean 1; the best one's own is drawn from one of mean `drift` below zero. (Only the ratio
+/// counts: a common factor changes no ranking.) Without drift, beams keep their order and their own best
+/// candidates; the more drift, the sooner the children of one beam push the others out, and the more is
+/// shared. Drawn from a hash of request, beam and position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Branching {
-    /// Mean gap between the log probabilities of a beam's neighbouring candidates.
-    pub gap: f64,
+    /// Mean of the best candidate's loss, in means of the gaps between candidates.
+    pub drift: f64,
 }
 
 impl Default for Branching {
     fn default() -> Self {
-        Self { gap: 1.0 }
+        Self { drift: 0.01 }
     }
 }
 
@@ -146,7 +148,8 @@ impl World {
                         let h = mix(truth.seed ^ mix(position ^ mix(beam)));
                         #[allow(clippy::cast_precision_loss, reason = "53 bits are kept")]
                         let u = ((h >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-                        logprob += self.branching.gap * libm::log(u);
+                        let mean = if i == 0 { self.branching.drift } else { 1.0 };
+                        logprob += mean * libm::log(u);
                         #[allow(clippy::cast_possible_truncation, reason = "a score")]
                         draw(i, logprob as f32)
                     })
