@@ -23,8 +23,6 @@ const FLOORS: &[(&str, u32)] = &[
 const PURE: &[&str] = &[
     "units", "model", "device", "program", "plan", "kv", "schedule", "simulate",
 ];
-    "units", "model", "device", "program", "plan", "kv", "schedule",
-];
 
 /// What a pure crate must not name in its sources (tests excepted), and why.
 const FORBIDDEN: &[(&str, &str)] = &[
