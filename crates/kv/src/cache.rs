@@ -80,11 +80,12 @@ pub struct KvCache {
     tokens: Vec<u32>,
     token_stride: usize,
     events: Option<Vec<CacheEvent>>,
-    /// Sources of copies under way.
+    /// Pages that copies under way read or write.
     copying: Vec<u32>,
-    /// Transfers under way: tag, place, page.
+    /// Transfers under way: tag, place, page. Each counts as a holder of its place.
     pub(crate) going_out: Vec<(u64, u32, u32)>,
-    pub(crate) coming_in: Vec<(u64, u32)>,
+    /// Places that are being read, once for every table that held them, and pages that are being written.
+    pub(crate) coming_in: Vec<(u32, Option<u32>)>,
     /// Slots of held blocks that are being written, per group.
     writing: Vec<u64>,
     /// References per page from one group's tables; all zero between calls.
@@ -373,8 +374,10 @@ impl KvCache {
         let copy = self.take(g, t.tenant);
         self.pool.fill(copy, filled);
         // Copies come before rows: another holder may write the source in this very step.
-        self.copying.push(page);
-        self.pool.copying(page);
+        for moved in [page, copy] {
+            self.copying.push(moved);
+            self.pool.moving(moved);
+        }
         self.pool.release(page);
         self.outbox.copies.push(BlockCopy {
             from: BlockId(page),
@@ -742,13 +745,17 @@ impl KvCache {
     /// each of them.
     pub fn complete(&mut self) {
         for page in self.copying.drain(..) {
-            self.pool.copied(page);
+            self.pool.moved(page);
         }
-        for (_, _, page) in self.going_out.drain(..) {
-            self.pool.transfer_done(page);
-        }
-        for (_, slot) in self.coming_in.drain(..) {
+        for (_, slot, page) in self.going_out.drain(..) {
+            self.pool.moved(page);
             self.swap.release(slot);
+        }
+        for (slot, page) in self.coming_in.drain(..) {
+            self.swap.release(slot);
+            if let Some(page) = page {
+                self.pool.moved(page);
+            }
         }
     }
 
@@ -779,7 +786,7 @@ impl KvCache {
         &self.going_out
     }
 
-    pub(crate) fn transfers_in(&self) -> &[(u64, u32)] {
+    pub(crate) fn transfers_in(&self) -> &[(u32, Option<u32>)] {
         &self.coming_in
     }
 

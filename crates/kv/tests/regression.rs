@@ -1,0 +1,136 @@
+//! Faults that were found and fixed, one test each, named after what went wrong. Most were found by the
+//! random runs of `reference.rs` and `groups.rs`.
+//!
+//! `cargo test -p plimsoll-kv --test regression`
+
+use plimsoll_kv::{KvCache, KvConfig, Layout, Outbox, Scope, Table};
+use plimsoll_units::{Bytes, SeqId};
+
+const ALL: u32 = u32::MAX;
+
+/// A pool of blocks of four tokens.
+fn pool(pages: u32, swap: u32, prefix_cache: bool) -> KvCache {
+    let mut c = KvConfig::new(Layout::full(4, Bytes::new(8)), pages);
+    c.swap_pages = swap;
+    c.prefix_cache = prefix_cache;
+    KvCache::new(c)
+}
+
+fn run(kv: &mut KvCache, id: u64, tokens: &[u32]) -> Table {
+    let n = u32::try_from(tokens.len()).expect("short");
+    let mut t = kv.table(SeqId(id), &Scope::default(), n);
+    kv.prepare(&mut t, n, ALL).expect("pages are there");
+    kv.commit(&mut t, n, tokens);
+    kv.drain(&mut Outbox::default());
+    kv.complete();
+    t
+}
+
+fn sound(kv: &KvCache, tables: &[&Table]) {
+    kv.check_integrity(tables.iter().copied())
+        .expect("everything adds up");
+}
+
+/// The page was taken for free when the transfer ended, while the new table held it.
+#[test]
+fn a_prefix_found_while_it_leaves_stays_with_who_found_it() {
+    let mut kv = pool(4, 4, true);
+    let tokens = [1, 2, 3, 4, 5, 6, 7, 8];
+    let mut a = run(&mut kv, 1, &tokens);
+    assert_eq!(kv.swap_out(1, &mut [&mut a]), Ok(2));
+    let keys = kv.keys(&Scope::default(), &tokens);
+    let hit = kv.lookup(&keys, &tokens, ALL);
+    assert_eq!(hit.tokens, 8);
+    let mut b = kv.table(SeqId(2), &Scope::default(), 8);
+    kv.attach(&mut b, &keys, hit);
+    sound(&kv, &[&a, &b]);
+    kv.complete();
+    sound(&kv, &[&a, &b]);
+    assert_eq!(kv.available(), 2);
+    kv.release(a);
+    kv.release(b);
+    sound(&kv, &[]);
+}
+
+/// One place was then written by two transfers of a step.
+#[test]
+fn a_place_is_not_given_away_while_a_released_table_is_still_going_there() {
+    let mut kv = pool(4, 2, false);
+    let mut a = run(&mut kv, 1, &[1; 4]);
+    let mut b = run(&mut kv, 2, &[2; 4]);
+    kv.swap_out(1, &mut [&mut a]).expect("places are free");
+    kv.release(a);
+    sound(&kv, &[&b]);
+    assert_eq!(kv.swap_free(), 1);
+    kv.swap_out(2, &mut [&mut b]).expect("places are free");
+    let mut out = Outbox::default();
+    kv.drain(&mut out);
+    assert_ne!(out.swaps_out[0].slot, out.swaps_out[1].slot);
+    kv.complete();
+    assert_eq!(kv.swap_free(), 1);
+    sound(&kv, &[&b]);
+    kv.release(b);
+    assert_eq!(kv.swap_free(), 2);
+}
+
+/// Another table took the page, and the transfer wrote over it.
+#[test]
+fn a_page_is_not_given_away_while_a_released_table_is_still_coming_back_to_it() {
+    let mut kv = pool(1, 1, false);
+    let mut a = run(&mut kv, 1, &[1; 4]);
+    kv.swap_out(1, &mut [&mut a]).expect("places are free");
+    kv.complete();
+    kv.swap_in(1, &mut [&mut a]).expect("pages are free");
+    kv.release(a);
+    assert_eq!(kv.available(), 0);
+    sound(&kv, &[]);
+    kv.complete();
+    assert_eq!(kv.available(), 1);
+    sound(&kv, &[]);
+}
+
+/// A page that comes back went there, and the copy, which comes later, wrote over it.
+#[test]
+fn a_copy_s_target_is_not_given_away_before_the_copy_is_done() {
+    let mut kv = pool(3, 1, false);
+    let mut c = run(&mut kv, 3, &[3; 4]);
+    kv.swap_out(3, &mut [&mut c]).expect("places are free");
+    kv.complete();
+    let a = run(&mut kv, 1, &[1; 2]);
+    let d = run(&mut kv, 4, &[4; 2]);
+    let mut b = kv.fork(&a, SeqId(2));
+    kv.prepare(&mut b, 1, ALL).expect("a page for the copy");
+    kv.release(b);
+    assert!(kv.swap_in(3, &mut [&mut c]).is_err());
+    kv.complete();
+    assert_eq!(kv.swap_in(3, &mut [&mut c]), Ok(1));
+    sound(&kv, &[&a, &c, &d]);
+    for t in [a, c, d] {
+        kv.release(t);
+    }
+}
+
+/// What others had found meanwhile was counted wrongly when a failed transfer was taken back.
+#[test]
+fn undoing_a_swap_out_keeps_pages_that_others_found_meanwhile() {
+    let mut kv = pool(4, 4, true);
+    let tokens = [1, 2, 3, 4, 5, 6, 7, 8];
+    let mut a = run(&mut kv, 1, &tokens);
+    let mut f = kv.fork(&a, SeqId(3));
+    assert_eq!(kv.swap_out(1, &mut [&mut a, &mut f]), Ok(2));
+    let keys = kv.keys(&Scope::default(), &tokens);
+    let mut b = kv.table(SeqId(2), &Scope::default(), 8);
+    let hit = kv.lookup(&keys, &tokens, ALL);
+    kv.attach(&mut b, &keys, hit);
+    kv.release(f);
+    kv.undo_swap_out(1, &mut [&mut a]);
+    sound(&kv, &[&a, &b]);
+    assert!(a.is_resident());
+    kv.complete();
+    sound(&kv, &[&a, &b]);
+    assert_eq!(kv.swap_free(), 4);
+    kv.release(a);
+    kv.release(b);
+    assert_eq!(kv.available(), 4);
+    sound(&kv, &[]);
+}
