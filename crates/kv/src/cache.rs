@@ -373,17 +373,35 @@ impl KvCache {
         let filled = self.pool.page(page).filled;
         let copy = self.take(g, t.tenant);
         self.pool.fill(copy, filled);
-        // Copies come before rows: another holder may write the source in this very step.
-        for moved in [page, copy] {
+        // Copies come before rows: another holder may write the source in this very step. What is itself
+        // the target of a copy of this step is copied from where that one reads.
+        let from = self.copied_from(page).unwrap_or(page);
+        for moved in [from, copy] {
             self.copying.push(moved);
             self.pool.moving(moved);
         }
         self.pool.release(page);
         self.outbox.copies.push(BlockCopy {
-            from: BlockId(page),
+            from: BlockId(from),
             to: BlockId(copy),
         });
         self.set_entry(t, g, i, copy);
+    }
+
+    /// The page that the step now being composed copies to `page`.
+    fn copied_from(&self, page: u32) -> Option<u32> {
+        if self.pool.page(page).moves == 0 {
+            return None;
+        }
+        let copies = self.outbox.copies.iter();
+        copies.rev().find(|c| c.to.0 == page).map(|c| c.from.0)
+    }
+
+    /// Whether the page's content comes only in the step now being composed.
+    pub(crate) fn is_arriving(&self, page: u32) -> bool {
+        self.pool.page(page).moves > 0
+            && (self.copied_from(page).is_some()
+                || self.outbox.swaps_in.iter().any(|s| s.page.0 == page))
     }
 
     /// A page that must be there: the caller has counted.

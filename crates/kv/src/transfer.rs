@@ -11,7 +11,8 @@ use crate::swap::SwapFull;
 use crate::table::{Entry, Table};
 
 impl KvCache {
-    /// Pages that swapping these tables out would move: those that nobody else holds.
+    /// Pages that swapping these tables out would move: those that nobody else holds, and whose content
+    /// does not come only in the same step (transfers out are its first part).
     #[must_use]
     pub fn swappable(&mut self, tables: &[&Table]) -> u32 {
         self.count_references(tables.iter().copied());
@@ -20,13 +21,18 @@ impl KvCache {
             if let Entry::Device { page, .. } = e
                 && self.scratch[page as usize] > 0
             {
-                if self.scratch[page as usize] == self.pool.page(page).refs {
+                if self.is_held_by(page, self.scratch[page as usize]) {
                     moved += 1;
                 }
                 self.scratch[page as usize] = 0;
             }
         }
         moved
+    }
+
+    /// Whether a page can move with the tables that hold it `n` times.
+    fn is_held_by(&self, page: u32, n: u32) -> bool {
+        n == self.pool.page(page).refs && !self.is_arriving(page)
     }
 
     fn count_references<'a>(&mut self, tables: impl Iterator<Item = &'a Table>) {
@@ -61,7 +67,7 @@ impl KvCache {
                     };
                     let slot = match places.iter().rev().find(|(p, _)| *p == page) {
                         Some((_, slot)) => *slot,
-                        None if self.scratch[page as usize] == self.pool.page(page).refs => {
+                        None if self.is_held_by(page, self.scratch[page as usize]) => {
                             let slot = self.send(tag, page);
                             // Only pages with several holders are looked up again.
                             if self.scratch[page as usize] > 1 {
