@@ -264,7 +264,7 @@ impl KvCache {
     fn each_written(&mut self, t: &Table, n: u32, mut f: impl FnMut(&mut u32, u32)) {
         for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
             let range = if group.is_state() {
-                0..gt.end()
+                0..if n > 0 { gt.end() } else { 0 }
             } else {
                 let partial = t.committed / group.slots;
                 partial..(partial + u32::from(n > 0)).min(gt.end())
@@ -286,7 +286,7 @@ impl KvCache {
                 if !group.is_state() {
                     let want = (t.committed + n).div_ceil(group.slots);
                     want.saturating_sub(gt.end())
-                } else if gt.blocks.is_empty() {
+                } else if gt.blocks.is_empty() && n > 0 {
                     group.state_pages
                 } else {
                     0
@@ -306,7 +306,7 @@ impl KvCache {
     pub fn pages_for(&self, t: &Table, n: u32) -> u32 {
         let mut needed = self.new_blocks(t, n);
         for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
-            if group.is_state() {
+            if group.is_state() && n > 0 {
                 let shared = gt.blocks.iter().filter(|e| self.is_shared(**e));
                 needed += u32::try_from(shared.count()).unwrap_or(u32::MAX);
             } else if n > 0 {
@@ -323,6 +323,9 @@ impl KvCache {
 
     fn prepare_group(&mut self, t: &mut Table, g: usize, n: u32, spare: &mut u32) {
         let group = self.layout.groups[g];
+        if n == 0 {
+            return;
+        }
         if group.is_state() {
             if t.groups[g].blocks.is_empty() {
                 for _ in 0..group.state_pages {
@@ -340,7 +343,7 @@ impl KvCache {
         self.writing[g] += u64::from(n);
         let partial = t.committed / group.slots;
         let gt = &t.groups[g];
-        if n > 0 && partial < gt.end() && partial >= gt.first {
+        if partial < gt.end() && partial >= gt.first {
             self.own(t, g, (partial - gt.first) as usize, &mut 0);
         }
         let want = (t.committed + n).div_ceil(group.slots);
@@ -462,6 +465,9 @@ impl KvCache {
     /// `n` of the tokens in flight are there; the others are given up. `tokens` are the sequence's, at least
     /// up to its new length (unused without a prefix cache). Publishes full blocks, and lets go of those
     /// that have left a window.
+    ///
+    /// A state cannot be wound back: of tables with a state all tokens in flight are committed, or none
+    /// where the row did not run.
     pub fn commit(&mut self, t: &mut Table, n: u32, tokens: &[u32]) {
         debug_assert!(n <= t.in_flight);
         let old = t.committed;
@@ -469,7 +475,9 @@ impl KvCache {
         for g in 0..t.groups.len() {
             let group = self.layout.groups[g];
             if group.is_state() {
-                if self.prefix_cache {
+                if t.committed == 0 {
+                    self.cut(t, g, 0);
+                } else if self.prefix_cache && n > 0 {
                     self.publish_state(t, g, tokens);
                 }
                 continue;

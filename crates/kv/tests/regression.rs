@@ -3,7 +3,8 @@
 //!
 //! `cargo test -p plimsoll-kv --test regression`
 
-use plimsoll_kv::{KvCache, KvConfig, Layout, Outbox, Scope, Table};
+use plimsoll_kv::{GroupLayout, KvCache, KvConfig, Layout, Outbox, Scope, Table};
+use plimsoll_program::GroupKind;
 use plimsoll_units::{Bytes, SeqId};
 
 const ALL: u32 = u32::MAX;
@@ -173,4 +174,30 @@ fn a_page_that_is_still_coming_back_does_not_go_out_again() {
     kv.complete();
     sound(&kv, &[&a]);
     kv.release(a);
+}
+
+fn with_state() -> Layout {
+    let mut layout = Layout::full(4, Bytes::new(8));
+    layout.groups.push(GroupLayout {
+        kind: GroupKind::State,
+        slots: 0,
+        state_pages: 2,
+        row: Bytes::new(30),
+    });
+    layout
+}
+
+/// The state's pages stayed with a table that held no token.
+#[test]
+fn a_first_row_that_did_not_run_leaves_no_state() {
+    let mut kv = KvCache::new(KvConfig::new(with_state(), 6));
+    let mut t = kv.table(SeqId(1), &Scope::default(), 4);
+    kv.prepare(&mut t, 0, ALL).expect("nothing is asked for");
+    sound(&kv, &[&t]);
+    kv.prepare(&mut t, 4, ALL).expect("pages are there");
+    sound(&kv, &[&t]);
+    kv.commit(&mut t, 0, &[]);
+    sound(&kv, &[&t]);
+    assert_eq!(kv.available(), 6);
+    kv.release(t);
 }
