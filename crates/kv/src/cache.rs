@@ -345,6 +345,8 @@ impl KvCache {
         let gt = &t.groups[g];
         if partial < gt.end() && partial >= gt.first {
             self.own(t, g, (partial - gt.first) as usize, &mut 0);
+            // What a truncation left in it for others, or in the cache, is written over.
+            self.uncount_tail(t, g, t.committed);
         }
         let want = (t.committed + n).div_ceil(group.slots);
         while t.groups[g].end() < want {

@@ -201,3 +201,30 @@ fn a_first_row_that_did_not_run_leaves_no_state() {
     assert_eq!(kv.available(), 6);
     kv.release(t);
 }
+
+/// Tokens that were cut off were still counted while others were written in their place.
+#[test]
+fn what_is_written_over_after_a_truncation_is_counted_once() {
+    for (prefix_cache, swapped) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut kv = pool(3, 2, prefix_cache);
+        let mut a = run(&mut kv, 1, &[1; 8]);
+        let b = kv.fork(&a, SeqId(2));
+        kv.truncate(&mut a, 5).expect("full attention");
+        kv.release(b);
+        if swapped {
+            kv.swap_out(1, &mut [&mut a]).expect("places are free");
+            kv.complete();
+            kv.swap_in(1, &mut [&mut a]).expect("pages are free");
+            kv.complete();
+        }
+        kv.prepare(&mut a, 3, ALL).expect("nothing is needed");
+        let usage = kv.usage().expect("small");
+        assert_eq!(usage.token_states, Bytes::new(5 * 8));
+        assert_eq!(usage.reserved, Bytes::new(3 * 8));
+        assert_eq!(usage.internal, Bytes::ZERO);
+        sound(&kv, &[&a]);
+        kv.release(a);
+        kv.complete();
+        sound(&kv, &[]);
+    }
+}
