@@ -271,7 +271,7 @@ impl KvCache {
             };
             for i in range {
                 if let Some(Entry::Device { page, .. }) = gt.entry(i) {
-                    let refs = self.pool.page(page).refs;
+                    let refs = self.holders(page);
                     f(&mut self.scratch[page as usize], refs);
                 }
             }
@@ -318,7 +318,17 @@ impl KvCache {
     }
 
     fn is_shared(&self, e: Entry) -> bool {
-        matches!(e, Entry::Device { page, .. } if self.pool.page(page).refs > 1)
+        matches!(e, Entry::Device { page, .. } if self.holders(page) > 1)
+    }
+
+    /// Who would miss the page's content if it were written over: its holders, and a transfer out, which may
+    /// fail and give it back.
+    fn holders(&self, page: u32) -> u32 {
+        self.pool.page(page).refs + u32::from(self.is_leaving(page))
+    }
+
+    fn is_leaving(&self, page: u32) -> bool {
+        self.pool.page(page).moves > 0 && self.going_out.iter().any(|o| o.2 == page)
     }
 
     fn prepare_group(&mut self, t: &mut Table, g: usize, n: u32, spare: &mut u32) {
@@ -361,10 +371,7 @@ impl KvCache {
         let Entry::Device { page, .. } = t.groups[g].blocks[i] else {
             return;
         };
-        let (refs, published) = {
-            let p = self.pool.page(page);
-            (p.refs, p.published)
-        };
+        let (refs, published) = (self.holders(page), self.pool.page(page).published);
         if refs == 1 && !published {
             return;
         }
@@ -717,7 +724,7 @@ impl KvCache {
         let slots = self.layout.groups[g].slots;
         if let Some(Entry::Device { page, .. }) = t.groups[g].entry(to / slots) {
             let p = self.pool.page(page);
-            if p.refs == 1 && !p.published {
+            if self.holders(page) == 1 && !p.published {
                 self.pool.unfill(page, to % slots);
             }
         }

@@ -228,3 +228,31 @@ fn what_is_written_over_after_a_truncation_is_counted_once() {
         sound(&kv, &[]);
     }
 }
+
+/// The row was written in place; then the transfer failed, and the first table got the page back changed.
+#[test]
+fn a_page_whose_transfer_may_fail_is_not_written_by_who_found_it() {
+    let mut kv = pool(2, 2, true);
+    let tokens = [1, 2, 3, 4];
+    let mut a = run(&mut kv, 1, &tokens);
+    assert_eq!(kv.swap_out(1, &mut [&mut a]), Ok(1));
+    let keys = kv.keys(&Scope::default(), &tokens);
+    let mut b = kv.table(SeqId(2), &Scope::default(), 4);
+    let hit = kv.lookup(&keys, &tokens, ALL);
+    kv.attach(&mut b, &keys, hit);
+    kv.truncate(&mut b, 2).expect("full attention");
+    kv.prepare(&mut b, 1, ALL).expect("a page for the copy");
+    let mut out = Outbox::default();
+    kv.drain(&mut out);
+    assert_eq!(out.copies.len(), 1);
+    kv.undo_swap_out(1, &mut [&mut a]);
+    kv.complete();
+    kv.commit(&mut b, 1, &[1, 2, 9]);
+    sound(&kv, &[&a, &b]);
+    assert_ne!(
+        a.pages(0).collect::<Vec<_>>(),
+        b.pages(0).collect::<Vec<_>>()
+    );
+    kv.release(a);
+    kv.release(b);
+}
