@@ -28,7 +28,8 @@ impl Model {
         (0..self.text.len()).find(|b| !self.away[*b] && self.text[*b].as_deref() == Some(text))
     }
     fn add(&mut self, text: Option<Vec<u32>>, away: bool) -> usize {
-        (self.text.push(text), self.away.push(away));
+        self.text.push(text);
+        self.away.push(away);
         self.text.len() - 1
     }
     /// A block for which a cached one is given up where none is free.
