@@ -46,7 +46,7 @@ pub struct Census {
     pub free: u64,
     /// Cached prefixes that nobody holds.
     pub cached: u64,
-    /// Pages in transit to swap space, and sources of copies under way that no table holds.
+    /// Held by nobody, but kept by copies and transfers under way.
     pub in_transit: u64,
     /// Held by one request alone, not a beam search.
     pub requests: u64,
@@ -143,7 +143,7 @@ impl KvCache {
                 By::Pin => census.pinned += 1,
                 By::Nobody => {
                     let held = u32::try_from(id)
-                        .is_ok_and(|id| self.pool.page(id).refs + self.pool.page(id).copies > 0);
+                        .is_ok_and(|id| self.pool.page(id).refs + self.pool.page(id).moves > 0);
                     census.in_transit += u64::from(held);
                 }
             }

@@ -80,11 +80,12 @@ pub struct KvCache {
     tokens: Vec<u32>,
     token_stride: usize,
     events: Option<Vec<CacheEvent>>,
-    /// Sources of copies under way.
+    /// Pages that copies under way read or write.
     copying: Vec<u32>,
-    /// Transfers under way: tag, place, page.
+    /// Transfers under way: tag, place, page. Each counts as a holder of its place.
     pub(crate) going_out: Vec<(u64, u32, u32)>,
-    pub(crate) coming_in: Vec<(u64, u32)>,
+    /// Places that are being read, once for every table that held them, and pages that are being written.
+    pub(crate) coming_in: Vec<(u32, Option<u32>)>,
     /// Slots of held blocks that are being written, per group.
     writing: Vec<u64>,
     /// References per page from one group's tables; all zero between calls.
@@ -263,14 +264,14 @@ impl KvCache {
     fn each_written(&mut self, t: &Table, n: u32, mut f: impl FnMut(&mut u32, u32)) {
         for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
             let range = if group.is_state() {
-                0..gt.end()
+                0..if n > 0 { gt.end() } else { 0 }
             } else {
                 let partial = t.committed / group.slots;
                 partial..(partial + u32::from(n > 0)).min(gt.end())
             };
             for i in range {
                 if let Some(Entry::Device { page, .. }) = gt.entry(i) {
-                    let refs = self.pool.page(page).refs;
+                    let refs = self.holders(page);
                     f(&mut self.scratch[page as usize], refs);
                 }
             }
@@ -285,7 +286,7 @@ impl KvCache {
                 if !group.is_state() {
                     let want = (t.committed + n).div_ceil(group.slots);
                     want.saturating_sub(gt.end())
-                } else if gt.blocks.is_empty() {
+                } else if gt.blocks.is_empty() && n > 0 {
                     group.state_pages
                 } else {
                     0
@@ -305,7 +306,7 @@ impl KvCache {
     pub fn pages_for(&self, t: &Table, n: u32) -> u32 {
         let mut needed = self.new_blocks(t, n);
         for (gt, group) in t.groups.iter().zip(&self.layout.groups) {
-            if group.is_state() {
+            if group.is_state() && n > 0 {
                 let shared = gt.blocks.iter().filter(|e| self.is_shared(**e));
                 needed += u32::try_from(shared.count()).unwrap_or(u32::MAX);
             } else if n > 0 {
@@ -317,11 +318,24 @@ impl KvCache {
     }
 
     fn is_shared(&self, e: Entry) -> bool {
-        matches!(e, Entry::Device { page, .. } if self.pool.page(page).refs > 1)
+        matches!(e, Entry::Device { page, .. } if self.holders(page) > 1)
+    }
+
+    /// Who would miss the page's content if it were written over: its holders, and a transfer out, which may
+    /// fail and give it back.
+    fn holders(&self, page: u32) -> u32 {
+        self.pool.page(page).refs + u32::from(self.is_leaving(page))
+    }
+
+    fn is_leaving(&self, page: u32) -> bool {
+        self.pool.page(page).moves > 0 && self.going_out.iter().any(|o| o.2 == page)
     }
 
     fn prepare_group(&mut self, t: &mut Table, g: usize, n: u32, spare: &mut u32) {
         let group = self.layout.groups[g];
+        if n == 0 {
+            return;
+        }
         if group.is_state() {
             if t.groups[g].blocks.is_empty() {
                 for _ in 0..group.state_pages {
@@ -339,8 +353,10 @@ impl KvCache {
         self.writing[g] += u64::from(n);
         let partial = t.committed / group.slots;
         let gt = &t.groups[g];
-        if n > 0 && partial < gt.end() && partial >= gt.first {
+        if partial < gt.end() && partial >= gt.first {
             self.own(t, g, (partial - gt.first) as usize, &mut 0);
+            // What a truncation left in it for others, or in the cache, is written over.
+            self.uncount_tail(t, g, t.committed);
         }
         let want = (t.committed + n).div_ceil(group.slots);
         while t.groups[g].end() < want {
@@ -355,10 +371,7 @@ impl KvCache {
         let Entry::Device { page, .. } = t.groups[g].blocks[i] else {
             return;
         };
-        let (refs, published) = {
-            let p = self.pool.page(page);
-            (p.refs, p.published)
-        };
+        let (refs, published) = (self.holders(page), self.pool.page(page).published);
         if refs == 1 && !published {
             return;
         }
@@ -372,15 +385,35 @@ impl KvCache {
         let filled = self.pool.page(page).filled;
         let copy = self.take(g, t.tenant);
         self.pool.fill(copy, filled);
-        // Copies come before rows: another holder may write the source in this very step.
-        self.copying.push(page);
-        self.pool.copying(page);
+        // Copies come before rows: another holder may write the source in this very step. What is itself
+        // the target of a copy of this step is copied from where that one reads.
+        let from = self.copied_from(page).unwrap_or(page);
+        for moved in [from, copy] {
+            self.copying.push(moved);
+            self.pool.moving(moved);
+        }
         self.pool.release(page);
         self.outbox.copies.push(BlockCopy {
-            from: BlockId(page),
+            from: BlockId(from),
             to: BlockId(copy),
         });
         self.set_entry(t, g, i, copy);
+    }
+
+    /// The page that the step now being composed copies to `page`.
+    fn copied_from(&self, page: u32) -> Option<u32> {
+        if self.pool.page(page).moves == 0 {
+            return None;
+        }
+        let copies = self.outbox.copies.iter();
+        copies.rev().find(|c| c.to.0 == page).map(|c| c.from.0)
+    }
+
+    /// Whether the page's content comes only in the step now being composed.
+    pub(crate) fn is_arriving(&self, page: u32) -> bool {
+        self.pool.page(page).moves > 0
+            && (self.copied_from(page).is_some()
+                || self.outbox.swaps_in.iter().any(|s| s.page.0 == page))
     }
 
     /// A page that must be there: the caller has counted.
@@ -441,6 +474,9 @@ impl KvCache {
     /// `n` of the tokens in flight are there; the others are given up. `tokens` are the sequence's, at least
     /// up to its new length (unused without a prefix cache). Publishes full blocks, and lets go of those
     /// that have left a window.
+    ///
+    /// A state cannot be wound back: of tables with a state all tokens in flight are committed, or none
+    /// where the row did not run.
     pub fn commit(&mut self, t: &mut Table, n: u32, tokens: &[u32]) {
         debug_assert!(n <= t.in_flight);
         let old = t.committed;
@@ -448,7 +484,9 @@ impl KvCache {
         for g in 0..t.groups.len() {
             let group = self.layout.groups[g];
             if group.is_state() {
-                if self.prefix_cache {
+                if t.committed == 0 {
+                    self.cut(t, g, 0);
+                } else if self.prefix_cache && n > 0 {
                     self.publish_state(t, g, tokens);
                 }
                 continue;
@@ -686,7 +724,7 @@ impl KvCache {
         let slots = self.layout.groups[g].slots;
         if let Some(Entry::Device { page, .. }) = t.groups[g].entry(to / slots) {
             let p = self.pool.page(page);
-            if p.refs == 1 && !p.published {
+            if self.holders(page) == 1 && !p.published {
                 self.pool.unfill(page, to % slots);
             }
         }
@@ -742,13 +780,17 @@ impl KvCache {
     /// each of them.
     pub fn complete(&mut self) {
         for page in self.copying.drain(..) {
-            self.pool.copied(page);
+            self.pool.moved(page);
         }
-        for (_, _, page) in self.going_out.drain(..) {
-            self.pool.transfer_done(page);
-        }
-        for (_, slot) in self.coming_in.drain(..) {
+        for (_, slot, page) in self.going_out.drain(..) {
+            self.pool.moved(page);
             self.swap.release(slot);
+        }
+        for (slot, page) in self.coming_in.drain(..) {
+            self.swap.release(slot);
+            if let Some(page) = page {
+                self.pool.moved(page);
+            }
         }
     }
 
@@ -779,7 +821,7 @@ impl KvCache {
         &self.going_out
     }
 
-    pub(crate) fn transfers_in(&self) -> &[(u64, u32)] {
+    pub(crate) fn transfers_in(&self) -> &[(u32, Option<u32>)] {
         &self.coming_in
     }
 

@@ -43,18 +43,24 @@ impl KvCache {
                 };
             }
         }
-        let mut transit = 0;
+        let mut moves = vec![0_u32; total + 1];
+        for page in self.copies_under_way() {
+            moves[*page as usize] += 1;
+        }
         for (_, slot, page) in self.transfers_out() {
-            refs[*page as usize] += 1;
-            transit += 1;
+            moves[*page as usize] += 1;
+            places[*slot as usize] += 1;
             ensure(self.swap.place(*slot).page == *page, || {
                 format!("place {slot} is not where page {page} goes")
             })?;
         }
-        for (_, slot) in self.transfers_in() {
+        for (slot, page) in self.transfers_in() {
             places[*slot as usize] += 1;
+            if let Some(page) = page {
+                moves[*page as usize] += 1;
+            }
         }
-        self.check_pages(&refs, &filled, transit)?;
+        self.check_pages(&refs, &filled, &moves)?;
         let used = places.iter().filter(|n| **n > 0).count();
         ensure(used == self.swap.used() as usize, || {
             format!(
@@ -170,9 +176,9 @@ impl KvCache {
         })
     }
 
-    fn check_pages(&self, refs: &[u32], filled: &[u32], mut transit: u32) -> Result<(), Violation> {
+    fn check_pages(&self, refs: &[u32], filled: &[u32], moves: &[u32]) -> Result<(), Violation> {
         let pool = &self.pool;
-        let (mut held, mut cached, mut free) = (0_u32, 0_u32, 0_u32);
+        let (mut held, mut cached, mut free, mut transit) = (0_u32, 0_u32, 0_u32, 0_u32);
         let mut live = vec![0_u64; self.layout.groups.len()];
         let mut charged = vec![0_u64; pool.accounts().len()];
         let mut published = 0_usize;
@@ -188,16 +194,17 @@ impl KvCache {
                     format!("page {id} is published but the index does not find it")
                 })?;
             }
-            let moving = self.transfers_out().iter().any(|t| t.2 == id);
-            let copied = self.copies_under_way().iter().filter(|c| **c == id).count();
-            ensure(copied == p.copies as usize, || {
-                format!("page {id}: {copied} copies read it, counted {}", p.copies)
+            let moving = moves[id as usize];
+            ensure(moving == p.moves, || {
+                format!(
+                    "page {id}: {moving} copies and transfers, counted {}",
+                    p.moves
+                )
             })?;
             match (p.refs, p.published) {
-                (0, _) if copied > 0 => transit += 1,
+                (0, _) if moving > 0 => transit += 1,
                 (0, true) => cached += 1,
                 (0, false) => free += 1,
-                _ if moving => {}
                 _ => {
                     held += 1;
                     live[p.group as usize] += u64::from(p.filled);

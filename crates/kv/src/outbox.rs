@@ -86,7 +86,8 @@ pub enum CacheEvent {
     Cleared,
 }
 
-/// What has accumulated since the executor was last told.
+/// What has accumulated since the executor was last told. It is carried out in this order: pages go out,
+/// pages come in, pages are copied, then rows are written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outbox {
     /// Table changes, in order.

@@ -11,14 +11,14 @@ const NONE: u32 = u32::MAX;
 /// One page.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Page {
-    /// Tables, pins and transfers out that hold it.
+    /// Tables and pins that hold it.
     pub(crate) refs: u32,
     /// Counts its uses; an entry with another generation is stale.
     pub(crate) generation: u32,
     /// Slots that hold a token; 1 for a page of a state.
     pub(crate) filled: u32,
-    /// Copies under way that read it: it is not reused before they are done.
-    pub(crate) copies: u32,
+    /// Copies and transfers under way that read or write it: it is not reused before they are done.
+    pub(crate) moves: u32,
     /// Group that it serves.
     pub(crate) group: u8,
     /// Whether the prefix index finds it. Its content never changes while it does.
@@ -42,7 +42,7 @@ pub(crate) struct Pool {
     tail: u32,
     cached: u32,
     referenced: u32,
-    /// Pages that only a transfer out or a copy under way keeps.
+    /// Pages that only copies and transfers under way keep.
     in_transit: u32,
     /// Slots with a token in held pages, per group.
     live: Vec<u64>,
@@ -174,7 +174,7 @@ impl Pool {
     /// One more holder. A cached page becomes held and is charged to `tenant`.
     pub(crate) fn acquire(&mut self, id: u32, tenant: TenantId) {
         if self.pages[id as usize].refs == 0 {
-            if self.pages[id as usize].copies > 0 {
+            if self.pages[id as usize].moves > 0 {
                 self.in_transit -= 1;
             } else {
                 self.unlink(id);
@@ -204,23 +204,23 @@ impl Pool {
         self.held[group] -= 1;
         self.live[group] -= filled;
         self.charge(tenant, -1);
-        if self.pages[id as usize].copies > 0 {
+        if self.pages[id as usize].moves > 0 {
             self.in_transit += 1;
         } else {
             self.park(id, published);
         }
     }
 
-    /// A copy reads the page until [`Pool::copied`].
-    pub(crate) fn copying(&mut self, id: u32) {
-        self.pages[id as usize].copies += 1;
+    /// A copy or a transfer reads or writes the page until [`Pool::moved`].
+    pub(crate) fn moving(&mut self, id: u32) {
+        self.pages[id as usize].moves += 1;
     }
 
-    /// The copy is done.
-    pub(crate) fn copied(&mut self, id: u32) {
+    /// The copy or transfer is done, or has been given up.
+    pub(crate) fn moved(&mut self, id: u32) {
         let page = &mut self.pages[id as usize];
-        page.copies -= 1;
-        if page.copies == 0 && page.refs == 0 {
+        page.moves -= 1;
+        if page.moves == 0 && page.refs == 0 {
             let published = page.published;
             self.in_transit -= 1;
             self.park(id, published);
@@ -233,38 +233,6 @@ impl Pool {
         } else {
             self.free.push(id);
         }
-    }
-
-    /// The last holder becomes a transfer: the page is held by nobody but not to be had either.
-    pub(crate) fn hand_to_transfer(&mut self, id: u32) {
-        let page = &mut self.pages[id as usize];
-        debug_assert_eq!(page.refs, 1, "only a transfer is left to hold page {id}");
-        let (group, filled, tenant) = (page.group as usize, u64::from(page.filled), page.tenant);
-        self.referenced -= 1;
-        self.held[group] -= 1;
-        self.live[group] -= filled;
-        self.charge(tenant, -1);
-        self.in_transit += 1;
-    }
-
-    /// The transfer ends well: the page can be had again.
-    pub(crate) fn transfer_done(&mut self, id: u32) {
-        self.in_transit -= 1;
-        let page = &mut self.pages[id as usize];
-        page.refs = 0;
-        let published = page.published;
-        self.park(id, published);
-    }
-
-    /// The transfer failed: its content is still here, and held as before.
-    pub(crate) fn transfer_undone(&mut self, id: u32) {
-        self.in_transit -= 1;
-        let page = &self.pages[id as usize];
-        let (group, filled, tenant) = (page.group as usize, u64::from(page.filled), page.tenant);
-        self.referenced += 1;
-        self.held[group] += 1;
-        self.live[group] += filled;
-        self.charge(tenant, 1);
     }
 
     /// `filled` slots of a held page have a token now; never fewer than before.
@@ -296,7 +264,7 @@ impl Pool {
     pub(crate) fn unpublish(&mut self, id: u32) {
         let page = &mut self.pages[id as usize];
         page.published = false;
-        if page.refs == 0 && page.copies == 0 {
+        if page.refs == 0 && page.moves == 0 {
             self.unlink(id);
             self.free.push(id);
         }

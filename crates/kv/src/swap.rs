@@ -13,10 +13,10 @@ pub struct SwapFull {
 /// One place.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Place {
-    /// Tables of the group that point here.
+    /// Tables that point here, and transfers under way.
     pub(crate) refs: u32,
     pub(crate) generation: u32,
-    /// The page that it was, while it is on its way out; the page that it becomes, on its way in.
+    /// The page that it was.
     pub(crate) page: u32,
     /// What it was.
     pub(crate) filled: u32,

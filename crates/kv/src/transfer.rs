@@ -11,7 +11,8 @@ use crate::swap::SwapFull;
 use crate::table::{Entry, Table};
 
 impl KvCache {
-    /// Pages that swapping these tables out would move: those that nobody else holds.
+    /// Pages that swapping these tables out would move: those that nobody else holds, and whose content
+    /// does not come only in the same step (transfers out are its first part).
     #[must_use]
     pub fn swappable(&mut self, tables: &[&Table]) -> u32 {
         self.count_references(tables.iter().copied());
@@ -20,13 +21,18 @@ impl KvCache {
             if let Entry::Device { page, .. } = e
                 && self.scratch[page as usize] > 0
             {
-                if self.scratch[page as usize] == self.pool.page(page).refs {
+                if self.is_held_by(page, self.scratch[page as usize]) {
                     moved += 1;
                 }
                 self.scratch[page as usize] = 0;
             }
         }
         moved
+    }
+
+    /// Whether a page can move with the tables that hold it `n` times.
+    fn is_held_by(&self, page: u32, n: u32) -> bool {
+        n == self.pool.page(page).refs && !self.is_arriving(page)
     }
 
     fn count_references<'a>(&mut self, tables: impl Iterator<Item = &'a Table>) {
@@ -61,7 +67,7 @@ impl KvCache {
                     };
                     let slot = match places.iter().rev().find(|(p, _)| *p == page) {
                         Some((_, slot)) => *slot,
-                        None if self.scratch[page as usize] == self.pool.page(page).refs => {
+                        None if self.is_held_by(page, self.scratch[page as usize]) => {
                             let slot = self.send(tag, page);
                             // Only pages with several holders are looked up again.
                             if self.scratch[page as usize] > 1 {
@@ -71,12 +77,9 @@ impl KvCache {
                         }
                         None => continue,
                     };
-                    let refs = self.pool.page(page).refs;
-                    if refs > 1 {
-                        self.pool.release(page);
-                    } else {
-                        self.pool.hand_to_transfer(page);
-                    }
+                    // From the last holder on the transfer alone keeps it. What is published is still
+                    // found meanwhile, and whoever finds it holds it like any other page.
+                    self.pool.release(page);
                     self.scratch[page as usize] = 0;
                     let place = self.swap.place_mut(slot);
                     place.refs += 1;
@@ -100,7 +103,10 @@ impl KvCache {
         let slot = self.swap.take();
         let p = self.pool.page(page);
         let (filled, group, address) = (p.filled, p.group, p.published.then_some(p.address));
+        self.pool.moving(page);
         let place = self.swap.place_mut(slot);
+        // The transfer's own: the place is not given to another before it is done.
+        place.refs = 1;
         place.page = page;
         place.filled = filled;
         place.group = group;
@@ -156,6 +162,7 @@ impl KvCache {
                         generation,
                         "a stale place"
                     );
+                    let mut written = None;
                     let known = back.iter().rev().find(|(s, _)| *s == slot).map(|b| b.1);
                     let page = if let Some(page) = known {
                         self.pool.acquire(page, t.tenant);
@@ -169,6 +176,8 @@ impl KvCache {
                         } else {
                             let page = self.take(g, t.tenant);
                             self.pool.fill(page, place.filled);
+                            self.pool.moving(page);
+                            written = Some(page);
                             self.outbox.swaps_in.push(SwapOp {
                                 tag,
                                 page: BlockId(page),
@@ -184,7 +193,7 @@ impl KvCache {
                         page
                     };
                     // The place is kept until the transfer has been reported.
-                    self.coming_in.push((tag, slot));
+                    self.coming_in.push((slot, written));
                     self.set_entry(t, g, i, page);
                     t.on_host -= 1;
                 }
@@ -195,37 +204,34 @@ impl KvCache {
 
     /// A transfer out failed: the tables hold their pages as before it.
     pub fn undo_swap_out(&mut self, tag: u64, tables: &mut [&mut Table]) {
-        let undone: Vec<(u64, u32, u32)> = self
+        let mut undone: Vec<(u64, u32, u32)> = self
             .going_out
             .iter()
             .copied()
             .filter(|o| o.0 == tag)
             .collect();
+        undone.sort_unstable_by_key(|o| o.1);
         self.going_out.retain(|o| o.0 != tag);
-        for (_, _, page) in &undone {
-            self.pool.transfer_undone(*page);
-        }
         for t in tables.iter_mut() {
             for g in 0..t.groups.len() {
                 for i in 0..t.groups[g].blocks.len() {
                     let Entry::Host { slot, .. } = t.groups[g].blocks[i] else {
                         continue;
                     };
-                    let Some(&(_, _, page)) = undone.iter().find(|o| o.1 == slot) else {
+                    let Ok(at) = undone.binary_search_by_key(&slot, |o| o.1) else {
                         continue;
                     };
-                    let first = self.swap.place(slot).page == page;
-                    if first {
-                        // The transfer's reference is the first table's; others take their own.
-                        self.swap.place_mut(slot).page = u32::MAX;
-                    } else {
-                        self.pool.acquire(page, t.tenant);
-                    }
+                    let page = undone[at].2;
+                    self.pool.acquire(page, t.tenant);
                     self.swap.release(slot);
                     self.set_entry(t, g, i, page);
                     t.on_host -= 1;
                 }
             }
+        }
+        for (_, slot, page) in undone {
+            self.swap.release(slot);
+            self.pool.moved(page);
         }
     }
 }
