@@ -9,6 +9,7 @@ use std::hash::Hasher;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use crate::layout::Layout;
+use crate::planted::{self, Bug};
 use crate::table::TenantId;
 
 /// What besides its tokens decides a prompt's keys and values, and who may share them.
@@ -53,7 +54,9 @@ impl Addresses {
     pub(crate) fn root(&self, scope: &Scope, group: usize) -> u128 {
         let mut h = SipHasher13::new_with_key(&self.key);
         field(&mut h, &self.fingerprint);
-        field(&mut h, &scope.salt);
+        if !planted::is(Bug::AddressIgnoresSalt) {
+            field(&mut h, &scope.salt);
+        }
         match scope.adapter {
             Some(a) => field(&mut h, &a.to_le_bytes()),
             None => field(&mut h, &[]),
@@ -69,7 +72,9 @@ impl Addresses {
     /// The address of a block of `tokens` after `parent`.
     pub(crate) fn child(&self, parent: u128, tokens: &[u32]) -> u128 {
         let mut h = SipHasher13::new_with_key(&self.key);
-        h.write(&parent.to_le_bytes());
+        if !planted::is(Bug::AddressIgnoresParent) {
+            h.write(&parent.to_le_bytes());
+        }
         h.write_u64(tokens.len() as u64);
         let mut buffer = [0_u8; 64];
         for chunk in tokens.chunks(16) {

@@ -5,6 +5,7 @@ use plimsoll_units::{BlockId, SeqId};
 use crate::address::{Addresses, PromptKeys, Scope, block_tokens};
 use crate::layout::{GroupLayout, Layout};
 use crate::outbox::{BlockCopy, CacheEvent, Delta, DeltaOp, Outbox};
+use crate::planted::{self, Bug};
 use crate::pool::{PAGES_MAX, Pool};
 use crate::prefix::{Index, first_block, part};
 use crate::swap::SwapSpace;
@@ -284,7 +285,10 @@ impl KvCache {
         groups
             .map(|(gt, group)| {
                 if !group.is_state() {
-                    let want = (t.committed + n).div_ceil(group.slots);
+                    let mut want = (t.committed + n).div_ceil(group.slots);
+                    if planted::is(Bug::OneBlockTooFew) {
+                        want = (t.committed + n) / group.slots;
+                    }
                     want.saturating_sub(gt.end())
                 } else if gt.blocks.is_empty() && n > 0 {
                     group.state_pages
@@ -372,10 +376,13 @@ impl KvCache {
             return;
         };
         let (refs, published) = (self.holders(page), self.pool.page(page).published);
-        if refs == 1 && !published {
+        if refs == 1 && !published || planted::is(Bug::NoCopyOnWrite) {
             return;
         }
         if refs == 1 {
+            if planted::is(Bug::StateOverwritesSnapshot) {
+                return;
+            }
             if *spare == 0 {
                 self.forget(page);
                 return;
@@ -393,10 +400,12 @@ impl KvCache {
             self.pool.moving(moved);
         }
         self.pool.release(page);
-        self.outbox.copies.push(BlockCopy {
-            from: BlockId(from),
-            to: BlockId(copy),
-        });
+        if !planted::is(Bug::CopyForgotten) {
+            self.outbox.copies.push(BlockCopy {
+                from: BlockId(from),
+                to: BlockId(copy),
+            });
+        }
         self.set_entry(t, g, i, copy);
     }
 
@@ -499,7 +508,12 @@ impl KvCache {
             if self.prefix_cache && t.committed / group.slots > t.groups[g].published {
                 self.publish(t, g, tokens);
             }
-            let first = first_block(&group, t.committed);
+            let mut first = first_block(&group, t.committed);
+            if planted::is(Bug::WindowDropsEarly) && first > 0 {
+                first = (first + 1).min(t.groups[g].end());
+            } else if planted::is(Bug::WindowNeverDrops) {
+                first = 0;
+            }
             while t.groups[g].first < first {
                 let Some(e) = t.groups[g].blocks.pop_front() else {
                     break;
@@ -660,7 +674,8 @@ impl KvCache {
         debug_assert!(t.is_resident() && t.in_flight == 0);
         let mut groups = Vec::with_capacity(t.groups.len());
         for gt in &t.groups {
-            for e in &gt.blocks {
+            let forgotten = usize::from(planted::is(Bug::ForkForgetsReference));
+            for e in gt.blocks.iter().skip(forgotten) {
                 if let Entry::Device { page, .. } = e {
                     self.pool.acquire(*page, t.tenant);
                 }
@@ -733,7 +748,7 @@ impl KvCache {
     fn rewind_chain(&mut self, t: &mut Table, g: usize, to: u32) {
         let step = block_tokens(&self.layout, &self.layout.groups[g]);
         let full = to / step;
-        if t.groups[g].published <= full {
+        if t.groups[g].published <= full || planted::is(Bug::TruncateKeepsChain) {
             return;
         }
         let last = full.checked_sub(1).and_then(|i| t.groups[g].entry(i));
@@ -752,6 +767,9 @@ impl KvCache {
         for g in 0..t.groups.len() {
             if !self.layout.groups[g].is_state() {
                 self.writing[g] -= u64::from(t.in_flight);
+            }
+            if planted::is(Bug::ReleaseLeaks) {
+                t.groups[g].blocks.pop_back();
             }
             while let Some(e) = t.groups[g].blocks.pop_back() {
                 self.let_go(e);

@@ -20,6 +20,8 @@ mod cache;
 mod integrity;
 mod layout;
 mod outbox;
+#[doc(hidden)]
+pub mod planted;
 mod pool;
 mod prefix;
 mod swap;

@@ -1,5 +1,6 @@
 //! The pages: reference counts, the free list, and cached pages in the order in which they are given up.
 
+use crate::planted::{self, Bug};
 use crate::table::TenantId;
 
 /// The largest pool, in pages: an id and its list links are 32 bits, and one value means none.
@@ -168,6 +169,9 @@ impl Pool {
 
     fn charge(&mut self, tenant: TenantId, n: i64) {
         let slot = (tenant.0 as usize).min(self.charged.len() - 1);
+        if n < 0 && planted::is(Bug::ChargeKept) {
+            return;
+        }
         self.charged[slot] = self.charged[slot].wrapping_add_signed(n);
     }
 
@@ -204,7 +208,7 @@ impl Pool {
         self.held[group] -= 1;
         self.live[group] -= filled;
         self.charge(tenant, -1);
-        if self.pages[id as usize].moves > 0 {
+        if self.pages[id as usize].moves > 0 && !planted::is(Bug::TransferReusedAtOnce) {
             self.in_transit += 1;
         } else {
             self.park(id, published);

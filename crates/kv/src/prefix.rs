@@ -5,6 +5,7 @@ use hashbrown::HashTable;
 use crate::address::{PromptKeys, block_tokens};
 use crate::cache::KvCache;
 use crate::layout::GroupLayout;
+use crate::planted::{self, Bug};
 use crate::table::{Entry, Table};
 
 /// A prefix that is there.
@@ -90,7 +91,9 @@ impl KvCache {
         'shorter: while limit > 0 {
             for (g, group) in self.layout.groups.iter().enumerate() {
                 if group.is_state() {
-                    if self.state_at(g, group, keys, limit).is_none() {
+                    if self.state_at(g, group, keys, limit).is_none()
+                        && !planted::is(Bug::HitIgnoresState)
+                    {
                         limit -= unit;
                         continue 'shorter;
                     }
@@ -98,7 +101,7 @@ impl KvCache {
                     let first = first_block(group, limit);
                     let end = limit / group.slots;
                     let found = self.run_back(g, group, keys, tokens, first, end);
-                    if let Some(missing) = found {
+                    if let Some(missing) = found.filter(|_| !planted::is(Bug::HitIgnoresWindows)) {
                         // Nothing between the gap and here can be resumed from.
                         limit = limit
                             .saturating_sub(unit)

@@ -7,6 +7,7 @@ use plimsoll_units::BlockId;
 
 use crate::cache::{KvCache, Short};
 use crate::outbox::SwapOp;
+use crate::planted::{self, Bug};
 use crate::swap::SwapFull;
 use crate::table::{Entry, Table};
 
@@ -32,7 +33,8 @@ impl KvCache {
 
     /// Whether a page can move with the tables that hold it `n` times.
     fn is_held_by(&self, page: u32, n: u32) -> bool {
-        n == self.pool.page(page).refs && !self.is_arriving(page)
+        (n == self.pool.page(page).refs || planted::is(Bug::SwapTakesShared))
+            && !self.is_arriving(page)
     }
 
     fn count_references<'a>(&mut self, tables: impl Iterator<Item = &'a Table>) {
@@ -204,6 +206,9 @@ impl KvCache {
 
     /// A transfer out failed: the tables hold their pages as before it.
     pub fn undo_swap_out(&mut self, tag: u64, tables: &mut [&mut Table]) {
+        if planted::is(Bug::UndoForgotten) {
+            return;
+        }
         let mut undone: Vec<(u64, u32, u32)> = self
             .going_out
             .iter()

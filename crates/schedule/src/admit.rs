@@ -5,6 +5,7 @@
 
 use std::ops::Bound;
 
+use plimsoll_kv::planted::{self, Bug};
 use plimsoll_kv::{Hit, PromptKeys, Table};
 
 use crate::config::Admission;
@@ -299,7 +300,8 @@ impl Scheduler {
     fn must_guarantee(&self, gi: u32) -> bool {
         let group = self.group(gi);
         self.config.admission == Admission::Guaranteed
-            || group.preemptions() >= self.config.max_preemptions
+            || (group.preemptions() >= self.config.max_preemptions
+                && !planted::is(Bug::PreemptionsUnbounded))
             || self
                 .running
                 .iter()

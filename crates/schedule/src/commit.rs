@@ -1,6 +1,7 @@
 //! What an output does to sequences: they grow, fork, end, and give their blocks back.
 
 use plimsoll_kv::Table;
+use plimsoll_kv::planted::{self, Bug};
 use plimsoll_units::Nanos;
 
 use crate::beam::{self, Decision};
@@ -115,7 +116,9 @@ impl Scheduler {
             if let Some(gi) = self.left.iter().copied().find(of) {
                 self.undo(gi);
                 lost.push(gi);
-            } else if let Some(gi) = self.resumed.iter().copied().find(of) {
+            } else if let Some(gi) = self.resumed.iter().copied().find(of)
+                && !planted::is(Bug::FailedSwapInUsed)
+            {
                 lost.push(gi);
             }
         }
@@ -156,7 +159,8 @@ impl Scheduler {
         }
         let group = self.group_mut(gi);
         if group.waits_for_leader() {
-            if group.seqs[0].committed() >= group.request.prompt_len() {
+            let early = planted::is(Bug::RejoinTooEarly);
+            if early || group.seqs[0].committed() >= group.request.prompt_len() {
                 self.rejoin(gi);
             }
             return;
@@ -188,6 +192,11 @@ impl Scheduler {
     /// The prompt's draws: one sequence becomes as many.
     fn first_draws(&mut self, gi: u32, draws: &[Draw], best_of: u32, id: RequestId) {
         for index in 1..best_of.min(u32::try_from(draws.len()).unwrap_or(u32::MAX)) {
+            let index = if planted::is(Bug::ForksDrawAlike) {
+                0
+            } else {
+                index
+            };
             self.fork(gi, 0, index);
         }
         self.group_mut(gi).forked = true;
@@ -342,7 +351,11 @@ impl Scheduler {
             let s = &mut self.group_mut(gi).seqs[p];
             s.ended = true;
             if let Some(t) = s.table.take() {
-                self.kv.release(t);
+                if planted::is(Bug::DeadBeamKept) {
+                    std::mem::forget(t);
+                } else {
+                    self.kv.release(t);
+                }
             }
         }
         // Sequence of each choice: the parent's for its first child, a fork for the others.
@@ -392,6 +405,11 @@ impl Scheduler {
         }
         completions.truncate(n as usize);
         self.note_finish(now);
+        if planted::is(Bug::EndsTwice) {
+            self.notices.push(Notice::Cancelled {
+                request: group.request.id(),
+            });
+        }
         self.notices.push(Notice::Finished(Box::new(Ended {
             request: group.request.id(),
             completions,

@@ -16,6 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use plimsoll_kv::planted::{self, Bug};
 use plimsoll_kv::{Census, KvCache, Owner, Table};
 use plimsoll_units::{Nanos, SeqId};
 
@@ -310,7 +311,9 @@ impl Scheduler {
         let (width, guaranteed, worst) = (group.width(), group.guaranteed, group.worst);
         group.guaranteed = false;
         let tenant = usize::from(group.request.scope().tenant.0);
-        self.promised -= u64::from(promised);
+        if !planted::is(Bug::PromiseKept) {
+            self.promised -= u64::from(promised);
+        }
         if guaranteed {
             self.guaranteed_pages -= u64::from(worst);
         }
@@ -335,8 +338,14 @@ impl Scheduler {
     pub(crate) fn remove(&mut self, gi: u32) -> Option<Group> {
         self.detach(gi);
         let mut group = self.groups[gi as usize].take()?;
+        let leaks = planted::is(Bug::CancelLeaks) && group.done.is_empty();
         for s in &mut group.seqs {
             let table = s.table.take();
+            if leaks {
+                // Forgetting it is the bug; dropping it would be noticed at once.
+                std::mem::forget(table);
+                continue;
+            }
             self.drop_seq(s.id, table);
         }
         self.by_id.remove(&group.request.id());

@@ -183,6 +183,7 @@ fn setup(seed: u64) -> Setup {
 }
 
 struct Asked {
+    salt: Vec<u8>,
     prompt: Arc<[u32]>,
     max_tokens: u32,
     fan: Fan,
@@ -249,6 +250,7 @@ fn request(s: &Setup, r: &mut Random, id: u64, prompts: &mut Vec<Vec<u32>>) -> (
     .expect("a request within the limits")
     .with_priority(r.range(0, 4) as i32 - 2);
     let asked = Asked {
+        salt: made.scope().salt.clone(),
         prompt,
         max_tokens,
         fan,
@@ -387,6 +389,24 @@ fn run(seed: u64, limit: u64) {
                     assert!(!std::mem::replace(&mut a.ended, true), "it ends twice");
                 }
                 Notice::Finished(e) => {
+                    let hit = e.cached_tokens as usize;
+                    if hit > 0 && !s.fans {
+                        let own = &asked[&e.request];
+                        let shares = |(id, a): (&RequestId, &Asked)| {
+                            let mut all = a.prompt.to_vec();
+                            let max = a.max_tokens as usize;
+                            all.extend(
+                                alone(&s.layout, &a.prompt, max, a.fan, a.seed, s.vocab).concat(),
+                            );
+                            let same = all.len() >= hit && all[..hit] == own.prompt[..hit];
+                            *id != e.request && a.salt == own.salt && same
+                        };
+                        assert!(
+                            asked.iter().any(shares),
+                            "request {} found {hit} tokens that nobody of its salt had",
+                            e.request.0
+                        );
+                    }
                     let a = asked.get_mut(&e.request).expect("a request that came");
                     assert!(!std::mem::replace(&mut a.ended, true), "it ends twice");
                     let got: Vec<_> = e.completions.iter().map(|c| c.tokens.clone()).collect();
@@ -432,6 +452,30 @@ fn fails(seed: u64, limit: u64) -> Option<String> {
                 .or_else(|| e.downcast_ref::<&str>().map(|s| (*s).to_owned()))
                 .unwrap_or_default()
         })
+}
+
+/// Every bug of `plimsoll_kv::planted` is found, each by some seed.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn every_planted_bug_is_found() {
+    use plimsoll_kv::planted::{ALL, plant};
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for &bug in ALL {
+        plant(Some(bug));
+        let found = (0..6000).find_map(|seed| fails(seed, u64::MAX).map(|why| (seed, why)));
+        plant(None);
+        match found {
+            Some((seed, why)) => {
+                let why = why.lines().next().unwrap_or_default().to_owned();
+                println!("{bug:?}: seed {seed}: {why}");
+            }
+            None => missed.push(bug),
+        }
+    }
+    std::panic::set_hook(hook);
+    assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
 #[test]
