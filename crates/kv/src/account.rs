@@ -12,11 +12,11 @@ pub struct Usage {
     pub pages: u64,
     /// Nobody holds them and nothing is in them.
     pub free: u64,
-    /// Held by tables, pins or copies.
+    /// Held by tables or pins.
     pub held: u64,
     /// Cached prefixes that nobody holds.
     pub cached: u64,
-    /// On their way to swap space.
+    /// Held by nobody, but kept by copies and transfers under way.
     pub in_transit: u64,
     /// Places taken in swap space.
     pub swapped: u64,

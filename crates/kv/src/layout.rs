@@ -143,6 +143,15 @@ impl GroupLayout {
                 .filter(|n| *n < 1 << 31)
                 .ok_or(LayoutError::OutOfRange(n))
         };
+        // A block holds something: tokens, or a part of a state.
+        let unit = if g.kind == GroupKind::State {
+            g.state_pages
+        } else {
+            g.slots
+        };
+        if unit == 0 {
+            return Err(LayoutError::OutOfRange(unit));
+        }
         Ok(Self {
             kind: g.kind,
             slots: narrow(g.slots)?,

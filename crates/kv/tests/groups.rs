@@ -7,8 +7,12 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::{Event, Log, Rng, Row, Shadow, first_read, operations};
-use plimsoll_kv::{KvCache, KvConfig, Layout, Outbox, Owner, Pin, Scope, Table, TenantId};
+use plimsoll_kv::{
+    CacheEvent, KvCache, KvConfig, Layout, Outbox, Owner, Pin, Scope, Table, TenantId,
+};
 use plimsoll_program::{Group, GroupKind, PoolGeometry};
 use plimsoll_units::{Bytes, SeqId};
 
@@ -31,6 +35,14 @@ struct World {
     pins: Vec<Pin>,
     next: u64,
     cache: bool,
+    /// Whether prompts have different salts.
+    salted: bool,
+    /// Whether events tell which prefixes can be found: they show neither salts nor what a state is of.
+    predicts: bool,
+    /// By address, from events alone: all tokens up to a block's end, also of those that are gone, and the
+    /// groups of those that can be found.
+    texts: BTreeMap<u128, Vec<u32>>,
+    stored: BTreeMap<u128, u8>,
     places: u32,
     operations: u64,
 }
@@ -89,7 +101,12 @@ impl World {
         config.tenants = 2;
         config.key = [7; 16];
         let what = vec![format!("{config:?}")];
+        let salted = rng.once_in(2);
         Self {
+            salted,
+            predicts: config.prefix_cache && !salted && !layout.has_state(),
+            texts: BTreeMap::new(),
+            stored: BTreeMap::new(),
             shadow: Shadow::new(&layout, pages),
             cache: config.prefix_cache,
             places: config.swap_pages,
@@ -129,7 +146,7 @@ impl World {
         let id = SeqId(self.id());
         let scope = Scope {
             tenant: TenantId(u16::try_from(self.rng.below(2)).expect("small")),
-            salt: vec![u8::from(self.rng.once_in(4))],
+            salt: vec![u8::from(self.salted && self.rng.once_in(4))],
             ..Scope::default()
         };
         let n = 1 + self.rng.below(20);
@@ -140,6 +157,9 @@ impl World {
         let hit = self.kv.lookup(&keys, &prompt, n - 1);
         self.say(format!("start {id:?} {scope:?} {prompt:?}: {hit:?}"));
         assert!(hit.tokens < n && (self.cache || hit.tokens == 0));
+        if self.predicts {
+            assert_eq!(hit.tokens, self.longest(&prompt));
+        }
         self.kv.attach(&mut table, &keys, hit);
         self.shadow.check(&table, &prompt);
         let request = self.id();
@@ -150,6 +170,54 @@ impl World {
             tokens: prompt[..hit.tokens as usize].to_vec(),
             leaving: None,
         });
+    }
+
+    /// The longest prefix short of a whole prompt that every group can resume from: all that its next token
+    /// reads can be found.
+    fn longest(&self, prompt: &[u32]) -> u32 {
+        let layout = self.kv.layout();
+        let found = |g: usize, end: u32| {
+            let text = &prompt[..end as usize];
+            let mut stored = self.stored.iter();
+            stored.any(|(a, group)| usize::from(*group) == g && self.texts[a] == text)
+        };
+        let resumes = |len: u32| {
+            layout.groups.iter().enumerate().all(|(g, group)| {
+                let first = first_read(group.kind, len) / group.slots;
+                (first..len / group.slots).all(|i| found(g, (i + 1) * group.slots))
+            })
+        };
+        let most = (u32::try_from(prompt.len()).expect("short") - 1) / layout.unit;
+        let lengths = (0..=most).rev().map(|n| n * layout.unit);
+        lengths.into_iter().find(|n| resumes(*n)).unwrap_or(0)
+    }
+
+    fn follow_events(&mut self) {
+        for event in self.kv.take_events() {
+            match event {
+                CacheEvent::Stored {
+                    address,
+                    parent,
+                    tokens,
+                    group,
+                } => {
+                    // Groups of chunks alone resume at a chunk's start without any block before it.
+                    let known = parent.is_none_or(|p| self.texts.contains_key(&p));
+                    self.predicts &= known;
+                    let mut text = parent
+                        .and_then(|p| self.texts.get(&p).cloned())
+                        .unwrap_or_default();
+                    text.extend(tokens);
+                    self.texts.insert(address, text);
+                    let twice = self.stored.insert(address, group).is_some();
+                    assert!(!twice, "a block is stored that is there already");
+                }
+                CacheEvent::Removed { address, group } => {
+                    assert_eq!(self.stored.remove(&address), Some(group));
+                }
+                CacheEvent::Cleared => self.stored.clear(),
+            }
+        }
     }
 
     fn prepare(&mut self) {
@@ -370,6 +438,7 @@ impl World {
             }
             _ => self.pin(),
         }
+        self.follow_events();
         self.check();
     }
 
@@ -435,6 +504,7 @@ impl World {
         for s in &mut self.seqs {
             s.leaving = None;
         }
+        self.follow_events();
         self.check();
         for s in &self.seqs {
             self.shadow.check(&s.table, &s.tokens);

@@ -3,8 +3,8 @@
 //!
 //! `cargo test -p plimsoll-kv --test regression`
 
-use plimsoll_kv::{GroupLayout, KvCache, KvConfig, Layout, Outbox, Scope, Table};
-use plimsoll_program::GroupKind;
+use plimsoll_kv::{GroupLayout, KvCache, KvConfig, Layout, LayoutError, Outbox, Scope, Table};
+use plimsoll_program::{Group, GroupKind, PoolGeometry};
 use plimsoll_units::{Bytes, SeqId};
 
 const ALL: u32 = u32::MAX;
@@ -255,4 +255,24 @@ fn a_page_whose_transfer_may_fail_is_not_written_by_who_found_it() {
     );
     kv.release(a);
     kv.release(b);
+}
+
+/// A group without slots made the common unit 0, and the first operation divided by it.
+#[test]
+fn a_block_that_holds_nothing_is_refused() {
+    for (kind, slots, state_pages) in [(GroupKind::Full, 0, 0), (GroupKind::State, 0, 0)] {
+        let group = Group {
+            kind,
+            layers: 1,
+            rate: Bytes::new(8),
+            slots,
+            state_pages,
+            padding: Bytes::ZERO,
+        };
+        let geometry = PoolGeometry {
+            page: Bytes::new(8),
+            groups: vec![group],
+        };
+        assert_eq!(Layout::new(&geometry), Err(LayoutError::OutOfRange(0)));
+    }
 }
