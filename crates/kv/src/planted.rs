@@ -29,8 +29,6 @@ pub enum Bug {
     WindowDropsEarly,
     /// Blocks never leave a window.
     WindowNeverDrops,
-    /// Blocks that others hold too are sent to swap space.
-    SwapTakesShared,
     /// Pages on their way to swap space can be had at once.
     TransferReusedAtOnce,
     /// A failed transfer out is not undone.
@@ -80,7 +78,6 @@ pub const ALL: &[Bug] = &[
     Bug::HitIgnoresState,
     Bug::WindowDropsEarly,
     Bug::WindowNeverDrops,
-    Bug::SwapTakesShared,
     Bug::TransferReusedAtOnce,
     Bug::UndoForgotten,
     Bug::SwapCapExceeded,

@@ -136,13 +136,15 @@ impl Pool {
     /// Cached pages, least recently used first.
     pub(crate) fn lru(&self) -> impl Iterator<Item = u32> + '_ {
         let mut at = self.head;
-        std::iter::from_fn(move || {
+        let all = std::iter::from_fn(move || {
             (at != NONE).then(|| {
                 let here = at;
                 at = self.pages[here as usize].next;
                 here
             })
-        })
+        });
+        // A broken list may go round: whoever checks it must come to an end.
+        all.take(self.pages.len() + 1)
     }
 
     /// The cached page that would be given up next.
@@ -224,6 +226,10 @@ impl Pool {
     pub(crate) fn moved(&mut self, id: u32) {
         let page = &mut self.pages[id as usize];
         page.moves -= 1;
+        if planted::is(Bug::TransferReusedAtOnce) {
+            // It was parked when it was released.
+            return;
+        }
         if page.moves == 0 && page.refs == 0 {
             let published = page.published;
             self.in_transit -= 1;

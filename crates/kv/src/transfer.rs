@@ -33,8 +33,7 @@ impl KvCache {
 
     /// Whether a page can move with the tables that hold it `n` times.
     fn is_held_by(&self, page: u32, n: u32) -> bool {
-        (n == self.pool.page(page).refs || planted::is(Bug::SwapTakesShared))
-            && !self.is_arriving(page)
+        n == self.pool.page(page).refs && !self.is_arriving(page)
     }
 
     fn count_references<'a>(&mut self, tables: impl Iterator<Item = &'a Table>) {

@@ -390,7 +390,13 @@ fn run(seed: u64, limit: u64) {
                 }
                 Notice::Finished(e) => {
                     let hit = e.cached_tokens as usize;
-                    if hit > 0 && !s.fans {
+                    // Windows and chunks alone can resume where nothing is kept.
+                    let all = s
+                        .layout
+                        .groups
+                        .iter()
+                        .any(plimsoll_kv::GroupLayout::keeps_all);
+                    if hit > 0 && !s.fans && all {
                         let own = &asked[&e.request];
                         let shares = |(id, a): (&RequestId, &Asked)| {
                             let mut all = a.prompt.to_vec();
@@ -464,7 +470,7 @@ fn every_planted_bug_is_found() {
     let mut missed = Vec::new();
     for &bug in ALL {
         plant(Some(bug));
-        let found = (0..6000).find_map(|seed| fails(seed, u64::MAX).map(|why| (seed, why)));
+        let found = (0..4000).find_map(|seed| fails(seed, u64::MAX).map(|why| (seed, why)));
         plant(None);
         match found {
             Some((seed, why)) => {
