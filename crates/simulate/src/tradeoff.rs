@@ -58,15 +58,15 @@ pub type Error = paged::RunError<Infallible>;
 pub struct Options {
     /// Seeds per cell.
     pub seeds: u64,
-    /// Requests per batch.
-    pub requests: u64,
+    /// Requests per batch, for each longest request that the pool holds.
+    pub depth: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             seeds: 20,
-            requests: 40,
+            depth: 8,
         }
     }
 }
@@ -102,14 +102,18 @@ pub fn links() -> Vec<Link> {
     };
     let link = |name, rates| Link { name, rates };
     vec![
+        // A network of 2 Gbit/s, a slow disk, a fast one.
+        link("GPU, 0.25 GB/s", gpu(250_000_000, 1)),
+        link("GPU, 0.5 GB/s", gpu(500_000_000, 1)),
         link("GPU, 1 GB/s", gpu(1_000_000_000, 1)),
-        link("GPU, 4 GB/s", gpu(4_000_000_000, 1)),
+        // PCIe 4 at 16 lanes, in the paper's layout; then staged, at 8 lanes and 16.
+        link("GPU, 25 GB/s by layer", gpu(25_000_000_000, PER_LAYER)),
         link("GPU, 10 GB/s", gpu(10_000_000_000, 1)),
         link("GPU, 25 GB/s", gpu(25_000_000_000, 1)),
-        link("GPU, 50 GB/s", gpu(50_000_000_000, 1)),
-        link("GPU, 25 GB/s by layer", gpu(25_000_000_000, PER_LAYER)),
-        link("CPU, disk 1 GB/s", cpu(1_000_000_000)),
-        link("CPU, memory 20 GB/s", cpu(20_000_000_000)),
+        // A disk that others use, a fast one, memory.
+        link("CPU, 0.05 GB/s", cpu(50_000_000)),
+        link("CPU, 1 GB/s", cpu(1_000_000_000)),
+        link("CPU, 20 GB/s", cpu(20_000_000_000)),
     ]
 }
 
@@ -143,20 +147,20 @@ impl Context {
 pub const CONTEXTS: [Context; 3] = [
     Context {
         prompt: 64,
-        output: 128,
+        output: 256,
     },
     Context {
         prompt: 256,
-        output: 384,
+        output: 512,
     },
     Context {
         prompt: 1024,
-        output: 768,
+        output: 1024,
     },
 ];
 
 /// Sizes of the pool, in longest requests: the smaller, the higher the pressure.
-pub const POOLS: [u64; 2] = [3, 6];
+pub const POOLS: [u64; 2] = [4, 12];
 
 /// One server and the lengths that it is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -400,7 +404,7 @@ impl Cell {
     pub fn measure(&self, options: &Options) -> Result<Outcome, Error> {
         let runs = |policy, belief| -> Result<Vec<Run>, Error> {
             (1..=options.seeds)
-                .map(|seed| self.run(seed, options.requests, policy, belief))
+                .map(|seed| self.run(seed, options.depth * self.pool, policy, belief))
                 .collect()
         };
         let swap = runs(Preempt::Swap, Belief::True)?;
@@ -436,7 +440,7 @@ impl Cell {
             ),
             preemptions: share(
                 sum(&swap, |r| r.swaps + r.recomputes),
-                float(options.seeds * options.requests),
+                float(options.seeds * options.depth * self.pool),
             ),
             tax: [tax(&recompute), tax(&believing)],
         })
@@ -504,10 +508,10 @@ impl Grid {
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "{all} cells, {} seeds each, {} requests a batch; makespans, paired by seed.\n\n\
+            "{all} cells, {} seeds each, {} × pool requests a batch; makespans, paired by seed.\n\n\
              - Swapping wins {swap} cells by 20 % ({:.0} %), recomputing {recompute} ({:.0} %).",
             self.options.seeds,
-            self.options.requests,
+            self.options.depth,
             percent(swap, all),
             percent(recompute, all),
         );
