@@ -265,6 +265,33 @@ impl CostModel {
         Nanos(fixed.saturating_add(nanos(u128::from(bytes.get()), r.link_bytes_per_s)))
     }
 
+    /// What the rows of `load`, cut into chunks, add to steps in which `beside` rows decode and which have
+    /// room for `chunk` tokens.
+    ///
+    /// A step takes the larger of streaming the weights and computing, so while few rows decode, computing
+    /// some hundred tokens more takes no time at all (on an H100 and 16 GB of weights: some 200 tokens a
+    /// step). What waits beside them for the same gap is not known here: the true price lies between this
+    /// and [`CostModel::recompute`].
+    #[must_use]
+    pub fn added(&self, load: &StepLoad, beside: u64, chunk: u64) -> Nanos {
+        let r = &self.rates;
+        let steps = load.tokens.div_ceil(chunk.saturating_sub(beside).max(1));
+        let stream = nanos(
+            u128::from(steps) * u128::from(self.work.weight_bytes),
+            r.memory_bytes_per_s,
+        );
+        let compute = |tokens: u128| {
+            let flops = tokens.saturating_mul(u128::from(self.work.token_flops));
+            nanos(flops, r.flops_per_s)
+        };
+        let decode = u128::from(steps) * u128::from(beside);
+        let with = stream.max(compute(decode + u128::from(load.tokens)));
+        let linear = with.saturating_sub(stream.max(compute(decode)));
+        let read = nanos(u128::from(load.kv_bytes), r.memory_bytes_per_s);
+        let attention = nanos(load.attention_flops, r.flops_per_s);
+        Nanos(linear.saturating_add(read).saturating_add(attention))
+    }
+
     /// Computing tokens `from..to` of a sequence again: its share of steps that run anyway.
     #[must_use]
     pub fn recompute(&self, from: u64, to: u64) -> Nanos {
@@ -291,6 +318,45 @@ fn pairs(context: u64, query: u64, reach: u64) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_are_free_until_the_weights_are_there() {
+        let cost = CostModel {
+            work: Work {
+                weight_bytes: 1000,
+                token_flops: 10,
+                head_flops: 0,
+                attention: Vec::new(),
+            },
+            // Weights take 1000 ns, a token 10 ns.
+            rates: Rates {
+                flops_per_s: 1_000_000_000,
+                memory_bytes_per_s: 1_000_000_000,
+                link_bytes_per_s: 1,
+                transfer_ns: 0,
+                transfers_per_block: 1,
+                step_ns: 0,
+                row_ns: 0,
+            },
+        };
+        let added = |tokens, beside, chunk| {
+            let mut load = StepLoad::default();
+            cost.add_row(&mut load, 0, tokens, 0);
+            cost.added(&load, beside, chunk).0
+        };
+        assert_eq!(added(60, 40, 2048), 0);
+        assert_eq!(added(61, 40, 2048), 10);
+        assert_eq!(added(300, 100, 2048), 3000);
+        // Each of two steps has a gap of 60 tokens.
+        assert_eq!(added(200, 40, 140), 800);
+        // No room beside those that decode.
+        assert_eq!(added(2, 40, 40), 0);
+        assert_eq!(added(0, 40, 2048), 0);
+        // Never more than the whole.
+        for (tokens, beside) in [(1, 0), (50, 70), (500, 3), (5000, 99)] {
+            assert!(added(tokens, beside, 256) <= cost.recompute(0, tokens).0);
+        }
+    }
 
     #[test]
     fn pairs_count_the_causal_triangle() {
