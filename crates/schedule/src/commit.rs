@@ -34,6 +34,8 @@ impl Scheduler {
             self.fail();
             return Err(OutputMismatch { rows, outputs });
         }
+        let load = self.cost.load(&self.step, self.kv.layout().page);
+        self.learned.step(&mut self.cost, &load, output.elapsed.0);
         let lost = self.settle_transfers(&output.failed_transfers);
         self.end_step();
         for gi in lost {

@@ -11,6 +11,8 @@ use plimsoll_model::{Ffn, Mixer, ModelSpec, Reach, Role};
 use plimsoll_program::{GroupKind, PoolGeometry};
 use plimsoll_units::{Bytes, Nanos, SizeOverflow};
 
+use crate::step::{Output, Step};
+
 /// One billion: nanoseconds in a second.
 const NANOS: u128 = 1_000_000_000;
 
@@ -253,6 +255,44 @@ impl CostModel {
             t = t.saturating_add(nanos(load.attention_flops, r.flops_per_s));
         }
         Nanos(t)
+    }
+
+    /// What `step` asks for; its blocks have `page` bytes.
+    #[must_use]
+    pub fn load(&self, step: &Step, page: Bytes) -> StepLoad {
+        let moved = (step.kv.swaps_out.len() + step.kv.swaps_in.len()) as u64;
+        let mut load = StepLoad {
+            copied_bytes: page.get().saturating_mul(step.kv.copies.len() as u64),
+            swapped_bytes: page.get().saturating_mul(moved),
+            swapped_blocks: moved,
+            ..StepLoad::default()
+        };
+        for r in &step.rows {
+            let n = u64::from(r.tokens.end - r.tokens.start);
+            let draws = match r.output {
+                Output::None => 0,
+                Output::Sample { .. } | Output::Candidates { .. } => 1,
+            };
+            self.add_row(&mut load, u64::from(r.start), n, draws);
+        }
+        load
+    }
+
+    /// The operations of a step, without what it waits for.
+    #[must_use]
+    pub fn computing(&self, load: &StepLoad) -> Nanos {
+        let flops = u128::from(load.tokens) * u128::from(self.work.token_flops)
+            + u128::from(load.sampled) * u128::from(self.work.head_flops);
+        let linear = nanos(flops, self.rates.flops_per_s);
+        let attention = nanos(load.attention_flops, self.rates.flops_per_s);
+        Nanos(linear.saturating_add(attention))
+    }
+
+    /// Streaming the weights once.
+    #[must_use]
+    pub fn streaming(&self) -> Nanos {
+        let bytes = u128::from(self.work.weight_bytes);
+        Nanos(nanos(bytes, self.rates.memory_bytes_per_s))
     }
 
     /// Moving `blocks` blocks of `bytes` in all over the link, one way.

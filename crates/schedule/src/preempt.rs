@@ -14,6 +14,10 @@ use crate::notice::Notice;
 use crate::scheduler::Scheduler;
 use crate::step::SeqEvent;
 
+/// A link that has not been seen is tried where it would be the better way if it were this many times as
+/// fast as believed.
+const DOUBT: u128 = 2;
+
 /// How a victim gives way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
@@ -185,6 +189,7 @@ impl Scheduler {
             cost,
             config,
             running_seqs,
+            learned,
             ..
         } = self;
         let Some(group) = groups[gi as usize].as_ref() else {
@@ -207,7 +212,9 @@ impl Scheduler {
         };
         let again = recompute(0);
         if moved <= free {
-            return if forced || transfer(moved) <= again {
+            // Whoever never swaps never learns how fast blocks move.
+            let doubt = if learned.is_link_unseen() { DOUBT } else { 1 };
+            return if forced || transfer(moved) <= doubt * again {
                 Way::Swap
             } else {
                 Way::Recompute

@@ -23,6 +23,7 @@ use crate::config::SchedulerConfig;
 use crate::cost::CostModel;
 use crate::decision::DecisionHash;
 use crate::group::{Group, Phase, Rank, worst_case};
+use crate::learn::Learned;
 use crate::notice::{Notice, Reason, Refusal, Stats};
 use crate::request::{Fan, Request, RequestId};
 use crate::step::{SeqEvent, Step};
@@ -40,7 +41,9 @@ pub(crate) struct Placed {
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
     pub(crate) kv: KvCache,
+    /// What is believed of times now.
     pub(crate) cost: CostModel,
+    pub(crate) learned: Learned,
     pub(crate) groups: Vec<Option<Group>>,
     free_groups: Vec<u32>,
     by_id: BTreeMap<RequestId, u32>,
@@ -94,6 +97,7 @@ impl Scheduler {
             waiting: vec![BTreeSet::new(); config.tenants.len()],
             config,
             kv,
+            learned: Learned::new(cost.clone()),
             cost,
             groups: Vec::new(),
             free_groups: Vec::new(),
@@ -379,6 +383,7 @@ impl Scheduler {
 
     /// Replaces what it believes of times.
     pub fn believe(&mut self, cost: CostModel) {
+        self.learned = Learned::new(cost.clone());
         self.cost = cost;
     }
 
