@@ -72,7 +72,17 @@ impl Learned {
         }
     }
 
-    /// Whether no transfer has been seen.
+    /// Somebody is computed again though there was room to swap: what was seen of the link counts half.
+    /// A link that was slow for a moment is tried again after some dozens of these.
+    pub(crate) fn age_link(&mut self) {
+        self.link.seen /= 2;
+        self.link.told /= 2;
+        if self.link.told == 0 {
+            self.link = Sums::default();
+        }
+    }
+
+    /// Whether no transfer has been seen, or not for long.
     pub(crate) const fn is_link_unseen(&self) -> bool {
         self.link.told == 0
     }
@@ -92,12 +102,11 @@ impl Learned {
             self.link.add(elapsed_ns.saturating_sub(without), told.0);
         } else if load.tokens > 0 {
             let computing = believed.computing(load).0;
-            if computing < CLEARLY.saturating_mul(believed.streaming().0) {
-                return;
+            if computing >= CLEARLY.saturating_mul(believed.streaming().0) {
+                let other = without.saturating_sub(computing);
+                let told = self.told.computing(load);
+                self.prefill.add(elapsed_ns.saturating_sub(other), told.0);
             }
-            let other = without.saturating_sub(computing);
-            let told = self.told.computing(load);
-            self.prefill.add(elapsed_ns.saturating_sub(other), told.0);
         }
         let told = &self.told.rates;
         let (seen, over) = self.prefill.longer();
@@ -179,6 +188,23 @@ mod tests {
                 assert!(near(r.link_bytes_per_s, want.1), "{r:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_link_that_was_slow_for_a_moment_is_a_guess_again() {
+        let truth = model(10_000_000_000, 1_000_000_000);
+        let mut believed = truth.clone();
+        let mut learned = Learned::new(truth.clone());
+        let load = moving(10_000_000);
+        learned.step(&mut believed, &load, 100 * truth.step(&load).0);
+        assert_eq!(believed.rates.link_bytes_per_s, 250_000_000);
+        assert!(!learned.is_link_unseen());
+        for _ in 0..24 {
+            learned.age_link();
+        }
+        assert!(learned.is_link_unseen());
+        learned.step(&mut believed, &load, truth.step(&load).0);
+        assert_eq!(believed.rates, truth.rates);
     }
 
     #[test]

@@ -608,9 +608,68 @@ const fn float(n: u64) -> f64 {
 mod tests {
     use super::*;
 
+    /// Small enough for an unoptimised build: short requests, the smaller pool, few seeds.
+    fn reduced() -> Grid {
+        let options = Options { seeds: 4, depth: 8 };
+        let cells = cells()
+            .iter()
+            .filter(|c| c.context == CONTEXTS[0] && c.pool == POOLS[0])
+            .map(|c| c.measure(&options).unwrap())
+            .collect();
+        Grid { options, cells }
+    }
+
     #[test]
-    fn full_grid() {
-        let t = std::time::Instant::now();
-        println!("{}\n{:?}", report().unwrap(), t.elapsed());
+    fn either_policy_wins_somewhere_and_auto_keeps_to_the_better_one() {
+        let grid = reduced();
+        println!("{}", grid.markdown());
+        let [swap, recompute] = grid.won();
+        assert!(swap >= 2 && recompute >= 2, "{swap} {recompute}");
+        for (i, belief) in Belief::ALL.into_iter().enumerate() {
+            for o in &grid.cells {
+                let (name, m) = (o.cell.name(), o.auto[i]);
+                assert!(m.mean <= belief.bar(), "{name}, {}: {m:?}", belief.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_swapped_token_is_not_computed_again_and_a_forgotten_one_is() {
+        let cell = Cell {
+            link: links()[8],
+            context: CONTEXTS[0],
+            pool: POOLS[0],
+        };
+        let swap = cell.run(1, 32, Preempt::Swap, Belief::True).unwrap();
+        let recompute = cell.run(1, 32, Preempt::Recompute, Belief::True).unwrap();
+        assert!(swap.swaps > 8 && swap.recomputes == 0 && swap.recomputed == 0);
+        assert!(recompute.recomputes > 8 && recompute.swaps == 0);
+        // Useful work is the same.
+        assert_eq!(swap.tokens, recompute.tokens - recompute.recomputed);
+        // The same seed gives the same run.
+        let again = cell.run(1, 32, Preempt::Swap, Belief::True).unwrap();
+        assert_eq!(swap, again);
+    }
+
+    #[test]
+    fn the_full_grid_is_large_enough() {
+        assert_eq!(cells().len(), links().len() * CONTEXTS.len() * POOLS.len());
+        assert!(Options::default().seeds >= 20);
+    }
+
+    /// A minute of an optimised build: `cargo test --release -p plimsoll-simulate full_grid -- --ignored
+    /// --nocapture` prints the table.
+    #[test]
+    #[ignore = "takes a minute"]
+    fn full_grid_keeps_its_bars() {
+        let grid = grid(Options::default()).unwrap();
+        println!("{}", grid.markdown());
+        let all = grid.cells.len();
+        let [swap, recompute] = grid.won();
+        assert!(5 * swap >= all && 5 * recompute >= all);
+        for (i, belief) in Belief::ALL.into_iter().enumerate() {
+            let worst = grid.worst()[i].unwrap();
+            assert!(worst.auto[i].mean <= belief.bar(), "{worst:?}");
+        }
     }
 }
