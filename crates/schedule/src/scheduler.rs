@@ -8,6 +8,7 @@
 //! - `rows.rs`: which rows a running request gets;
 //! - `admit.rs`: who is let in or comes back, and who is guaranteed its worst case;
 //! - `preempt.rs`: who gives way, and how;
+//! - `learn.rs`: what step times teach about the belief by which that is decided;
 //! - `commit.rs`: what an output does to sequences, beams among them.
 //!
 //! Progress: the guaranteed requests are always the first ones of those that run, in rank order, and the
