@@ -12,6 +12,7 @@
 use plimsoll_units::Bytes;
 
 use crate::cost::{CostModel, Rates, StepLoad};
+use crate::step::Step;
 
 /// Rates are corrected by this factor at most, either way.
 const MOST: u128 = 4;
@@ -74,12 +75,13 @@ impl Learned {
 
     /// Somebody is computed again though there was room to swap: what was seen of the link counts half.
     /// A link that was slow for a moment is tried again after some dozens of these.
-    pub(crate) fn age_link(&mut self) {
+    pub(crate) fn age_link(&mut self, believed: &mut CostModel) {
         self.link.seen /= 2;
         self.link.told /= 2;
         if self.link.told == 0 {
             self.link = Sums::default();
         }
+        self.correct(believed);
     }
 
     /// Whether no transfer has been seen, or not for long.
@@ -87,7 +89,20 @@ impl Learned {
         self.link.told == 0
     }
 
-    /// A step of `load` took `elapsed_ns`; corrects what is `believed`.
+    /// Whether a step tells anything: it moves blocks, or its linear layers compute for clearly longer than
+    /// the weights stream.
+    pub(crate) fn is_told_by(believed: &CostModel, step: &Step) -> bool {
+        let moves = !(step.kv.swaps_out.is_empty() && step.kv.swaps_in.is_empty());
+        let prompt = StepLoad {
+            tokens: step.tokens.len() as u64,
+            ..StepLoad::default()
+        };
+        let streaming = CLEARLY.saturating_mul(believed.streaming().0);
+        moves || prompt.tokens > 0 && believed.computing(&prompt).0 >= streaming
+    }
+
+    /// A step of `load`, which [tells something](Self::is_told_by), took `elapsed_ns`; corrects what is
+    /// `believed`.
     pub(crate) fn step(&mut self, believed: &mut CostModel, load: &StepLoad, elapsed_ns: u64) {
         let rest = StepLoad {
             swapped_bytes: 0,
@@ -100,19 +115,20 @@ impl Learned {
                 .told
                 .swap(Bytes::new(load.swapped_bytes), load.swapped_blocks);
             self.link.add(elapsed_ns.saturating_sub(without), told.0);
-        } else if load.tokens > 0 {
-            let computing = believed.computing(load).0;
-            if computing >= CLEARLY.saturating_mul(believed.streaming().0) {
-                let other = without.saturating_sub(computing);
-                let told = self.told.computing(load);
-                self.prefill.add(elapsed_ns.saturating_sub(other), told.0);
-            }
+        } else {
+            let other = without.saturating_sub(believed.computing(load).0);
+            let told = self.told.computing(load);
+            self.prefill.add(elapsed_ns.saturating_sub(other), told.0);
         }
+        self.correct(believed);
+    }
+
+    fn correct(&self, believed: &mut CostModel) {
         let told = &self.told.rates;
-        let (seen, over) = self.prefill.longer();
+        let prefill = self.prefill.longer();
         let link = self.link.longer();
         believed.rates = Rates {
-            flops_per_s: times(told.flops_per_s, (over, seen)).max(1),
+            flops_per_s: times(told.flops_per_s, (prefill.1, prefill.0)).max(1),
             link_bytes_per_s: times(told.link_bytes_per_s, (link.1, link.0)).max(1),
             transfer_ns: times(told.transfer_ns, link),
             ..*told
@@ -177,7 +193,7 @@ mod tests {
             let mut believed = told.clone();
             let mut learned = Learned::new(told);
             for _ in 0..50 {
-                for load in [prompt(1), prompt(1000), moving(10_000_000)] {
+                for load in [prompt(100), prompt(1000), moving(10_000_000)] {
                     learned.step(&mut believed, &load, truth.step(&load).0);
                 }
             }
@@ -200,9 +216,10 @@ mod tests {
         assert_eq!(believed.rates.link_bytes_per_s, 250_000_000);
         assert!(!learned.is_link_unseen());
         for _ in 0..24 {
-            learned.age_link();
+            learned.age_link(&mut believed);
         }
         assert!(learned.is_link_unseen());
+        assert_eq!(believed.rates, truth.rates);
         learned.step(&mut believed, &load, truth.step(&load).0);
         assert_eq!(believed.rates, truth.rates);
     }
@@ -216,7 +233,7 @@ mod tests {
             let load = if n % 7 == 0 {
                 moving(n * 999)
             } else {
-                prompt(n)
+                prompt(20 + n)
             };
             learned.step(&mut believed, &load, truth.step(&load).0);
         }

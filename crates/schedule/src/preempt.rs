@@ -217,7 +217,7 @@ impl Scheduler {
             return if forced || transfer(moved) <= doubt * again {
                 Way::Swap
             } else {
-                learned.age_link();
+                learned.age_link(cost);
                 Way::Recompute
             };
         }
