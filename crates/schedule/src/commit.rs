@@ -6,6 +6,7 @@ use plimsoll_units::Nanos;
 
 use crate::beam::{self, Decision};
 use crate::group::{Completion, Group, Phase, Sequence};
+use crate::learn::Learned;
 use crate::notice::{Ended, Notice};
 use crate::request::{Beam, Fan, RequestId};
 use crate::scheduler::Scheduler;
@@ -34,6 +35,10 @@ impl Scheduler {
         if rows != outputs {
             self.fail();
             return Err(OutputMismatch { rows, outputs });
+        }
+        if Learned::is_told_by(&self.cost, &self.step) {
+            let load = self.cost.load(&self.step, self.kv.layout().page);
+            self.learned.step(&mut self.cost, &load, output.elapsed.0);
         }
         let lost = self.settle_transfers(&output.failed_transfers);
         self.end_step();

@@ -11,6 +11,8 @@ use plimsoll_model::{Ffn, Mixer, ModelSpec, Reach, Role};
 use plimsoll_program::{GroupKind, PoolGeometry};
 use plimsoll_units::{Bytes, Nanos, SizeOverflow};
 
+use crate::step::{Output, Step};
+
 /// One billion: nanoseconds in a second.
 const NANOS: u128 = 1_000_000_000;
 
@@ -255,6 +257,44 @@ impl CostModel {
         Nanos(t)
     }
 
+    /// What `step` asks for; its blocks have `page` bytes.
+    #[must_use]
+    pub fn load(&self, step: &Step, page: Bytes) -> StepLoad {
+        let moved = (step.kv.swaps_out.len() + step.kv.swaps_in.len()) as u64;
+        let mut load = StepLoad {
+            copied_bytes: page.get().saturating_mul(step.kv.copies.len() as u64),
+            swapped_bytes: page.get().saturating_mul(moved),
+            swapped_blocks: moved,
+            ..StepLoad::default()
+        };
+        for r in &step.rows {
+            let n = u64::from(r.tokens.end - r.tokens.start);
+            let draws = match r.output {
+                Output::None => 0,
+                Output::Sample { .. } | Output::Candidates { .. } => 1,
+            };
+            self.add_row(&mut load, u64::from(r.start), n, draws);
+        }
+        load
+    }
+
+    /// The operations of a step, without what it waits for.
+    #[must_use]
+    pub fn computing(&self, load: &StepLoad) -> Nanos {
+        let flops = u128::from(load.tokens) * u128::from(self.work.token_flops)
+            + u128::from(load.sampled) * u128::from(self.work.head_flops);
+        let linear = nanos(flops, self.rates.flops_per_s);
+        let attention = nanos(load.attention_flops, self.rates.flops_per_s);
+        Nanos(linear.saturating_add(attention))
+    }
+
+    /// Streaming the weights once.
+    #[must_use]
+    pub fn streaming(&self) -> Nanos {
+        let bytes = u128::from(self.work.weight_bytes);
+        Nanos(nanos(bytes, self.rates.memory_bytes_per_s))
+    }
+
     /// Moving `blocks` blocks of `bytes` in all over the link, one way.
     #[must_use]
     pub fn swap(&self, bytes: Bytes, blocks: u64) -> Nanos {
@@ -263,6 +303,33 @@ impl CostModel {
             .saturating_mul(r.transfers_per_block)
             .saturating_mul(r.transfer_ns);
         Nanos(fixed.saturating_add(nanos(u128::from(bytes.get()), r.link_bytes_per_s)))
+    }
+
+    /// What the rows of `load`, cut into chunks, add to steps in which `beside` rows decode and which have
+    /// room for `chunk` tokens.
+    ///
+    /// A step takes the larger of streaming the weights and computing, so while few rows decode, computing
+    /// some hundred tokens more takes no time at all (on an H100 and 16 GB of weights: some 200 tokens a
+    /// step). What waits beside them for the same gap is not known here: the true price lies between this
+    /// and [`CostModel::recompute`].
+    #[must_use]
+    pub fn added(&self, load: &StepLoad, beside: u64, chunk: u64) -> Nanos {
+        let r = &self.rates;
+        let steps = load.tokens.div_ceil(chunk.saturating_sub(beside).max(1));
+        let stream = nanos(
+            u128::from(steps) * u128::from(self.work.weight_bytes),
+            r.memory_bytes_per_s,
+        );
+        let compute = |tokens: u128| {
+            let flops = tokens.saturating_mul(u128::from(self.work.token_flops));
+            nanos(flops, r.flops_per_s)
+        };
+        let decode = u128::from(steps) * u128::from(beside);
+        let with = stream.max(compute(decode + u128::from(load.tokens)));
+        let linear = with.saturating_sub(stream.max(compute(decode)));
+        let read = nanos(u128::from(load.kv_bytes), r.memory_bytes_per_s);
+        let attention = nanos(load.attention_flops, r.flops_per_s);
+        Nanos(linear.saturating_add(read).saturating_add(attention))
     }
 
     /// Computing tokens `from..to` of a sequence again: its share of steps that run anyway.
@@ -291,6 +358,45 @@ fn pairs(context: u64, query: u64, reach: u64) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_are_free_until_the_weights_are_there() {
+        let cost = CostModel {
+            work: Work {
+                weight_bytes: 1000,
+                token_flops: 10,
+                head_flops: 0,
+                attention: Vec::new(),
+            },
+            // Weights take 1000 ns, a token 10 ns.
+            rates: Rates {
+                flops_per_s: 1_000_000_000,
+                memory_bytes_per_s: 1_000_000_000,
+                link_bytes_per_s: 1,
+                transfer_ns: 0,
+                transfers_per_block: 1,
+                step_ns: 0,
+                row_ns: 0,
+            },
+        };
+        let added = |tokens, beside, chunk| {
+            let mut load = StepLoad::default();
+            cost.add_row(&mut load, 0, tokens, 0);
+            cost.added(&load, beside, chunk).0
+        };
+        assert_eq!(added(60, 40, 2048), 0);
+        assert_eq!(added(61, 40, 2048), 10);
+        assert_eq!(added(300, 100, 2048), 3000);
+        // Each of two steps has a gap of 60 tokens.
+        assert_eq!(added(200, 40, 140), 800);
+        // No room beside those that decode.
+        assert_eq!(added(2, 40, 40), 0);
+        assert_eq!(added(0, 40, 2048), 0);
+        // Never more than the whole.
+        for (tokens, beside) in [(1, 0), (50, 70), (500, 3), (5000, 99)] {
+            assert!(added(tokens, beside, 256) <= cost.recompute(0, tokens).0);
+        }
+    }
 
     #[test]
     fn pairs_count_the_causal_triangle() {

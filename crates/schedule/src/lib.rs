@@ -20,6 +20,7 @@ mod decision;
 mod drive;
 mod group;
 mod integrity;
+mod learn;
 mod notice;
 mod preempt;
 mod request;

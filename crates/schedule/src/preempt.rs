@@ -9,10 +9,15 @@ use plimsoll_kv::{Short, Table};
 use plimsoll_units::Bytes;
 
 use crate::config::Preempt;
+use crate::cost::{CostModel, StepLoad};
 use crate::group::{Group, Phase};
 use crate::notice::Notice;
 use crate::scheduler::Scheduler;
 use crate::step::SeqEvent;
+
+/// A link that has not been seen is tried where it would be the better way if it were this many times as
+/// fast as believed.
+const DOUBT: u128 = 2;
 
 /// How a victim gives way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,25 +185,40 @@ impl Scheduler {
             return Way::Recompute;
         }
         let Self {
-            groups, kv, cost, ..
+            groups,
+            kv,
+            cost,
+            config,
+            running_seqs,
+            learned,
+            ..
         } = self;
         let Some(group) = groups[gi as usize].as_ref() else {
             return Way::Recompute;
+        };
+        let beside = u64::from(running_seqs.saturating_sub(group.width()));
+        let chunk = u64::from(config.max_batched_tokens);
+        let recompute = |from| {
+            let load = computed_again(cost, group, from);
+            u128::from(cost.added(&load, beside, chunk).0)
         };
         let tables: Vec<&Table> = group.tables().collect();
         let moved = kv.swappable(&tables);
         let page = kv.layout().page;
         let free = kv.swap_free();
-        let forced = self.config.preempt == Preempt::Swap;
+        let forced = config.preempt == Preempt::Swap;
         let transfer = |pages: u32| {
             let bytes = page.times(u64::from(pages)).unwrap_or(Bytes::MAX);
             2 * u128::from(cost.swap(bytes, u64::from(pages)).0)
         };
-        let again = recompute(cost, group, 0);
+        let again = recompute(0);
         if moved <= free {
-            return if forced || transfer(moved) <= again {
+            // Whoever never swaps never learns how fast blocks move.
+            let doubt = if learned.is_link_unseen() { DOUBT } else { 1 };
+            return if forced || transfer(moved) <= doubt * again {
                 Way::Swap
             } else {
+                learned.age_link(cost);
                 Way::Recompute
             };
         }
@@ -209,7 +229,7 @@ impl Scheduler {
         if group.seqs.len() == 1
             && one_kind
             && free > 0
-            && (forced || transfer(free) + recompute(cost, group, to) < again)
+            && (forced || transfer(free) + recompute(to) < again)
         {
             return Way::Part(to);
         }
@@ -217,20 +237,20 @@ impl Scheduler {
     }
 }
 
-/// Nanoseconds of computing a request's tokens from `from` on again; a shared prompt once.
-fn recompute(cost: &crate::CostModel, group: &Group, from: u32) -> u128 {
+/// The rows that compute a request's tokens from `from` on again; a shared prompt once.
+fn computed_again(cost: &CostModel, group: &Group, from: u32) -> StepLoad {
     let prompt = group.request.prompt_len();
-    group
-        .tables()
-        .enumerate()
-        .map(|(i, t)| {
-            let start = if i == 0 {
-                from
-            } else {
-                prompt.min(t.committed())
-            };
-            let end = t.committed().max(start);
-            u128::from(cost.recompute(u64::from(start), u64::from(end)).0)
-        })
-        .sum()
+    let mut load = StepLoad::default();
+    for (i, t) in group.tables().enumerate() {
+        let start = if i == 0 {
+            from
+        } else {
+            prompt.min(t.committed())
+        };
+        let n = t.committed().saturating_sub(start);
+        if n > 0 {
+            cost.add_row(&mut load, u64::from(start), u64::from(n), 0);
+        }
+    }
+    load
 }

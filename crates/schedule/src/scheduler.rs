@@ -8,6 +8,7 @@
 //! - `rows.rs`: which rows a running request gets;
 //! - `admit.rs`: who is let in or comes back, and who is guaranteed its worst case;
 //! - `preempt.rs`: who gives way, and how;
+//! - `learn.rs`: what step times teach about the belief by which that is decided;
 //! - `commit.rs`: what an output does to sequences, beams among them.
 //!
 //! Progress: the guaranteed requests are always the first ones of those that run, in rank order, and the
@@ -24,6 +25,7 @@ use crate::config::SchedulerConfig;
 use crate::cost::CostModel;
 use crate::decision::DecisionHash;
 use crate::group::{Group, Phase, Rank, worst_case};
+use crate::learn::Learned;
 use crate::notice::{Notice, Reason, Refusal, Stats};
 use crate::request::{Fan, Request, RequestId};
 use crate::step::{SeqEvent, Step};
@@ -41,7 +43,9 @@ pub(crate) struct Placed {
 pub struct Scheduler {
     pub(crate) config: SchedulerConfig,
     pub(crate) kv: KvCache,
+    /// What is believed of times now.
     pub(crate) cost: CostModel,
+    pub(crate) learned: Learned,
     pub(crate) groups: Vec<Option<Group>>,
     free_groups: Vec<u32>,
     by_id: BTreeMap<RequestId, u32>,
@@ -95,6 +99,7 @@ impl Scheduler {
             waiting: vec![BTreeSet::new(); config.tenants.len()],
             config,
             kv,
+            learned: Learned::new(cost.clone()),
             cost,
             groups: Vec::new(),
             free_groups: Vec::new(),
@@ -388,6 +393,7 @@ impl Scheduler {
 
     /// Replaces what it believes of times.
     pub fn believe(&mut self, cost: CostModel) {
+        self.learned = Learned::new(cost.clone());
         self.cost = cost;
     }
 

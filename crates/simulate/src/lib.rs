@@ -8,6 +8,7 @@ pub mod paged;
 pub mod paper;
 pub mod record;
 pub mod recorder;
+pub mod tradeoff;
 pub mod workload;
 
 pub use arrival::{Arrival, Content, Fan};

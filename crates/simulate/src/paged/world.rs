@@ -4,8 +4,7 @@
 //! computes nothing: logits, and so what real models would say, are outside of it.
 
 use plimsoll_schedule::{
-    CostModel, Draw, Executor, ExecutorError, Output, Row, RowOutput, Step, StepLoad, StepOutput,
-    Ticket,
+    CostModel, Draw, Executor, ExecutorError, Output, Row, RowOutput, Step, StepOutput, Ticket,
 };
 use plimsoll_units::Bytes;
 
@@ -98,25 +97,6 @@ impl World {
         };
     }
 
-    fn load(&self, step: &Step) -> StepLoad {
-        let mut load = StepLoad {
-            copied_bytes: self.page.get().saturating_mul(step.kv.copies.len() as u64),
-            ..StepLoad::default()
-        };
-        let moved = (step.kv.swaps_out.len() + step.kv.swaps_in.len()) as u64;
-        load.swapped_blocks = moved;
-        load.swapped_bytes = self.page.get().saturating_mul(moved);
-        for r in &step.rows {
-            let n = u64::from(r.tokens.end - r.tokens.start);
-            let draws = match r.output {
-                Output::None => 0,
-                Output::Sample { .. } | Output::Candidates { .. } => 1,
-            };
-            self.cost.add_row(&mut load, u64::from(r.start), n, draws);
-        }
-        load
-    }
-
     fn row(&self, r: &Row) -> RowOutput {
         let slot = usize::try_from(r.request.0).unwrap_or(usize::MAX);
         let truth = self.requests.get(slot).copied().unwrap_or_default();
@@ -184,7 +164,7 @@ impl Executor for World {
         self.output = Some(StepOutput {
             rows: step.rows.iter().map(|r| self.row(r)).collect(),
             failed_transfers: failed,
-            elapsed: self.cost.step(&self.load(step)),
+            elapsed: self.cost.step(&self.cost.load(step, self.page)),
         });
         Ok(Ticket(step.number))
     }
