@@ -330,7 +330,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with = "model")]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=... (settings after a colon)
     #[arg(
