@@ -11,7 +11,7 @@ use plimsoll_device::Device;
 use plimsoll_kv::{KvConfig, Layout};
 use plimsoll_model::Assume;
 use plimsoll_plan::{Deployment, Engine, KvType, Load, Settings, evaluate};
-use plimsoll_program::{KvRules, Parallel, PoolGeometry};
+use plimsoll_program::{GroupKind, KvRules, Parallel, PoolGeometry};
 use plimsoll_report::simulation::{
     Named, Pool, Run, SIMULATION_SCHEMA, Setup, SimulationReport, charts, series_csv,
     simulation_html, simulation_table,
@@ -411,7 +411,7 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// Slots of the pool: one token's place.
+    /// Slots of the paged pool: one token's place in the group whose blocks hold the fewest.
     fn slots(&self) -> u64 {
         let slots = self
             .layout
@@ -421,6 +421,19 @@ impl<'a> Case<'a> {
             .filter(|s| *s > 0)
             .min();
         u64::from(self.pages) * u64::from(slots.unwrap_or(1))
+    }
+
+    /// Slots of the same memory where every layer keeps every token, windows or not, as contiguous servers
+    /// did: their sequences are one run of memory. States, which do not grow, are left out.
+    fn contiguous_slots(&self) -> u64 {
+        let token: u64 = self
+            .layout
+            .groups
+            .iter()
+            .filter(|g| g.kind != GroupKind::State)
+            .map(|g| g.row.get())
+            .sum();
+        self.pool.get().checked_div(token).unwrap_or(0)
     }
 
     fn open(&self) -> Result<Workload, Failure> {
@@ -620,8 +633,9 @@ impl<'a> Case<'a> {
                 "the longest length",
             ),
         };
+        let slots = self.contiguous_slots();
         let config = contiguous::Config {
-            slots: self.slots(),
+            slots,
             max_tokens: u64::from(self.limits.max_model_len),
             server: which,
             max_batch: Some(u64::from(self.args.max_num_seqs)),
@@ -639,7 +653,7 @@ impl<'a> Case<'a> {
                 format!("contiguous, reserves {reserves}"),
             )],
             pool: Pool {
-                slots: self.slots(),
+                slots,
                 pages: None,
                 page_bytes: None,
                 block_size: None,
