@@ -330,9 +330,13 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with = "model")]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
-    /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=... (settings after a colon)
+    /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
+    ///
+    /// Settings follow a colon: sharegpt:rate=4,fan=parallel(4), azure-code:prefix=shared(4,512), or
+    /// synthetic:in=lognormal(161,0.8),out=64. They are in, out, rate, cv (of the gaps between arrivals), total
+    /// (longest input and output), prefix, fan and tenants.
     #[arg(
         long,
         value_name = "TEXT",
@@ -341,6 +345,8 @@ pub(crate) struct SimulateArgs {
     )]
     pub(crate) workload: String,
     /// A trace: Azure or BurstGPT CSV, Mooncake JSONL, or lengths; - for standard input
+    ///
+    /// More --requests than it has begin it again, with new content.
     #[arg(
         long,
         value_name = "FILE",
@@ -385,7 +391,7 @@ pub(crate) struct SimulateArgs {
         help_heading = "Devices"
     )]
     pub(crate) swap_space: Bytes,
-    /// Servers to run side by side
+    /// Servers to run side by side, each with the same requests and memory
     #[arg(
         long,
         value_enum,

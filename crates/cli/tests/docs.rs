@@ -15,7 +15,11 @@ fn root() -> PathBuf {
 fn output_of(line: &str) -> Vec<String> {
     let mut parts = line.split(" | ");
     let command = parts.next().unwrap_or_default();
-    let words: Vec<&str> = command.split_whitespace().collect();
+    // Quotes are for a reader's shell; no argument holds a space.
+    let words: Vec<&str> = command
+        .split_whitespace()
+        .map(|w| w.trim_matches('\''))
+        .collect();
     assert_eq!(
         words.first(),
         Some(&"plimsoll"),

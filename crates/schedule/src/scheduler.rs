@@ -503,3 +503,17 @@ impl Scheduler {
         self.under_way
     }
 }
+
+/// The pool goes with the scheduler, so tables that still hold blocks of it owe nobody anything: a run that
+/// is cut off, or a log that stops early. Release builds have no check of tables to be told.
+#[cfg(debug_assertions)]
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let groups = self.groups.iter_mut().flatten();
+        for seq in groups.flat_map(|g| g.seqs.iter_mut()) {
+            if let Some(table) = seq.table.take() {
+                self.kv.release(table);
+            }
+        }
+    }
+}

@@ -2,9 +2,10 @@
 //!
 //! The first line says what the scheduler was told; each other line is one input; the last one holds the
 //! decision hash. Streamed both ways: memory does not grow with the log. Log probabilities are written
-//! as the bits of an f32, so that nothing is lost.
+//! as the bits of an f32, so that nothing is lost. The last line also holds a digest of the lines before it: a
+//! changed token rarely changes a decision, and is noticed all the same.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Seek, Write};
 
 use plimsoll_kv::{GroupLayout, KvCache, KvConfig, Layout, Scope, TenantId};
 use plimsoll_program::GroupKind;
@@ -41,6 +42,9 @@ pub enum LogError {
     /// It stops early.
     #[error("the log has no last line: it was cut off, and its decisions cannot be compared")]
     CutOff,
+    /// It is not what was written.
+    #[error("the log was changed since it was written: its lines do not match their digest")]
+    Changed,
 }
 
 /// What a replay found.
@@ -54,6 +58,12 @@ pub struct Replay {
     pub inputs: u64,
     /// Steps scheduled.
     pub steps: u64,
+}
+
+/// What every version's first line has.
+#[derive(Deserialize)]
+struct Version {
+    plimsoll_log: u32,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -153,6 +163,7 @@ enum Line {
     Drain,
     End {
         decision_hash: String,
+        digest: String,
     },
 }
 
@@ -365,17 +376,40 @@ impl Header {
     }
 }
 
+/// FNV-1a of the lines, their ends included: it tells accidents, not forgeries.
+#[derive(Clone, Copy, Debug)]
+struct Digest(u64);
+
+impl Digest {
+    const EMPTY: Self = Self(0xcbf2_9ce4_8422_2325);
+
+    fn line(&mut self, line: &[u8]) {
+        for byte in line.iter().chain(b"\n") {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn text(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
 /// Writes a log as a run goes on. The first failure to write is kept and ends the writing; the run goes on.
 #[derive(Debug)]
 pub struct LogWriter<W> {
     out: W,
+    digest: Digest,
     error: Option<std::io::Error>,
 }
 
 impl<W: Write> LogWriter<W> {
     /// Begins a log of a scheduler that was told this.
     pub fn new(out: W, scheduler: &SchedulerConfig, kv: &KvConfig, cost: &CostModel) -> Self {
-        let mut writer = Self { out, error: None };
+        let mut writer = Self {
+            out,
+            digest: Digest::EMPTY,
+            error: None,
+        };
         writer.line(&Header::new(scheduler, kv, cost));
         writer
     }
@@ -384,9 +418,12 @@ impl<W: Write> LogWriter<W> {
         if self.error.is_some() {
             return;
         }
-        let written = serde_json::to_writer(&mut self.out, line)
+        let written = serde_json::to_string(line)
             .map_err(std::io::Error::from)
-            .and_then(|()| self.out.write_all(b"\n"));
+            .and_then(|text| {
+                self.digest.line(text.as_bytes());
+                writeln!(self.out, "{text}")
+            });
         self.error = written.err();
     }
 
@@ -397,6 +434,7 @@ impl<W: Write> LogWriter<W> {
     pub fn end(mut self, decision_hash: u64) -> std::io::Result<()> {
         self.line(&Line::End {
             decision_hash: format!("{decision_hash:016x}"),
+            digest: self.digest.text(),
         });
         match self.error {
             Some(e) => Err(e),
@@ -459,23 +497,48 @@ impl<W: Write> Log for LogWriter<W> {
     }
 }
 
-/// Makes every decision of a recorded run again.
+/// Reads a log once to see that it is whole and as it was written: inputs that no run gave must not reach
+/// the scheduler, whose own checks take them for faults of ours.
+fn verify(log: impl BufRead) -> Result<(), LogError> {
+    let mut digest = Digest::EMPTY;
+    for (number, text) in (1..).zip(log.lines()) {
+        let text = text?;
+        if number == 1 {
+            let bad = |e: serde_json::Error| LogError::Line {
+                line: 1,
+                why: e.to_string(),
+            };
+            let Version { plimsoll_log } = serde_json::from_str(&text).map_err(bad)?;
+            if plimsoll_log != VERSION {
+                return Err(LogError::Version(plimsoll_log));
+            }
+        } else if text.starts_with("{\"end\"") {
+            return match serde_json::from_str(&text) {
+                Ok(Line::End { digest: d, .. }) if d == digest.text() => Ok(()),
+                _ => Err(LogError::Changed),
+            };
+        }
+        digest.line(text.as_bytes());
+    }
+    Err(LogError::CutOff)
+}
+
+/// Makes every decision of a recorded run again. Reads the log twice: first to see that it is whole.
 ///
 /// # Errors
-/// [`LogError`] where the log cannot be read to its end.
-pub fn replay_log(log: impl BufRead) -> Result<Replay, LogError> {
+/// [`LogError`] where the log cannot be read to its end, or is not what was written.
+pub fn replay_log(mut log: impl BufRead + Seek) -> Result<Replay, LogError> {
+    verify(&mut log)?;
+    log.rewind()?;
     let mut lines = log.lines();
     let bad = |line: u64, why: String| LogError::Line { line, why };
     let first = lines.next().ok_or(LogError::CutOff)??;
     let header: Header = serde_json::from_str(&first).map_err(|e| bad(1, e.to_string()))?;
-    if header.plimsoll_log != VERSION {
-        return Err(LogError::Version(header.plimsoll_log));
-    }
     let (mut scheduler, limits) = header.scheduler().map_err(|why| bad(1, why))?;
     let mut notices = Vec::new();
     for (number, text) in (2..).zip(lines) {
         let line: Line = serde_json::from_str(&text?).map_err(|e| bad(number, e.to_string()))?;
-        if let Line::End { decision_hash } = line {
+        if let Line::End { decision_hash, .. } = line {
             let recorded =
                 u64::from_str_radix(&decision_hash, 16).map_err(|e| bad(number, e.to_string()))?;
             return Ok(Replay {

@@ -42,8 +42,26 @@ pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
+/// That no device is called `name`, with the names that look like it.
+pub(crate) fn unknown(name: &str) -> Failure {
+    let near = similar(name);
+    let failure = Failure::new(
+        Exit::Usage,
+        "E-DEVICE-001",
+        format!("no device is called `{name}`"),
+    );
+    if near.is_empty() {
+        failure.hint("`plimsoll devices` lists them; `plan --memory 24GiB` plans for any other")
+    } else {
+        failure.hint(format!(
+            "did you mean {}? `plimsoll devices` lists all",
+            near.join(", ")
+        ))
+    }
+}
+
 /// Catalogue names that contain what was typed, or the other way round; at most four.
-pub(crate) fn similar(name: &str) -> Vec<String> {
+fn similar(name: &str) -> Vec<String> {
     let plain = |s: &str| s.to_ascii_lowercase().replace(['-', '_', ' '], "");
     let wanted = plain(name);
     let mut found: Vec<String> = devices()

@@ -252,22 +252,7 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
     plimsoll_device::find(name)
         .cloned()
         .map(Some)
-        .ok_or_else(|| {
-            let near = crate::commands::devices::similar(name);
-            let failure = Failure::new(
-                Exit::Usage,
-                "E-DEVICE-001",
-                format!("no device is called `{name}`"),
-            );
-            if near.is_empty() {
-                failure.hint("`plimsoll devices` lists them; `--memory 24GiB` plans for any other")
-            } else {
-                failure.hint(format!(
-                    "did you mean {}? `plimsoll devices` lists all",
-                    near.join(", ")
-                ))
-            }
-        })
+        .ok_or_else(|| crate::commands::devices::unknown(name))
 }
 
 /// Degrees are fixed by the user as soon as one is given.

@@ -1,16 +1,17 @@
 //! `plimsoll simulate`.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter};
+use std::io::{BufRead, BufReader, BufWriter, Cursor, Read};
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use plimsoll_device::Device;
 use plimsoll_kv::{KvConfig, Layout};
 use plimsoll_model::Assume;
 use plimsoll_plan::{Deployment, Engine, KvType, Load, Settings, evaluate};
-use plimsoll_program::{KvRules, Parallel, PoolGeometry};
+use plimsoll_program::{GroupKind, KvRules, Parallel, PoolGeometry};
 use plimsoll_report::simulation::{
     Named, Pool, Run, SIMULATION_SCHEMA, Setup, SimulationReport, charts, series_csv,
     simulation_html, simulation_table,
@@ -25,26 +26,46 @@ use plimsoll_simulate::paged::{self, Asked, Branching, Faults, preempt_name};
 use plimsoll_simulate::workload::{
     Repeat, SyntheticSpec, Workload, WorkloadError, WorkloadSource, WorkloadSpec, fill_tokens,
 };
-use plimsoll_simulate::{Recorder, RecorderConfig, RunFacts};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_simulate::{Arrival, Recorder, RecorderConfig, RunFacts};
+use plimsoll_units::{Bytes, DType, Nanos};
 
 use crate::args::{AdmissionArg, PreemptArg, ServerArg, SimulateArgs};
+use crate::commands::devices::unknown;
 use crate::error::{Exit, Failure};
 use crate::load::{Loaded, load};
 use crate::output::Output;
 
 /// Requests of a synthetic workload unless told.
 const REQUESTS: u64 = 2000;
+/// The longest sequence whose block table is kept account of: 16 million tokens, beyond any published model.
+const MODEL_LEN_MAX: u64 = 1 << 24;
+/// Most of standard input that is held where several servers read it.
+const STDIN_BYTES_MAX: u64 = 1 << 30;
 
 pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     if let Some(path) = &args.replay {
         return replay(path, output);
     }
+    let mut servers: Vec<ServerArg> = Vec::new();
+    for server in &args.servers {
+        if !servers.contains(server) {
+            servers.push(*server);
+        }
+    }
+    if args.log.is_some() && !servers.contains(&ServerArg::Paged) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-USAGE-009",
+            "--log records the paged run, and --servers leaves it out",
+        )
+        .hint("add paged to `--servers`, or leave `--log` out"));
+    }
+    for path in [&args.html, &args.csv, &args.log].into_iter().flatten() {
+        has_folder(path)?;
+    }
     let name = args.model.as_deref().unwrap_or_default();
     let model = load(name, Assume::Nothing, args.offline)?;
-    let case = Case::new(args, model)?;
-    let mut servers = args.servers.clone();
-    servers.dedup();
+    let case = Case::new(args, model, servers.len())?;
     // Each run is alone in its thread and depends on nothing else: any number of threads gives the same.
     let outcomes: Vec<Result<Ran, Failure>> = std::thread::scope(|scope| {
         let handles: Vec<_> = servers
@@ -67,8 +88,11 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     });
     let mut runs = Vec::new();
     let mut notes = Vec::new();
+    let mut seen = Seen::default();
     for outcome in outcomes {
         let ran = outcome?;
+        // Every server meets the same requests.
+        seen = ran.seen;
         for note in ran.notes {
             if !notes.contains(&note) {
                 notes.push(note);
@@ -76,9 +100,17 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
         }
         runs.push(ran.run);
     }
+    let nothing_ran = runs.iter().all(|r| r.requests.finished == 0);
+    if nothing_ran {
+        notes.push(
+            "every request was refused: each needs more blocks than the pool has, or more sequences than \
+             --max-num-seqs"
+                .to_owned(),
+        );
+    }
     let report = SimulationReport {
         schema: SIMULATION_SCHEMA.to_owned(),
-        setup: case.setup(&runs),
+        setup: case.setup(&seen),
         runs,
         notes,
     };
@@ -105,7 +137,11 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
         let look = output.look();
         output.line(&simulation_table(&report, look))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(if nothing_ran {
+        crate::exit(Exit::DoesNotFit)
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn replay(path: &Path, output: &mut Output) -> Result<ExitCode, Failure> {
@@ -117,6 +153,14 @@ fn replay(path: &Path, output: &mut Output) -> Result<ExitCode, Failure> {
         )
         .hint("give the file that `simulate --log` wrote")
     })?;
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        return Err(Failure::new(
+            Exit::NotFound,
+            "E-SIM-002",
+            format!("cannot open {}: it is a folder", path.display()),
+        )
+        .hint("give the file that `simulate --log` wrote"));
+    }
     let result = replay_log(BufReader::new(file)).map_err(|e| {
         let exit = match e {
             LogError::Io(_) => Exit::Failure,
@@ -144,6 +188,15 @@ fn replay(path: &Path, output: &mut Output) -> Result<ExitCode, Failure> {
     .hint("the log was changed, or written by another version of this program"))
 }
 
+/// Tells of a missing folder before the run rather than after it.
+fn has_folder(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    match folder.map(std::fs::metadata) {
+        Some(Err(e)) => Err(cannot_write(path, &e)),
+        _ => Ok(()),
+    }
+}
+
 fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
     Failure::new(
         Exit::Failure,
@@ -160,7 +213,48 @@ fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
 /// What one server made of the workload.
 struct Ran {
     run: Run,
+    seen: Seen,
     notes: Vec<String>,
+}
+
+/// The requests that a server was given, in sums.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    requests: u64,
+    prompt_tokens: u64,
+    output_tokens: u64,
+    last: Nanos,
+}
+
+impl Seen {
+    fn add(&mut self, a: &Arrival) {
+        self.requests += 1;
+        self.prompt_tokens = self.prompt_tokens.saturating_add(a.prompt_tokens);
+        self.output_tokens = self.output_tokens.saturating_add(a.output_tokens);
+        self.last = a.at;
+    }
+
+    /// How fast they came and how long they were.
+    fn words(&self) -> String {
+        let n = self.requests;
+        let mean = |tokens: u64| thousands(tokens.saturating_add(n / 2) / n.max(1));
+        // The first one arrives at 0.
+        let span_s = self.last.0 as f64 / 1e9;
+        let rate = (n.saturating_sub(1)) as f64 / span_s;
+        let arrivals = match rate {
+            _ if n <= 1 => String::new(),
+            r if r >= 1e6 => ", all at once".to_owned(),
+            r if r >= 1000.0 => format!(", {} per second", thousands(r.round() as u64)),
+            r if r >= 1.0 => format!(", {r:.2} per second"),
+            r if r >= 0.001 => format!(", {r:.4} per second"),
+            _ => format!(", one in {} s", thousands((1.0 / rate).round() as u64)),
+        };
+        format!(
+            "{arrivals}; prompts of {} and answers of {} tokens on average",
+            mean(self.prompt_tokens),
+            mean(self.output_tokens)
+        )
+    }
 }
 
 /// Everything that the runs have in common.
@@ -176,18 +270,13 @@ struct Case<'a> {
     cost: CostModel,
     limits: Limits,
     workload: WorkloadSpec,
+    /// Standard input, where it is the trace and several servers read it.
+    stdin: Option<Arc<[u8]>>,
 }
 
 impl<'a> Case<'a> {
-    fn new(args: &'a SimulateArgs, model: Loaded) -> Result<Self, Failure> {
-        let device = plimsoll_device::find(&args.gpu).ok_or_else(|| {
-            Failure::new(
-                Exit::Usage,
-                "E-USAGE-004",
-                format!("`{}` is no known device", args.gpu),
-            )
-            .hint("`plimsoll devices` lists them")
-        })?;
+    fn new(args: &'a SimulateArgs, model: Loaded, servers: usize) -> Result<Self, Failure> {
+        let device = plimsoll_device::find(&args.gpu).ok_or_else(|| unknown(&args.gpu))?;
         let rates = Rates::of(device).ok_or_else(|| {
             Failure::new(
                 Exit::Usage,
@@ -200,8 +289,21 @@ impl<'a> Case<'a> {
             .hint("choose a device with published rates, such as a100-80g or h100")
         })?;
         let spec = &model.spec;
+        if let Some(n @ (0..2 | MODEL_LEN_MAX..)) = args.max_model_len {
+            return Err(Failure::new(
+                Exit::Usage,
+                "E-SIM-012",
+                format!("--max-model-len {n} cannot be simulated"),
+            )
+            .why("a request has at least a token of prompt and one of output")
+            .hint(format!(
+                "give from 2 to {} tokens",
+                thousands(MODEL_LEN_MAX - 1)
+            )));
+        }
         let longest = args.max_model_len.or(spec.max_context).unwrap_or(8192);
-        let max_model_len = u32::try_from(longest.min(1 << 24)).unwrap_or(u32::MAX);
+        let longest = longest.clamp(2, MODEL_LEN_MAX - 1);
+        let max_model_len = u32::try_from(longest).unwrap_or(u32::MAX);
         let parallel = Parallel {
             tp: args.tp,
             ..Parallel::default()
@@ -286,7 +388,13 @@ impl<'a> Case<'a> {
             max_width: args.max_num_seqs,
             tenants: u16::try_from(tenants).unwrap_or(1),
         };
+        let stdin = if servers > 1 && args.trace.as_deref().is_some_and(is_stdin) {
+            Some(held_stdin()?)
+        } else {
+            None
+        };
         Ok(Self {
+            stdin,
             pool: layout
                 .page
                 .times(u64::from(pages))
@@ -303,7 +411,7 @@ impl<'a> Case<'a> {
         })
     }
 
-    /// Slots of the pool: one token's place.
+    /// Slots of the paged pool: one token's place in the group whose blocks hold the fewest.
     fn slots(&self) -> u64 {
         let slots = self
             .layout
@@ -315,17 +423,27 @@ impl<'a> Case<'a> {
         u64::from(self.pages) * u64::from(slots.unwrap_or(1))
     }
 
+    /// Slots of the same memory where every layer keeps every token, windows or not, as contiguous servers
+    /// did: their sequences are one run of memory. States, which do not grow, are left out.
+    fn contiguous_slots(&self) -> u64 {
+        let token: u64 = self
+            .layout
+            .groups
+            .iter()
+            .filter(|g| g.kind != GroupKind::State)
+            .map(|g| g.row.get())
+            .sum();
+        self.pool.get().checked_div(token).unwrap_or(0)
+    }
+
     fn open(&self) -> Result<Workload, Failure> {
-        let source: Option<Box<dyn BufRead + Send>> = match &self.args.trace {
-            None => None,
-            Some(path) => Some(Box::new(BufReader::new(File::open(path).map_err(|e| {
-                Failure::new(
-                    Exit::NotFound,
-                    "E-SIM-009",
-                    format!("cannot open the trace {}: {e}", path.display()),
-                )
-                .hint("check the path; `--workload azure-conv` needs no file")
-            })?))),
+        let source: Option<Box<dyn BufRead + Send>> = match (&self.args.trace, &self.stdin) {
+            (None, _) => None,
+            (Some(_), Some(held)) => Some(Box::new(Cursor::new(Arc::clone(held)))),
+            (Some(path), None) if is_stdin(path) => {
+                Some(Box::new(BufReader::new(std::io::stdin())))
+            }
+            (Some(path), None) => Some(Box::new(BufReader::new(open_trace(path)?))),
         };
         self.workload
             .open(source)
@@ -333,23 +451,46 @@ impl<'a> Case<'a> {
     }
 
     fn bad_workload(&self, e: &WorkloadError) -> Failure {
-        match &self.args.trace {
-            Some(path) => Failure::new(
+        let Some(path) = &self.args.trace else {
+            return bad_text(e);
+        };
+        let (exit, hint) = match e {
+            WorkloadError::Read { .. } => (Exit::Failure, "check the disk, or copy the file again"),
+            WorkloadError::NoRate => (Exit::Usage, "add `--rate 2`, for two requests per second"),
+            WorkloadError::TimeOverflow { .. } => (Exit::Usage, "choose a higher `--rate`"),
+            WorkloadError::RepeatTooLong { .. } => (Exit::Usage, "choose fewer `--requests`"),
+            WorkloadError::Empty { .. } => {
+                (Exit::Corrupt, "give a trace with at least one request")
+            }
+            WorkloadError::Unsorted { .. } => {
+                (Exit::Corrupt, "sort the rows by their arrival times")
+            }
+            WorkloadError::UnknownFormat { .. }
+            | WorkloadError::MissingColumn { .. }
+            | WorkloadError::Images => (
                 Exit::Corrupt,
-                "E-SIM-010",
-                format!("{}: {e}", path.display()),
-            )
-            .hint("known are Azure, BurstGPT and length CSV, and Mooncake JSONL"),
-            None => bad_text(e),
-        }
+                "give an Azure or BurstGPT CSV, a Mooncake JSONL, or lengths under prompt_len and output_len",
+            ),
+            _ => (
+                Exit::Corrupt,
+                "mend or remove that row, or fetch the file again",
+            ),
+        };
+        Failure::new(exit, "E-SIM-010", format!("{}: {e}", trace_name(path))).hint(hint)
     }
 
     fn run(&self, server: ServerArg) -> Result<Ran, Failure> {
         let mut workload = self.open()?;
         let mut recorder = Recorder::new(RecorderConfig::default());
+        let mut given = Seen::default();
+        let mut arrivals = workload.by_ref().inspect(|a| {
+            if let Ok(a) = a {
+                given.add(a);
+            }
+        });
         let facts = match server {
-            ServerArg::Paged => self.paged(&mut workload, &mut recorder)?,
-            _ => self.contiguous(server, &mut workload, &mut recorder)?,
+            ServerArg::Paged => self.paged(&mut arrivals, &mut recorder)?,
+            _ => self.contiguous(server, &mut arrivals, &mut recorder)?,
         };
         let seen = workload.notes();
         let mut notes = Vec::new();
@@ -372,11 +513,16 @@ impl<'a> Case<'a> {
         );
         Ok(Ran {
             run: recorder.run(facts),
+            seen: given,
             notes,
         })
     }
 
-    fn paged(&self, workload: &mut Workload, recorder: &mut Recorder) -> Result<RunFacts, Failure> {
+    fn paged(
+        &self,
+        arrivals: impl Iterator<Item = Result<Arrival, WorkloadError>>,
+        recorder: &mut Recorder,
+    ) -> Result<RunFacts, Failure> {
         let args = self.args;
         let mut scheduler = SchedulerConfig::new(self.limits);
         scheduler.max_seqs = args.max_num_seqs;
@@ -424,7 +570,7 @@ impl<'a> Case<'a> {
             until: None,
         };
         let vocabulary = NonZeroU32::new(self.limits.vocab).unwrap_or(NonZeroU32::MIN);
-        let fill = |i: u64, a: &plimsoll_simulate::Arrival, out: &mut Vec<u32>| {
+        let fill = |i: u64, a: &Arrival, out: &mut Vec<u32>| {
             fill_tokens(a, i, args.seed, vocabulary, out);
         };
         let failed = |e: paged::RunError<WorkloadError>| match e {
@@ -441,12 +587,12 @@ impl<'a> Case<'a> {
                 &config.belief,
             );
             let (summary, log) =
-                paged::run(&config, workload, fill, recorder, log).map_err(failed)?;
+                paged::run(&config, arrivals, fill, recorder, log).map_err(failed)?;
             log.end(summary.decision_hash)
                 .map_err(|e| cannot_write(path, &e))?;
             summary
         } else {
-            paged::run(&config, workload, fill, recorder, NoLog)
+            paged::run(&config, arrivals, fill, recorder, NoLog)
                 .map_err(failed)?
                 .0
         };
@@ -467,7 +613,7 @@ impl<'a> Case<'a> {
     fn contiguous(
         &self,
         server: ServerArg,
-        workload: &mut Workload,
+        arrivals: impl Iterator<Item = Result<Arrival, WorkloadError>>,
         recorder: &mut Recorder,
     ) -> Result<RunFacts, Failure> {
         let (label, which, reserves) = match server {
@@ -488,14 +634,15 @@ impl<'a> Case<'a> {
                 "the longest length",
             ),
         };
+        let slots = self.contiguous_slots();
         let config = contiguous::Config {
-            slots: self.slots(),
+            slots,
             max_tokens: u64::from(self.limits.max_model_len),
             server: which,
             max_batch: Some(u64::from(self.args.max_num_seqs)),
             until: None,
         };
-        contiguous::run(&config, workload, &self.cost, recorder).map_err(|e| match e {
+        contiguous::run(&config, arrivals, &self.cost, recorder).map_err(|e| match e {
             contiguous::RunError::Arrivals(e) => self.bad_workload(&e),
             other => Failure::new(Exit::Failure, "E-SIM-001", other.to_string())
                 .hint("check the rates and the workload"),
@@ -507,7 +654,7 @@ impl<'a> Case<'a> {
                 format!("contiguous, reserves {reserves}"),
             )],
             pool: Pool {
-                slots: self.slots(),
+                slots,
                 pages: None,
                 page_bytes: None,
                 block_size: None,
@@ -516,17 +663,23 @@ impl<'a> Case<'a> {
         })
     }
 
-    fn setup(&self, runs: &[Run]) -> Setup {
+    fn setup(&self, seen: &Seen) -> Setup {
         let args = self.args;
         let r = &self.cost.rates;
-        let text = match &args.trace {
-            Some(path) => format!("trace {}", path.display()),
+        let source = match &args.trace {
+            Some(path) => trace_name(path),
             None => args.workload.clone(),
         };
-        let rate = args
-            .rate
-            .map(|r| format!(" at {r} requests/s"))
-            .unwrap_or_default();
+        let workload = format!(
+            "{} {} of {source}{}",
+            thousands(seen.requests),
+            if seen.requests == 1 {
+                "request"
+            } else {
+                "requests"
+            },
+            seen.words()
+        );
         let costs = [
             ("flops_per_s", r.flops_per_s),
             ("memory_bytes_per_s", r.memory_bytes_per_s),
@@ -549,10 +702,8 @@ impl<'a> Case<'a> {
             max_batched_tokens: args.max_num_batched_tokens,
             max_sequences: u64::from(args.max_num_seqs),
             seed: args.seed,
-            workload: text + &rate,
-            requests: runs
-                .first()
-                .map_or(0, |r| r.requests.finished + r.requests.refused),
+            workload,
+            requests: seen.requests,
             costs: costs
                 .iter()
                 .map(|(name, value)| named(name, thousands(*value)))
@@ -589,21 +740,93 @@ fn named(name: &str, value: impl Into<String>) -> Named {
 }
 
 fn no_room(args: &SimulateArgs, page: Bytes) -> Failure {
+    if let Some(given) = args.kv_memory {
+        return Failure::new(
+            Exit::DoesNotFit,
+            "E-FIT-001",
+            format!("--kv-memory {given} has no room for one KV block of {page}"),
+        )
+        .hint("give more, or choose a smaller `--block-size`");
+    }
     Failure::new(
         Exit::DoesNotFit,
         "E-FIT-001",
         format!(
-            "{} has no room for one KV block of {page} beside the model",
-            args.gpu
+            "{} has no room for one KV block of {page} beside the model and a step of {} tokens and {} sequences",
+            args.gpu,
+            thousands(args.max_num_batched_tokens),
+            thousands(u64::from(args.max_num_seqs))
         ),
     )
-    .hint("choose a larger device, or divide the model with `--tp 2`")
+    .hint("choose a larger device, a higher `--tp`, or a smaller step by `--max-num-batched-tokens` and `--max-num-seqs`")
 }
 
 fn bad_text(e: &WorkloadError) -> Failure {
-    Failure::new(Exit::Usage, "E-SIM-011", e.to_string()).hint(
-        "write sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=64,out=lognormal(200,0.8)",
-    )
+    let hint = match e {
+        WorkloadError::TimeOverflow { .. } => "choose a higher `--rate`",
+        _ => {
+            "write sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=64,out=lognormal(200,0.8)"
+        }
+    };
+    Failure::new(Exit::Usage, "E-SIM-011", e.to_string()).hint(hint)
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+fn trace_name(path: &Path) -> String {
+    if is_stdin(path) {
+        "standard input".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
+fn open_trace(path: &Path) -> Result<File, Failure> {
+    let failed = |why: String| {
+        Failure::new(
+            Exit::NotFound,
+            "E-SIM-009",
+            format!("cannot open the trace {}: {why}", path.display()),
+        )
+        .hint("check the path; `--workload azure-conv` needs no file")
+    };
+    let file = File::open(path).map_err(|e| failed(e.to_string()))?;
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        return Err(failed("it is a folder".to_owned()));
+    }
+    Ok(file)
+}
+
+/// All of standard input.
+fn held_stdin() -> Result<Arc<[u8]>, Failure> {
+    let mut held = Vec::new();
+    std::io::stdin()
+        .take(STDIN_BYTES_MAX + 1)
+        .read_to_end(&mut held)
+        .map_err(|e| {
+            Failure::new(
+                Exit::Failure,
+                "E-SIM-009",
+                format!("cannot read standard input: {e}"),
+            )
+            .hint("write the trace to a file first")
+        })?;
+    if held.len() as u64 > STDIN_BYTES_MAX {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-SIM-013",
+            format!(
+                "standard input holds more than {}, and every server reads it",
+                Bytes::new(STDIN_BYTES_MAX)
+            ),
+        )
+        .hint(
+            "write the trace to a file, or run one server by `--servers paged`: both are streamed",
+        ));
+    }
+    Ok(held.into())
 }
 
 fn the_workload(args: &SimulateArgs, longest: u64) -> Result<WorkloadSpec, Failure> {
@@ -621,7 +844,7 @@ fn the_workload(args: &SimulateArgs, longest: u64) -> Result<WorkloadSpec, Failu
                 "E-USAGE-007",
                 format!("--rate {rate} is no rate"),
             )
-            .hint("write requests per second, above 0"));
+            .hint("write requests per second, above 0; 1e9 sends everything at once"));
         }
         spec = spec.at_rate(rate);
     }

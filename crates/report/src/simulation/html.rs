@@ -19,7 +19,7 @@ const SECTIONS: [(Topic, &str, &str); 6] = [
         "Memory and what it buys",
         "Shares are means over the time in which requests waited; a run in which none ever did shows its busy time. \
          Reserved: held for tokens that will come. Internal: held, and no token will fill it. External: lost between \
-         allocations.",
+         allocations, or on its way to or from swap space.",
     ),
     (
         Topic::Latency,
@@ -65,6 +65,13 @@ pub fn simulation_html(report: &SimulationReport) -> String {
     }
     if !drawn.is_empty() && !drawn.iter().any(|c| c.topic == Topic::Preemption) {
         out.push_str("<h2>Preemption</h2>\n<p>No run preempted anything.</p>\n");
+    }
+    let looked_up = report
+        .runs
+        .iter()
+        .any(|r| r.prefix_cache.queried_tokens > 0);
+    if looked_up && !drawn.iter().any(|c| c.topic == Topic::Cache) {
+        out.push_str("<h2>Prefix cache</h2>\n<p>No prompt token was found in it.</p>\n");
     }
     setup(report, &mut out);
     let _ = write!(

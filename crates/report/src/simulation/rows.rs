@@ -98,7 +98,7 @@ pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
     add("blocks copied", any(&|r| r.copied_blocks > 0), &|r| {
         n(r.copied_blocks)
     });
-    add("decisions", any(&|r| r.decision_hash.is_some()), &|r| {
+    add("decision hash", any(&|r| r.decision_hash.is_some()), &|r| {
         r.decision_hash
             .as_ref()
             .map_or_else(none, |h| plain(h).chars().take(8).collect())

@@ -31,13 +31,13 @@ pub fn simulation_table(report: &SimulationReport, look: Look) -> String {
     };
     let _ = writeln!(
         out,
-        "{} of KV memory{swap}; seed {}\nAt most {} tokens and {} sequences per step",
+        "{}\n{} of KV memory{swap}; seed {}\nAt most {} tokens and {} sequences per step\n",
+        plain(&s.workload),
         short_bytes(s.kv_bytes),
         s.seed,
         thousands(s.max_batched_tokens),
         thousands(s.max_sequences)
     );
-    let _ = writeln!(out, "{}\n", plain(&s.workload));
 
     let lines = rows(report);
     let per_table = (look.width.saturating_sub(NAME_COLUMNS) / RUN_COLUMNS).max(1);

@@ -171,10 +171,11 @@ pub(super) fn bad(what: &'static str, why: impl Into<String>) -> WorkloadError {
     }
 }
 
-/// At most 60 characters of foreign text, for a message.
+/// At most 60 characters of foreign text, for a message; what would move a terminal's cursor is replaced.
 pub(super) fn shorten(text: &str) -> String {
     const CHARS_MAX: usize = 60;
-    let mut out: String = text.chars().take(CHARS_MAX).collect();
+    let visible = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    let mut out: String = text.chars().take(CHARS_MAX).map(visible).collect();
     if text.chars().nth(CHARS_MAX).is_some() {
         out.push('…');
     }

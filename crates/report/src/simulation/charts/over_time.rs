@@ -48,9 +48,9 @@ pub(super) fn load(report: &SimulationReport) -> Vec<Chart> {
         .collect()
 }
 
-/// Hits of the prefix cache, where any run looked anything up.
+/// Hits of the prefix cache, where any run had one.
 pub(super) fn cache(report: &SimulationReport) -> Option<Chart> {
-    let used = |r: &Run| r.prefix_cache.queried_tokens > 0;
+    let used = |r: &Run| r.prefix_cache.hit_share.is_some_and(|s| s > 0.0);
     if !report.runs.iter().any(used) {
         return None;
     }

@@ -118,6 +118,9 @@ fn busy_s(run: &Run) -> f64 {
     run.busy_share * run.duration_s
 }
 
+/// The share that fills a bar, at least: a thousandth must not look like everything.
+const LEAST_SHARE: f64 = 0.05;
+
 /// Time that preemption took, as a share of busy time.
 fn tax(runs: &[&Run]) -> Chart {
     const LEFT: f64 = 100.0;
@@ -129,7 +132,10 @@ fn tax(runs: &[&Run]) -> Chart {
         .iter()
         .map(|r| [r.preemptions.swap_time_s, r.preemptions.recompute_time_s].map(|s| share(s, r)))
         .collect();
-    let most = shares.iter().map(|[a, b]| a + b).fold(0.0, f64::max);
+    let most = shares
+        .iter()
+        .map(|[a, b]| a + b)
+        .fold(LEAST_SHARE, f64::max);
     let top = 50.0;
     let mut svg = Svg::new(WIDTH, top + runs.len() as f64 * ROW);
     heading(&mut svg, "What preemption costs", "share of busy time");
