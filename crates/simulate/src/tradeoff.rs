@@ -360,6 +360,7 @@ impl Cell {
             asked: Asked::Most,
             branching: Branching::default(),
             faults: Faults::default(),
+            measure_sharing: false,
             seed,
             until: None,
         };
