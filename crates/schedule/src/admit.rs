@@ -324,20 +324,25 @@ impl Scheduler {
         if self.guaranteed_pages + before + u64::from(group.worst) > pool {
             return false;
         }
-        // A tenant's guaranteed requests fit within its cap as well.
-        let tenant = group.request.scope().tenant;
-        let cap = u64::from(self.config.tenants[usize::from(tenant.0)].cap);
-        cap >= pool || {
-            let own: u64 = self
-                .running
-                .iter()
-                .map(|r| (r.0, self.group(r.1)))
-                .filter(|(r, g)| g.guaranteed || *r < group.rank)
-                .filter(|(_, g)| g.request.scope().tenant == tenant)
-                .map(|(_, g)| u64::from(g.worst))
-                .sum();
-            own + u64::from(group.worst) <= cap
+        // The guaranteed requests of every tenant fit within its cap as well.
+        let caps = &self.config.tenants;
+        if caps.iter().all(|t| u64::from(t.cap) >= pool) {
+            return true;
         }
+        let mut sums = vec![0_u64; caps.len()];
+        let mut add = |g: &Group| {
+            sums[usize::from(g.request.scope().tenant.0)] += u64::from(g.worst);
+        };
+        for &(r, other) in &self.running {
+            let g = self.group(other);
+            if g.guaranteed || r < group.rank {
+                add(g);
+            }
+        }
+        add(group);
+        sums.iter()
+            .zip(caps)
+            .all(|(sum, t)| *sum <= u64::from(t.cap))
     }
 
     /// Guarantees everybody who runs, up to `rank`.
