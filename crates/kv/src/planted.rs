@@ -31,12 +31,8 @@ pub enum Bug {
     WindowNeverDrops,
     /// Pages on their way to swap space can be had at once.
     TransferReusedAtOnce,
-    /// A failed transfer out is not undone.
-    UndoForgotten,
     /// The cap of swap space is one page too high.
     SwapCapExceeded,
-    /// Truncation forgets nothing of the chain.
-    TruncateKeepsChain,
     /// A tenant is charged and never discharged.
     ChargeKept,
     /// A state goes on in the page that the cache holds.
@@ -79,9 +75,7 @@ pub const ALL: &[Bug] = &[
     Bug::WindowDropsEarly,
     Bug::WindowNeverDrops,
     Bug::TransferReusedAtOnce,
-    Bug::UndoForgotten,
     Bug::SwapCapExceeded,
-    Bug::TruncateKeepsChain,
     Bug::ChargeKept,
     Bug::StateOverwritesSnapshot,
     Bug::CancelLeaks,

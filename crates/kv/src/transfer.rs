@@ -7,7 +7,6 @@ use plimsoll_units::BlockId;
 
 use crate::cache::{KvCache, Short};
 use crate::outbox::SwapOp;
-use crate::planted::{self, Bug};
 use crate::swap::SwapFull;
 use crate::table::{Entry, Table};
 
@@ -205,9 +204,6 @@ impl KvCache {
 
     /// A transfer out failed: the tables hold their pages as before it.
     pub fn undo_swap_out(&mut self, tag: u64, tables: &mut [&mut Table]) {
-        if planted::is(Bug::UndoForgotten) {
-            return;
-        }
         let mut undone: Vec<(u64, u32, u32)> = self
             .going_out
             .iter()

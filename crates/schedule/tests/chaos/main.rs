@@ -61,6 +61,8 @@ struct Setup {
     pins: u64,
     fail_steps: u64,
     fail_transfers: u64,
+    /// Steps after which faults end.
+    rough_steps: u64,
     jumps: u64,
 }
 
@@ -178,6 +180,7 @@ fn setup(seed: u64) -> Setup {
         pins: if r.chance(15) { 10 } else { 0 },
         fail_steps: if faults && r.chance(50) { 30 } else { 0 },
         fail_transfers: if faults && r.chance(70) { 100 } else { 0 },
+        rough_steps: if faults { r.range(0, 200) } else { 0 },
         jumps: if r.chance(20) { 10 } else { 0 },
     }
 }
@@ -280,7 +283,7 @@ fn run(seed: u64, limit: u64) {
     let mut steps = 0_u64;
     // Safety first, with faults; then liveness, without.
     loop {
-        let calm = sent >= wanted;
+        let calm = sent >= wanted && steps >= s.rough_steps;
         if calm {
             shadow.fail_steps = 0;
             shadow.fail_transfers = 0;
