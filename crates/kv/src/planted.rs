@@ -59,9 +59,11 @@ pub enum Bug {
     PromiseKept,
     /// A request ends twice.
     EndsTwice,
+    /// The first in order gives way instead of the last: another policy, not a fault, and so not in [`ALL`].
+    FirstGivesWay,
 }
 
-/// All of them.
+/// All that are faults.
 pub const ALL: &[Bug] = &[
     Bug::ForkForgetsReference,
     Bug::OneBlockTooFew,

@@ -1,5 +1,5 @@
 //! Writes the made-up report as a page, as pictures and as CSV into the folder named by the first
-//! argument: `cargo run -p plimsoll-report --example simulation_page -- /tmp/page`.
+//! argument: `cargo run -p plimsoll-report --example simulation_page -- page`.
 
 #[path = "../tests/fake/mod.rs"]
 mod fake;

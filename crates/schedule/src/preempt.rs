@@ -38,7 +38,13 @@ impl Scheduler {
             return false;
         }
         let tenant = self.group(gi).request.scope().tenant;
-        let victim = (i + 1..self.order.len()).rev().find_map(|j| {
+        let later = i + 1..self.order.len();
+        let victim = later.clone().rev().find_map(|j| {
+            let j = if planted::is(Bug::FirstGivesWay) {
+                later.start + later.end - 1 - j
+            } else {
+                j
+            };
             let v = self.order[j].0;
             let group = self.groups[v as usize].as_ref()?;
             let gives = group.phase == Phase::Running

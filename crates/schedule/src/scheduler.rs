@@ -509,6 +509,10 @@ impl Scheduler {
 #[cfg(debug_assertions)]
 impl Drop for Scheduler {
     fn drop(&mut self) {
+        // What a panic left behind may not be consistent, and no table checks itself then.
+        if std::thread::panicking() {
+            return;
+        }
         let groups = self.groups.iter_mut().flatten();
         for seq in groups.flat_map(|g| g.seqs.iter_mut()) {
             if let Some(table) = seq.table.take() {

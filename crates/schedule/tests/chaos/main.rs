@@ -265,7 +265,7 @@ fn request(s: &Setup, r: &mut Random, id: u64, prompts: &mut Vec<Vec<u32>>) -> (
 }
 
 /// Runs one seed with at most `limit` requests.
-fn run(seed: u64, limit: u64) {
+fn run(seed: u64, limit: u64) -> u64 {
     let s = setup(seed);
     let mut r = Random(mix(seed ^ 0xabcd));
     let mut driver: Driver<Vec<Input>> = Driver::new(scheduler(&s), Vec::new());
@@ -450,17 +450,20 @@ fn run(seed: u64, limit: u64) {
         replay(&mut again, driver.into_log());
         assert_eq!(again.decision_hash(), hash, "the log replays otherwise");
     }
+    hash
 }
 
 fn fails(seed: u64, limit: u64) -> Option<String> {
-    catch_unwind(AssertUnwindSafe(|| run(seed, limit)))
-        .err()
-        .map(|e| {
-            e.downcast_ref::<String>()
-                .cloned()
-                .or_else(|| e.downcast_ref::<&str>().map(|s| (*s).to_owned()))
-                .unwrap_or_default()
-        })
+    catch_unwind(AssertUnwindSafe(|| {
+        run(seed, limit);
+    }))
+    .err()
+    .map(|e| {
+        e.downcast_ref::<String>()
+            .cloned()
+            .or_else(|| e.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_default()
+    })
 }
 
 /// Every bug of `plimsoll_kv::planted` is found, each by some seed.
@@ -485,6 +488,29 @@ fn every_planted_bug_is_found() {
     }
     std::panic::set_hook(hook);
     assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+/// Another order of victims is another run, though every invariant holds.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn another_order_of_victims_changes_the_hash() {
+    use plimsoll_kv::planted::{Bug, plant};
+    let differ = (0..300)
+        .filter(|&seed| {
+            let hash = run(seed, u64::MAX);
+            plant(Some(Bug::FirstGivesWay));
+            let other = run(seed, u64::MAX);
+            plant(None);
+            assert_eq!(
+                run(seed, u64::MAX),
+                hash,
+                "seed {seed} runs otherwise again"
+            );
+            hash != other
+        })
+        .count();
+    assert!(differ > 0, "no seed has victims to choose from");
+    println!("{differ} of 300 seeds decide otherwise");
 }
 
 #[test]
