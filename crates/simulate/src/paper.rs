@@ -273,16 +273,19 @@ impl Rows {
     #[must_use]
     pub fn markdown(&self) -> String {
         let mut out = String::from(
-            "| data set | Orca | batch | token states % | reserved % | internal % | external % | saturated % | batch, overloaded |\n\
-             |---|---|--:|--:|--:|--:|--:|--:|--:|\n",
+            "| data set | Orca | batch | ratio | token states % | reserved % | internal % | external % | saturated % | batch, overloaded |\n\
+             |---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         );
         for r in &self.rows {
             let (name, o) = (r.dataset, &r.ours);
             // Writing to a String cannot fail.
             let _ = write!(
                 out,
-                "| {name} | {:?} | {:.2} ({:.2}) ",
-                r.reservation, o.batch, r.paper_batch
+                "| {name} | {:?} | {:.2} ({:.2}) | {:.2} ",
+                r.reservation,
+                o.batch,
+                r.paper_batch,
+                o.batch / r.paper_batch
             );
             for (i, share) in o.shares.iter().enumerate() {
                 let _ = match r.paper_shares {
