@@ -484,12 +484,14 @@ fn flags_that_make_no_sense() {
 #[test]
 fn what_does_not_fit_is_code_3() {
     refused("--kv-memory 1KiB", 3, "--kv-memory 1.0 KiB has no room");
-    refused("--kv-memory 0", 3, "no room for one KV block");
+    refused("--kv-memory 0", 3, "no room for two KV blocks");
     refused("--max-num-seqs 1000000", 3, "1,000,000 sequences");
     let stderr = refused_with(&["deepseek-v3", "--gpu", "a100-80g"], 3);
     assert!(stderr.contains("a higher `--tp`"), "{stderr}");
+    // One page is the null page, so one alone carries nothing.
+    refused("--kv-memory 13MiB", 3, "no room for two KV blocks");
     // A pool that no request fits in: the report is printed, and says so.
-    for flags in ["--kv-memory 13MiB", "--workload sharegpt:fan=parallel(300)"] {
+    for flags in ["--kv-memory 26MiB", "--workload sharegpt:fan=parallel(300)"] {
         let args = [&["llama-13b", "--requests", "20"][..], &words(flags)].concat();
         let out = run(&args);
         assert_eq!(out.status.code(), Some(3), "{flags}: {out:?}");
@@ -501,7 +503,7 @@ fn what_does_not_fit_is_code_3() {
 #[test]
 fn extremes_that_run() {
     for flags in [
-        "--block-size 65536",
+        "--block-size 65536 --kv-memory 120GiB",
         "--block-size 1",
         "--block-size 7",
         "--swap-space 0",
@@ -563,4 +565,18 @@ fn errors_are_objects_where_json_was_asked_for() {
     let value: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(value["error"]["code"], "E-DEVICE-001");
     assert!(out.stderr.is_empty());
+}
+
+#[test]
+fn a_run_holds_no_more_than_the_pool_of_the_plan() {
+    // A load that fills the pool. One page of it is the null page, which nobody holds.
+    let report = json(&words(
+        "llama-13b --workload sharegpt:rate=16 --requests 400 --kv-memory 4GiB --servers paged",
+    ));
+    let run = &report["runs"][0];
+    let pages = run["pool"]["pages"].as_u64().unwrap();
+    let page = run["pool"]["page_bytes"].as_u64().unwrap();
+    assert!(pages * page <= 4 << 30);
+    assert!((pages + 1) * page > 4 << 30);
+    assert_eq!(run["kv"]["high_water_pages"].as_u64(), Some(pages - 1));
 }

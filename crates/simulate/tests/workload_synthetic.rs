@@ -240,28 +240,3 @@ fn gaps_and_tokens_begin_as_they_always_have() {
     fill_tokens(&got[0], 0, 0, vocabulary, &mut out);
     assert_eq!(out, [81209, 37282, 68430, 57935]);
 }
-
-/// `cargo test --release -- --ignored --nocapture tokens_are_cheap` prints the cost.
-#[test]
-#[ignore = "measures time"]
-fn tokens_are_cheap() {
-    let mut arrival = arrivals(&parse("synthetic:in=1000000,out=1"), 1).remove(0);
-    arrival.content = Content::Unique;
-    let vocabulary = NonZeroU32::new(128_256).unwrap();
-    let (mut out, mut sum) = (Vec::new(), 0_u64);
-    let start = std::time::Instant::now();
-    for i in 0..200 {
-        fill_tokens(&arrival, i, 0, vocabulary, &mut out);
-        sum += u64::from(out[out.len() / 2]);
-    }
-    let per_token = start.elapsed().as_secs_f64() * 1e9 / 200e6;
-    println!("{per_token:.2} ns per token ({sum})");
-    let start = std::time::Instant::now();
-    let n = 1_000_000;
-    let last = parse("sharegpt").open(None).unwrap().take(n).last();
-    let per_request = start.elapsed().as_secs_f64() * 1e9 / n as f64;
-    println!(
-        "{per_request:.0} ns per sharegpt request ({})",
-        last.is_some()
-    );
-}

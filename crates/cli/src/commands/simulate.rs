@@ -361,7 +361,8 @@ impl<'a> Case<'a> {
         })?;
         let pages = pool.whole(layout.page);
         let pages = match u32::try_from(pages) {
-            Ok(0) => return Err(no_room(args, layout.page)),
+            // One page is the null page.
+            Ok(0 | 1) => return Err(no_room(args, layout.page)),
             Ok(p) if p <= PAGES_MAX => p,
             _ => {
                 return Err(Failure::new(
@@ -538,7 +539,8 @@ impl<'a> Case<'a> {
             PreemptArg::Swap => Preempt::Swap,
             PreemptArg::Recompute => Preempt::Recompute,
         };
-        let mut kv = KvConfig::new(self.layout.clone(), self.pages);
+        // The plan's pool holds the null page too.
+        let mut kv = KvConfig::new(self.layout.clone(), self.pages - 1);
         kv.swap_pages = self.swap_pages;
         kv.prefix_cache = !args.no_enable_prefix_caching;
         kv.tenants = self.limits.tenants;
@@ -744,7 +746,7 @@ fn no_room(args: &SimulateArgs, page: Bytes) -> Failure {
         return Failure::new(
             Exit::DoesNotFit,
             "E-FIT-001",
-            format!("--kv-memory {given} has no room for one KV block of {page}"),
+            format!("--kv-memory {given} has no room for two KV blocks of {page}, one of which is the null block"),
         )
         .hint("give more, or choose a smaller `--block-size`");
     }
@@ -752,13 +754,13 @@ fn no_room(args: &SimulateArgs, page: Bytes) -> Failure {
         Exit::DoesNotFit,
         "E-FIT-001",
         format!(
-            "{} has no room for one KV block of {page} beside the model and a step of {} tokens and {} sequences",
+            "{} has no room for two KV blocks of {page} (one is the null block) beside the model and a step of {} tokens and {} sequences",
             args.gpu,
             thousands(args.max_num_batched_tokens),
             thousands(u64::from(args.max_num_seqs))
         ),
     )
-    .hint("choose a larger device, a higher `--tp`, or a smaller step by `--max-num-batched-tokens` and `--max-num-seqs`")
+    .hint("choose a larger device, a higher `--tp`, a smaller `--block-size`, or a smaller step by `--max-num-batched-tokens` and `--max-num-seqs`")
 }
 
 fn bad_text(e: &WorkloadError) -> Failure {

@@ -127,9 +127,9 @@ pub fn page() -> Result<String, PaperError> {
     );
     out.push_str(&rows.markdown());
     out.push_str(
-        "\nTwo predictions miss. Orca (Pow2) loses 36 % to external fragmentation, not 41.6 %, for a cause that is not \
-         known; without the cap of a\nreservation at the maximum length it would be 49 %, so the paper lies between. \
-         Orca (Oracle) on Alpaca is bound by load at our step times, not by\nmemory: overloaded it comes near.\n\n\
+        "\nTwo predictions miss: Orca (Pow2)'s external fragmentation, which is lower than the paper's for a cause that is \
+         not known, and Orca (Oracle)'s batch on\nAlpaca, which our step times bind by load and not by memory; the last \
+         column, at twice the rate, tells the two apart.\n\n\
          ## Paged (figures 2 and 13)\n\n\
          Blocks of 16 tokens, swap or recompute by cost. The paper's batch sizes were measured at rates that its \
          engine of 2023 could just carry; ours depends on\nhow long a step takes, so the same load is shown for \
