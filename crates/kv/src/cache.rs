@@ -321,6 +321,24 @@ impl KvCache {
         needed
     }
 
+    /// The most tokens up to `n` for which [`KvCache::prepare`] takes at most `pages` pages.
+    #[must_use]
+    pub fn tokens_within(&self, t: &Table, n: u32, pages: u32) -> u32 {
+        if self.pages_for(t, n) <= pages {
+            return n;
+        }
+        let (mut fits, mut fails) = (0, n);
+        while fails - fits > 1 {
+            let middle = fits + (fails - fits) / 2;
+            if self.pages_for(t, middle) <= pages {
+                fits = middle;
+            } else {
+                fails = middle;
+            }
+        }
+        fits
+    }
+
     fn is_shared(&self, e: Entry) -> bool {
         matches!(e, Entry::Device { page, .. } if self.holders(page) > 1)
     }

@@ -59,6 +59,8 @@ pub enum Bug {
     PromiseKept,
     /// A request ends twice.
     EndsTwice,
+    /// Executors are not told of the blocks that a stalled prompt lost.
+    StallUntold,
     /// The first in order gives way instead of the last: another policy, not a fault, and so not in [`ALL`].
     FirstGivesWay,
 }
@@ -91,6 +93,7 @@ pub const ALL: &[Bug] = &[
     Bug::RejoinTooEarly,
     Bug::PromiseKept,
     Bug::EndsTwice,
+    Bug::StallUntold,
 ];
 
 #[cfg(feature = "planted-bugs")]

@@ -14,6 +14,9 @@ use crate::rows::Budget;
 use crate::scheduler::Scheduler;
 use crate::step::SeqEvent;
 
+/// A prompt that does not fit begins where this part of the pool is free: one over this.
+const LEAST: u64 = 128;
+
 /// What became of a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -89,7 +92,7 @@ impl Scheduler {
     }
 
     /// Pages left free for those that run to go on a little.
-    fn headroom(&self) -> u64 {
+    pub(crate) fn headroom(&self) -> u64 {
         let slots = self
             .kv
             .layout()
@@ -101,6 +104,28 @@ impl Scheduler {
             .unwrap_or(1);
         let tokens = u64::from(self.running_seqs) * u64::from(self.config.headroom_tokens);
         tokens.div_ceil(u64::from(slots))
+    }
+
+    /// Pages that those who run will want until two of them have ended.
+    pub(crate) fn soon(&self) -> u64 {
+        let slots = self
+            .kv
+            .layout()
+            .groups
+            .iter()
+            .map(|g| g.slots)
+            .filter(|s| *s > 0)
+            .min()
+            .unwrap_or(1);
+        self.growth().div_ceil(u64::from(slots))
+    }
+
+    /// Whether a prompt that does not fit yet may begin with the pages that there are: it gives them back
+    /// from its end when those that run need them, and they would lie idle otherwise. Its promise exceeds what
+    /// is free, so nobody else is let in until it has what it lacks.
+    fn may_begin(&self, gi: u32, room: u64) -> bool {
+        let least = u64::from(self.kv.pages()).div_ceil(LEAST);
+        !self.running.is_empty() && room >= least + self.soon() && self.can_stall(self.group(gi))
     }
 
     fn try_admit(&mut self, gi: u32, passes: bool) -> Verdict {
@@ -173,7 +198,8 @@ impl Scheduler {
             if needed > cap_room {
                 return Verdict::Capped;
             }
-            if needed > room {
+            let stalls = needed > room;
+            if stalls && (guarantee || !self.may_begin(gi, room)) {
                 return Verdict::Blocked;
             }
             let before = self.kv.available();
@@ -192,6 +218,7 @@ impl Scheduler {
                 self.stats.cached_tokens += u64::from(hit);
             }
             self.enter(gi, rank, u32::try_from(needed).unwrap_or(u32::MAX));
+            self.group_mut(gi).stalled = stalls;
         }
         if guarantee {
             self.guarantee_through(rank);
@@ -297,7 +324,7 @@ impl Scheduler {
 
     /// Whether a candidate may run only with its worst case guaranteed: by policy, since it gave way too
     /// often, or since it would come before somebody who has been guaranteed.
-    fn must_guarantee(&self, gi: u32) -> bool {
+    pub(crate) fn must_guarantee(&self, gi: u32) -> bool {
         let group = self.group(gi);
         self.config.admission == Admission::Guaranteed
             || (group.preemptions() >= self.config.max_preemptions

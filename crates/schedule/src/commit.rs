@@ -408,8 +408,9 @@ impl Scheduler {
         } else {
             completions.sort_by_key(|c| c.index);
         }
+        let answer = completions.iter().map(|c| c.tokens.len() as u64).sum();
         completions.truncate(n as usize);
-        self.note_finish(now);
+        self.note_finish(now, answer);
         if planted::is(Bug::EndsTwice) {
             self.notices.push(Notice::Cancelled {
                 request: group.request.id(),

@@ -58,7 +58,8 @@ pub struct SchedulerConfig {
     pub admission: Admission,
     /// How a victim gives way.
     pub preempt: Preempt,
-    /// Preemptions after which a request is let in again only with its worst case guaranteed.
+    /// Preemptions after which a request is let in again only with its worst case guaranteed. Few requests can
+    /// be guaranteed at once where answers may be long, so a low number makes them wait for one another.
     pub max_preemptions: u32,
     /// Requests let in leave room for this many tokens of every running sequence.
     pub headroom_tokens: u32,
@@ -79,7 +80,7 @@ impl SchedulerConfig {
             max_queued: usize::MAX,
             admission: Admission::Optimistic,
             preempt: Preempt::Auto,
-            max_preemptions: 3,
+            max_preemptions: 16,
             headroom_tokens: 8,
             class: Nanos(30_000_000_000),
             tenants: vec![Tenant::FREE],

@@ -87,6 +87,9 @@ pub(crate) struct Group {
     pub(crate) guaranteed: bool,
     /// Pages of its prompt that it has not taken yet.
     pub(crate) promised: u32,
+    /// Whether it runs with fewer pages than what is known of it fills: it takes what others leave, from the
+    /// first token missing, until it has caught up.
+    pub(crate) stalled: bool,
     /// Times it gave way.
     pub(crate) swaps: u32,
     pub(crate) recomputes: u32,

@@ -2,7 +2,8 @@
 //!
 //! Victims are taken from the end of the step's order: tenants above their floor first, then the lowest
 //! class, then the newest; never a guaranteed request, never one that already has rows. Cost decides only
-//! how: to swap space, forgotten, or both (a prefix to swap space, the rest forgotten).
+//! how: to swap space, forgotten, or both (a prefix to swap space, the rest forgotten). A prompt that
+//! began without room for all of it only loses its last blocks, as many as are wanted, and stays.
 
 use plimsoll_kv::planted::{self, Bug};
 use plimsoll_kv::{Short, Table};
@@ -54,16 +55,76 @@ impl Scheduler {
             gives.then_some(v)
         });
         if let Some(v) = victim {
-            self.preempt(v, gi);
+            let lacking = short.needed.saturating_sub(short.available);
+            if !self.shorten(v, lacking) {
+                self.preempt(v, gi);
+            }
             return true;
         }
         if self.reclaim(|g| !capped || g.request.scope().tenant == tenant) {
             return true;
         }
-        if !self.group(gi).guaranteed {
-            self.preempt(gi, gi);
+        let group = self.group(gi);
+        if group.guaranteed {
+            return false;
         }
+        if !capped && !self.step.rows.is_empty() && self.can_stall(group) {
+            // Others go on, and may take from it what they need: it waits with what it has.
+            self.group_mut(gi).stalled = true;
+            return true;
+        }
+        self.preempt(gi, gi);
         false
+    }
+
+    /// Whether a request can lose its last blocks alone.
+    pub(crate) fn can_stall(&self, group: &Group) -> bool {
+        group.request.fan().width() == 1 && self.kv.layout().groups.iter().all(|g| g.keeps_all())
+    }
+
+    /// A stalled request loses its last blocks, at least `pages` of them, and goes on from there when it can.
+    /// `false` where it must give way altogether, or had better: one that decodes would lose its blocks piece
+    /// by piece, and has somebody waiting for each of its tokens.
+    fn shorten(&mut self, gi: u32, pages: u32) -> bool {
+        let Self {
+            groups, kv, stats, ..
+        } = self;
+        let Some(group) = groups[gi as usize].as_mut() else {
+            return false;
+        };
+        let Some(s) = group.seqs.first_mut().filter(|_| group.stalled) else {
+            return false;
+        };
+        let (seq, len) = (s.id, s.len());
+        let Some(table) = s.table.as_mut() else {
+            return false;
+        };
+        let (committed, blocks) = (table.committed(), table.blocks());
+        if len <= committed + 1 {
+            return false;
+        }
+        let layout = &kv.layout().groups;
+        let slots = layout.iter().map(|g| g.slots).max().unwrap_or(1).max(1);
+        let kept = |to: u32| -> u64 {
+            let blocks = layout.iter().map(|g| u64::from(to.div_ceil(g.slots)));
+            blocks.sum()
+        };
+        let mut to = committed.saturating_sub(1) / slots * slots;
+        while to > 0 && blocks.saturating_sub(kept(to)) < u64::from(pages) {
+            to -= slots;
+        }
+        if to == 0 || kv.truncate(table, to).is_err() {
+            return false;
+        }
+        let freed = u32::try_from(blocks - table.blocks()).unwrap_or(u32::MAX);
+        group.promised += freed;
+        stats.recomputed_tokens += u64::from(committed - to);
+        self.promised += u64::from(freed);
+        self.gave_way = true;
+        if !planted::is(Bug::StallUntold) {
+            self.event(SeqEvent::Truncate { seq, to });
+        }
+        true
     }
 
     /// Takes back the blocks that only requests in swap space still hold on the device: those requests are

@@ -92,6 +92,7 @@ impl Scheduler {
     pub(crate) fn place(&mut self, gi: u32, budget: &mut Budget) -> Result<(), Short> {
         let before = self.kv.available();
         let limit = self.room_under_cap(gi);
+        let spare = self.spare(gi);
         let Self {
             groups,
             kv,
@@ -130,7 +131,16 @@ impl Scheduler {
             {
                 n = n.min(end - committed);
             }
+            if let Some(spare) = spare {
+                n = kv.tokens_within(table, n, spare.min(limit));
+                if n == 0 {
+                    return Ok(());
+                }
+            }
             kv.prepare(table, n, limit)?;
+            if committed + n == target {
+                group.stalled = false;
+            }
             let output = if several || committed + n < target {
                 Output::None
             } else {
@@ -213,6 +223,17 @@ impl Scheduler {
             self.promised -= u64::from(taken);
         }
         Ok(())
+    }
+
+    /// Pages that a stalled request may take: what others do not need soon. `None` for everybody else, and
+    /// where nobody has rows yet: somebody must go on.
+    fn spare(&self, gi: u32) -> Option<u32> {
+        let group = self.group(gi);
+        if !group.stalled || group.guaranteed || self.step.rows.is_empty() {
+            return None;
+        }
+        let headroom = u32::try_from(self.headroom().max(self.soon())).unwrap_or(u32::MAX);
+        Some(self.kv.available().saturating_sub(headroom))
     }
 
     /// Pages that a request's tenant may still take.

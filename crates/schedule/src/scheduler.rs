@@ -30,6 +30,9 @@ use crate::notice::{Notice, Reason, Refusal, Stats};
 use crate::request::{Fan, Request, RequestId};
 use crate::step::{SeqEvent, Step};
 
+/// Means are smoothed over about so many ends.
+const SMOOTH: u64 = 8;
+
 /// A row of the step under way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
@@ -71,6 +74,8 @@ pub struct Scheduler {
     /// Requests that left for swap space in the step under way.
     pub(crate) left: Vec<u32>,
     pub(crate) order: Vec<(u32, u32)>,
+    /// Whether somebody waits for pages: see [`Scheduler::is_short_of_pages`].
+    short_of_pages: bool,
     /// Whether somebody gave way in the step under way: nobody is let in then.
     pub(crate) gave_way: bool,
     pub(crate) cancelled: Vec<u32>,
@@ -82,6 +87,8 @@ pub struct Scheduler {
     pub(crate) hash: DecisionHash,
     /// Smoothed time between two requests' ends, and the last end.
     finish_interval: u64,
+    /// Smoothed tokens of an answer, all sequences together, times [`SMOOTH`].
+    answer: u64,
     last_finish: Option<Nanos>,
 }
 
@@ -118,6 +125,7 @@ impl Scheduler {
             resumed: Vec::new(),
             left: Vec::new(),
             order: Vec::new(),
+            short_of_pages: false,
             gave_way: false,
             cancelled: Vec::new(),
             under_way: false,
@@ -127,6 +135,7 @@ impl Scheduler {
             stats: Stats::default(),
             hash: DecisionHash::default(),
             finish_interval: 0,
+            answer: 0,
             last_finish: None,
         }
     }
@@ -192,6 +201,7 @@ impl Scheduler {
             worst: u32::try_from(worst).unwrap_or(u32::MAX),
             guaranteed: false,
             promised: 0,
+            stalled: false,
             swaps: 0,
             recomputes: 0,
             cached_tokens: 0,
@@ -248,6 +258,11 @@ impl Scheduler {
         if !self.gave_way {
             self.admit(&mut budget);
         }
+        self.short_of_pages = budget.tokens > 0
+            && self.running_seqs < self.config.max_seqs
+            && (self.waiting_count > 0
+                || !self.preempted.is_empty()
+                || self.running.iter().any(|r| self.group(r.1).stalled));
         let moves = self.kv.has_moves();
         if self.step.rows.is_empty() && !moves {
             // Changes of tables wait for the next step.
@@ -315,6 +330,7 @@ impl Scheduler {
         group.promised = 0;
         let (width, guaranteed, worst) = (group.width(), group.guaranteed, group.worst);
         group.guaranteed = false;
+        group.stalled = false;
         let tenant = usize::from(group.request.scope().tenant.0);
         if !planted::is(Bug::PromiseKept) {
             self.promised -= u64::from(promised);
@@ -358,13 +374,20 @@ impl Scheduler {
         Some(group)
     }
 
-    pub(crate) fn note_finish(&mut self, now: Nanos) {
+    pub(crate) fn note_finish(&mut self, now: Nanos, answer: u64) {
+        self.answer = self.answer - self.answer / SMOOTH + answer;
         if let Some(last) = self.last_finish {
             let gap = now.0.saturating_sub(last.0);
-            // A smoothed mean over about eight ends.
-            self.finish_interval = self.finish_interval - self.finish_interval / 8 + gap / 8;
+            self.finish_interval =
+                self.finish_interval - self.finish_interval / SMOOTH + gap / SMOOTH;
         }
         self.last_finish = Some(now);
+    }
+
+    /// Tokens by which those that run grow, all together, until two of them have ended: two answers, whatever
+    /// their number.
+    pub(crate) const fn growth(&self) -> u64 {
+        2 * self.answer / SMOOTH
     }
 
     /// What has happened since the last call, in order.
@@ -401,6 +424,13 @@ impl Scheduler {
     #[must_use]
     pub const fn decision_hash(&self) -> u64 {
         self.hash.get()
+    }
+
+    /// Whether, in the step scheduled last, somebody waited although the step had room for more tokens and
+    /// sequences: what was lacking is pages.
+    #[must_use]
+    pub const fn is_short_of_pages(&self) -> bool {
+        self.short_of_pages
     }
 
     /// Requests that have not begun.

@@ -41,6 +41,8 @@ pub struct State {
     pub preempted: u64,
     /// Bytes in swap space.
     pub swapped_bytes: u64,
+    /// Whether what somebody waits for is memory: the step has room for more tokens and sequences.
+    pub short_of_memory: bool,
 }
 
 /// A request that ended well.

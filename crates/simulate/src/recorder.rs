@@ -1,7 +1,7 @@
 //! [`Recorder`]: the [`Sink`] that turns a run into figures, in memory that does not grow with it.
 //!
 //! Means are weighted by time, over the whole window, over *busy* time (something runs) and over
-//! *saturated* time (something waits or was preempted). Saturation is what Kwon et al. (SOSP 2023,
+//! *saturated* time (what somebody waits for is memory, not the step's tokens or sequences). Saturation is what Kwon et al. (SOSP 2023,
 //! figure 2) measure: a share of live tokens says nothing of an allocator that nobody asks for more.
 //!
 //! **The window.** Warm-up and cool-down are cut by `from` and `to`. Means, steps, preemptions,
@@ -94,6 +94,7 @@ pub struct Recorder {
     current: State,
     whole: Weighted,
     busy: Weighted,
+    waited: Weighted,
     saturated: Weighted,
     series: Series,
     ttft: Spread,
@@ -125,6 +126,7 @@ impl Recorder {
             current: State::default(),
             whole: Weighted::default(),
             busy: Weighted::default(),
+            waited: Weighted::default(),
             saturated: Weighted::default(),
             series: Series::new(config.buckets, FIRST_WIDTH),
             ttft: Spread::default(),
@@ -162,11 +164,10 @@ impl Recorder {
         self.advance(at);
     }
 
-    /// Share of live tokens in the pool while something waits; `None` where nothing ever did.
+    /// Share of live tokens in the pool while something waits for memory; `None` where nothing ever did.
     #[must_use]
     pub fn live_share_at_saturation(&self) -> Option<f64> {
-        let all = self.saturated.slots();
-        (all > 0).then(|| self.saturated.sums[Field::TokenStates as usize] as f64 / all as f64)
+        live_share(&self.saturated)
     }
 
     /// The window's states added up: over all of it, while busy, while saturated.
@@ -208,7 +209,10 @@ impl Recorder {
         if self.current.running > 0 || self.current.batch > 0 {
             self.busy.add(time, &values);
         }
-        if saturated(&self.current) {
+        if self.current.waiting > 0 || self.current.preempted > 0 {
+            self.waited.add(time, &values);
+        }
+        if self.current.short_of_memory {
             self.saturated.add(time, &values);
         }
     }
@@ -259,7 +263,7 @@ impl Sink for Recorder {
             return;
         }
         self.counts.add(counts);
-        if saturated(&self.current) {
+        if self.current.short_of_memory {
             self.saturated_steps = self.saturated_steps.saturating_add(counts.steps);
         }
     }
@@ -269,7 +273,7 @@ impl Sink for Recorder {
     }
 }
 
-/// Whether something waits for memory.
-fn saturated(s: &State) -> bool {
-    s.waiting > 0 || s.preempted > 0
+fn live_share(states: &Weighted) -> Option<f64> {
+    let all = states.slots();
+    (all > 0).then(|| states.sums[Field::TokenStates as usize] as f64 / all as f64)
 }

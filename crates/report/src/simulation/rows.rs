@@ -59,13 +59,20 @@ pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
     add("live KV at saturation", true, &|r| {
         r.kv.live_share_at_saturation.map_or_else(none, percent)
     });
-    add("time saturated", true, &|r| {
+    let of_time = |r: &Run, seconds: f64| {
         if r.duration_s > 0.0 {
-            percent(r.kv.saturated_s / r.duration_s)
+            percent(seconds / r.duration_s)
         } else {
             none()
         }
+    };
+    add("time short of memory", true, &|r| {
+        of_time(r, r.kv.saturated_s)
     });
+    add("live KV while any wait", true, &|r| {
+        r.kv.live_share_while_waiting.map_or_else(none, percent)
+    });
+    add("time any wait", true, &|r| of_time(r, r.kv.waiting_s));
     add("most slots held", true, &|r| n(r.kv.high_water_slots));
     add(
         "most pages held",

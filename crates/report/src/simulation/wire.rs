@@ -237,9 +237,14 @@ pub struct PrefixCache {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KvUse {
-    /// Share of live tokens in the pool while requests wait, of 1; null where none ever did.
+    /// Share of live tokens in the pool while requests wait for memory, of 1; null where none ever did.
     pub live_share_at_saturation: Option<f64>,
-    /// Seconds in which requests waited or were preempted.
+    /// Share of live tokens in the pool while requests wait for anything: memory, or their turn in steps that
+    /// are full of tokens (T) or sequences (R); null where none ever did.
+    pub live_share_while_waiting: Option<f64>,
+    /// Seconds in which requests waited for anything, or had given way.
+    pub waiting_s: f64,
+    /// Seconds in which requests waited for memory: steps had room for more tokens and sequences.
     pub saturated_s: f64,
     /// Steps that began in that time.
     pub saturated_steps: u64,

@@ -188,6 +188,8 @@ fn run(style: &Style) -> Run {
         copied_blocks: 0,
         kv: KvUse {
             live_share_at_saturation: Some(full.token_states),
+            live_share_while_waiting: Some(full.token_states),
+            waiting_s: 850.0,
             saturated_s: 820.0,
             saturated_steps: 17_000,
             saturated: Some(full),

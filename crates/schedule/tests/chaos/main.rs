@@ -123,7 +123,11 @@ fn setup(seed: u64) -> Setup {
         Admission::Guaranteed,
     ]);
     config.preempt = r.pick(&[Preempt::Auto, Preempt::Swap, Preempt::Recompute]);
-    config.max_preemptions = r.range(0, 3) as u32;
+    config.max_preemptions = if r.chance(30) {
+        16
+    } else {
+        r.range(0, 3) as u32
+    };
     config.headroom_tokens = r.pick(&[0, 0, 1, 8]);
     config.class = Nanos(r.pick(&[0, 10_000, 1_000_000]));
     config.tenants = (0..tenants)

@@ -78,6 +78,8 @@ pub(crate) struct Shadow {
     pages: Vec<Page>,
     places: BTreeMap<u32, (u32, Page)>,
     tables: BTreeMap<SeqId, Vec<BTreeMap<u32, u32>>>,
+    /// Tokens written of each sequence; unknown where a cached prefix may be in its tables.
+    written: BTreeMap<SeqId, u32>,
     pub(crate) seeds: BTreeMap<RequestId, u64>,
     pub(crate) fail_steps: u64,
     pub(crate) fail_transfers: u64,
@@ -98,6 +100,7 @@ impl Shadow {
             pages: vec![page; pages as usize + 1],
             places: BTreeMap::new(),
             tables: BTreeMap::new(),
+            written: BTreeMap::new(),
             seeds: BTreeMap::new(),
             fail_steps: 0,
             fail_transfers: 0,
@@ -124,15 +127,22 @@ impl Shadow {
                     SeqEvent::Fork { seq, from, .. } => {
                         let t = self.tables[&from].clone();
                         self.tables.insert(seq, t);
+                        if let Some(&n) = self.written.get(&from) {
+                            self.written.insert(seq, n);
+                        }
                     }
                     SeqEvent::Truncate { seq, to } => {
                         let t = self.tables.get_mut(&seq).expect("a living sequence");
                         if to == 0 {
                             t.iter_mut().for_each(BTreeMap::clear);
+                            self.written.remove(&seq);
+                        } else if let Some(n) = self.written.get_mut(&seq) {
+                            *n = to.min(*n);
                         }
                     }
                     SeqEvent::Drop { seq } => {
                         self.tables.remove(&seq).expect("a living sequence");
+                        self.written.remove(&seq);
                     }
                 }
             }
@@ -196,6 +206,14 @@ impl Shadow {
         let table = self.tables.get(&r.seq).expect("a living sequence").clone();
         let tokens = &step.tokens[r.tokens.start as usize..r.tokens.end as usize];
         let end = r.start as usize + tokens.len();
+        if let Some(&n) = self.written.get(&r.seq) {
+            assert_eq!(
+                r.start, n,
+                "sequence {} goes on elsewhere than where it was",
+                r.seq
+            );
+        }
+        self.written.insert(r.seq, end as u32);
         let groups = self.layout.groups.clone();
         let mut h = 1;
         for (g, group) in groups.iter().enumerate() {

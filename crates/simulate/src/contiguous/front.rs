@@ -179,6 +179,7 @@ where
 
     fn tell(&mut self, at: Nanos, mut state: State) {
         state.waiting = self.waiting.len() as u64;
+        state.short_of_memory &= state.waiting > 0;
         self.sink.state(at, &state);
     }
 

@@ -142,6 +142,7 @@ where
             slots,
             running: sequences,
             batch: load.rows,
+            short_of_memory: sequences < pool.max_batch,
             ..State::default()
         };
         if !front.step(state, cost.step(&load))? {

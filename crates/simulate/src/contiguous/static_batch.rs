@@ -115,7 +115,10 @@ fn step(
     cost: &CostModel,
 ) -> (State, StepLoad) {
     let mut load = StepLoad::default();
-    let mut state = State::default();
+    let mut state = State {
+        short_of_memory: true,
+        ..State::default()
+    };
     let held = rows * limits.max_tokens;
     let slots = &mut state.slots;
     for Member { request: r, .. } in batch {

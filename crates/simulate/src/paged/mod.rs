@@ -418,6 +418,7 @@ fn observe(s: &Scheduler, batch: u64) -> (State, u64) {
         waiting: s.waiting() as u64,
         preempted: s.preempted() as u64,
         swapped_bytes: usage.swapped * page,
+        short_of_memory: s.is_short_of_pages(),
     };
     (state, usage.held)
 }

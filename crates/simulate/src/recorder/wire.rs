@@ -83,6 +83,8 @@ impl Recorder {
             copied_blocks: c.copied_blocks,
             kv: KvUse {
                 live_share_at_saturation: self.live_share_at_saturation(),
+                live_share_while_waiting: super::live_share(&self.waited),
+                waiting_s: seconds(self.waited.time),
                 saturated_s: seconds(self.saturated.time),
                 saturated_steps: self.saturated_steps,
                 saturated: (self.saturated.slots() > 0).then(|| classes(&self.saturated)),
