@@ -1,0 +1,17 @@
+//! CPU kernels whose results depend on nothing but their inputs.
+//!
+//! Every output element is one fixed chain of f32 fused multiply-adds over k; partial sums may be stored and
+//! loaded again as f32, but are never added to each other in an order that depends on batch, threads or
+//! instructions. So the bits of a row are the same alone and in any batch, on any number of threads and at any
+//! [`Level`], the scalar one included, which is the oracle of the others.
+
+mod bf16;
+mod cpu;
+
+mod linear;
+mod pool;
+
+pub use bf16::{bf16_from_f32, f32_from_bf16};
+pub use cpu::Level;
+pub use linear::{Linear, PANEL, Start, pack_row, packed_bytes};
+pub use pool::Pool;
