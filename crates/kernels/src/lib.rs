@@ -8,10 +8,13 @@
 mod bf16;
 mod cpu;
 
+mod lanes;
 mod linear;
 mod pool;
+mod rows;
 
 pub use bf16::{bf16_from_f32, f32_from_bf16};
 pub use cpu::Level;
 pub use linear::{Linear, PANEL, Start, pack_row, packed_bytes};
 pub use pool::Pool;
+pub use rows::{Activation, Norm, activate, norm, rotate};

@@ -299,4 +299,4 @@ impl Level {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,0 +1,252 @@
+//! Kernels that treat each token's row alone: norms, activations, rotary embeddings.
+
+#![allow(unsafe_code)]
+
+use crate::cpu::Level;
+use crate::lanes::{LANES, Lanes, at_level, for_levels};
+
+/// How a norm is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Norm {
+    /// x / sqrt(mean(x²) + eps).
+    Rms {
+        /// Added to the mean.
+        eps: f32,
+    },
+    /// (x − mean) / sqrt(variance + eps).
+    Layer {
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+/// Normalises one row of x, or one head of it, and multiplies by `weight`, then adds `bias`, where given.
+///
+/// # Panics
+/// Where lengths differ.
+pub fn norm(
+    level: Level,
+    kind: Norm,
+    x: &[f32],
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    assert!(out.len() == x.len());
+    assert!(weight.is_none_or(|w| w.len() == x.len()) && bias.is_none_or(|b| b.len() == x.len()));
+    at_level!(level, norm_row(kind, x, weight, bias, out));
+}
+
+for_levels!(
+    norm_row,
+    norm_of(kind: Norm, x: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, out: &mut [f32])
+);
+
+#[inline(always)]
+fn norm_of<V: Lanes>(
+    kind: Norm,
+    x: &[f32],
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let n = x.len() as f32;
+    let (mean, eps) = match kind {
+        Norm::Rms { eps } => (0.0, eps),
+        Norm::Layer { eps } => {
+            let sum = x
+                .chunks(LANES)
+                .fold(V::splat(0.0), |s, x| s.add(V::load_some(x, 0.0)));
+            (sum.sum() / n, eps)
+        }
+    };
+    let m = V::splat(mean);
+    let squares = x.chunks(LANES).fold(V::splat(0.0), |s, x| {
+        let d = V::load_some(x, mean).sub(m);
+        d.fma(d, s)
+    });
+    let scale = V::splat(1.0 / (squares.sum() / n + eps).sqrt());
+    for (i, (x, out)) in x.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
+        let at = i * LANES;
+        let mut y = V::load_some(x, mean).sub(m).mul(scale);
+        if let Some(w) = weight {
+            y = y.mul(V::load_some(&w[at..at + x.len()], 0.0));
+        }
+        if let Some(b) = bias {
+            y = y.add(V::load_some(&b[at..at + x.len()], 0.0));
+        }
+        y.store_some(out);
+    }
+}
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x / (1 + e^−x).
+    Silu,
+    /// x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2.
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
+}
+
+/// `out = f(gate) * up`, where `up` is given; else `out = f(gate)`.
+///
+/// # Panics
+/// Where lengths differ.
+pub fn activate(level: Level, f: Activation, gate: &[f32], up: Option<&[f32]>, out: &mut [f32]) {
+    assert!(gate.len() == out.len() && up.is_none_or(|u| u.len() == out.len()));
+    at_level!(level, activate_row(f, gate, up, out));
+}
+
+for_levels!(
+    activate_row,
+    activate_of(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &mut [f32])
+);
+
+#[inline(always)]
+fn activate_of<V: Lanes>(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &mut [f32]) {
+    let s = V::splat;
+    for (i, (g, out)) in gate.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
+        let x = V::load_some(g, 0.0);
+        let mut y = match f {
+            Activation::Silu => x.div(s(0.0).sub(x).exp().add(s(1.0))),
+            Activation::GeluTanh => {
+                let cube = x.mul(x).mul(x);
+                let t = cube.fma(s(0.044_715), x).mul(s(0.797_884_56)).tanh();
+                x.mul(s(0.5)).mul(t.add(s(1.0)))
+            }
+            Activation::Relu => x.max(s(0.0)),
+        };
+        if let Some(up) = up {
+            y = y.mul(V::load_some(&up[i * LANES..i * LANES + g.len()], 0.0));
+        }
+        y.store_some(out);
+    }
+}
+
+/// Turns the first `2 * cos.len()` elements of a head: element i with element i + `cos.len()`.
+///
+/// # Panics
+/// Where `x` is too short or `sin` has another length than `cos`.
+pub fn rotate(level: Level, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    assert!(cos.len() == sin.len() && x.len() >= 2 * cos.len());
+    at_level!(level, rotate_head(x, cos, sin));
+}
+
+for_levels!(rotate_head, rotate_of(x: &mut [f32], cos: &[f32], sin: &[f32]));
+
+#[inline(always)]
+fn rotate_of<V: Lanes>(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (low, high) = x.split_at_mut(cos.len());
+    for (i, low) in low.chunks_mut(LANES).enumerate() {
+        let range = i * LANES..i * LANES + low.len();
+        let high = &mut high[range.clone()];
+        let (c, s) = (
+            V::load_some(&cos[range.clone()], 0.0),
+            V::load_some(&sin[range], 0.0),
+        );
+        let (a, b) = (V::load_some(low, 0.0), V::load_some(high, 0.0));
+        // The product that is subtracted or added is rounded by itself, as in the models' own code.
+        a.mul(c).sub(b.mul(s)).store_some(low);
+        b.mul(c).add(a.mul(s)).store_some(high);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linear::tests::numbers;
+
+    fn levels() -> impl Iterator<Item = Level> {
+        Level::ALL.into_iter().filter(|l| l.is_available())
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn norms_are_right_and_alike_at_every_level() {
+        for n in [1, 7, 16, 33, 576] {
+            let (x, w, b) = (numbers(1, n), numbers(2, n), numbers(3, n));
+            for kind in [Norm::Rms { eps: 1e-5 }, Norm::Layer { eps: 1e-5 }] {
+                let mut first = Vec::new();
+                for level in levels() {
+                    let mut out = vec![0.0; n];
+                    norm(level, kind, &x, Some(&w), Some(&b), &mut out);
+                    if first.is_empty() {
+                        first = bits(&out);
+                    }
+                    assert_eq!(first, bits(&out), "{level:?}");
+                    let exact: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                    let mean = match kind {
+                        Norm::Rms { .. } => 0.0,
+                        Norm::Layer { .. } => exact.iter().sum::<f64>() / n as f64,
+                    };
+                    let square = exact.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>();
+                    let scale = 1.0 / (square / n as f64 + 1e-5).sqrt();
+                    for i in 0..n {
+                        let y = (exact[i] - mean) * scale * f64::from(w[i]) + f64::from(b[i]);
+                        assert!((f64::from(out[i]) - y).abs() < 2e-6, "{kind:?} {n}: {y}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn activations_are_right_and_alike_at_every_level() {
+        let gate: Vec<f32> = (-400..400).map(|i| i as f32 / 4.0).collect();
+        let up = numbers(9, gate.len());
+        let exact = |f, x: f64| match f {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => {
+                0.5 * x * (1.0 + (0.797_884_560_802_865 * (x + 0.044_715 * x * x * x)).tanh())
+            }
+            Activation::Relu => x.max(0.0),
+        };
+        for f in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
+            let mut first = Vec::new();
+            for level in levels() {
+                let mut out = vec![0.0; gate.len()];
+                activate(level, f, &gate, Some(&up), &mut out);
+                if first.is_empty() {
+                    first = bits(&out);
+                }
+                assert_eq!(first, bits(&out), "{level:?}");
+                for i in 0..gate.len() {
+                    let y = exact(f, f64::from(gate[i])) * f64::from(up[i]);
+                    let error = (f64::from(out[i]) - y).abs();
+                    assert!(
+                        error <= 4e-6 * y.abs().max(0.1),
+                        "{f:?}({}): {error}",
+                        gate[i]
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotation_keeps_lengths_and_is_alike_at_every_level() {
+        let angles: Vec<f32> = (0..20).map(|i| i as f32 / 3.0).collect();
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let mut first = Vec::new();
+        for level in levels() {
+            let before = numbers(4, 50);
+            let mut x = before.clone();
+            rotate(level, &mut x, &cos, &sin);
+            if first.is_empty() {
+                first = bits(&x);
+            }
+            assert_eq!(first, bits(&x), "{level:?}");
+            assert_eq!(x[40..], before[40..]);
+            for i in 0..20 {
+                let long = |x: &[f32]| x[i].hypot(x[i + 20]);
+                assert!((long(&x) - long(&before)).abs() < 1e-6);
+            }
+        }
+    }
+}
