@@ -37,6 +37,24 @@ impl KvCache {
         }
     }
 
+    /// A table has come back from swap space whole: its full blocks are published again, by the same rules as
+    /// when they were computed. Not for a table whose transfer has failed, nor before the step is carried out.
+    ///
+    /// All tables that share blocks come one after another, so that they go on sharing them. A state is left
+    /// out: it moves on at once.
+    pub fn publish_again(&mut self, t: &mut Table, scope: &Scope, tokens: &[u32]) {
+        if !self.prefix_cache {
+            return;
+        }
+        for g in 0..t.groups.len() {
+            if !self.layout.groups[g].is_state() {
+                t.groups[g].published = 0;
+                t.groups[g].chain = Some(self.addresses.root(scope, g));
+                self.publish(t, g, tokens);
+            }
+        }
+    }
+
     pub(crate) fn publish(&mut self, t: &mut Table, g: usize, tokens: &[u32]) {
         let slots = self.layout.groups[g].slots;
         let full = t.committed / slots;

@@ -42,9 +42,13 @@ impl Scheduler {
         }
         let lost = self.settle_transfers(&output.failed_transfers);
         self.end_step();
+        if planted::is(Bug::FailedSwapInPublished) {
+            self.publish_resumed();
+        }
         for gi in lost {
             self.lose(gi);
         }
+        self.publish_resumed();
         let mut placed = std::mem::take(&mut self.placed);
         let mut from = 0;
         // The rows of a request lie together.
@@ -129,6 +133,27 @@ impl Scheduler {
         }
         self.stats.failures += lost.len() as u64;
         lost
+    }
+
+    /// Whoever came back from swap space is in the prefix cache again.
+    fn publish_resumed(&mut self) {
+        let Self {
+            groups,
+            kv,
+            resumed,
+            ..
+        } = self;
+        for gi in resumed.iter() {
+            let Some(group) = groups[*gi as usize].as_mut() else {
+                continue;
+            };
+            // What was lost has no tables.
+            for s in &mut group.seqs {
+                if let Some(t) = s.table.as_mut() {
+                    kv.publish_again(t, group.request.scope(), &s.tokens);
+                }
+            }
+        }
     }
 
     fn undo(&mut self, gi: u32) {
