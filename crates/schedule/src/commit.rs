@@ -9,7 +9,7 @@ use crate::group::{Completion, Group, Phase, Sequence};
 use crate::learn::Learned;
 use crate::notice::{Ended, Notice};
 use crate::request::{Beam, Fan, RequestId};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Placed, Scheduler};
 use crate::step::{Draw, RowOutput, SeqEvent, StepOutput};
 
 /// An output that does not match its step: a fault of the executor. The step counts as failed.
@@ -61,13 +61,7 @@ impl Scheduler {
             let alive = self.groups[gi as usize].as_ref();
             if alive.is_some_and(|g| g.phase == Phase::Running) {
                 for p in &placed[from..end] {
-                    let Self { groups, kv, .. } = self;
-                    if let Some(group) = groups[gi as usize].as_mut()
-                        && let Some(s) = group.seqs.get_mut(p.seq as usize)
-                        && let Some(t) = s.table.as_mut()
-                    {
-                        kv.commit(t, p.tokens, &s.tokens);
-                    }
+                    self.commit_row(p);
                 }
                 self.take_outputs(gi, &output.rows[from..end], now);
             }
@@ -77,6 +71,26 @@ impl Scheduler {
         self.placed = placed;
         self.sweep_cancelled();
         Ok(())
+    }
+
+    /// The tokens of one row are there.
+    fn commit_row(&mut self, row: &Placed) {
+        let Self {
+            groups, kv, stats, ..
+        } = self;
+        let Some(group) = groups[row.group as usize].as_mut() else {
+            return;
+        };
+        let Some(s) = group.seqs.get(row.seq as usize) else {
+            return;
+        };
+        let (computed, prompt) = (group.computed(s), group.request.prompt_len());
+        let s = &mut group.seqs[row.seq as usize];
+        let Some(t) = s.table.as_mut() else { return };
+        let again = computed.saturating_sub(t.committed()).min(row.tokens);
+        stats.computed_again_tokens += u64::from(again);
+        kv.commit(t, row.tokens, &s.tokens);
+        group.prompt_computed = group.prompt_computed.max(t.committed().min(prompt));
     }
 
     /// The step under way was not carried out, or not to its end: whoever had a part in it is computed again.

@@ -79,7 +79,7 @@ pub enum Notice {
         by: RequestId,
         /// Pages that went to swap space.
         swapped_pages: u32,
-        /// Tokens that will be computed again.
+        /// Tokens that were forgotten: computed again, but for what the prefix cache keeps until then.
         recomputed_tokens: u32,
     },
     /// A request ended well: its one terminal notice.
@@ -119,8 +119,10 @@ pub struct Stats {
     pub swaps: u64,
     /// Preemptions by recomputation.
     pub recomputes: u64,
-    /// Tokens whose keys and values were forgotten, to be computed again.
+    /// Tokens whose keys and values were forgotten.
     pub recomputed_tokens: u64,
+    /// Of them, computed again: the prefix cache had not kept them.
+    pub computed_again_tokens: u64,
     /// Pages that went to swap space.
     pub pages_out: u64,
     /// Pages that came back.

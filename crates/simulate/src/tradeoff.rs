@@ -371,7 +371,7 @@ impl Cell {
             makespan: float(summary.ended.0) / 1e9,
             swaps: s.swaps,
             recomputes: s.recomputes,
-            recomputed: s.recomputed_tokens,
+            recomputed: s.computed_again_tokens,
             tokens: s.tokens,
         })
     }
