@@ -198,7 +198,7 @@ pub fn run<E, L: Log>(
 fn counts(cost: &CostModel, page: Bytes, before: &Stats, after: &Stats) -> Counts {
     let pages = after.pages_out + after.pages_in - before.pages_out - before.pages_in;
     let bytes = page.times(pages).unwrap_or(Bytes::MAX);
-    let lost = after.recomputed_tokens - before.computed_again_tokens;
+    let lost = after.recomputed_tokens - before.recomputed_tokens;
     Counts {
         steps: after.steps - before.steps,
         swap_preemptions: after.swaps - before.swaps,
