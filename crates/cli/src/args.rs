@@ -89,6 +89,7 @@ pub(crate) enum SchemaOf {
     Plan,
     Simulate,
     Sweep,
+    Find,
 }
 
 #[derive(Debug, Subcommand)]
@@ -341,6 +342,12 @@ impl ServerArg {
     ];
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FindArg {
+    /// Requests per second
+    MaxRate,
+}
+
 #[derive(Clone, Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct SimulateArgs {
@@ -348,7 +355,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "slo", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -447,6 +454,11 @@ pub(crate) struct SimulateArgs {
     /// the share that follows, as attain=0.95. Requests turned away do not keep it.
     #[arg(long, value_name = "BOUNDS", value_parser = simulate::slo, help_heading = "Output")]
     pub(crate) slo: Option<Slo>,
+    /// Search instead of one run: the highest rate at which `--slo` is attained (of paged, unless `--servers` says)
+    ///
+    /// The table says how probes were judged; `--json` prints another object (see `plimsoll schema find`).
+    #[arg(long, value_enum, requires = "slo", conflicts_with_all = ["rate", "sweep", "log", "html", "csv", "svg"], help_heading = "Search")]
+    pub(crate) find: Option<FindArg>,
     /// Run every combination of these values of other flags, as rate=1,2,4; repeat for another name
     ///
     /// Names are those of the flags: rate, requests, seed, gpu, tp, kv-memory, swap-space, block-size, max-num-seqs,

@@ -1,5 +1,6 @@
 //! `plimsoll simulate`.
 
+mod find;
 mod sweep;
 
 use std::fs::File;
@@ -19,7 +20,7 @@ use plimsoll_simulate::RecorderConfig;
 use plimsoll_simulate::contiguous::{self, Reservation};
 use plimsoll_simulate::log::{LogError, replay_log};
 
-use crate::args::{AdmissionArg, PreemptArg, ServerArg, SimulateArgs};
+use crate::args::{AdmissionArg, FindArg, PreemptArg, ServerArg, SimulateArgs};
 use crate::commands::devices::unknown;
 use crate::error::{Exit, Failure};
 use crate::load::load;
@@ -29,6 +30,9 @@ use crate::simulated::{Case, Seen, Server, Traffic, in_order};
 pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     if let Some(path) = &args.replay {
         return replay(path, output);
+    }
+    if let (Some(FindArg::MaxRate), Some(slo)) = (args.find, args.slo) {
+        return find::run(args, slo, output);
     }
     if !args.sweep.is_empty() {
         return sweep::run(args, output);

@@ -6,6 +6,7 @@ use plimsoll_simulate::{Arrival, Slo};
 use plimsoll_units::Nanos;
 
 use super::{Prepared, Traffic};
+use crate::error::Failure;
 
 /// The requests that a server was given, in sums.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,10 +25,20 @@ impl Seen {
         self.last = a.at;
     }
 
+    /// How long they were.
+    pub(crate) fn lengths(&self) -> String {
+        let n = self.requests;
+        let mean = |tokens: u64| thousands(tokens.saturating_add(n / 2) / n.max(1));
+        format!(
+            "prompts of {} and answers of {} tokens on average",
+            mean(self.prompt_tokens),
+            mean(self.output_tokens)
+        )
+    }
+
     /// How fast they came and how long they were.
     fn words(&self) -> String {
         let n = self.requests;
-        let mean = |tokens: u64| thousands(tokens.saturating_add(n / 2) / n.max(1));
         // The first one arrives at 0.
         let span_s = self.last.0 as f64 / 1e9;
         let rate = (n.saturating_sub(1)) as f64 / span_s;
@@ -39,11 +50,7 @@ impl Seen {
             r if r >= 0.001 => format!(", {r:.4} per second"),
             _ => format!(", one in {} s", thousands((1.0 / rate).round() as u64)),
         };
-        format!(
-            "{arrivals}; prompts of {} and answers of {} tokens on average",
-            mean(self.prompt_tokens),
-            mean(self.output_tokens)
-        )
+        format!("{arrivals}; {}", self.lengths())
     }
 }
 
@@ -65,6 +72,15 @@ pub(crate) fn bounds(slo: &Slo) -> SloBounds {
 }
 
 impl Prepared {
+    /// The requests of `traffic`, without serving them.
+    pub(crate) fn survey(&self, traffic: &Traffic) -> Result<Seen, Failure> {
+        let mut seen = Seen::default();
+        for arrival in traffic.open(u64::from(self.max_model_len))? {
+            seen.add(&arrival.map_err(|e| traffic.failure(&e))?);
+        }
+        Ok(seen)
+    }
+
     /// What was simulated: `model` by name, given the requests of `traffic` that were `seen`.
     pub(crate) fn setup(
         &self,
