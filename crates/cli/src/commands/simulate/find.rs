@@ -9,7 +9,7 @@ use plimsoll_simulate::judge::{Judge, Verdict};
 use plimsoll_simulate::search::highest;
 use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
 
-use super::{case, json, servers, shaped, source, threads};
+use super::{case, json, measured, servers, shaped, source, threads};
 use crate::args::{ServerArg, SimulateArgs};
 use crate::error::{Exit, Failure};
 use crate::load::load;
@@ -36,7 +36,7 @@ pub(super) fn run(args: &SimulateArgs, slo: Slo, output: &mut Output) -> Result<
     let servers = servers(args, &[ServerArg::Paged]);
     let name = args.model.as_deref().unwrap_or_default();
     let model = load(name, Assume::Nothing, args.offline)?;
-    let prepared = case(args)?.prepare(&model.spec)?;
+    let prepared = case(args, measured(args)?)?.prepare(&model.spec)?;
     // A trace without arrival times has a rate in every probe, so here too.
     let mut traffic = shaped(source(args)?, args)?.at_rate(1.0)?;
     traffic.hold()?;
