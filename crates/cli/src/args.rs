@@ -417,7 +417,7 @@ pub(crate) struct SimulateArgs {
     /// Rates that the scheduler believes in place of the device's; without it, it knows the true ones
     #[arg(long, value_name = "NAME=RATE", value_parser = rates::changes, help_heading = "Devices")]
     pub(crate) belief: Option<RateChanges>,
-    /// Rates measured on such a device, as JSON (see `plimsoll schema profile`)
+    /// Rates measured on such a device, or steps timed on one, as JSON (see `plimsoll schema profile`)
     #[arg(long, value_name = "FILE", help_heading = "Devices")]
     pub(crate) profile: Option<PathBuf>,
     /// KV cache per device, in place of what the plan leaves for it
