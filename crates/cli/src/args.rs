@@ -1,10 +1,20 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
+mod rates;
+mod simulate;
+mod sweep;
+
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plimsoll_plan::{Engine, KvType};
+use plimsoll_simulate::Slo;
+use plimsoll_simulate::paged::Branching;
 use plimsoll_units::{Bytes, DType};
+
+pub(crate) use self::sweep::Sweep;
+use crate::simulated::RateChanges;
 
 /// How much memory an LLM needs to be served, what fits where, and why.
 #[derive(Debug, Parser)]
@@ -58,9 +68,9 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Judge predictions against a file of published start-up reports
     Accuracy(AccuracyArgs),
-    /// Print the JSON Schema of a command's `--json` output
+    /// Print the JSON Schema of a command's `--json` output, or of a file that is read
     Schema {
-        /// Which output
+        /// Which one
         #[arg(value_enum)]
         of: SchemaOf,
     },
@@ -81,6 +91,9 @@ pub(crate) enum Command {
 pub(crate) enum SchemaOf {
     Plan,
     Simulate,
+    Sweep,
+    Find,
+    Profile,
 }
 
 #[derive(Debug, Subcommand)]
@@ -323,14 +336,30 @@ pub(crate) enum ServerArg {
     Static,
 }
 
-#[derive(Debug, Args)]
+impl ServerArg {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Paged,
+        Self::OrcaMax,
+        Self::OrcaPow2,
+        Self::OrcaOracle,
+        Self::Static,
+    ];
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FindArg {
+    /// Requests per second
+    MaxRate,
+}
+
+#[derive(Clone, Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct SimulateArgs {
     /// As for `plan`: a built-in name, a folder, config.json, .safetensors, .gguf, or a hub id
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "rates", "belief", "profile", "beam_drift", "tenants", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -360,6 +389,9 @@ pub(crate) struct SimulateArgs {
     /// How many requests (default: the whole trace; 2,000 of a synthetic workload)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Workload")]
     pub(crate) requests: Option<u64>,
+    /// How much beams branch: the best candidate's mean loss, in mean gaps between candidates
+    #[arg(long, value_name = "X", default_value_t = Branching::default().drift, value_parser = simulate::drift, help_heading = "Workload")]
+    pub(crate) beam_drift: f64,
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Workload")]
     pub(crate) seed: u64,
@@ -375,6 +407,19 @@ pub(crate) struct SimulateArgs {
     /// Tensor-parallel degree
     #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Devices")]
     pub(crate) tp: u64,
+    /// Rates in place of the device's, as flops=170T,memory=1.6TB/s,link=12GB/s,step=5ms,row=5us
+    ///
+    /// They are what is reached, not what the datasheet promises: operations, bytes of memory and bytes to the host
+    /// per second, and the fixed times of a step and of each of its rows. Also transfer=10us, the fixed time of a
+    /// transfer to the host, and transfers-per-block=80.
+    #[arg(long, value_name = "NAME=RATE", value_parser = rates::changes, help_heading = "Devices")]
+    pub(crate) rates: Option<RateChanges>,
+    /// Rates that the scheduler believes in place of the device's; without it, it knows the true ones
+    #[arg(long, value_name = "NAME=RATE", value_parser = rates::changes, help_heading = "Devices")]
+    pub(crate) belief: Option<RateChanges>,
+    /// Rates measured on such a device, or steps timed on one, as JSON (see `plimsoll schema profile`)
+    #[arg(long, value_name = "FILE", help_heading = "Devices")]
+    pub(crate) profile: Option<PathBuf>,
     /// KV cache per device, in place of what the plan leaves for it
     #[arg(
         long,
@@ -391,15 +436,15 @@ pub(crate) struct SimulateArgs {
         help_heading = "Devices"
     )]
     pub(crate) swap_space: Bytes,
-    /// Servers to run side by side, each with the same requests and memory
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "paged,orca-max,orca-pow2,orca-oracle,static",
-        help_heading = "Server"
-    )]
+    /// Servers to run side by side, each with the same requests and memory (default: all)
+    #[arg(long, value_enum, value_delimiter = ',', help_heading = "Server")]
     pub(crate) servers: Vec<ServerArg>,
+    /// What tenants of the paged pool are sure of and never exceed: FLOOR:CAP,... as 0.2:0.5,0:1
+    ///
+    /// Shares of the pool, in the order of the workload's tenants. A tenant gets its floor back from others whenever it
+    /// needs it.
+    #[arg(long, value_name = "SHARES", value_parser = simulate::tenants, help_heading = "Server")]
+    pub(crate) tenants: Option<simulate::Tenants>,
     /// Tokens per block
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536), help_heading = "Server")]
     pub(crate) block_size: u64,
@@ -429,6 +474,27 @@ pub(crate) struct SimulateArgs {
     /// Keep no cached prefixes
     #[arg(long, help_heading = "Server")]
     pub(crate) no_enable_prefix_caching: bool,
+    /// Service level of a request, as ttft=1s,itl=50ms: time to the first token, mean gap between later ones
+    ///
+    /// Either may be left out; tpot is another word for itl. It is attained where 99 % of the requests keep it, or
+    /// the share that follows, as attain=0.95. Requests turned away do not keep it.
+    #[arg(long, value_name = "BOUNDS", value_parser = simulate::slo, help_heading = "Output")]
+    pub(crate) slo: Option<Slo>,
+    /// Search instead of one run: the highest rate at which `--slo` is attained (of paged, unless `--servers` says)
+    ///
+    /// The table says how probes were judged; `--json` prints another object (see `plimsoll schema find`).
+    #[arg(long, value_enum, requires = "slo", conflicts_with_all = ["rate", "sweep", "log", "html", "csv", "svg"], help_heading = "Search")]
+    pub(crate) find: Option<FindArg>,
+    /// Run every combination of these values of other flags, as rate=1,2,4; repeat for another name
+    ///
+    /// Names are those of the flags: rate, requests, seed, gpu, tp, kv-memory, swap-space, block-size, max-num-seqs,
+    /// max-num-batched-tokens, admission, preempt, kv-cache-dtype, and prefix-cache=on,off. Every server runs at every
+    /// point. `--json` prints another object (see `plimsoll schema sweep`); `--csv` writes a line per run.
+    #[arg(long, value_name = "NAME=V1,V2", value_parser = sweep::sweep, conflicts_with = "log", help_heading = "Search")]
+    pub(crate) sweep: Vec<Sweep>,
+    /// Runs at once (default: as many as there are processors); results do not depend on it
+    #[arg(long, value_name = "N", help_heading = "Search")]
+    pub(crate) threads: Option<NonZeroUsize>,
     /// Print one JSON object (see `plimsoll schema simulate`)
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,

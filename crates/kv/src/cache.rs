@@ -2,12 +2,12 @@
 
 use plimsoll_units::{BlockId, SeqId};
 
-use crate::address::{Addresses, PromptKeys, Scope, block_tokens};
+use crate::address::{Addresses, Scope};
 use crate::layout::{GroupLayout, Layout};
 use crate::outbox::{BlockCopy, CacheEvent, Delta, DeltaOp, Outbox};
 use crate::planted::{self, Bug};
 use crate::pool::{PAGES_MAX, Pool};
-use crate::prefix::{Index, first_block, part};
+use crate::prefix::{Index, first_block};
 use crate::swap::SwapSpace;
 use crate::table::{Entry, GroupTable, Table, TenantId};
 
@@ -76,11 +76,11 @@ pub struct KvCache {
     pub(crate) swap: SwapSpace,
     pub(crate) prefix_cache: bool,
     pub(crate) outbox: Outbox,
-    addresses: Addresses,
+    pub(crate) addresses: Addresses,
     /// Tokens of published pages, `token_stride` per page.
-    tokens: Vec<u32>,
-    token_stride: usize,
-    events: Option<Vec<CacheEvent>>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) token_stride: usize,
+    pub(crate) events: Option<Vec<CacheEvent>>,
     /// Pages that copies under way read or write.
     copying: Vec<u32>,
     /// Transfers under way: tag, place, page. Each counts as a holder of its place.
@@ -171,16 +171,6 @@ impl KvCache {
     #[must_use]
     pub fn swap_free(&self) -> u32 {
         self.swap.free()
-    }
-
-    /// Addresses of the full blocks of `tokens`; empty without a prefix cache.
-    #[must_use]
-    pub fn keys(&self, scope: &Scope, tokens: &[u32]) -> PromptKeys {
-        if self.prefix_cache {
-            self.addresses.keys(&self.layout, scope, tokens)
-        } else {
-            PromptKeys::default()
-        }
     }
 
     /// An empty table.
@@ -465,19 +455,6 @@ impl KvCache {
         }
     }
 
-    /// Takes a page out of the prefix index.
-    fn forget(&mut self, page: u32) {
-        let (address, group) = {
-            let p = self.pool.page(page);
-            (p.address, p.group)
-        };
-        self.index.remove(address);
-        self.pool.unpublish(page);
-        if let Some(events) = &mut self.events {
-            events.push(CacheEvent::Removed { address, group });
-        }
-    }
-
     fn delta(&mut self, t: &Table, g: usize, op: DeltaOp) {
         self.outbox.deltas.push(Delta {
             seq: t.id,
@@ -557,104 +534,6 @@ impl KvCache {
                 self.pool.fill(page, slots.min(t.committed - index * slots));
             }
         }
-    }
-
-    fn publish(&mut self, t: &mut Table, g: usize, tokens: &[u32]) {
-        let slots = self.layout.groups[g].slots;
-        let full = t.committed / slots;
-        while t.groups[g].published < full {
-            let index = t.groups[g].published;
-            let from = index as usize * slots as usize;
-            let (Some(parent), Some(block)) =
-                (t.groups[g].chain, tokens.get(from..from + slots as usize))
-            else {
-                t.groups[g].chain = None;
-                return;
-            };
-            let address = self.addresses.child(parent, block);
-            if let Some(Entry::Device { page, .. }) = t.groups[g].entry(index) {
-                match self.index.find(address) {
-                    Some(other) if other == page => {}
-                    Some(other) if self.stored_tokens(other, slots as usize) == block => {
-                        // Somebody computed the same block: from now on it is one.
-                        self.pool.acquire(other, t.tenant);
-                        self.pool.release(page);
-                        let i = (index - t.groups[g].first) as usize;
-                        self.set_entry(t, g, i, other);
-                    }
-                    Some(_) => {}
-                    None => self.store(page, g, address, index_parent(index, parent), block),
-                }
-            }
-            t.groups[g].chain = Some(address);
-            t.groups[g].published += 1;
-        }
-    }
-
-    fn publish_state(&mut self, t: &mut Table, g: usize, tokens: &[u32]) {
-        let group = self.layout.groups[g];
-        let unit = block_tokens(&self.layout, &group);
-        while t.groups[g].published < t.committed / unit {
-            let from = t.groups[g].published as usize * unit as usize;
-            let (Some(parent), Some(block)) =
-                (t.groups[g].chain, tokens.get(from..from + unit as usize))
-            else {
-                t.groups[g].chain = None;
-                return;
-            };
-            t.groups[g].chain = Some(self.addresses.child(parent, block));
-            t.groups[g].published += 1;
-        }
-        let Some(address) = t.groups[g].chain else {
-            return;
-        };
-        let shareable = t.committed.is_multiple_of(self.layout.snapshot)
-            || t.committed == t.prompt.saturating_sub(1) / unit * unit;
-        if t.committed == 0 || !t.committed.is_multiple_of(unit) || !shareable {
-            return;
-        }
-        for (i, e) in t.groups[g].blocks.iter().enumerate() {
-            let i = u32::try_from(i).unwrap_or(u32::MAX);
-            let here = part(address, i);
-            if let Entry::Device { page, .. } = *e
-                && self.index.find(here).is_none()
-                && !self.pool.page(page).published
-            {
-                self.index.insert(here, page);
-                self.pool.publish(page, here);
-                if let Some(events) = &mut self.events {
-                    events.push(CacheEvent::Stored {
-                        address: here,
-                        parent: None,
-                        tokens: Vec::new(),
-                        group: u8::try_from(g).unwrap_or(u8::MAX),
-                    });
-                }
-            }
-        }
-    }
-
-    fn store(&mut self, page: u32, g: usize, address: u128, parent: Option<u128>, block: &[u32]) {
-        if self.pool.page(page).published {
-            return;
-        }
-        let from = page as usize * self.token_stride;
-        self.tokens[from..from + block.len()].copy_from_slice(block);
-        self.index.insert(address, page);
-        self.pool.publish(page, address);
-        if let Some(events) = &mut self.events {
-            events.push(CacheEvent::Stored {
-                address,
-                parent,
-                tokens: block.to_vec(),
-                group: u8::try_from(g).unwrap_or(u8::MAX),
-            });
-        }
-    }
-
-    pub(crate) fn stored_tokens(&self, page: u32, slots: usize) -> &[u32] {
-        let from = page as usize * self.token_stride;
-        &self.tokens[from..from + slots]
     }
 
     fn let_go(&mut self, e: Entry) {
@@ -769,23 +648,6 @@ impl KvCache {
         }
     }
 
-    fn rewind_chain(&mut self, t: &mut Table, g: usize, to: u32) {
-        let step = block_tokens(&self.layout, &self.layout.groups[g]);
-        let full = to / step;
-        if t.groups[g].published <= full {
-            return;
-        }
-        let last = full.checked_sub(1).and_then(|i| t.groups[g].entry(i));
-        t.groups[g].chain = match last {
-            Some(Entry::Device { page, .. }) if self.pool.page(page).published => {
-                Some(self.pool.page(page).address)
-            }
-            // A table cut to nothing is not filled again under this chain: the scheduler makes a new one.
-            _ => None,
-        };
-        t.groups[g].published = full;
-    }
-
     /// Takes a table back, and everything that it holds.
     pub fn release(&mut self, mut t: Table) {
         for g in 0..t.groups.len() {
@@ -812,11 +674,6 @@ impl KvCache {
         std::mem::swap(&mut self.outbox, into);
     }
 
-    /// Changes of the prefix index since the last call.
-    pub fn take_events(&mut self) -> Vec<CacheEvent> {
-        self.events.as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
     /// Everything drained has been carried out, except transfers out of the tags in `failed`, whose pages
     /// are still intact: [`KvCache::undo_swap_out`] takes them back, and must be called before this for
     /// each of them.
@@ -833,20 +690,6 @@ impl KvCache {
             if let Some(page) = page {
                 self.pool.moved(page);
             }
-        }
-    }
-
-    /// Forgets every cached prefix. Held pages stay with their holders.
-    pub fn clear_prefix_cache(&mut self) {
-        for page in 1..=self.pool.total() {
-            if self.pool.page(page).published {
-                self.index.remove(self.pool.page(page).address);
-                self.pool.unpublish(page);
-            }
-        }
-        if let Some(events) = &mut self.events {
-            events.clear();
-            events.push(CacheEvent::Cleared);
         }
     }
 
@@ -870,8 +713,4 @@ impl KvCache {
     pub(crate) fn group(&self, g: usize) -> &GroupLayout {
         &self.layout.groups[g]
     }
-}
-
-fn index_parent(index: u32, parent: u128) -> Option<u128> {
-    (index > 0).then_some(parent)
 }

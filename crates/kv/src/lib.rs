@@ -24,6 +24,7 @@ mod outbox;
 pub mod planted;
 mod pool;
 mod prefix;
+mod publish;
 mod swap;
 mod table;
 mod transfer;

@@ -49,6 +49,8 @@ pub enum Bug {
     BudgetIgnored,
     /// What a failed transfer brought back is used.
     FailedSwapInUsed,
+    /// What a failed transfer brought back is found by others.
+    FailedSwapInPublished,
     /// All sequences of a request draw alike.
     ForksDrawAlike,
     /// A beam that nobody continues is kept.
@@ -88,6 +90,7 @@ pub const ALL: &[Bug] = &[
     Bug::PreemptionsUnbounded,
     Bug::BudgetIgnored,
     Bug::FailedSwapInUsed,
+    Bug::FailedSwapInPublished,
     Bug::ForksDrawAlike,
     Bug::DeadBeamKept,
     Bug::RejoinTooEarly,

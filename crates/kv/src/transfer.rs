@@ -138,7 +138,8 @@ impl KvCache {
         u32::try_from(slots.len()).unwrap_or(u32::MAX)
     }
 
-    /// Brings these tables back. Blocks of which a copy is still cached are shared with it instead.
+    /// Brings these tables back. Blocks of which a copy is still cached are shared with it instead; the others
+    /// are in no index until [`KvCache::publish_again`].
     ///
     /// # Errors
     /// [`Short`] where there are too few pages; nothing has changed then.

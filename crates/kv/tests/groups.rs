@@ -24,6 +24,8 @@ struct Seq {
     tokens: Vec<u32>,
     /// The transfer out under way.
     leaving: Option<u64>,
+    /// Whether it comes back in the step under way.
+    returning: bool,
 }
 
 struct World {
@@ -169,6 +171,7 @@ impl World {
             request,
             tokens: prompt[..hit.tokens as usize].to_vec(),
             leaving: None,
+            returning: false,
         });
     }
 
@@ -295,6 +298,7 @@ impl World {
             request: s.request,
             tokens: s.tokens.clone(),
             leaving: None,
+            returning: s.returning,
         };
         self.seqs.push(fork);
     }
@@ -395,8 +399,9 @@ impl World {
         };
         let result = self.kv.swap_in(tag, &mut tables);
         assert_eq!(result.is_ok(), needed <= free);
-        for t in tables.iter().filter(|_| result.is_ok()) {
-            assert!(t.is_resident());
+        for s in self.seqs.iter_mut().filter(of) {
+            s.returning |= result.is_ok();
+            assert!(s.table.is_resident() || result.is_err());
         }
         self.say(format!(
             "swap in request {request} ({id:?} alone: {alone}): {result:?}"
@@ -491,6 +496,9 @@ impl World {
         if complete_first {
             self.kv.complete();
         }
+        for s in self.seqs.iter_mut().filter(|s| s.returning) {
+            self.kv.publish_again(&mut s.table, &s.scope, &s.tokens);
+        }
         for (id, n) in accepted {
             let Some(s) = self.seqs.iter_mut().find(|s| s.table.id() == id) else {
                 continue;
@@ -503,6 +511,7 @@ impl World {
         }
         for s in &mut self.seqs {
             s.leaving = None;
+            s.returning = false;
         }
         self.follow_events();
         self.check();

@@ -228,6 +228,15 @@ impl Both {
         assert_eq!(result.ok().map(|n| n as usize), predicted);
         self.execute(&[], None);
         self.kv.complete();
+        if result.is_err() {
+            return;
+        }
+        for s in set {
+            let tokens = &self.tokens[s];
+            self.kv
+                .publish_again(&mut self.tables[s], &Scope::default(), tokens);
+            self.model.publish(s, tokens, true);
+        }
     }
 
     fn clear(&mut self) {

@@ -276,3 +276,58 @@ fn a_block_that_holds_nothing_is_refused() {
         assert_eq!(Layout::new(&geometry), Err(LayoutError::OutOfRange(0)));
     }
 }
+
+/// Nobody found what had come back from swap space, however long it stayed.
+#[test]
+fn a_prefix_that_comes_back_from_swap_space_is_found_again() {
+    let mut kv = pool(4, 4, true);
+    let (scope, tokens) = (Scope::default(), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let mut a = run(&mut kv, 1, &tokens);
+    let mut f = kv.fork(&a, SeqId(2));
+    kv.swap_out(1, &mut [&mut a, &mut f])
+        .expect("places are free");
+    kv.complete();
+    // Every cached page is given up meanwhile.
+    let other = run(&mut kv, 3, &[0; 16]);
+    kv.release(other);
+    let keys = kv.keys(&scope, &tokens);
+    assert_eq!(kv.lookup(&keys, &tokens, ALL).tokens, 0);
+    assert_eq!(kv.swap_in(1, &mut [&mut a, &mut f]), Ok(3));
+    // Until the transfer is done its content is not there.
+    assert_eq!(kv.lookup(&keys, &tokens, ALL).tokens, 0);
+    kv.complete();
+    for t in [&mut a, &mut f] {
+        kv.publish_again(t, &scope, &tokens);
+    }
+    assert_eq!(kv.lookup(&keys, &tokens, ALL).tokens, 8);
+    for t in [&a, &f] {
+        kv.check_content(t, &scope, &tokens)
+            .expect("blocks have the addresses of their tokens");
+    }
+    sound(&kv, &[&a, &f]);
+    assert_eq!(kv.available(), 1, "tables share what they shared");
+    kv.release(a);
+    kv.release(f);
+    assert_eq!(kv.lookup(&keys, &tokens, ALL).tokens, 8);
+}
+
+/// The same blocks were held twice for as long as both lived.
+#[test]
+fn what_comes_back_becomes_one_with_what_was_computed_meanwhile() {
+    let mut kv = pool(4, 4, true);
+    let (scope, tokens) = (Scope::default(), [1, 2, 3, 4, 5, 6, 7, 8]);
+    let mut a = run(&mut kv, 1, &tokens);
+    kv.swap_out(1, &mut [&mut a]).expect("places are free");
+    kv.complete();
+    kv.clear_prefix_cache();
+    assert_eq!(kv.swap_in(1, &mut [&mut a]), Ok(2));
+    let b = run(&mut kv, 2, &tokens);
+    assert_eq!(kv.available(), 0);
+    kv.publish_again(&mut a, &scope, &tokens);
+    sound(&kv, &[&a, &b]);
+    assert_eq!(kv.available(), 2);
+    assert!(a.pages(0).eq(b.pages(0)));
+    kv.release(a);
+    kv.release(b);
+    sound(&kv, &[]);
+}

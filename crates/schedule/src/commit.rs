@@ -9,7 +9,7 @@ use crate::group::{Completion, Group, Phase, Sequence};
 use crate::learn::Learned;
 use crate::notice::{Ended, Notice};
 use crate::request::{Beam, Fan, RequestId};
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Placed, Scheduler};
 use crate::step::{Draw, RowOutput, SeqEvent, StepOutput};
 
 /// An output that does not match its step: a fault of the executor. The step counts as failed.
@@ -42,9 +42,13 @@ impl Scheduler {
         }
         let lost = self.settle_transfers(&output.failed_transfers);
         self.end_step();
+        if planted::is(Bug::FailedSwapInPublished) {
+            self.publish_resumed();
+        }
         for gi in lost {
             self.lose(gi);
         }
+        self.publish_resumed();
         let mut placed = std::mem::take(&mut self.placed);
         let mut from = 0;
         // The rows of a request lie together.
@@ -57,13 +61,7 @@ impl Scheduler {
             let alive = self.groups[gi as usize].as_ref();
             if alive.is_some_and(|g| g.phase == Phase::Running) {
                 for p in &placed[from..end] {
-                    let Self { groups, kv, .. } = self;
-                    if let Some(group) = groups[gi as usize].as_mut()
-                        && let Some(s) = group.seqs.get_mut(p.seq as usize)
-                        && let Some(t) = s.table.as_mut()
-                    {
-                        kv.commit(t, p.tokens, &s.tokens);
-                    }
+                    self.commit_row(p);
                 }
                 self.take_outputs(gi, &output.rows[from..end], now);
             }
@@ -73,6 +71,26 @@ impl Scheduler {
         self.placed = placed;
         self.sweep_cancelled();
         Ok(())
+    }
+
+    /// The tokens of one row are there.
+    fn commit_row(&mut self, row: &Placed) {
+        let Self {
+            groups, kv, stats, ..
+        } = self;
+        let Some(group) = groups[row.group as usize].as_mut() else {
+            return;
+        };
+        let Some(s) = group.seqs.get(row.seq as usize) else {
+            return;
+        };
+        let (computed, prompt) = (group.computed(s), group.request.prompt_len());
+        let s = &mut group.seqs[row.seq as usize];
+        let Some(t) = s.table.as_mut() else { return };
+        let again = computed.saturating_sub(t.committed()).min(row.tokens);
+        stats.recomputed_tokens += u64::from(again);
+        kv.commit(t, row.tokens, &s.tokens);
+        group.prompt_computed = group.prompt_computed.max(t.committed().min(prompt));
     }
 
     /// The step under way was not carried out, or not to its end: whoever had a part in it is computed again.
@@ -129,6 +147,27 @@ impl Scheduler {
         }
         self.stats.failures += lost.len() as u64;
         lost
+    }
+
+    /// Whoever came back from swap space is in the prefix cache again.
+    fn publish_resumed(&mut self) {
+        let Self {
+            groups,
+            kv,
+            resumed,
+            ..
+        } = self;
+        for gi in resumed.iter() {
+            let Some(group) = groups[*gi as usize].as_mut() else {
+                continue;
+            };
+            // What was lost has no tables.
+            for s in &mut group.seqs {
+                if let Some(t) = s.table.as_mut() {
+                    kv.publish_again(t, group.request.scope(), &s.tokens);
+                }
+            }
+        }
     }
 
     fn undo(&mut self, gi: u32) {

@@ -95,6 +95,8 @@ pub(crate) struct Group {
     pub(crate) recomputes: u32,
     /// Prompt tokens found in the prefix cache at first.
     pub(crate) cached_tokens: u32,
+    /// Prompt tokens whose keys and values have been there at some time.
+    pub(crate) prompt_computed: u32,
     /// Number of the last step that had rows of it.
     pub(crate) placed: u64,
 }
@@ -116,6 +118,16 @@ impl Group {
     /// Living sequences with blocks.
     pub(crate) fn tables(&self) -> impl Iterator<Item = &Table> {
         self.seqs.iter().filter_map(|s| s.table.as_ref())
+    }
+
+    /// Tokens of a sequence whose keys and values have been there at some time: all but the last, once
+    /// anything is generated.
+    pub(crate) fn computed(&self, seq: &Sequence) -> u32 {
+        if seq.len() > self.request.prompt_len() {
+            seq.len() - 1
+        } else {
+            self.prompt_computed
+        }
     }
 
     /// Where its leading sequence has to get before the others can begin: the prompt's end, once its

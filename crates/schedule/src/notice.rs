@@ -79,8 +79,8 @@ pub enum Notice {
         by: RequestId,
         /// Pages that went to swap space.
         swapped_pages: u32,
-        /// Tokens that will be computed again.
-        recomputed_tokens: u32,
+        /// Tokens that were forgotten: computed again, but for what the prefix cache keeps until then.
+        forgotten_tokens: u32,
     },
     /// A request ended well: its one terminal notice.
     Finished(Box<Ended>),
@@ -119,7 +119,9 @@ pub struct Stats {
     pub swaps: u64,
     /// Preemptions by recomputation.
     pub recomputes: u64,
-    /// Tokens whose keys and values were forgotten, to be computed again.
+    /// Tokens whose keys and values were forgotten.
+    pub forgotten_tokens: u64,
+    /// Of them, computed again: the prefix cache had not kept them.
     pub recomputed_tokens: u64,
     /// Pages that went to swap space.
     pub pages_out: u64,

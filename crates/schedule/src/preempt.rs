@@ -118,7 +118,7 @@ impl Scheduler {
         }
         let freed = u32::try_from(blocks - table.blocks()).unwrap_or(u32::MAX);
         group.promised += freed;
-        stats.recomputed_tokens += u64::from(committed - to);
+        stats.forgotten_tokens += u64::from(committed - to);
         self.promised += u64::from(freed);
         self.gave_way = true;
         if !planted::is(Bug::StallUntold) {
@@ -150,7 +150,7 @@ impl Scheduler {
         let way = self.way(gi);
         self.detach(gi);
         let mut swapped_pages = 0;
-        let lost_before = self.stats.recomputed_tokens;
+        let lost_before = self.stats.forgotten_tokens;
         let way = match way {
             Way::Recompute => Way::Recompute,
             Way::Swap | Way::Part(_) => self.send(gi, way, &mut swapped_pages),
@@ -158,7 +158,7 @@ impl Scheduler {
         if way == Way::Recompute {
             self.forget(gi);
         }
-        let recomputed_tokens = self.stats.recomputed_tokens - lost_before;
+        let forgotten_tokens = self.stats.forgotten_tokens - lost_before;
         let by = self.group(by).request.id();
         let group = self.group_mut(gi);
         let rank = group.rank;
@@ -181,7 +181,7 @@ impl Scheduler {
             request,
             by,
             swapped_pages,
-            recomputed_tokens: u32::try_from(recomputed_tokens).unwrap_or(u32::MAX),
+            forgotten_tokens: u32::try_from(forgotten_tokens).unwrap_or(u32::MAX),
         });
     }
 
@@ -201,7 +201,7 @@ impl Scheduler {
             if kv.truncate(t, to).is_err() {
                 return Way::Recompute;
             }
-            stats.recomputed_tokens += u64::from(lost);
+            stats.forgotten_tokens += u64::from(lost);
             cut = Some((s.id, to));
         }
         let tag = group.request.id().0;
@@ -237,7 +237,7 @@ impl Scheduler {
             let Some(t) = s.table.take() else { continue };
             // A shared prompt is computed again once.
             let shared = if i > 0 { prompt.min(t.committed()) } else { 0 };
-            stats.recomputed_tokens += u64::from(t.committed() - shared);
+            stats.forgotten_tokens += u64::from(t.committed() - shared);
             kv.release(t);
             events.push(s.id);
         }

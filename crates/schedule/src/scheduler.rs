@@ -205,6 +205,7 @@ impl Scheduler {
             swaps: 0,
             recomputes: 0,
             cached_tokens: 0,
+            prompt_computed: 0,
             placed: 0,
         };
         let gi = self.free_groups.pop().unwrap_or_else(|| {

@@ -27,11 +27,7 @@ impl Model {
     fn find(&self, text: &[u32]) -> Option<usize> {
         (0..self.text.len()).find(|b| !self.away[*b] && self.text[*b].as_deref() == Some(text))
     }
-    fn add(&mut self, text: Option<Vec<u32>>, away: bool) -> usize {
-        self.text.push(text);
-        self.away.push(away);
-        self.text.len() - 1
-    }
+    fn add(&mut self, text: Option<Vec<u32>>, away: bool) -> usize { self.text.push(text); self.away.push(away); self.text.len() - 1 }
     /// A block for which a cached one is given up where none is free.
     fn take(&mut self) -> usize {
         if self.available() == self.lru.len() { let old = self.lru.remove(0); self.text[old] = None; }
@@ -57,6 +53,11 @@ impl Model {
     }
     pub(crate) fn commit(&mut self, s: usize, tokens: &[u32]) {
         self.cut(s, tokens.len());
+        self.publish(s, tokens, false);
+    }
+    /// Offers full blocks to the cache: those that were not offered yet, or all of them again.
+    pub(crate) fn publish(&mut self, s: usize, tokens: &[u32], again: bool) {
+        if again { (self.seqs[s].offered, self.seqs[s].lost) = (0, false); }
         while self.cache && !self.seqs[s].lost && self.seqs[s].offered < tokens.len() / self.slots {
             let i = self.seqs[s].offered;
             let (b, text) = (self.seqs[s].blocks[i], &tokens[..(i + 1) * self.slots]);

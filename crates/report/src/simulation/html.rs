@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::charts::{CHART_CSS, Chart, Topic, charts};
 use super::rows::rows;
 use super::svg::escape;
-use super::text::{figure, percent, seconds};
-use super::wire::{Named, Run, SimulationReport};
+use super::text::{figure, percent, seconds, slo_words};
+use super::wire::{Named, Run, Setup, SimulationReport};
 use crate::numbers::{short_bytes, thousands};
 
 /// The layout of the page; colours are those of the charts.
@@ -49,12 +49,7 @@ const SECTIONS: [(Topic, &str, &str); 6] = [
 pub fn simulation_html(report: &SimulationReport) -> String {
     let s = &report.setup;
     let title = format!("{} on {}", s.model, s.device);
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
-         content=\"width=device-width, initial-scale=1\"/>\n<meta name=\"color-scheme\" content=\"light dark\"/>\n\
-         <title>{} - Plimsoll simulation</title>\n<style>\n{CHART_CSS}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n",
-        escape(&title)
-    );
+    let mut out = String::new();
     head(report, &title, &mut out);
     let drawn = charts(report);
     for (topic, heading, words) in SECTIONS {
@@ -74,14 +69,24 @@ pub fn simulation_html(report: &SimulationReport) -> String {
         out.push_str("<h2>Prefix cache</h2>\n<p>No prompt token was found in it.</p>\n");
     }
     setup(report, &mut out);
-    let _ = write!(
-        out,
-        "<footer>Made by plimsoll simulate; {}, seed {}. The same workload, seed and parameters give the same \
-         decisions on any machine.</footer>\n</main>\n</body>\n</html>\n",
+    let footer = format!(
+        "Made by plimsoll simulate; {}, seed {}. The same workload, seed and parameters give the same decisions on \
+         any machine.",
         escape(&report.schema),
         s.seed
     );
-    out
+    document(&format!("{title} - Plimsoll simulation"), &out, &footer)
+}
+
+/// A page of this body and footer, which are elements already.
+pub(super) fn document(title: &str, body: &str, footer: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
+         content=\"width=device-width, initial-scale=1\"/>\n<meta name=\"color-scheme\" content=\"light dark\"/>\n\
+         <title>{}</title>\n<style>\n{CHART_CSS}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n{body}\
+         <footer>{footer}</footer>\n</main>\n</body>\n</html>\n",
+        escape(title)
+    )
 }
 
 /// Title, the numbers that matter, and what they rest on.
@@ -96,12 +101,24 @@ fn head(report: &SimulationReport, title: &str, out: &mut String) {
         thousands(s.max_batched_tokens),
         thousands(s.max_sequences)
     );
+    if let Some(slo) = &s.slo {
+        let _ = writeln!(
+            out,
+            "<p class=\"quiet-text\">Service level: {}</p>",
+            slo_words(slo)
+        );
+    }
     if let Some((first, others)) = report.runs.split_first() {
         cards(first, others, out);
     }
     for n in &report.notes {
         let _ = writeln!(out, "<p><strong>Note:</strong> {}</p>", escape(n));
     }
+    basis(s, out);
+}
+
+/// What a simulation models, and what it leaves out.
+pub(super) fn basis(s: &Setup, out: &mut String) {
     out.push_str("<div class=\"two\">\n");
     list("What this models", &s.modelled, out);
     list("What it does not", &s.not_modelled, out);
@@ -124,7 +141,7 @@ type Card = (&'static str, fn(&Run) -> Option<f64>, fn(f64) -> String);
 
 /// The first run's numbers, each beside the range of the others.
 fn cards(first: &Run, others: &[Run], out: &mut String) {
-    let shown: [Card; 5] = [
+    let mut shown: Vec<Card> = vec![
         (
             "live KV at saturation",
             |r| r.kv.live_share_at_saturation,
@@ -143,6 +160,9 @@ fn cards(first: &Run, others: &[Run], out: &mut String) {
             figure,
         ),
     ];
+    if first.goodput.is_some() {
+        shown.push(("within SLO", |r| r.goodput.map(|g| g.share), percent));
+    }
     let _ = writeln!(
         out,
         "<p class=\"quiet-text\">The figures of <strong>{}</strong>{}</p>\n<div class=\"cards\">",
@@ -185,7 +205,7 @@ fn comparison(report: &SimulationReport, out: &mut String) {
     }
     out.push_str("</tr></thead>\n<tbody>\n");
     for row in rows(report) {
-        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(row.name));
+        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(&row.name));
         for cell in &row.cells {
             let _ = write!(out, "<td>{}</td>", escape(cell));
         }
@@ -233,12 +253,7 @@ fn setup(report: &SimulationReport, out: &mut String) {
     row("sequences per step, at most", &thousands(s.max_sequences));
     row("seed", &s.seed.to_string());
     if let Some(slo) = s.slo {
-        let bounds = format!(
-            "first token within {}, later tokens within {} each",
-            seconds(slo.ttft_s),
-            seconds(slo.per_token_s)
-        );
-        row("service level", &bounds);
+        row("service level", &slo_words(&slo));
     }
     for Named { name, value } in &s.costs {
         row(&format!("cost: {name}"), value);

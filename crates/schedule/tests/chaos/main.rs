@@ -448,6 +448,18 @@ fn run(seed: u64, limit: u64) -> u64 {
         (0, 0, 0),
         "something is left"
     );
+    let (forgotten, again) = (
+        sched.stats().forgotten_tokens,
+        sched.stats().recomputed_tokens,
+    );
+    assert!(
+        again <= forgotten,
+        "{again} tokens are computed again, of {forgotten} forgotten"
+    );
+    // Everybody ends, so what nothing keeps is computed again; of several sequences some may end elsewhere.
+    if !s.prefix_cache && !s.fans && s.cancels == 0 {
+        assert_eq!(again, forgotten, "tokens computed again and forgotten");
+    }
     let hash = sched.decision_hash();
     if s.pins == 0 {
         let mut again = scheduler(&s);

@@ -7,8 +7,8 @@ use plimsoll_schedule::{CostModel, Limits, NoLog, SchedulerConfig};
 
 use super::{
     ALPACA, Dataset, HOUR, Lengths, MAX_TOKENS, Outcome, PROMPT_CV, PaperError, SEEDS, SHAREGPT,
-    Tally, arrivals, contiguous_rows, facts, facts_markdown, fit, float, opt, opt_13b_on_a100,
-    slots,
+    Shape, Tally, arrivals, contiguous_rows, facts, facts_markdown, float, opt, opt_13b_on_a100,
+    shape_rows, shapes_markdown, slots,
 };
 use crate::arrival::Fan;
 use crate::paged::{self, Asked, Branching, Faults, Summary};
@@ -106,9 +106,8 @@ const PLAIN: Hour = Hour {
 pub fn page() -> Result<String, PaperError> {
     let rows = contiguous_rows()?;
     let cost = opt_13b_on_a100()?;
-    let cv = fit()?;
-    let sharegpt = Lengths::new(&SHAREGPT, PROMPT_CV, cv);
-    let alpaca = Lengths::new(&ALPACA, PROMPT_CV, cv);
+    let lengths = |dataset| Lengths::new(dataset, PROMPT_CV, Shape::Lognormal, rows.output_width);
+    let (sharegpt, alpaca) = (lengths(&SHAREGPT), lengths(&ALPACA));
     let mut out = String::from(
         "# The PagedAttention paper, and ours\n\n\
          Written by `tools/paper_page.sh`; every figure is computed by it. Kwon et al., SOSP 2023; figures in \
@@ -122,23 +121,43 @@ pub fn page() -> Result<String, PaperError> {
          The paper prints mean lengths, not their spread. One parameter, the coefficient of variation of output \
          lengths before the cut at {MAX_TOKENS} tokens, is fitted\nto one figure, Orca (Max)'s 20.4 % of token states: \
          it is {:.3}. Everything below is a prediction. One hour each, mean of {} seeds.\n\n",
-        rows.output_cv,
+        rows.output_cv(),
         SEEDS.len()
     );
     out.push_str(&rows.markdown());
+    let _ = write!(
+        out,
+        "\nTwo predictions miss. Orca (Oracle)'s batch on Alpaca: our step times bind it by load and not by memory; \
+         the last column, at twice the rate, tells the\ntwo apart. And Orca (Pow2)'s external fragmentation, which is \
+         lower than the paper's: an output of more than {} tokens reserves the maximum length, a\nchunk of its own \
+         size, and nothing is lost to rounding up; how many of these run, neither the means nor the fitted figure tell. \
+         ShareGPT with outputs of other\nshapes, each with the same means and fitted to the same figure:\n\n{}",
+        MAX_TOKENS / 2,
+        shapes_markdown(&shape_rows()?)
+    );
     out.push_str(
-        "\nTwo predictions miss: Orca (Pow2)'s external fragmentation, which is lower than the paper's for a cause that is \
-         not known, and Orca (Oracle)'s batch on\nAlpaca, which our step times bind by load and not by memory; the last \
-         column, at twice the rate, tells the two apart.\n\n\
-         ## Paged (figures 2 and 13)\n\n\
+        "\n## Paged (figures 2 and 13)\n\n\
          Blocks of 16 tokens, swap or recompute by cost. The paper's batch sizes were measured at rates that its \
          engine of 2023 could just carry; ours depends on\nhow long a step takes, so the same load is shown for \
          slower steps, and overloaded, where memory alone decides.\n\n\
          | data set | rate /s | fixed time per step ms | batch (paper) | ratio | token states % (paper) | waiting % of \
          the time |\n|---|--:|--:|--:|--:|--:|--:|\n",
     );
-    paged_rows(&mut out, &cost, &sharegpt, &SHAREGPT, 30.42, Some(96.3))?;
-    paged_rows(&mut out, &cost, &alpaca, &ALPACA, 132.44, None)?;
+    let (s, a) = (30.42, 132.44);
+    let sharegpt_batch = paged_rows(&mut out, &cost, &sharegpt, &SHAREGPT, s, Some(96.3))?;
+    let alpaca_batch = paged_rows(&mut out, &cost, &alpaca, &ALPACA, a, None)?;
+    // Little's law.
+    let step_ms = |batch: f64, of: &Dataset| 1e3 * batch / (of.rate * of.output_mean);
+    let _ = write!(
+        out,
+        "\nWho keeps up with a load runs as many sequences as tokens are asked for in the time of a step: the paper's \
+         batches mean steps of {:.0} ms or more on\nShareGPT and {:.0} ms or more on Alpaca, ours in the first row of \
+         each {:.0} ms and {:.0} ms.\n",
+        step_ms(s, &SHAREGPT),
+        step_ms(a, &ALPACA),
+        step_ms(sharegpt_batch, &SHAREGPT),
+        step_ms(alpaca_batch, &ALPACA),
+    );
     out.push_str(
         "\n## Sharing (figure 15)\n\nBlocks saved by copy-on-write over blocks without it. Parallel sampling is a \
          prediction. Beams depend on how they branch: the\nworld's model is `exponential-gaps` (a beam's candidates fall by exponential gaps; the best one loses `drift` \
@@ -174,6 +193,7 @@ pub fn page() -> Result<String, PaperError> {
     Ok(out)
 }
 
+/// The batch of the first row is returned.
 fn paged_rows(
     out: &mut String,
     cost: &CostModel,
@@ -181,7 +201,8 @@ fn paged_rows(
     dataset: &Dataset,
     batch: f64,
     live: Option<f64>,
-) -> Result<(), PaperError> {
+) -> Result<f64, PaperError> {
+    let mut first = None;
     for (rate, step_ms) in [
         (dataset.rate, 2),
         (dataset.rate, 10),
@@ -202,8 +223,9 @@ fn paged_rows(
             ours.shares[0],
             ours.saturated
         );
+        first.get_or_insert(ours.batch);
     }
-    Ok(())
+    Ok(first.unwrap_or_default())
 }
 
 fn sharing_rows(
