@@ -1,0 +1,323 @@
+//! [`Program`]: a model lowered to operations over named buffers and packed weights.
+//!
+//! The planner sums it, the runtime walks it, kernels carry its operations out. Buffers hold f32, one row of
+//! `width` elements for each token of a step ([`Rows::Tokens`]) or for each row whose logits are wanted
+//! ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
+
+use plimsoll_units::{Bytes, SizeOverflow};
+
+use crate::pool::PoolGeometry;
+
+/// A buffer, by its place in [`Program::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BufferId(pub u16);
+
+/// A weight, by its place in [`Program::weights`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WeightId(pub u32);
+
+/// What a buffer has a row for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// Each query token of the step: at most T.
+    Tokens,
+    /// Each row whose logits are wanted: at most R.
+    Outputs,
+}
+
+/// A buffer of f32.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// What it holds.
+    pub name: &'static str,
+    /// What it has a row for.
+    pub rows: Rows,
+    /// Elements of a row.
+    pub width: u64,
+    /// Where it begins in the arena of activations, for the T and R that the program was lowered for. Buffers
+    /// that are never alive together may overlap.
+    pub offset: Bytes,
+}
+
+/// How a weight lies in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightLayout {
+    /// A matrix of `n` output rows and `k` columns, bfloat16 in panels of 32 rows (`plimsoll-kernels`, linear).
+    Packed {
+        /// Output rows.
+        n: u64,
+        /// Columns.
+        k: u64,
+    },
+    /// `n` f32 in a row: norms and biases, and small tables.
+    F32 {
+        /// Elements.
+        n: u64,
+    },
+}
+
+/// Where some output rows (or elements) of a weight come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The stored tensor.
+    pub tensor: String,
+    /// The rows of it that are taken, in order; elements for a vector.
+    pub rows: std::ops::Range<u64>,
+    /// Set where it is stored with inputs first (GPT-2): rows are then its columns.
+    pub transposed: bool,
+    /// Added to every element (norms whose gain is stored as 1 + w).
+    pub plus: i8,
+}
+
+/// A weight in the arena.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// What it is: `layers.3.qkv`.
+    pub name: String,
+    /// How it lies.
+    pub layout: WeightLayout,
+    /// Its parts, one below the other.
+    pub sources: Vec<Source>,
+    /// Where it begins in the arena of weights: a multiple of 64.
+    pub offset: Bytes,
+}
+
+/// How a row is normalised.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormKind {
+    /// x / sqrt(mean(x²) + eps).
+    Rms {
+        /// Added to the mean.
+        eps: f32,
+    },
+    /// (x − mean) / sqrt(variance + eps).
+    Layer {
+        /// Added to the variance.
+        eps: f32,
+    },
+}
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActivationKind {
+    /// x / (1 + e^−x).
+    Silu,
+    /// x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2.
+    GeluTanh,
+    /// x (1 + erf(x / sqrt(2))) / 2.
+    Gelu,
+    /// max(x, 0).
+    Relu,
+}
+
+/// Angles of a rotary embedding, made once in a step for all layers that share it: `width` cosines, then
+/// `width` sines, for each token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RotaryTable {
+    /// Where they go: `2 × frequencies` elements.
+    pub out: BufferId,
+    /// Angle per position of each pair of elements, after scaling, as f32 (models multiply in f32).
+    pub frequencies: Vec<f32>,
+    /// What cosines and sines are multiplied by (YaRN's attention factor); 1 for most.
+    pub scale: f32,
+}
+
+/// Attention of one layer over its paged keys and values. The keys and values of the step's tokens are
+/// written first, in the cache's type, and read back from there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionOp {
+    /// Queries: `q_heads × k_dim`.
+    pub q: BufferId,
+    /// Keys: `kv_heads × k_dim`.
+    pub k: BufferId,
+    /// Values: `kv_heads × v_dim`.
+    pub v: BufferId,
+    /// First element of the queries, keys and values in a row of their buffers (they may be one buffer).
+    pub at: [u64; 3],
+    /// Result: `q_heads × v_dim`.
+    pub out: BufferId,
+    /// Query heads.
+    pub q_heads: u64,
+    /// KV heads.
+    pub kv_heads: u64,
+    /// Elements of a key head.
+    pub k_dim: u64,
+    /// Elements of a value head.
+    pub v_dim: u64,
+    /// The layer group in [`PoolGeometry::groups`], whose kind says how far queries see.
+    pub group: u64,
+    /// The layer's place in its group.
+    pub index: u64,
+    /// What scores are multiplied by.
+    pub scale: f32,
+    /// Scores s become c · tanh(s / c).
+    pub softcap: Option<f32>,
+    /// One logit per query head that takes part in the softmax and has no value.
+    pub sinks: Option<WeightId>,
+}
+
+/// One operation. Buffers may be read and written by the same operation only where it says so.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// Rows of a table, one per token, times `scale`.
+    Embed {
+        /// The table, packed.
+        table: WeightId,
+        /// Where they go.
+        out: BufferId,
+        /// What they are multiplied by.
+        scale: f32,
+    },
+    /// Adds rows of a table, one per token's position + `offset`.
+    AddPosition {
+        /// The table, packed.
+        table: WeightId,
+        /// What they are added to.
+        x: BufferId,
+        /// Added to positions (OPT's 2).
+        offset: u64,
+    },
+    /// Cosines and sines of the tokens' positions.
+    Rotary(RotaryTable),
+    /// Normalises rows, or each head of `head` elements by itself; `out` may be `x`.
+    Norm {
+        /// How.
+        kind: NormKind,
+        /// Gains.
+        weight: Option<WeightId>,
+        /// Added after.
+        bias: Option<WeightId>,
+        /// Input.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+        /// Elements `from..from + heads * head` of each row are normalised, `head` at a time with the same
+        /// gains; the whole row is one head where it is as wide.
+        from: u64,
+        /// How many.
+        heads: u64,
+        /// Elements of one.
+        head: u64,
+    },
+    /// `out = x Wᵀ + bias`, or `out += x Wᵀ` where `add` is set (then without bias).
+    Linear {
+        /// The matrix, packed.
+        weight: WeightId,
+        /// Added to each output.
+        bias: Option<WeightId>,
+        /// Input.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+        /// Whether it is added to what lies there.
+        add: bool,
+    },
+    /// Turns the first `2 × frequencies` elements of each of `heads` heads by a table's angles, in place.
+    Rotate {
+        /// The angles.
+        table: BufferId,
+        /// What is turned.
+        x: BufferId,
+        /// First element of the first head in a row.
+        from: u64,
+        /// How many heads.
+        heads: u64,
+        /// Elements of one.
+        head: u64,
+        /// Pairs are neighbours (GPT-J), not half a rotation apart.
+        interleaved: bool,
+    },
+    /// Attention.
+    Attention(AttentionOp),
+    /// `out = f(gate) · up`: `x` holds `width` gates, then `width` ups; or `out = f(x)` where not gated.
+    Activate {
+        /// The function.
+        kind: ActivationKind,
+        /// Input.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+        /// Whether `x` holds gates and ups.
+        gated: bool,
+    },
+    /// `out += x · scale`.
+    Add {
+        /// What is added.
+        x: BufferId,
+        /// To what.
+        out: BufferId,
+        /// What it is multiplied by first.
+        scale: f32,
+    },
+    /// The rows whose logits are wanted: from a buffer of tokens to a buffer of outputs.
+    Gather {
+        /// Input.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+    },
+    /// Logits s become c · tanh(s / c) · scale, in place; without a cap s · scale.
+    Cap {
+        /// What is capped.
+        x: BufferId,
+        /// The cap.
+        cap: Option<f32>,
+        /// What they are multiplied by after.
+        scale: f32,
+    },
+}
+
+/// A model lowered for one rank, for T tokens and R rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// What is carried out, in order.
+    pub ops: Vec<Op>,
+    /// Buffers.
+    pub buffers: Vec<Buffer>,
+    /// Bytes of the arena of activations.
+    pub activation_bytes: Bytes,
+    /// Weights.
+    pub weights: Vec<Weight>,
+    /// Bytes of the arena of weights.
+    pub weight_bytes: Bytes,
+    /// Logits: a buffer of outputs, `vocab` wide.
+    pub logits: BufferId,
+    /// The pool.
+    pub geometry: PoolGeometry,
+    /// Rows of the vocabulary.
+    pub vocab: u64,
+    /// T.
+    pub tokens: u64,
+    /// R.
+    pub outputs: u64,
+}
+
+impl WeightLayout {
+    /// Bytes that it takes.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn bytes(&self) -> Result<Bytes, SizeOverflow> {
+        match *self {
+            Self::Packed { n, k } => {
+                let rows = n.div_ceil(32).checked_mul(32).ok_or(SizeOverflow)?;
+                Bytes::product([rows, k.div_ceil(2), 4])
+            }
+            Self::F32 { n } => Bytes::product([n, 4]),
+        }
+    }
+}
+
+impl Program {
+    /// A buffer.
+    #[must_use]
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[usize::from(id.0)]
+    }
+
+    /// A weight.
+    #[must_use]
+    pub fn weight(&self, id: WeightId) -> &Weight {
+        &self.weights[id.0 as usize]
+    }
+}
