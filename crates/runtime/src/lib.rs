@@ -1,9 +1,11 @@
 //! What stands between a program and its kernels: memory, weights, text and samples.
 //!
 //! - [`Arena`]: a region of the plan, committed once;
+//! - [`sample`]: the next token, from a row of logits;
 //! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice.
 
 mod arena;
+pub mod sample;
 pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
