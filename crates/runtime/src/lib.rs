@@ -7,6 +7,8 @@
 
 mod arena;
 pub mod sample;
+#[cfg(test)]
+mod testing;
 pub mod text;
 pub mod weights;
 

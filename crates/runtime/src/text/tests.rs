@@ -1,9 +1,7 @@
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use serde_json::{Value, json};
 
 use super::*;
+use crate::testing::{Folder, Meta};
 
 /// A fixed sequence of numbers below `n`.
 fn numbers(seed: u64, n: u64, len: usize) -> Vec<u32> {
@@ -340,35 +338,16 @@ fn long_texts_without_spaces_are_encoded_in_time() {
     }
 }
 
-/// A folder of its own, removed in the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(files: &[(&str, &str)]) -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("plimsoll-text-{}-{n}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        for (name, text) in files {
-            std::fs::write(path.join(name), text).unwrap();
-        }
-        Self(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
-}
-
 #[test]
 fn configurations_say_what_ends_and_begins() {
     let tokenizer_json = serde_json::to_string(&byte_level()).unwrap();
     let read = |files: &[(&str, &str)]| {
         let mut files = files.to_vec();
         files.push(("tokenizer.json", &tokenizer_json));
-        let folder = Folder::new(&files);
+        let folder = Folder::new();
+        for (name, text) in files {
+            std::fs::write(folder.0.join(name), text).unwrap();
+        }
         let config = TokenizerConfig::from_folder(&folder.0)?;
         let tokenizer = Tokenizer::from_folder(&folder.0, &config)?;
         let generation = GenerationConfig::from_folder(&folder.0, &tokenizer, &config)?;
