@@ -5,6 +5,7 @@
 //! or grow without bound.
 
 mod config;
+mod ggml;
 mod stops;
 mod stream;
 mod template;
@@ -14,6 +15,8 @@ use std::path::Path;
 
 use plimsoll_host::{HostError, read_whole};
 use plimsoll_model::json::printable;
+
+use crate::weights::Checkpoint;
 
 pub use config::{GenerationConfig, TokenizerConfig};
 pub use stops::{MAX_STOP_BYTES, MAX_STOPS, StopError, Stops};
@@ -54,6 +57,51 @@ fn corrupt(place: impl ToString, problem: impl ToString) -> TextError {
     TextError::Corrupt {
         place: place.to_string(),
         problem: printable(&problem.to_string()),
+    }
+}
+
+/// All that a model's files say of text.
+#[derive(Debug)]
+pub struct ModelText {
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How it makes prompts of chats, where it does.
+    pub template: Option<ChatTemplate>,
+    /// How it is meant to be sampled, and what ends a text.
+    pub generation: GenerationConfig,
+}
+
+impl ModelText {
+    /// Reads what lies in the folder of a Hugging Face model.
+    ///
+    /// # Errors
+    /// [`TextError`].
+    pub fn from_folder(folder: &Path) -> Result<Self, TextError> {
+        let config = TokenizerConfig::from_folder(folder)?;
+        let tokenizer = Tokenizer::from_folder(folder, &config)?;
+        Ok(Self {
+            generation: GenerationConfig::from_folder(folder, &tokenizer, &config)?,
+            template: ChatTemplate::new(&config)?,
+            tokenizer,
+        })
+    }
+
+    /// Reads what a GGUF file holds; `None` where the checkpoint is none.
+    ///
+    /// # Errors
+    /// [`TextError`].
+    pub fn from_gguf(checkpoint: &Checkpoint) -> Result<Option<Self>, TextError> {
+        let Some(metadata) = checkpoint.metadata() else {
+            return Ok(None);
+        };
+        let vocabulary = checkpoint.vocabulary()?;
+        let (tokenizer, config, generation) =
+            ggml::read(checkpoint.path(0), metadata, &vocabulary)?;
+        Ok(Some(Self {
+            template: ChatTemplate::new(&config)?,
+            tokenizer,
+            generation,
+        }))
     }
 }
 

@@ -411,3 +411,205 @@ fn configurations_say_what_ends_and_begins() {
         assert!(e.to_string().contains(name), "{text}: {e}");
     }
 }
+
+/// The tokens of a `tokenizer.json`, by id, and which of them are special.
+fn tokens(json: &Value) -> (Vec<String>, Vec<i32>) {
+    let vocab = json["model"]["vocab"].as_object().unwrap();
+    let mut all = vec![String::new(); vocab.len()];
+    for (token, id) in vocab {
+        all[id.as_u64().unwrap() as usize] = token.clone();
+    }
+    let mut types: Vec<i32> = all
+        .iter()
+        .map(|t| if t.starts_with("<0x") { 6 } else { 1 })
+        .collect();
+    for added in json["added_tokens"].as_array().unwrap() {
+        let id = added["id"].as_u64().unwrap() as usize;
+        if id == all.len() {
+            all.push(added["content"].as_str().unwrap().to_owned());
+            types.push(3);
+        }
+        types[id] = 3;
+    }
+    (all, types)
+}
+
+fn gguf_text(metadata: &[(&str, Meta)]) -> Result<ModelText, TextError> {
+    let folder = Folder::new();
+    let mut all = vec![("general.architecture", Meta::Text("llama"))];
+    all.extend(metadata.iter().cloned());
+    folder.gguf("m.gguf", &all, &[("x", 0, &[1], vec![0; 4])]);
+    let checkpoint = Checkpoint::open(&folder.0, &["m.gguf"]).unwrap();
+    ModelText::from_gguf(&checkpoint).map(Option::unwrap)
+}
+
+/// Texts of pieces that have and have not tokens.
+fn texts() -> impl Iterator<Item = String> {
+    let parts = [
+        "hello", " ", "world", "  ", "é", "\n", "12", "<s>", "hell", "o", "w", "日", "'s", "he",
+        "lll",
+    ];
+    (0..200).map(move |seed| {
+        numbers(seed, parts.len() as u64, 9)
+            .into_iter()
+            .map(|i| parts[i as usize])
+            .collect()
+    })
+}
+
+#[test]
+fn gguf_tokenizers_are_those_of_the_folder() {
+    let json = byte_level();
+    let (tokens_, types) = tokens(&json);
+    let merges = json["model"]["merges"].as_array().unwrap();
+    let merges = merges
+        .iter()
+        .map(|m| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()))
+        .collect();
+    let end = tokens_.len() as u32 - 1;
+    let gpt2 = [
+        ("tokenizer.ggml.model", Meta::Text("gpt2")),
+        ("tokenizer.ggml.pre", Meta::Text("gpt-2")),
+        ("tokenizer.ggml.tokens", Meta::Texts(tokens_)),
+        ("tokenizer.ggml.token_type", Meta::Ints(types)),
+        ("tokenizer.ggml.merges", Meta::Texts(merges)),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(end - 1)),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(end)),
+        (
+            "tokenizer.chat_template",
+            Meta::Text("{{ messages[0].content }}{{ eos_token }}"),
+        ),
+    ];
+    let text = gguf_text(&gpt2).unwrap();
+    assert_eq!(text.generation.eos, [end]);
+    let prompt = text
+        .template
+        .unwrap()
+        .render(&[json!({"content": "a"})], true, Now::now())
+        .unwrap();
+    assert_eq!(prompt, "a</s>");
+    let folder = plain(&json);
+    let mut longer = 0;
+    for t in texts() {
+        let want = folder.encode(&t, false).unwrap();
+        longer += usize::from(t.len() > want.len());
+        assert_eq!(text.tokenizer.encode(&t, false).unwrap(), want, "{t:?}");
+        assert_eq!(
+            text.tokenizer.decode(&want, true).unwrap(),
+            folder.decode(&want, true).unwrap()
+        );
+    }
+    assert!(longer > 150, "merges apply");
+
+    let json = metaspace();
+    let (tokens_, types) = tokens(&json);
+    // Scores as SentencePiece has them: the merges' order, downwards; what is no merge has none of them.
+    let merges = json["model"]["merges"].as_array().unwrap();
+    let place = |t: &String| {
+        merges
+            .iter()
+            .position(|m| format!("{}{}", m[0].as_str().unwrap(), m[1].as_str().unwrap()) == *t)
+    };
+    let scores = tokens_
+        .iter()
+        .map(|t| place(t).map_or(0.0, |i| -(i as f32)))
+        .collect();
+    let llama = [
+        ("tokenizer.ggml.model", Meta::Text("llama")),
+        ("tokenizer.ggml.tokens", Meta::Texts(tokens_)),
+        ("tokenizer.ggml.scores", Meta::Floats(scores)),
+        ("tokenizer.ggml.token_type", Meta::Ints(types)),
+        ("tokenizer.ggml.unknown_token_id", Meta::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(1)),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(2)),
+    ];
+    let text = gguf_text(&llama).unwrap();
+    let folder = plain(&json);
+    for t in texts() {
+        for special in [false, true] {
+            let want = folder.encode(&t, special).unwrap();
+            // The folder's own rule adds a second one where the text begins with it.
+            let want = if special && want.starts_with(&[1, 1]) {
+                &want[1..]
+            } else {
+                &want[..]
+            };
+            assert_eq!(text.tokenizer.encode(&t, special).unwrap(), want, "{t:?}");
+            assert_eq!(
+                text.tokenizer.decode(want, false).unwrap(),
+                folder.decode(want, false).unwrap()
+            );
+        }
+    }
+    let mut without = llama.to_vec();
+    without.push(("tokenizer.ggml.add_space_prefix", Meta::Bool(false)));
+    without.push(("tokenizer.ggml.add_bos_token", Meta::Bool(false)));
+    let t = gguf_text(&without).unwrap().tokenizer;
+    assert_eq!(t.encode("hello", true).unwrap(), [t.id("hello").unwrap()]);
+}
+
+#[test]
+fn damaged_gguf_tokenizers_are_errors() {
+    let good = [
+        ("tokenizer.ggml.model", Meta::Text("gpt2")),
+        ("tokenizer.ggml.pre", Meta::Text("llama-bpe")),
+        (
+            "tokenizer.ggml.tokens",
+            Meta::Texts(vec!["a".into(), "b".into(), "ab".into()]),
+        ),
+        ("tokenizer.ggml.merges", Meta::Texts(vec!["a b".into()])),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(2)),
+    ];
+    assert_eq!(
+        gguf_text(&good)
+            .unwrap()
+            .tokenizer
+            .encode("ab", false)
+            .unwrap(),
+        [2]
+    );
+    let change = |key: &str, value: Meta| {
+        let mut all: Vec<_> = good.iter().filter(|m| m.0 != key).cloned().collect();
+        all.push((key, value));
+        gguf_text(&all).unwrap_err().to_string()
+    };
+    for (key, value, says) in [
+        ("tokenizer.ggml.model", Meta::Text("bert"), "`bert`"),
+        ("tokenizer.ggml.pre", Meta::Text("new-rule"), "`new-rule`"),
+        ("tokenizer.ggml.tokens", Meta::Texts(vec![]), "0 tokens"),
+        (
+            "tokenizer.ggml.tokens",
+            Meta::Texts(vec!["a".into(), "b".into(), "a".into()]),
+            "both `a`",
+        ),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["a c".into()]),
+            "m.gguf",
+        ),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["ab".into()]),
+            "m.gguf",
+        ),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["é".into()]),
+            "m.gguf",
+        ),
+        (
+            "tokenizer.ggml.eos_token_id",
+            Meta::U32(3),
+            "there are 3 tokens",
+        ),
+        ("tokenizer.ggml.token_type", Meta::Ints(vec![1]), "1 types"),
+        (
+            "tokenizer.ggml.scores",
+            Meta::Floats(vec![f32::NAN; 3]),
+            "not a number",
+        ),
+    ] {
+        let e = change(key, value);
+        assert!(e.contains(says) && e.contains("m.gguf"), "{key}: {e}");
+    }
+}

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use plimsoll_host::{FileSource, HostError, Loaded, ModelRef, open_gguf, open_safetensors};
-use plimsoll_model::gguf::{Metadata, Value};
+use plimsoll_host::{FileSource, HostError, Kind, Loaded, ModelRef, open_gguf, open_safetensors};
+use plimsoll_model::gguf::{Metadata, Value, Vocabulary};
 use plimsoll_model::json::printable;
 use plimsoll_model::read_at::{ReadAt as _, ReadError};
 use plimsoll_units::DType;
@@ -234,10 +234,25 @@ impl Checkpoint {
         all
     }
 
-    /// The metadata of a GGUF model, in which its tokenizer lies.
-    #[must_use]
-    pub const fn metadata(&self) -> Option<&Metadata> {
+    /// The metadata of a GGUF model, in which the rest of its tokenizer lies.
+    pub(crate) const fn metadata(&self) -> Option<&Metadata> {
         self.gguf.as_ref()
+    }
+
+    /// The vocabulary of a GGUF model; empty for others.
+    ///
+    /// # Errors
+    /// [`HostError`] where the file changed since it was opened, or has too large a one.
+    pub fn vocabulary(&self) -> Result<Vocabulary, HostError> {
+        match self.files.first().filter(|_| self.gguf.is_some()) {
+            None => Ok(Vocabulary::default()),
+            Some((path, source)) => Vocabulary::read(source).map_err(|e| {
+                HostError::new(Kind::Corrupt, "this GGUF file has no usable tokenizer")
+                    .at(format!("{path}, byte {}", e.offset))
+                    .because(&e.problem)
+                    .next(e.next_step())
+            }),
+        }
     }
 
     /// Reads bytes of a file.
@@ -253,7 +268,7 @@ impl Checkpoint {
     }
 
     /// The path of a file, for people.
-    pub(super) fn path(&self, file: usize) -> &str {
+    pub(crate) fn path(&self, file: usize) -> &str {
         self.files.get(file).map_or("", |f| f.0.as_str())
     }
 }
