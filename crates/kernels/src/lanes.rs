@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::bf16::f32_from_bf16;
 
 /// Elements side by side.
 pub(crate) const LANES: usize = 16;
@@ -368,10 +368,3 @@ macro_rules! for_levels {
 }
 
 pub(crate) use {at_level, for_levels};
-
-/// Writes f32 as bfloat16.
-pub(crate) fn narrow(x: &[f32], out: &mut [u16]) {
-    out.iter_mut()
-        .zip(x)
-        .for_each(|(o, x)| *o = bf16_from_f32(*x));
-}
