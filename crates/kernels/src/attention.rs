@@ -151,7 +151,7 @@ pub fn write_kv(
 ) {
     shape.check(pages.len());
     let count = pages.len() / shape.page.max(1);
-    let out = Pages(pages.as_mut_ptr());
+    let out = &Pages(pages.as_mut_ptr());
     pool.run(all.len(), |i| {
         let q = &all[i];
         for n in 0..q.count {
@@ -162,7 +162,6 @@ pub fn write_kv(
                 let keys = k.row(q.row + n, head * shape.k_dim, shape.k_dim);
                 let values = v.row(q.row + n, head * shape.v_dim, shape.v_dim);
                 let (to_k, to_v) = (shape.key(page, head), shape.value(page, head));
-                let out = out;
                 // SAFETY: inside the page, as checked; sequences write slots of their own.
                 unsafe {
                     for (d, x) in keys.iter().enumerate() {

@@ -75,13 +75,13 @@ pub(crate) trait Lanes: Copy {
         let s = Self::splat;
         let x = self.max(s(-87.0)).min(s(88.0));
         let n = x.fma(s(std::f32::consts::LOG2_E), s(ROUND)).sub(s(ROUND));
-        let r = n.fma(s(-0.693_359_375), x);
+        let r = n.fma(s(-0.693_359_4), x);
         let r = n.fma(s(2.121_944_4e-4), r);
-        let p = s(1.987_569_15e-4)
-            .fma(r, s(1.398_199_95e-3))
+        let p = s(1.987_569_1e-4)
+            .fma(r, s(1.398_199_9e-3))
             .fma(r, s(8.333_452e-3))
             .fma(r, s(4.166_579_6e-2))
-            .fma(r, s(1.666_666_55e-1))
+            .fma(r, s(1.666_666_6e-1))
             .fma(r, s(0.5));
         let e = p.fma(r.mul(r), r).add(s(1.0));
         e.mul(n.exp2_whole())

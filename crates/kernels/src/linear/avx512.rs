@@ -1,6 +1,7 @@
 //! 16 lanes: half a panel.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "registers, by number")]
 
 use std::arch::x86_64::*;
 

@@ -125,6 +125,23 @@ impl<'a> Linear<'a> {
         });
     }
 
+    /// One output row's elements, as f32: a row of an embedding table.
+    ///
+    /// # Panics
+    /// Where the row lies outside or `out` is too short.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n);
+        let words = self.words(row / PANEL);
+        for (i, out) in out[..self.k].iter_mut().enumerate() {
+            let word = words[i / 2 * PANEL + row % PANEL];
+            *out = f32::from_bits(if i % 2 == 0 {
+                word << 16
+            } else {
+                word & 0xffff_0000
+            });
+        }
+    }
+
     fn words(&self, panel: usize) -> &'a [u32] {
         let len = PANEL * self.k.div_ceil(2);
         &self.words[panel * len..(panel + 1) * len]
