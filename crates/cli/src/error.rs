@@ -2,6 +2,8 @@
 //!
 //! Four lines: what, where, why, next step. Exit codes are an interface, listed in README.md.
 
+use std::path::Path;
+
 use plimsoll_plan::PlanError;
 use plimsoll_report::{ErrorBody, ErrorReport};
 
@@ -54,6 +56,16 @@ impl Failure {
     pub(crate) fn hint(mut self, text: impl Into<String>) -> Self {
         self.hint = Some(text.into());
         self
+    }
+
+    /// `path` cannot be written.
+    pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Self {
+        Self::new(
+            Exit::Failure,
+            "E-IO-004",
+            format!("cannot write {}: {e}", path.display()),
+        )
+        .hint("name a file in a folder that exists and has room")
     }
 
     /// For a terminal.

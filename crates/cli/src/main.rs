@@ -5,6 +5,7 @@ mod commands;
 mod error;
 mod load;
 mod output;
+mod simulated;
 
 use std::io::Write;
 use std::process::ExitCode;
