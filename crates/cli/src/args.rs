@@ -1,7 +1,9 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plimsoll_plan::{Engine, KvType};
 use plimsoll_units::{Bytes, DType};
@@ -323,6 +325,14 @@ pub(crate) enum ServerArg {
     Static,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouterArg {
+    /// The next one in turn
+    RoundRobin,
+    /// The one with the fewest requests that have not ended
+    LeastLoaded,
+}
+
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct SimulateArgs {
@@ -330,7 +340,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -375,6 +385,17 @@ pub(crate) struct SimulateArgs {
     /// Tensor-parallel degree
     #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Devices")]
     pub(crate) tp: u64,
+    /// Replicas of the paged server, each with --tp devices and a pool of its own (default: 1)
+    #[arg(long, visible_aliases = ["dp", "data-parallel-size"], value_name = "N", value_parser = replicas, help_heading = "Devices")]
+    pub(crate) replicas: Option<NonZeroU32>,
+    /// Which replica a request goes to when it arrives
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = RouterArg::RoundRobin,
+        help_heading = "Devices"
+    )]
+    pub(crate) router: RouterArg,
     /// KV cache per device, in place of what the plan leaves for it
     #[arg(
         long,
@@ -397,6 +418,7 @@ pub(crate) struct SimulateArgs {
         value_enum,
         value_delimiter = ',',
         default_value = "paged,orca-max,orca-pow2,orca-oracle,static",
+        default_value_if("replicas", ArgPredicate::IsPresent, "paged"),
         help_heading = "Server"
     )]
     pub(crate) servers: Vec<ServerArg>,
@@ -541,6 +563,12 @@ fn tokens(s: &str) -> Result<u64, String> {
         0 => Err("0 tokens: use 1 or more".to_owned()),
         n => Ok(n),
     }
+}
+
+fn replicas(s: &str) -> Result<NonZeroU32, String> {
+    let n: Option<NonZeroU32> = s.parse().ok();
+    n.filter(|n| n.get() <= 1024)
+        .ok_or_else(|| format!("`{s}` is no number of replicas: write 1 to 1024"))
 }
 
 fn fraction(s: &str) -> Result<f64, String> {

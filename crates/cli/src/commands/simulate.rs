@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,8 +15,9 @@ use plimsoll_schedule::{Admission, Preempt};
 use plimsoll_simulate::RecorderConfig;
 use plimsoll_simulate::contiguous::{self, Reservation};
 use plimsoll_simulate::log::{LogError, replay_log};
+use plimsoll_simulate::paged::{Fleet, Router};
 
-use crate::args::{AdmissionArg, PreemptArg, ServerArg, SimulateArgs};
+use crate::args::{AdmissionArg, PreemptArg, RouterArg, ServerArg, SimulateArgs};
 use crate::commands::devices::unknown;
 use crate::error::{Exit, Failure};
 use crate::load::load;
@@ -40,6 +42,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
         )
         .hint("add paged to `--servers`, or leave `--log` out"));
     }
+    several(args, &servers)?;
     for path in [&args.html, &args.csv, &args.log].into_iter().flatten() {
         has_folder(path)?;
     }
@@ -189,6 +192,28 @@ fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|e| Failure::cannot_write(path, &e))
 }
 
+/// What replicas do not go with.
+fn several(args: &SimulateArgs, servers: &[Server]) -> Result<(), Failure> {
+    let fleet = args.replicas.is_some_and(|n| n > NonZeroU32::MIN);
+    if fleet && servers.iter().any(|s| *s != Server::Paged) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-USAGE-010",
+            "--replicas is for the paged server, and --servers names another",
+        )
+        .hint("leave `--servers` out, or run the others without `--replicas`"));
+    }
+    if fleet && args.log.is_some() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-USAGE-010",
+            "--log records one server, and --replicas asks for several",
+        )
+        .hint("leave one of the two out"));
+    }
+    Ok(())
+}
+
 /// The server that the flags describe.
 fn case(args: &SimulateArgs) -> Result<Case, Failure> {
     Ok(Case {
@@ -196,6 +221,10 @@ fn case(args: &SimulateArgs) -> Result<Case, Failure> {
             .ok_or_else(|| unknown(&args.gpu))?
             .clone(),
         tp: args.tp,
+        fleet: Fleet {
+            replicas: args.replicas.unwrap_or(NonZeroU32::MIN),
+            router: args.router.into(),
+        },
         kv_memory: args.kv_memory,
         swap_space: args.swap_space,
         block_size: args.block_size,
@@ -233,6 +262,15 @@ impl From<ServerArg> for Server {
             ServerArg::OrcaPow2 => orca(Reservation::Pow2),
             ServerArg::OrcaOracle => orca(Reservation::Oracle),
             ServerArg::Static => Self::Contiguous(contiguous::Server::StaticBatch),
+        }
+    }
+}
+
+impl From<RouterArg> for Router {
+    fn from(arg: RouterArg) -> Self {
+        match arg {
+            RouterArg::RoundRobin => Self::RoundRobin,
+            RouterArg::LeastLoaded => Self::LeastLoaded,
         }
     }
 }

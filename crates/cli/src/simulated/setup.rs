@@ -82,11 +82,7 @@ impl Prepared {
         ];
         Setup {
             model: model.to_owned(),
-            device: if case.tp > 1 {
-                format!("{} x {}", case.tp, case.device.name)
-            } else {
-                case.device.name.clone()
-            },
+            device: case.devices(),
             kv_bytes: self.pool.get(),
             swap_bytes: case.swap_space.get(),
             max_batched_tokens: case.max_num_batched_tokens,

@@ -143,6 +143,9 @@ impl<'a, S: Sink> View<'a, S> {
     /// What all hold now.
     fn replace(&mut self, replica: usize, held: (State, u64)) -> (State, u64) {
         self.held[replica] = held;
+        if self.held.len() == 1 {
+            return held;
+        }
         let mut sum = (State::default(), 0);
         for (state, pages) in &self.held {
             sum.0 += *state;

@@ -139,6 +139,15 @@ pub fn run_fleet<E>(
     fleet::serve(config, fleet.router, &mut replicas, arrivals, tokens, sink)
 }
 
+/// The words of the routers, for reports.
+#[must_use]
+pub const fn router_name(r: Router) -> &'static str {
+    match r {
+        Router::RoundRobin => "round-robin",
+        Router::LeastLoaded => "least-loaded",
+    }
+}
+
 /// The words of the policies, for reports.
 #[must_use]
 pub const fn preempt_name(p: Preempt) -> &'static str {

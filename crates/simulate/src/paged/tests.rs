@@ -140,7 +140,11 @@ fn crowd(n: u64) -> Vec<Arrival> {
     (0..n)
         .map(|i| {
             let h = world::mix(i);
-            let prompt = if h.is_multiple_of(100) { 101 } else { 1 + h % 40 };
+            let prompt = if h.is_multiple_of(100) {
+                101
+            } else {
+                1 + h % 40
+            };
             arrival(i / 3 * 40, prompt, 1 + (h >> 20) % 50)
         })
         .collect()
