@@ -1,11 +1,14 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
-use std::num::NonZeroU32;
+mod simulate;
+
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plimsoll_plan::{Engine, KvType};
+use plimsoll_simulate::Slo;
 use plimsoll_units::{Bytes, DType};
 
 /// How much memory an LLM needs to be served, what fits where, and why.
@@ -340,7 +343,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "slo", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -451,6 +454,15 @@ pub(crate) struct SimulateArgs {
     /// Keep no cached prefixes
     #[arg(long, help_heading = "Server")]
     pub(crate) no_enable_prefix_caching: bool,
+    /// Service level of a request, as ttft=1s,itl=50ms: time to the first token, mean gap between later ones
+    ///
+    /// Either may be left out; tpot is another word for itl. It is attained where 99 % of the requests keep it, or
+    /// the share that follows, as attain=0.95. Requests turned away do not keep it.
+    #[arg(long, value_name = "BOUNDS", value_parser = simulate::slo, help_heading = "Output")]
+    pub(crate) slo: Option<Slo>,
+    /// Runs at once (default: as many as there are processors); results do not depend on it
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    pub(crate) threads: Option<NonZeroUsize>,
     /// Print one JSON object (see `plimsoll schema simulate`)
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,

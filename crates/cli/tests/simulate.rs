@@ -469,6 +469,11 @@ fn flags_that_make_no_sense() {
         ("--kv-memory 99999999TiB", "out of range"),
         ("--kv-cache-dtype fp8_ds_mla", "a format of vLLM's kernels"),
         ("--seed -1", "--seed"),
+        ("--threads 0", "--threads"),
+        ("--slo 1s", "`1s` is no bound"),
+        ("--slo attain=0.9", "no bound"),
+        ("--slo ttft=1", "write 1.5s, 50ms or 800us"),
+        ("--slo e2e=1s", "use ttft, itl (or tpot) and attain"),
         ("--workload sharegtp", "use sharegpt, alpaca"),
         ("--workload sharegpt:rate=0", "must be above 0"),
         ("--workload synthetic:in=0,out=1", "in: 0 to 0 tokens"),
@@ -579,4 +584,52 @@ fn a_run_holds_no_more_than_the_pool_of_the_plan() {
     assert!(pages * page <= 4 << 30);
     assert!((pages + 1) * page > 4 << 30);
     assert_eq!(run["kv"]["high_water_pages"].as_u64(), Some(pages - 1));
+}
+
+#[test]
+fn a_service_level_is_judged_over_all_requests() {
+    let flags = "llama-13b --workload sharegpt:rate=16 --requests 200 --kv-memory 4GiB --slo ttft=2s,itl=40ms";
+    let args = [&words(flags)[..], &["--servers", "paged,orca-max"]].concat();
+    let report = json(&args);
+    let slo = &report["setup"]["slo"];
+    assert_eq!(
+        (&slo["ttft_s"], &slo["per_token_s"], &slo["attain"]),
+        (&2.0.into(), &0.04.into(), &0.99.into())
+    );
+    let share = |i: usize| report["runs"][i]["goodput"]["share"].as_f64().unwrap();
+    assert!(
+        share(0) > share(1) && share(1) < 0.5,
+        "{} {}",
+        share(0),
+        share(1)
+    );
+    assert_eq!(report["runs"][1]["goodput"]["attained"], false);
+    let table = text(&args);
+    assert!(
+        table.contains("Service level: the first token within 2 s, later tokens within 40 ms each, for 99 % of the requests"),
+        "{table}"
+    );
+    assert!(
+        table.contains("within SLO") && table.contains("SLO attained"),
+        "{table}"
+    );
+    // A bound that none breaks, and a share that any number of requests reaches.
+    let loose = json(&[&words(flags)[..7], &["--slo", "tpot=1s,attain=0.5"]].concat());
+    assert_eq!(loose["setup"]["slo"]["ttft_s"], Value::Null);
+    assert_eq!(loose["runs"][0]["goodput"]["attained"], true);
+
+    // All are refused: none is kept.
+    let args = words("llama-13b --requests 20 --json --slo ttft=999s --kv-memory 26MiB");
+    let out = run(&args);
+    assert_eq!(out.status.code(), Some(3));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(report["runs"][0]["goodput"]["share"], 0.0);
+    assert_eq!(report["runs"][0]["goodput"]["attained"], false);
+}
+
+#[test]
+fn threads_change_nothing() {
+    let args = words("llama-13b --requests 40 --json --threads");
+    let with = |n: &'static str| text(&[&args[..], &[n]].concat());
+    assert_eq!(with("1"), with("4"));
 }

@@ -32,7 +32,7 @@ pub const BUCKETS: usize = 400;
 const FIRST_WIDTH: u64 = 1_000_000;
 
 /// What to record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RecorderConfig {
     /// Where warm-up ends.
     pub from: Nanos,
@@ -55,23 +55,45 @@ impl Default for RecorderConfig {
     }
 }
 
-/// A service level: both must hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A service level: what bounds there are must hold, for a share of the requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slo {
     /// Longest time to the first token.
-    pub ttft: Nanos,
-    /// Longest mean gap between tokens after the first.
-    pub per_token: Nanos,
+    pub ttft: Option<Nanos>,
+    /// Longest mean gap between a request's tokens after the first.
+    pub per_token: Option<Nanos>,
+    /// Share of the requests that must keep it, of 1.
+    pub attain: f64,
 }
 
 impl Slo {
     /// Whether `f` keeps it.
     #[must_use]
     pub fn kept(&self, f: &Finished) -> bool {
-        let decode = f.ended.0.saturating_sub(f.first_token.0);
-        let gaps = f.longest_output.saturating_sub(1);
-        f.first_token.0.saturating_sub(f.arrived.0) <= self.ttft.0
-            && u128::from(decode) <= u128::from(self.per_token.0) * u128::from(gaps)
+        self.kept_ttft(f) && self.kept_per_token(f)
+    }
+
+    /// Whether the first token of `f` came in time.
+    #[must_use]
+    pub fn kept_ttft(&self, f: &Finished) -> bool {
+        let wait = f.first_token.0.saturating_sub(f.arrived.0);
+        self.ttft.is_none_or(|most| wait <= most.0)
+    }
+
+    /// Whether the later tokens of `f` came in time.
+    #[must_use]
+    pub fn kept_per_token(&self, f: &Finished) -> bool {
+        let decode = u128::from(f.ended.0.saturating_sub(f.first_token.0));
+        let gaps = u128::from(f.longest_output.saturating_sub(1));
+        self.per_token
+            .is_none_or(|most| decode <= u128::from(most.0) * gaps)
+    }
+
+    /// Whether `good` requests of `all` are enough.
+    #[must_use]
+    pub fn attained(&self, good: u64, all: u64) -> bool {
+        // A share written in decimals is not exact in binary.
+        good as f64 >= self.attain * all as f64 * (1.0 - 1e-12)
     }
 }
 

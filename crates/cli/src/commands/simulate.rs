@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ use crate::commands::devices::unknown;
 use crate::error::{Exit, Failure};
 use crate::load::load;
 use crate::output::Output;
-use crate::simulated::{Case, Ran, Seen, Server, Traffic};
+use crate::simulated::{Case, Seen, Server, Traffic, in_order};
 
 pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     if let Some(path) = &args.replay {
@@ -53,35 +53,24 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     if servers.len() > 1 {
         traffic.hold()?;
     }
-    // Each run is alone in its thread and depends on nothing else: any number of threads gives the same.
-    let outcomes: Vec<Result<Ran, Failure>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = servers
-            .iter()
-            .map(|server| {
-                let log = args.log.as_deref().filter(|_| *server == Server::Paged);
-                let (prepared, traffic) = (&prepared, &traffic);
-                scope.spawn(move || prepared.run(*server, traffic, RecorderConfig::default(), log))
-            })
-            .collect();
-        handles
-            .into_iter()
-            .map(|h| {
-                h.join().unwrap_or_else(|_| {
-                    Err(Failure::new(
-                        Exit::Failure,
-                        "E-SIM-001",
-                        "a simulation stopped in the middle",
-                    )
-                    .hint("this is a fault of ours: please report it with the command line"))
-                })
-            })
-            .collect()
-    });
+    let config = RecorderConfig {
+        slo: args.slo,
+        ..RecorderConfig::default()
+    };
+    // A run depends on nothing else, so any number of threads gives the same.
+    let outcomes = in_order(
+        &servers,
+        threads(args),
+        |server| {
+            let log = args.log.as_deref().filter(|_| *server == Server::Paged);
+            prepared.run(*server, &traffic, config, log)
+        },
+        |_| (),
+    )?;
     let mut runs = Vec::new();
     let mut notes = Vec::new();
     let mut seen = Seen::default();
-    for outcome in outcomes {
-        let ran = outcome?;
+    for ran in outcomes {
         // Every server meets the same requests.
         seen = ran.seen;
         for note in ran.notes {
@@ -101,7 +90,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     }
     let report = SimulationReport {
         schema: SIMULATION_SCHEMA.to_owned(),
-        setup: prepared.setup(&model.name, &traffic, &seen),
+        setup: prepared.setup(&model.name, &traffic, &seen, config.slo),
         runs,
         notes,
     };
@@ -212,6 +201,13 @@ fn several(args: &SimulateArgs, servers: &[Server]) -> Result<(), Failure> {
         .hint("leave one of the two out"));
     }
     Ok(())
+}
+
+/// Runs at once.
+fn threads(args: &SimulateArgs) -> usize {
+    args.threads
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get)
 }
 
 /// The server that the flags describe.

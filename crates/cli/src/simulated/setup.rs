@@ -1,8 +1,8 @@
 //! What a run rests on, in words: [`Seen`] and the wire form's `Setup`.
 
-use plimsoll_report::simulation::{Named, Setup};
+use plimsoll_report::simulation::{Named, Setup, SloBounds};
 use plimsoll_report::thousands;
-use plimsoll_simulate::Arrival;
+use plimsoll_simulate::{Arrival, Slo};
 use plimsoll_units::Nanos;
 
 use super::{Prepared, Traffic};
@@ -54,9 +54,25 @@ pub(super) fn named(name: &str, value: impl Into<String>) -> Named {
     }
 }
 
+/// The wire form of a service level.
+pub(crate) fn bounds(slo: &Slo) -> SloBounds {
+    let seconds = |ns: Nanos| ns.0 as f64 / 1e9;
+    SloBounds {
+        ttft_s: slo.ttft.map(seconds),
+        per_token_s: slo.per_token.map(seconds),
+        attain: slo.attain,
+    }
+}
+
 impl Prepared {
     /// What was simulated: `model` by name, given the requests of `traffic` that were `seen`.
-    pub(crate) fn setup(&self, model: &str, traffic: &Traffic, seen: &Seen) -> Setup {
+    pub(crate) fn setup(
+        &self,
+        model: &str,
+        traffic: &Traffic,
+        seen: &Seen,
+        slo: Option<Slo>,
+    ) -> Setup {
         let case = &self.case;
         let r = &self.cost.rates;
         let workload = format!(
@@ -94,7 +110,7 @@ impl Prepared {
                 .iter()
                 .map(|(name, value)| named(name, thousands(*value)))
                 .collect(),
-            slo: None,
+            slo: slo.map(|s| bounds(&s)),
             modelled: [
                 "The scheduler and the block manager of the paged run are the ones that serve; their \
                  decisions are real.",

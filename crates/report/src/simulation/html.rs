@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::charts::{CHART_CSS, Chart, Topic, charts};
 use super::rows::rows;
 use super::svg::escape;
-use super::text::{figure, percent, seconds};
+use super::text::{figure, percent, seconds, slo_words};
 use super::wire::{Named, Run, SimulationReport};
 use crate::numbers::{short_bytes, thousands};
 
@@ -96,6 +96,13 @@ fn head(report: &SimulationReport, title: &str, out: &mut String) {
         thousands(s.max_batched_tokens),
         thousands(s.max_sequences)
     );
+    if let Some(slo) = &s.slo {
+        let _ = writeln!(
+            out,
+            "<p class=\"quiet-text\">Service level: {}</p>",
+            slo_words(slo)
+        );
+    }
     if let Some((first, others)) = report.runs.split_first() {
         cards(first, others, out);
     }
@@ -124,7 +131,7 @@ type Card = (&'static str, fn(&Run) -> Option<f64>, fn(f64) -> String);
 
 /// The first run's numbers, each beside the range of the others.
 fn cards(first: &Run, others: &[Run], out: &mut String) {
-    let shown: [Card; 5] = [
+    let mut shown: Vec<Card> = vec![
         (
             "live KV at saturation",
             |r| r.kv.live_share_at_saturation,
@@ -143,6 +150,9 @@ fn cards(first: &Run, others: &[Run], out: &mut String) {
             figure,
         ),
     ];
+    if first.goodput.is_some() {
+        shown.push(("within SLO", |r| r.goodput.map(|g| g.share), percent));
+    }
     let _ = writeln!(
         out,
         "<p class=\"quiet-text\">The figures of <strong>{}</strong>{}</p>\n<div class=\"cards\">",
@@ -233,12 +243,7 @@ fn setup(report: &SimulationReport, out: &mut String) {
     row("sequences per step, at most", &thousands(s.max_sequences));
     row("seed", &s.seed.to_string());
     if let Some(slo) = s.slo {
-        let bounds = format!(
-            "first token within {}, later tokens within {} each",
-            seconds(slo.ttft_s),
-            seconds(slo.per_token_s)
-        );
-        row("service level", &bounds);
+        row("service level", &slo_words(&slo));
     }
     for Named { name, value } in &s.costs {
         row(&format!("cost: {name}"), value);

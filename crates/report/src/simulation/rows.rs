@@ -37,6 +37,9 @@ pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
     add("within SLO", any(&|r| r.goodput.is_some()), &|r| {
         r.goodput.map_or_else(none, |g| percent(g.share))
     });
+    add("SLO attained", any(&|r| r.goodput.is_some()), &|r| {
+        r.goodput.map_or_else(none, |g| yes_no(g.attained))
+    });
     add("latency / token, mean", true, &|r| {
         at(r.latency.normalised, |p| p.mean_s)
     });
@@ -104,6 +107,10 @@ pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
             .map_or_else(none, |h| plain(h).chars().take(8).collect())
     });
     out
+}
+
+pub(super) fn yes_no(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
 }
 
 fn none() -> String {

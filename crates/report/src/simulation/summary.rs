@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::rows::{Row, rows};
-use super::text::{CLASSES, clip, percent, plain, telling};
+use super::text::{CLASSES, clip, percent, plain, slo_words, telling};
 use super::wire::{Run, SimulationReport};
 use crate::numbers::{short_bytes, thousands};
 use crate::table::{Look, paint};
@@ -31,13 +31,17 @@ pub fn simulation_table(report: &SimulationReport, look: Look) -> String {
     };
     let _ = writeln!(
         out,
-        "{}\n{} of KV memory{swap}; seed {}\nAt most {} tokens and {} sequences per step\n",
+        "{}\n{} of KV memory{swap}; seed {}\nAt most {} tokens and {} sequences per step",
         plain(&s.workload),
         short_bytes(s.kv_bytes),
         s.seed,
         thousands(s.max_batched_tokens),
         thousands(s.max_sequences)
     );
+    if let Some(slo) = &s.slo {
+        let _ = writeln!(out, "Service level: {}", slo_words(slo));
+    }
+    let _ = writeln!(out);
 
     let lines = rows(report);
     let per_table = (look.width.saturating_sub(NAME_COLUMNS) / RUN_COLUMNS).max(1);

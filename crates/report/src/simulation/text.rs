@@ -1,6 +1,6 @@
 //! How a simulation's figures and names are written.
 
-use super::wire::{Classes, Run};
+use super::wire::{Classes, Run, SloBounds};
 use crate::numbers::thousands;
 
 /// A class of the KV pool: key of its colour, its name, its letter in plain bars, its ANSI colour, and
@@ -125,6 +125,22 @@ pub(super) fn joined(durations: &[f64]) -> String {
     }
     let figures: Vec<&str> = all.iter().filter_map(|t| t.split(' ').next()).collect();
     format!("{} {}", figures.join(" / "), last.unwrap_or_default())
+}
+
+/// A service level as a sentence without its stop.
+pub(super) fn slo_words(slo: &SloBounds) -> String {
+    let ttft = slo
+        .ttft_s
+        .map(|s| format!("the first token within {}", seconds(s)));
+    let later = slo
+        .per_token_s
+        .map(|s| format!("later tokens within {} each", seconds(s)));
+    let bounds: Vec<String> = ttft.into_iter().chain(later).collect();
+    format!(
+        "{}, for {} % of the requests",
+        bounds.join(", "),
+        short(slo.attain * 100.0)
+    )
 }
 
 /// A share of 1 as a percentage.

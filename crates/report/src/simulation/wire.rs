@@ -63,14 +63,16 @@ pub struct Named {
     pub value: String,
 }
 
-/// What a good request keeps to.
+/// What a good request keeps to, and how many must be good.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SloBounds {
-    /// Longest time to the first token, in seconds.
-    pub ttft_s: f64,
-    /// Longest mean gap between later tokens, in seconds.
-    pub per_token_s: f64,
+    /// Longest time to the first token, in seconds; null where it may take any.
+    pub ttft_s: Option<f64>,
+    /// Longest mean gap between a request's later tokens, in seconds; null where it may be any.
+    pub per_token_s: Option<f64>,
+    /// Share of the requests that must keep to both, of 1.
+    pub attain: f64,
 }
 
 /// One run of the workload.
@@ -95,7 +97,7 @@ pub struct Run {
     pub requests_per_s: f64,
     /// Output tokens of finished requests, per second.
     pub output_tokens_per_s: f64,
-    /// Finished requests that kept the service level; null without one.
+    /// Requests that kept the service level; null without one.
     pub goodput: Option<Goodput>,
     /// Latencies.
     pub latency: Latency,
@@ -167,8 +169,10 @@ pub struct Goodput {
     pub requests: u64,
     /// Per second.
     pub requests_per_s: f64,
-    /// Share of the finished, of 1.
+    /// Share of the finished and the refused, of 1.
     pub share: f64,
+    /// Whether that share is large enough.
+    pub attained: bool,
 }
 
 /// Latencies; null where nothing was measured.

@@ -179,8 +179,9 @@ fn the_window_counts_throughput_by_end_and_latency_by_arrival() {
         to: Some(Nanos(2_000)),
         buckets: 10,
         slo: Some(Slo {
-            ttft: Nanos(100),
-            per_token: Nanos(10),
+            ttft: Some(Nanos(100)),
+            per_token: Some(Nanos(10)),
+            attain: 0.5,
         }),
     });
     r.state(Nanos(0), &State::default());
@@ -197,7 +198,10 @@ fn the_window_counts_throughput_by_end_and_latency_by_arrival() {
     assert_eq!((run.requests.refused, run.requests.cancelled), (1, 0));
     assert_eq!(run.requests.refusals[0].reason, "too long");
     assert_eq!(run.latency.e2e.unwrap().count, 2);
-    assert_eq!(run.goodput.unwrap().requests, 1);
+    // One of two that finished and one that was refused.
+    let goodput = run.goodput.unwrap();
+    assert_eq!((goodput.requests, goodput.attained), (1, false));
+    assert!((goodput.share - 1.0 / 3.0).abs() < 1e-12);
     assert!((run.duration_s - 1e-6).abs() < 1e-15);
     assert!((run.requests_per_s - 2e6).abs() < 1.0);
     assert_eq!(run.tenants.iter().map(|t| t.finished).sum::<u64>(), 2);
@@ -246,4 +250,26 @@ fn an_empty_run_is_a_run() {
     assert!(run.latency.ttft.is_none());
     assert!(run.series.start_s.is_empty());
     serde_json::to_string(&run).unwrap();
+}
+
+#[test]
+fn a_service_level_may_leave_a_bound_out() {
+    let f = request(0, 200, 290, 10); // 200 ns to the first token, then 10 ns each
+    let slo = |ttft: Option<u64>, per_token: Option<u64>| Slo {
+        ttft: ttft.map(Nanos),
+        per_token: per_token.map(Nanos),
+        attain: 0.99,
+    };
+    assert!(slo(Some(200), Some(10)).kept(&f));
+    assert!(!slo(Some(199), Some(10)).kept(&f));
+    assert!(!slo(Some(200), Some(9)).kept(&f));
+    assert!(slo(None, Some(10)).kept(&f) && slo(Some(200), None).kept(&f));
+    assert!(slo(None, None).attained(99, 100));
+    assert!(!slo(None, None).attained(98, 100));
+    // 0.07 * 100 is above 7 in binary.
+    let low = Slo {
+        attain: 0.07,
+        ..slo(None, None)
+    };
+    assert!(low.attained(7, 100));
 }

@@ -59,10 +59,15 @@ impl Recorder {
             },
             requests_per_s: per_s(self.finished as f64),
             output_tokens_per_s: per_s(self.output_tokens as f64),
-            goodput: self.config.slo.map(|_| Goodput {
-                requests: self.good,
-                requests_per_s: per_s(self.good as f64),
-                share: self.good as f64 / self.finished.max(1) as f64,
+            goodput: self.config.slo.map(|slo| {
+                // Whoever was turned away was not served in time.
+                let all = self.finished + self.refused;
+                Goodput {
+                    requests: self.good,
+                    requests_per_s: per_s(self.good as f64),
+                    share: self.good as f64 / all.max(1) as f64,
+                    attained: all > 0 && slo.attained(self.good, all),
+                }
             }),
             latency: Latency {
                 ttft: self.ttft.percentiles(),
