@@ -1,15 +1,17 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
 mod simulate;
+mod sweep;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
-use clap::builder::ArgPredicate;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plimsoll_plan::{Engine, KvType};
 use plimsoll_simulate::Slo;
 use plimsoll_units::{Bytes, DType};
+
+pub(crate) use self::sweep::Sweep;
 
 /// How much memory an LLM needs to be served, what fits where, and why.
 #[derive(Debug, Parser)]
@@ -86,6 +88,7 @@ pub(crate) enum Command {
 pub(crate) enum SchemaOf {
     Plan,
     Simulate,
+    Sweep,
 }
 
 #[derive(Debug, Subcommand)]
@@ -336,14 +339,24 @@ pub(crate) enum RouterArg {
     LeastLoaded,
 }
 
-#[derive(Debug, Args)]
+impl ServerArg {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Paged,
+        Self::OrcaMax,
+        Self::OrcaPow2,
+        Self::OrcaOracle,
+        Self::Static,
+    ];
+}
+
+#[derive(Clone, Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct SimulateArgs {
     /// As for `plan`: a built-in name, a folder, config.json, .safetensors, .gguf, or a hub id
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "slo", "threads", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "slo", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -415,15 +428,8 @@ pub(crate) struct SimulateArgs {
         help_heading = "Devices"
     )]
     pub(crate) swap_space: Bytes,
-    /// Servers to run side by side, each with the same requests and memory
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "paged,orca-max,orca-pow2,orca-oracle,static",
-        default_value_if("replicas", ArgPredicate::IsPresent, "paged"),
-        help_heading = "Server"
-    )]
+    /// Servers to run side by side, each with the same requests and memory (default: all; with --replicas, paged)
+    #[arg(long, value_enum, value_delimiter = ',', help_heading = "Server")]
     pub(crate) servers: Vec<ServerArg>,
     /// Tokens per block
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536), help_heading = "Server")]
@@ -460,8 +466,15 @@ pub(crate) struct SimulateArgs {
     /// the share that follows, as attain=0.95. Requests turned away do not keep it.
     #[arg(long, value_name = "BOUNDS", value_parser = simulate::slo, help_heading = "Output")]
     pub(crate) slo: Option<Slo>,
+    /// Run every combination of these values of other flags, as rate=1,2,4; repeat for another name
+    ///
+    /// Names are those of the flags: rate, requests, seed, gpu, tp, kv-memory, swap-space, block-size, max-num-seqs,
+    /// max-num-batched-tokens, admission, preempt, kv-cache-dtype, and prefix-cache=on,off. Every server runs at every
+    /// point. `--json` prints another object (see `plimsoll schema sweep`); `--csv` writes a line per run.
+    #[arg(long, value_name = "NAME=V1,V2", value_parser = sweep::sweep, conflicts_with = "log", help_heading = "Search")]
+    pub(crate) sweep: Vec<Sweep>,
     /// Runs at once (default: as many as there are processors); results do not depend on it
-    #[arg(long, value_name = "N", help_heading = "Output")]
+    #[arg(long, value_name = "N", help_heading = "Search")]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Print one JSON object (see `plimsoll schema simulate`)
     #[arg(long, help_heading = "Output")]

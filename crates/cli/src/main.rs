@@ -5,6 +5,7 @@ mod commands;
 mod error;
 mod load;
 mod output;
+mod progress;
 mod simulated;
 
 use std::io::Write;

@@ -79,6 +79,21 @@ fn the_router_makes_a_difference_and_repeats() {
 }
 
 #[test]
+fn replicas_are_swept() {
+    let sweep = json(&format!("{CROWD} --sweep replicas=1,2"));
+    let ttft: Vec<_> = sweep["points"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["runs"][0]["latency"]["ttft"]["p99_s"].clone())
+        .collect();
+    for (i, n) in [1, 2].into_iter().enumerate() {
+        let one = json(&format!("{CROWD} --replicas {n}"));
+        assert_eq!(ttft[i], one["runs"][0]["latency"]["ttft"]["p99_s"]);
+    }
+}
+
+#[test]
 fn what_replicas_do_not_go_with_is_a_usage_error() {
     for (flags, says) in [
         (
@@ -86,6 +101,10 @@ fn what_replicas_do_not_go_with_is_a_usage_error() {
             "--replicas is for the paged server",
         ),
         ("--replicas 2 --log x", "--log records one server"),
+        (
+            "--sweep replicas=1,2 --servers static",
+            "--replicas is for the paged server",
+        ),
         ("--replicas 0", "write 1 to 1024"),
         ("--replicas 1025", "write 1 to 1024"),
         ("--router random", "round-robin, least-loaded"),

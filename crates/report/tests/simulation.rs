@@ -9,8 +9,9 @@ use std::path::Path;
 
 use plimsoll_report::Look;
 use plimsoll_report::simulation::{
-    Chart, Latency, SimulationReport, TimeSeries, charts, series_csv, simulation_html,
-    simulation_schema, simulation_table,
+    Axis, Chart, Latency, Named, Point, PointRun, SWEEP_SCHEMA, SimulationReport, SweepReport,
+    TimeSeries, charts, series_csv, simulation_html, simulation_schema, simulation_table,
+    sweep_charts, sweep_csv, sweep_html, sweep_schema, sweep_table,
 };
 
 const PLAIN: Look = Look {
@@ -154,6 +155,7 @@ fn every_field_is_described() {
         }
     }
     walk(&simulation_schema(), "report");
+    walk(&sweep_schema(), "sweep");
 }
 
 #[test]
@@ -222,4 +224,70 @@ fn the_table_is_as_it_was() {
         golden == table,
         "review, then UPDATE_GOLDEN=1 rewrites it:\n{table}"
     );
+}
+
+/// A sweep over these values whose points are the runs of `report`.
+fn swept(report: SimulationReport, values: &[&str], numbers: Option<Vec<f64>>) -> SweepReport {
+    let point = |value: &&str| Point {
+        settings: vec![Named {
+            name: "rate".to_owned(),
+            value: (*value).to_owned(),
+        }],
+        kv_bytes: Some(1 << 30),
+        reason: None,
+        runs: report.runs.iter().cloned().map(PointRun::from).collect(),
+    };
+    let mut points: Vec<Point> = values.iter().map(point).collect();
+    points.push(Point {
+        reason: Some(HOSTILE.to_owned()),
+        runs: Vec::new(),
+        ..point(&HOSTILE)
+    });
+    SweepReport {
+        schema: SWEEP_SCHEMA.to_owned(),
+        swept: vec![Axis {
+            name: HOSTILE.to_owned(),
+            values: values.iter().map(|v| (*v).to_owned()).collect(),
+            numbers,
+        }],
+        points,
+        notes: report.notes.clone(),
+        setup: report.setup,
+    }
+}
+
+#[test]
+fn sweeps_are_drawn_whatever_is_in_them() {
+    let validator = jsonschema::validator_for(&sweep_schema()).expect("a schema");
+    let numbers = || Some(vec![1.0, f64::NAN, 3.0]);
+    let mut reports = vec![
+        swept(fake::report(), &["1", "2", "3"], Some(vec![1.0, 2.0, 3.0])),
+        swept(hostile(), &["a", HOSTILE], None),
+        swept(fake::report(), &[], None),
+    ];
+    reports.extend(
+        odd()
+            .into_iter()
+            .map(|r| swept(r, &["1", "2", "3"], numbers())),
+    );
+    let mut bare = swept(fake::report(), &["1"], None);
+    bare.swept.clear();
+    bare.points.clear();
+    reports.push(bare);
+    for report in &reports {
+        well_formed("page", &sweep_html(report));
+        for chart in sweep_charts(report) {
+            well_formed(&chart.name, &chart.standalone);
+        }
+        let table = sweep_table(report, PLAIN);
+        assert!(!table.contains(['\u{1b}', '\u{0}', '\u{202e}']), "{table}");
+        assert!(sweep_csv(report).contains("server,kv_bytes,"));
+    }
+    assert_eq!(sweep_charts(&reports[0]).len(), 8);
+    let value = serde_json::to_value(&reports[0]).expect("JSON");
+    assert!(validator.is_valid(&value));
+    let back: SweepReport = serde_json::from_value(value).expect("a report");
+    assert_eq!(back, reports[0]);
+    let csv = sweep_csv(&reports[0]);
+    assert_eq!(csv.lines().count(), 1 + 3 * 5 + 1);
 }

@@ -10,6 +10,7 @@ pub(crate) fn run(of: SchemaOf, output: &mut Output) -> Result<ExitCode, Failure
     let schema = match of {
         SchemaOf::Plan => plimsoll_report::plan_schema(),
         SchemaOf::Simulate => plimsoll_report::simulation::simulation_schema(),
+        SchemaOf::Sweep => plimsoll_report::simulation::sweep_schema(),
     };
     let text = serde_json::to_string_pretty(&schema).map_err(|e| {
         Failure::new(

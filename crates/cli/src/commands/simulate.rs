@@ -1,5 +1,7 @@
 //! `plimsoll simulate`.
 
+mod sweep;
+
 use std::fs::File;
 use std::io::BufReader;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -8,7 +10,8 @@ use std::process::ExitCode;
 
 use plimsoll_model::Assume;
 use plimsoll_report::simulation::{
-    SIMULATION_SCHEMA, SimulationReport, charts, series_csv, simulation_html, simulation_table,
+    Chart, SIMULATION_SCHEMA, SimulationReport, charts, series_csv, simulation_html,
+    simulation_table,
 };
 use plimsoll_report::thousands;
 use plimsoll_schedule::{Admission, Preempt};
@@ -28,12 +31,10 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     if let Some(path) = &args.replay {
         return replay(path, output);
     }
-    let mut servers: Vec<Server> = Vec::new();
-    for server in args.servers.iter().map(|s| Server::from(*s)) {
-        if !servers.contains(&server) {
-            servers.push(server);
-        }
+    if !args.sweep.is_empty() {
+        return sweep::run(args, output);
     }
+    let servers = servers(args, &ServerArg::ALL);
     if args.log.is_some() && !servers.contains(&Server::Paged) {
         return Err(Failure::new(
             Exit::Usage,
@@ -49,7 +50,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     let name = args.model.as_deref().unwrap_or_default();
     let model = load(name, Assume::Nothing, args.offline)?;
     let prepared = case(args)?.prepare(&model.spec)?;
-    let mut traffic = traffic(args)?;
+    let mut traffic = shaped(source(args)?, args)?;
     if servers.len() > 1 {
         traffic.hold()?;
     }
@@ -101,21 +102,12 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
         write_file(path, &series_csv(&report))?;
     }
     if let Some(folder) = &args.svg {
-        std::fs::create_dir_all(folder).map_err(|e| Failure::cannot_write(folder, &e))?;
-        for chart in charts(&report) {
-            write_file(
-                &folder.join(format!("{}.svg", chart.name)),
-                &chart.standalone,
-            )?;
-        }
+        write_charts(folder, &charts(&report))?;
     }
     if args.json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|e| Failure::new(Exit::Failure, "E-IO-002", e.to_string()))?;
-        output.line(&text)?;
+        output.line(&json(&report)?)?;
     } else {
-        let look = output.look();
-        output.line(&simulation_table(&report, look))?;
+        output.line(&simulation_table(&report, output.look()))?;
     }
     Ok(if nothing_ran {
         crate::exit(Exit::DoesNotFit)
@@ -187,7 +179,7 @@ fn several(args: &SimulateArgs, servers: &[Server]) -> Result<(), Failure> {
     if fleet && servers.iter().any(|s| *s != Server::Paged) {
         return Err(Failure::new(
             Exit::Usage,
-            "E-USAGE-010",
+            "E-SIM-020",
             "--replicas is for the paged server, and --servers names another",
         )
         .hint("leave `--servers` out, or run the others without `--replicas`"));
@@ -195,12 +187,43 @@ fn several(args: &SimulateArgs, servers: &[Server]) -> Result<(), Failure> {
     if fleet && args.log.is_some() {
         return Err(Failure::new(
             Exit::Usage,
-            "E-USAGE-010",
+            "E-SIM-020",
             "--log records one server, and --replicas asks for several",
         )
         .hint("leave one of the two out"));
     }
     Ok(())
+}
+
+fn write_charts(folder: &Path, charts: &[Chart]) -> Result<(), Failure> {
+    std::fs::create_dir_all(folder).map_err(|e| Failure::cannot_write(folder, &e))?;
+    for chart in charts {
+        let path = folder.join(format!("{}.svg", chart.name));
+        write_file(&path, &chart.standalone)?;
+    }
+    Ok(())
+}
+
+fn json(report: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(report)
+        .map_err(|e| Failure::new(Exit::Failure, "E-IO-002", e.to_string()))
+}
+
+/// The servers asked for, each once; `unless_told` where none was.
+fn servers(args: &SimulateArgs, unless_told: &[ServerArg]) -> Vec<Server> {
+    let swept = |name| args.sweep.iter().any(|s| s.flag.name == name);
+    let asked = match args.servers.as_slice() {
+        [] if args.replicas.is_some() || swept("replicas") => &[ServerArg::Paged],
+        [] => unless_told,
+        given => given,
+    };
+    let mut servers: Vec<Server> = Vec::new();
+    for server in asked.iter().map(|s| Server::from(*s)) {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
+    servers
 }
 
 /// Runs at once.
@@ -234,19 +257,23 @@ fn case(args: &SimulateArgs) -> Result<Case, Failure> {
     })
 }
 
-/// The requests that the flags describe.
-fn traffic(args: &SimulateArgs) -> Result<Traffic, Failure> {
-    let mut traffic = match &args.trace {
-        Some(path) => Traffic::trace(path),
-        None => Traffic::synthetic(&args.workload)?,
-    };
+/// Where requests come from.
+fn source(args: &SimulateArgs) -> Result<Traffic, Failure> {
+    match &args.trace {
+        Some(path) => Ok(Traffic::trace(path)),
+        None => Traffic::synthetic(&args.workload),
+    }
+}
+
+/// The requests that the flags make of `source`.
+fn shaped(mut source: Traffic, args: &SimulateArgs) -> Result<Traffic, Failure> {
     if let Some(rate) = args.rate {
-        traffic = traffic.at_rate(rate)?;
+        source = source.at_rate(rate)?;
     }
     if let Some(n) = args.requests {
-        traffic = traffic.limited(n);
+        source = source.limited(n);
     }
-    Ok(traffic.seeded(args.seed))
+    Ok(source.seeded(args.seed))
 }
 
 impl From<ServerArg> for Server {

@@ -12,7 +12,7 @@ mod threads;
 mod traffic;
 
 pub(crate) use case::{Case, Prepared};
-pub(crate) use run::Server;
+pub(crate) use run::{Ran, Server};
 pub(crate) use setup::Seen;
 pub(crate) use threads::in_order;
 pub(crate) use traffic::Traffic;

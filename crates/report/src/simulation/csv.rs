@@ -65,7 +65,7 @@ pub fn series_csv(report: &SimulationReport) -> String {
 }
 
 /// A quoted field (RFC 4180) that no spreadsheet takes for a formula.
-fn field(text: &str) -> String {
+pub(super) fn field(text: &str) -> String {
     let text = plain(text);
     let guard = if text.starts_with(['=', '+', '-', '@']) {
         "'"

@@ -6,7 +6,7 @@ use super::charts::{CHART_CSS, Chart, Topic, charts};
 use super::rows::rows;
 use super::svg::escape;
 use super::text::{figure, percent, seconds, slo_words};
-use super::wire::{Named, Run, SimulationReport};
+use super::wire::{Named, Run, Setup, SimulationReport};
 use crate::numbers::{short_bytes, thousands};
 
 /// The layout of the page; colours are those of the charts.
@@ -49,12 +49,7 @@ const SECTIONS: [(Topic, &str, &str); 6] = [
 pub fn simulation_html(report: &SimulationReport) -> String {
     let s = &report.setup;
     let title = format!("{} on {}", s.model, s.device);
-    let mut out = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
-         content=\"width=device-width, initial-scale=1\"/>\n<meta name=\"color-scheme\" content=\"light dark\"/>\n\
-         <title>{} - Plimsoll simulation</title>\n<style>\n{CHART_CSS}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n",
-        escape(&title)
-    );
+    let mut out = String::new();
     head(report, &title, &mut out);
     let drawn = charts(report);
     for (topic, heading, words) in SECTIONS {
@@ -74,14 +69,24 @@ pub fn simulation_html(report: &SimulationReport) -> String {
         out.push_str("<h2>Prefix cache</h2>\n<p>No prompt token was found in it.</p>\n");
     }
     setup(report, &mut out);
-    let _ = write!(
-        out,
-        "<footer>Made by plimsoll simulate; {}, seed {}. The same workload, seed and parameters give the same \
-         decisions on any machine.</footer>\n</main>\n</body>\n</html>\n",
+    let footer = format!(
+        "Made by plimsoll simulate; {}, seed {}. The same workload, seed and parameters give the same decisions on \
+         any machine.",
         escape(&report.schema),
         s.seed
     );
-    out
+    document(&format!("{title} - Plimsoll simulation"), &out, &footer)
+}
+
+/// A page of this body and footer, which are elements already.
+pub(super) fn document(title: &str, body: &str, footer: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
+         content=\"width=device-width, initial-scale=1\"/>\n<meta name=\"color-scheme\" content=\"light dark\"/>\n\
+         <title>{}</title>\n<style>\n{CHART_CSS}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n{body}\
+         <footer>{footer}</footer>\n</main>\n</body>\n</html>\n",
+        escape(title)
+    )
 }
 
 /// Title, the numbers that matter, and what they rest on.
@@ -109,6 +114,11 @@ fn head(report: &SimulationReport, title: &str, out: &mut String) {
     for n in &report.notes {
         let _ = writeln!(out, "<p><strong>Note:</strong> {}</p>", escape(n));
     }
+    basis(s, out);
+}
+
+/// What a simulation models, and what it leaves out.
+pub(super) fn basis(s: &Setup, out: &mut String) {
     out.push_str("<div class=\"two\">\n");
     list("What this models", &s.modelled, out);
     list("What it does not", &s.not_modelled, out);

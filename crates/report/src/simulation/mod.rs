@@ -9,13 +9,18 @@ mod rows;
 mod scale;
 mod summary;
 mod svg;
+mod sweep;
 mod text;
 mod wire;
 
-pub use charts::{CHART_CSS, Chart, Topic, charts};
+pub use charts::{CHART_CSS, Chart, Topic, charts, points::charts as sweep_charts};
 pub use csv::series_csv;
 pub use html::simulation_html;
 pub use summary::simulation_table;
+pub use sweep::{
+    Axis, Point, PointRun, SWEEP_SCHEMA, SweepReport, sweep_csv, sweep_html, sweep_schema,
+    sweep_table,
+};
 pub use wire::{
     Classes, Goodput, KvUse, Latency, Named, Percentiles, Pool, Preemptions, PrefixCache, Refusal,
     Requests, Run, SIMULATION_SCHEMA, Setup, SimulationReport, SloBounds, TenantCounts, TimeSeries,

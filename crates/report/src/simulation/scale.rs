@@ -1,6 +1,9 @@
 //! Scales of axes: where a value lies, and round ticks.
 
-use super::text::{compact, seconds, short};
+use super::text::{clip, compact, seconds, short};
+
+/// Width of a character of a tick's label, generously.
+const CHARACTER: f64 = 6.0;
 
 /// The least of 1, 2 and 5 times a power of ten that is not below `x`.
 fn round_up(x: f64) -> f64 {
@@ -96,10 +99,10 @@ impl Scale {
         let min = if min > 0.0 { min.min(max) } else { max / 1e3 };
         let (from, to) = (min / 1.25, max * 1.25);
         let decades = (to / from).log10();
-        let digits: &[f64] = if decades < 1.5 {
-            &[1.0, 2.0, 5.0]
-        } else {
-            &[1.0]
+        let digits: &[f64] = match decades {
+            d if d < 0.6 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+            d if d < 1.5 => &[1.0, 2.0, 5.0],
+            _ => &[1.0],
         };
         // At most about five labels.
         let every = if digits.len() == 1 {
@@ -121,6 +124,38 @@ impl Scale {
             log: true,
             ticks,
         }
+    }
+
+    /// Given values, each with a tick as far as its label has room; logarithmic where they span more than a
+    /// decade and none is 0 or below.
+    pub(super) fn places(values: &[f64], labels: &[String], pixels: [f64; 2]) -> Self {
+        let finite = || values.iter().copied().filter(|v| v.is_finite());
+        let from = finite().fold(f64::INFINITY, f64::min);
+        let to = finite().fold(f64::NEG_INFINITY, f64::max);
+        let mut s = Self {
+            from,
+            to,
+            pixels,
+            log: from > 0.0 && to / from > 10.0,
+            ticks: Vec::new(),
+        };
+        if from >= to {
+            // One value, or none: in the middle.
+            (s.from, s.to) = (from - 1.0, from + 1.0);
+        }
+        let mut all: Vec<(f64, &String)> = values.iter().copied().zip(labels).collect();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut free_from = f64::NEG_INFINITY;
+        for (v, label) in all {
+            let label = clip(label, 14);
+            let half = label.chars().count() as f64 * CHARACTER / 2.0;
+            let x = s.at(v);
+            if x - half >= free_from {
+                free_from = x + half + CHARACTER;
+                s.ticks.push((v, label));
+            }
+        }
+        s
     }
 
     /// The pixel of `value`, inside the axis.
@@ -154,8 +189,22 @@ mod tests {
             (labels(&s).join(" "), unit),
             ("0 10 20 30 40 50 60".to_owned(), "min")
         );
+        let texts = |n: &[&str]| n.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let s = Scale::places(&[4.0, 1.0], &texts(&["four", "one"]), [0.0, 100.0]);
+        assert_eq!(labels(&s), ["one", "four"]);
+        assert_eq!((s.at(1.0), s.at(4.0), s.at(2.5)), (0.0, 100.0, 50.0));
+        // A hundred-fold range is logarithmic, and a label without room is left out.
+        let s = Scale::places(
+            &[1.0, 10.0, 100.0, 101.0],
+            &texts(&["1", "10", "100", "101"]),
+            [0.0, 100.0],
+        );
+        assert_eq!(labels(&s), ["1", "10", "100"]);
+        assert!((s.at(10.0) - 50.0).abs() < 0.2);
         let s = Scale::durations(0.02, 40.0, [0.0, 100.0]);
         assert_eq!(labels(&s), ["100 ms", "1 s", "10 s"]);
+        let s = Scale::durations(0.018, 0.021, [0.0, 100.0]);
+        assert_eq!(labels(&s), ["15 ms", "20 ms"]);
         let s = Scale::durations(0.02, 0.1, [0.0, 100.0]);
         assert_eq!(labels(&s), ["20 ms", "50 ms", "100 ms"]);
     }
@@ -167,6 +216,13 @@ mod tests {
             Scale::durations(0.0, 0.0, [0.0, 100.0]),
             Scale::durations(3.0, 3.0, [0.0, 100.0]),
             Scale::time(0.0, [0.0, 100.0]).0,
+            Scale::places(&[], &[], [0.0, 100.0]),
+            Scale::places(&[2.0], &["2".to_owned()], [0.0, 100.0]),
+            Scale::places(
+                &[f64::NAN, -1.0],
+                &["a".to_owned(), "b".to_owned()],
+                [0.0, 100.0],
+            ),
         ] {
             for v in [-1.0, 0.0, 1e-9, 3.0, 1e30, f64::NAN, f64::INFINITY] {
                 assert!((0.0..=100.0).contains(&s.at(v)));

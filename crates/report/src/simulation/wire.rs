@@ -22,7 +22,7 @@ pub struct SimulationReport {
 }
 
 /// What was simulated; the same for every run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Setup {
     /// The model, as asked for.

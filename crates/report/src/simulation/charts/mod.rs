@@ -8,6 +8,7 @@
 mod latency;
 mod memory;
 mod over_time;
+pub(super) mod points;
 mod preemption;
 mod waste;
 
@@ -131,6 +132,18 @@ impl Frame {
         scale: impl FnOnce([f64; 2]) -> Scale,
     ) -> Self {
         let (x, unit) = Scale::time(end_s, [left, right]);
+        let area = [left, top, right, bottom];
+        Self::over(svg, area, x, &format!("time ({unit})"), scale)
+    }
+
+    /// An area over `x`, which is called `name`, its vertical scale from `scale`, and its axes drawn.
+    fn over(
+        svg: &mut Svg,
+        [left, top, right, bottom]: [f64; 4],
+        x: Scale,
+        name: &str,
+        scale: impl FnOnce([f64; 2]) -> Scale,
+    ) -> Self {
         let frame = Self {
             left,
             right,
@@ -150,13 +163,7 @@ impl Frame {
             svg.text("tick", Anchor::Middle, x, bottom + 16.0, label);
         }
         let middle = f64::midpoint(left, right);
-        svg.text(
-            "axis-title",
-            Anchor::Middle,
-            middle,
-            bottom + 31.0,
-            &format!("time ({unit})"),
-        );
+        svg.text("axis-title", Anchor::Middle, middle, bottom + 31.0, name);
         frame
     }
 
