@@ -2,6 +2,7 @@
 
 mod simulate;
 mod sweep;
+mod workload;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use plimsoll_simulate::Slo;
 use plimsoll_units::{Bytes, DType};
 
 pub(crate) use self::sweep::Sweep;
+pub(crate) use self::workload::WorkloadArgs;
 
 /// How much memory an LLM needs to be served, what fits where, and why.
 #[derive(Debug, Parser)]
@@ -133,6 +135,8 @@ pub(crate) struct PlanArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) workload: WorkloadArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]

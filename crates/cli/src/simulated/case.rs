@@ -19,7 +19,7 @@ use crate::error::{Exit, Failure};
 const MODEL_LEN_MAX: u64 = 1 << 24;
 
 /// Tokens of a sequence where neither the model nor the user says.
-const MODEL_LEN_UNKNOWN: u64 = 8192;
+pub(crate) const MODEL_LEN_UNKNOWN: u64 = 8192;
 
 /// A server. Fields are named as the flags are.
 #[derive(Clone, Debug)]
@@ -46,7 +46,6 @@ pub(crate) struct Case {
 
 impl Case {
     /// A server with every flag of `simulate` at its default.
-    #[expect(dead_code, reason = "for `plan`, which has other flags")]
     pub(crate) fn new(device: Device) -> Self {
         Self {
             device,

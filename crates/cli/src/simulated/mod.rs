@@ -11,8 +11,8 @@ mod setup;
 mod threads;
 mod traffic;
 
-pub(crate) use case::{Case, Prepared};
+pub(crate) use case::{Case, MODEL_LEN_UNKNOWN, Prepared};
 pub(crate) use run::{Ran, Server};
-pub(crate) use setup::Seen;
+pub(crate) use setup::{Seen, bounds};
 pub(crate) use threads::in_order;
 pub(crate) use traffic::Traffic;

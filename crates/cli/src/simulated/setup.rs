@@ -24,6 +24,11 @@ impl Seen {
         self.last = a.at;
     }
 
+    /// Tokens of all prompts and answers.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.output_tokens)
+    }
+
     /// How fast they came and how long they were.
     fn words(&self) -> String {
         let n = self.requests;
