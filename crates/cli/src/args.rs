@@ -1,5 +1,6 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
+mod rates;
 mod simulate;
 mod sweep;
 mod workload;
@@ -10,10 +11,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use plimsoll_plan::{Engine, KvType};
 use plimsoll_simulate::Slo;
+use plimsoll_simulate::paged::Branching;
 use plimsoll_units::{Bytes, DType};
 
 pub(crate) use self::sweep::Sweep;
 pub(crate) use self::workload::WorkloadArgs;
+use crate::simulated::RateChanges;
 
 /// How much memory an LLM needs to be served, what fits where, and why.
 #[derive(Debug, Parser)]
@@ -67,9 +70,9 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Judge predictions against a file of published start-up reports
     Accuracy(AccuracyArgs),
-    /// Print the JSON Schema of a command's `--json` output
+    /// Print the JSON Schema of a command's `--json` output, or of a file that is read
     Schema {
-        /// Which output
+        /// Which one
         #[arg(value_enum)]
         of: SchemaOf,
     },
@@ -91,6 +94,8 @@ pub(crate) enum SchemaOf {
     Plan,
     Simulate,
     Sweep,
+    Find,
+    Profile,
 }
 
 #[derive(Debug, Subcommand)]
@@ -353,6 +358,12 @@ impl ServerArg {
     ];
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FindArg {
+    /// Requests per second
+    MaxRate,
+}
+
 #[derive(Clone, Debug, Args)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct SimulateArgs {
@@ -360,7 +371,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "slo", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "rates", "belief", "profile", "beam_drift", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -390,6 +401,9 @@ pub(crate) struct SimulateArgs {
     /// How many requests (default: the whole trace; 2,000 of a synthetic workload)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000), help_heading = "Workload")]
     pub(crate) requests: Option<u64>,
+    /// How much beams branch: the best candidate's mean loss, in mean gaps between candidates
+    #[arg(long, value_name = "X", default_value_t = Branching::default().drift, value_parser = simulate::drift, help_heading = "Workload")]
+    pub(crate) beam_drift: f64,
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Workload")]
     pub(crate) seed: u64,
@@ -416,6 +430,19 @@ pub(crate) struct SimulateArgs {
         help_heading = "Devices"
     )]
     pub(crate) router: RouterArg,
+    /// Rates in place of the device's, as flops=170T,memory=1.6TB/s,link=12GB/s,step=5ms,row=5us
+    ///
+    /// They are what is reached, not what the datasheet promises: operations, bytes of memory and bytes to the host
+    /// per second, and the fixed times of a step and of each of its rows. Also transfer=10us, the fixed time of a
+    /// transfer to the host, and transfers-per-block=80.
+    #[arg(long, value_name = "NAME=RATE", value_parser = rates::changes, help_heading = "Devices")]
+    pub(crate) rates: Option<RateChanges>,
+    /// Rates that the scheduler believes in place of the device's; without it, it knows the true ones
+    #[arg(long, value_name = "NAME=RATE", value_parser = rates::changes, help_heading = "Devices")]
+    pub(crate) belief: Option<RateChanges>,
+    /// Rates measured on such a device, as JSON (see `plimsoll schema profile`)
+    #[arg(long, value_name = "FILE", help_heading = "Devices")]
+    pub(crate) profile: Option<PathBuf>,
     /// KV cache per device, in place of what the plan leaves for it
     #[arg(
         long,
@@ -470,6 +497,11 @@ pub(crate) struct SimulateArgs {
     /// the share that follows, as attain=0.95. Requests turned away do not keep it.
     #[arg(long, value_name = "BOUNDS", value_parser = simulate::slo, help_heading = "Output")]
     pub(crate) slo: Option<Slo>,
+    /// Search instead of one run: the highest rate at which `--slo` is attained (of paged, unless `--servers` says)
+    ///
+    /// The table says how probes were judged; `--json` prints another object (see `plimsoll schema find`).
+    #[arg(long, value_enum, requires = "slo", conflicts_with_all = ["rate", "sweep", "log", "html", "csv", "svg"], help_heading = "Search")]
+    pub(crate) find: Option<FindArg>,
     /// Run every combination of these values of other flags, as rate=1,2,4; repeat for another name
     ///
     /// Names are those of the flags: rate, requests, seed, gpu, tp, kv-memory, swap-space, block-size, max-num-seqs,

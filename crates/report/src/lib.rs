@@ -9,6 +9,7 @@ mod build;
 mod explain;
 mod flags;
 mod numbers;
+mod profile;
 pub mod simulation;
 mod table;
 mod wire;
@@ -18,6 +19,7 @@ pub use build::{ModelFacts, build};
 pub use explain::explain;
 pub use flags::engine_flags;
 pub use numbers::{short_bytes, thousands};
+pub use profile::{PROFILE_SCHEMA, Profile, ProfileRates, profile_schema};
 pub use table::{Look, table};
 pub use wire::{
     Answer, Change, Device, EngineFlags, EngineName, ErrorBody, ErrorReport, Group, Interval, Kv,

@@ -10,8 +10,8 @@ use std::path::Path;
 use plimsoll_report::Look;
 use plimsoll_report::simulation::{
     Axis, Chart, Latency, Named, Point, PointRun, SWEEP_SCHEMA, SimulationReport, SweepReport,
-    TimeSeries, charts, series_csv, simulation_html, simulation_schema, simulation_table,
-    sweep_charts, sweep_csv, sweep_html, sweep_schema, sweep_table,
+    TimeSeries, charts, find_schema, series_csv, simulation_html, simulation_schema,
+    simulation_table, sweep_charts, sweep_csv, sweep_html, sweep_schema, sweep_table,
 };
 
 const PLAIN: Look = Look {
@@ -156,6 +156,7 @@ fn every_field_is_described() {
     }
     walk(&simulation_schema(), "report");
     walk(&sweep_schema(), "sweep");
+    walk(&find_schema(), "find");
 }
 
 #[test]

@@ -6,11 +6,25 @@ use plimsoll_units::Nanos;
 /// Share of the requests that must keep a service level unless told.
 const ATTAIN: f64 = 0.99;
 
-/// A duration: a number and its unit.
+/// A duration above 0: a number and its unit.
 pub(super) fn duration(s: &str) -> Result<Nanos, String> {
+    match duration_or_zero(s)? {
+        Nanos(0) => Err(format!("`{s}` is no time at all: use 1ns or more")),
+        d => Ok(d),
+    }
+}
+
+/// A duration: a number and its unit.
+pub(super) fn duration_or_zero(s: &str) -> Result<Nanos, String> {
     let text = s.trim();
     let bad = || format!("`{s}` is no duration: write 1.5s, 50ms or 800us");
-    let units = [("ms", 1e6), ("us", 1e3), ("µs", 1e3), ("s", 1e9)];
+    let units = [
+        ("ms", 1e6),
+        ("us", 1e3),
+        ("µs", 1e3),
+        ("ns", 1.0),
+        ("s", 1e9),
+    ];
     let (number, size) = units
         .iter()
         .find_map(|(unit, size)| Some((text.strip_suffix(unit)?, size)))
@@ -18,8 +32,8 @@ pub(super) fn duration(s: &str) -> Result<Nanos, String> {
     let number: f64 = number.trim().parse().map_err(|_| bad())?;
     let ns = (number * size).round();
     // A hundred years, far below 2^64.
-    if !(1.0..=3.2e18).contains(&ns) {
-        return Err(format!("`{s}` is out of range: from 0.001us to 3e9s"));
+    if !(0.0..=3.2e18).contains(&ns) {
+        return Err(format!("`{s}` is out of range: from 0 to 3e9s"));
     }
     #[allow(
         clippy::cast_possible_truncation,
@@ -58,6 +72,14 @@ pub(super) fn slo(s: &str) -> Result<Slo, String> {
         per_token,
         attain: attain.unwrap_or(ATTAIN),
     })
+}
+
+/// How much beams branch.
+pub(super) fn drift(s: &str) -> Result<f64, String> {
+    match s.trim().parse() {
+        Ok(x) if (0.0..=1e6).contains(&x) => Ok(x),
+        _ => Err(format!("`{s}` is no drift: use a number from 0 to 1e6")),
+    }
 }
 
 fn share_of_all(s: &str) -> Result<f64, String> {

@@ -11,6 +11,8 @@ pub(crate) fn run(of: SchemaOf, output: &mut Output) -> Result<ExitCode, Failure
         SchemaOf::Plan => plimsoll_report::plan_schema(),
         SchemaOf::Simulate => plimsoll_report::simulation::simulation_schema(),
         SchemaOf::Sweep => plimsoll_report::simulation::sweep_schema(),
+        SchemaOf::Find => plimsoll_report::simulation::find_schema(),
+        SchemaOf::Profile => plimsoll_report::profile_schema(),
     };
     let text = serde_json::to_string_pretty(&schema).map_err(|e| {
         Failure::new(

@@ -1,5 +1,6 @@
 //! `plimsoll simulate`.
 
+mod find;
 mod sweep;
 
 use std::fs::File;
@@ -18,18 +19,21 @@ use plimsoll_schedule::{Admission, Preempt};
 use plimsoll_simulate::RecorderConfig;
 use plimsoll_simulate::contiguous::{self, Reservation};
 use plimsoll_simulate::log::{LogError, replay_log};
-use plimsoll_simulate::paged::{Fleet, Router};
+use plimsoll_simulate::paged::{Branching, Fleet, Router};
 
-use crate::args::{AdmissionArg, PreemptArg, RouterArg, ServerArg, SimulateArgs};
+use crate::args::{AdmissionArg, FindArg, PreemptArg, RouterArg, ServerArg, SimulateArgs};
 use crate::commands::devices::unknown;
 use crate::error::{Exit, Failure};
 use crate::load::load;
 use crate::output::Output;
-use crate::simulated::{Case, Seen, Server, Traffic, in_order};
+use crate::simulated::{Case, Measured, Seen, Server, Traffic, in_order};
 
 pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     if let Some(path) = &args.replay {
         return replay(path, output);
+    }
+    if let (Some(FindArg::MaxRate), Some(slo)) = (args.find, args.slo) {
+        return find::run(args, slo, output);
     }
     if !args.sweep.is_empty() {
         return sweep::run(args, output);
@@ -49,7 +53,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     }
     let name = args.model.as_deref().unwrap_or_default();
     let model = load(name, Assume::Nothing, args.offline)?;
-    let prepared = case(args)?.prepare(&model.spec)?;
+    let prepared = case(args, measured(args)?)?.prepare(&model.spec)?;
     let mut traffic = shaped(source(args)?, args)?;
     if servers.len() > 1 {
         traffic.hold()?;
@@ -233,8 +237,13 @@ fn threads(args: &SimulateArgs) -> usize {
         .map_or(1, NonZeroUsize::get)
 }
 
+/// The profile that is named.
+fn measured(args: &SimulateArgs) -> Result<Option<Measured>, Failure> {
+    args.profile.as_deref().map(Measured::read).transpose()
+}
+
 /// The server that the flags describe.
-fn case(args: &SimulateArgs) -> Result<Case, Failure> {
+fn case(args: &SimulateArgs, profile: Option<Measured>) -> Result<Case, Failure> {
     Ok(Case {
         device: plimsoll_device::find(&args.gpu)
             .ok_or_else(|| unknown(&args.gpu))?
@@ -254,6 +263,12 @@ fn case(args: &SimulateArgs) -> Result<Case, Failure> {
         preempt: args.preempt.into(),
         kv_cache_dtype: args.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
+        profile,
+        rates: args.rates.unwrap_or_default(),
+        belief: args.belief,
+        branching: Branching {
+            drift: args.beam_drift,
+        },
     })
 }
 

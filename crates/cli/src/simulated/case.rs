@@ -10,9 +10,10 @@ use plimsoll_program::{GroupKind, KvRules, Parallel, PoolGeometry};
 use plimsoll_report::thousands;
 use plimsoll_schedule::{Admission, CostModel, Preempt, Rates, Work};
 use plimsoll_simulate::log::PAGES_MAX;
-use plimsoll_simulate::paged::{Fleet, Router};
+use plimsoll_simulate::paged::{Branching, Fleet, Router};
 use plimsoll_units::{Bytes, DType};
 
+use super::{Measured, RateChanges};
 use crate::error::{Exit, Failure};
 
 /// The longest sequence whose block table is kept account of: 16 million tokens, beyond any published model.
@@ -42,6 +43,14 @@ pub(crate) struct Case {
     /// `None` for the type of the weights.
     pub(crate) kv_cache_dtype: Option<KvType>,
     pub(crate) prefix_cache: bool,
+    /// Rates in place of the device's published ones.
+    pub(crate) profile: Option<Measured>,
+    /// What is true in place of that.
+    pub(crate) rates: RateChanges,
+    /// What the scheduler believes in place of published or measured rates; `None` for the truth.
+    pub(crate) belief: Option<RateChanges>,
+    /// How much beams branch.
+    pub(crate) branching: Branching,
 }
 
 impl Case {
@@ -64,6 +73,10 @@ impl Case {
             preempt: Preempt::Auto,
             kv_cache_dtype: None,
             prefix_cache: true,
+            profile: None,
+            rates: RateChanges::default(),
+            belief: None,
+            branching: Branching::default(),
         }
     }
 
@@ -72,17 +85,7 @@ impl Case {
     /// # Errors
     /// Exit code 3 where no two blocks fit, 2 where the values make no sense.
     pub(crate) fn prepare(self, spec: &ModelSpec) -> Result<Prepared, Failure> {
-        let rates = Rates::of(&self.device).ok_or_else(|| {
-            Failure::new(
-                Exit::Usage,
-                "E-SIM-005",
-                format!(
-                    "no rates are known of {}: its time cannot be modelled",
-                    self.device.name
-                ),
-            )
-            .hint("choose a device with published rates, such as a100-80g or h100")
-        })?;
+        let known = self.known_rates()?;
         let max_model_len = self.max_model_len(spec)?;
         let parallel = Parallel {
             tp: self.tp,
@@ -142,6 +145,11 @@ impl Case {
         let pages = self.pages(pool, layout.page)?;
         let swap_pages = self.swap_space.whole(layout.page).min(u64::from(PAGES_MAX));
         let work = Work::new(spec, &geometry, self.tp).map_err(PlanError::from)?;
+        let truth = self.rates.over(known);
+        let cost = |rates| CostModel {
+            work: work.clone(),
+            rates,
+        };
         Ok(Prepared {
             pool: layout
                 .page
@@ -149,7 +157,8 @@ impl Case {
                 .map_err(PlanError::from)?,
             pages,
             swap_pages: u32::try_from(swap_pages).unwrap_or(PAGES_MAX),
-            cost: CostModel { work, rates },
+            belief: cost(self.belief.map_or(truth, |b| b.over(known))),
+            truth: cost(truth),
             layout,
             max_model_len,
             vocab: u32::try_from(spec.vocab).unwrap_or(u32::MAX).max(1),
@@ -168,6 +177,24 @@ impl Case {
                 n.saturating_mul(tp)
             ),
         }
+    }
+
+    /// Rates as measured or published.
+    fn known_rates(&self) -> Result<Rates, Failure> {
+        if let Some(measured) = &self.profile {
+            return measured.of(&self.device);
+        }
+        Rates::of(&self.device).ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                "E-SIM-005",
+                format!(
+                    "no rates are known of {}: its time cannot be modelled",
+                    self.device.name
+                ),
+            )
+            .hint("choose a device with published rates, such as a100-80g or h100, or give a `--profile`")
+        })
     }
 
     fn max_model_len(&self, spec: &ModelSpec) -> Result<u32, Failure> {
@@ -242,7 +269,10 @@ pub(crate) struct Prepared {
     /// Pages of the pool, the null page among them.
     pub(crate) pages: u32,
     pub(crate) swap_pages: u32,
-    pub(crate) cost: CostModel,
+    /// What times are.
+    pub(crate) truth: CostModel,
+    /// What the scheduler believes of them.
+    pub(crate) belief: CostModel,
     /// Longest sequence accepted, in tokens.
     pub(crate) max_model_len: u32,
     pub(crate) vocab: u32,

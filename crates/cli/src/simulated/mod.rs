@@ -6,12 +6,14 @@
 //! and on nothing else.
 
 mod case;
+mod rates;
 mod run;
 mod setup;
 mod threads;
 mod traffic;
 
 pub(crate) use case::{Case, MODEL_LEN_UNKNOWN, Prepared};
+pub(crate) use rates::{Measured, RateChanges};
 pub(crate) use run::{Ran, Server};
 pub(crate) use setup::{Seen, bounds};
 pub(crate) use threads::in_order;

@@ -11,7 +11,7 @@ use plimsoll_report::thousands;
 use plimsoll_schedule::{Admission, Limits, SchedulerConfig, Tenant};
 use plimsoll_simulate::contiguous::{self, Reservation};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_simulate::paged::{self, Asked, Branching, Faults, preempt_name, router_name};
+use plimsoll_simulate::paged::{self, Asked, Faults, preempt_name, router_name};
 use plimsoll_simulate::workload::{WorkloadError, fill_tokens};
 use plimsoll_simulate::{Arrival, Recorder, RecorderConfig, RunFacts, Sink};
 
@@ -201,10 +201,10 @@ impl Prepared {
         paged::Config {
             scheduler,
             kv,
-            belief: self.cost.clone(),
-            truth: self.cost.clone(),
+            belief: self.belief.clone(),
+            truth: self.truth.clone(),
             asked: Asked::Most,
-            branching: Branching::default(),
+            branching: case.branching,
             faults: Faults::default(),
             measure_sharing: false,
             seed: traffic.spec.seed,
@@ -234,7 +234,7 @@ impl Prepared {
             max_batch: Some(u64::from(self.case.max_num_seqs)),
             until: None,
         };
-        contiguous::run(&config, arrivals, &self.cost, sink).map_err(|e| match e {
+        contiguous::run(&config, arrivals, &self.truth, sink).map_err(|e| match e {
             contiguous::RunError::Arrivals(e) => traffic.failure(&e),
             other => Failure::new(Exit::Failure, "E-SIM-001", other.to_string())
                 .hint("check the rates and the workload"),

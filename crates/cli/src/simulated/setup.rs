@@ -2,10 +2,12 @@
 
 use plimsoll_report::simulation::{Named, Setup, SloBounds};
 use plimsoll_report::thousands;
+use plimsoll_schedule::Rates;
 use plimsoll_simulate::{Arrival, Slo};
 use plimsoll_units::Nanos;
 
-use super::{Prepared, Traffic};
+use super::{Prepared, RateChanges, Traffic};
+use crate::error::Failure;
 
 /// The requests that a server was given, in sums.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,10 +31,20 @@ impl Seen {
         self.prompt_tokens.saturating_add(self.output_tokens)
     }
 
+    /// How long they were.
+    pub(crate) fn lengths(&self) -> String {
+        let n = self.requests;
+        let mean = |tokens: u64| thousands(tokens.saturating_add(n / 2) / n.max(1));
+        format!(
+            "prompts of {} and answers of {} tokens on average",
+            mean(self.prompt_tokens),
+            mean(self.output_tokens)
+        )
+    }
+
     /// How fast they came and how long they were.
     fn words(&self) -> String {
         let n = self.requests;
-        let mean = |tokens: u64| thousands(tokens.saturating_add(n / 2) / n.max(1));
         // The first one arrives at 0.
         let span_s = self.last.0 as f64 / 1e9;
         let rate = (n.saturating_sub(1)) as f64 / span_s;
@@ -44,11 +56,7 @@ impl Seen {
             r if r >= 0.001 => format!(", {r:.4} per second"),
             _ => format!(", one in {} s", thousands((1.0 / rate).round() as u64)),
         };
-        format!(
-            "{arrivals}; prompts of {} and answers of {} tokens on average",
-            mean(self.prompt_tokens),
-            mean(self.output_tokens)
-        )
+        format!("{arrivals}; {}", self.lengths())
     }
 }
 
@@ -70,6 +78,15 @@ pub(crate) fn bounds(slo: &Slo) -> SloBounds {
 }
 
 impl Prepared {
+    /// The requests of `traffic`, without serving them.
+    pub(crate) fn survey(&self, traffic: &Traffic) -> Result<Seen, Failure> {
+        let mut seen = Seen::default();
+        for arrival in traffic.open(u64::from(self.max_model_len))? {
+            seen.add(&arrival.map_err(|e| traffic.failure(&e))?);
+        }
+        Ok(seen)
+    }
+
     /// What was simulated: `model` by name, given the requests of `traffic` that were `seen`.
     pub(crate) fn setup(
         &self,
@@ -79,7 +96,6 @@ impl Prepared {
         slo: Option<Slo>,
     ) -> Setup {
         let case = &self.case;
-        let r = &self.cost.rates;
         let workload = format!(
             "{} {} of {}{}",
             thousands(seen.requests),
@@ -91,16 +107,14 @@ impl Prepared {
             traffic.name,
             seen.words()
         );
-        let costs = [
-            ("flops_per_s", r.flops_per_s),
-            ("memory_bytes_per_s", r.memory_bytes_per_s),
-            ("link_bytes_per_s", r.link_bytes_per_s),
-            ("transfer_ns", r.transfer_ns),
-            ("step_ns", r.step_ns),
-            ("row_ns", r.row_ns),
-            ("weight_bytes", self.cost.work.weight_bytes),
-            ("token_flops", self.cost.work.token_flops),
-        ];
+        let mut costs = rates(&self.truth.rates, "");
+        costs.extend([
+            ("weight_bytes".to_owned(), self.truth.work.weight_bytes),
+            ("token_flops".to_owned(), self.truth.work.token_flops),
+        ]);
+        if self.belief != self.truth {
+            costs.extend(rates(&self.belief.rates, "believed "));
+        }
         Setup {
             model: model.to_owned(),
             device: case.devices(),
@@ -121,8 +135,7 @@ impl Prepared {
                  decisions are real.",
                 "A step takes the larger of streaming the weights and computing linear layers, plus \
                  attention, copies, transfers and fixed costs, one after the other.",
-                "Rates are 55 % of the device's dense 16-bit operations and 80 % of its memory \
-                 bandwidth, and 25 GB/s to host memory.",
+                &self.rates_words(),
                 "Contiguous servers reserve as the paper's baselines do; none of them splits prompts or \
                  preempts.",
             ]
@@ -137,4 +150,42 @@ impl Prepared {
             .to_vec(),
         }
     }
+
+    /// Where the rates come from, as a sentence.
+    fn rates_words(&self) -> String {
+        let case = &self.case;
+        let base = match &case.profile {
+            Some(measured) => format!("Rates are those measured in {}", measured.name),
+            None => "Rates are 55 % of the device's dense 16-bit operations and 80 % of its memory bandwidth, and 25 \
+                     GB/s to host memory"
+                .to_owned(),
+        };
+        let given = if case.rates == RateChanges::default() {
+            ""
+        } else {
+            ", but for those given"
+        };
+        let believed = if self.belief == self.truth {
+            ""
+        } else {
+            "; the scheduler believes others"
+        };
+        format!("{base}{given}{believed}.")
+    }
+}
+
+/// Rates by name.
+fn rates(r: &Rates, before: &str) -> Vec<(String, u64)> {
+    let all = [
+        ("flops_per_s", r.flops_per_s),
+        ("memory_bytes_per_s", r.memory_bytes_per_s),
+        ("link_bytes_per_s", r.link_bytes_per_s),
+        ("transfer_ns", r.transfer_ns),
+        ("transfers_per_block", r.transfers_per_block),
+        ("step_ns", r.step_ns),
+        ("row_ns", r.row_ns),
+    ];
+    all.into_iter()
+        .map(|(name, value)| (format!("{before}{name}"), value))
+        .collect()
 }

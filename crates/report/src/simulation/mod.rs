@@ -4,6 +4,7 @@
 
 mod charts;
 mod csv;
+mod find;
 mod html;
 mod rows;
 mod scale;
@@ -15,6 +16,7 @@ mod wire;
 
 pub use charts::{CHART_CSS, Chart, Topic, charts, points::charts as sweep_charts};
 pub use csv::series_csv;
+pub use find::{FIND_SCHEMA, FindReport, Found, Limit, Probe, find_schema, find_table};
 pub use html::simulation_html;
 pub use summary::simulation_table;
 pub use sweep::{

@@ -11,7 +11,8 @@ use plimsoll_report::thousands;
 use plimsoll_simulate::RecorderConfig;
 
 use super::{
-    case, has_folder, json, servers, several, shaped, source, threads, write_charts, write_file,
+    case, has_folder, json, measured, servers, several, shaped, source, threads, write_charts,
+    write_file,
 };
 use crate::args::{ServerArg, SimulateArgs, Sweep};
 use crate::error::{Exit, Failure};
@@ -36,6 +37,7 @@ pub(super) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
     let model = load(name, Assume::Nothing, args.offline)?;
     let mut source = source(args)?;
     source.hold()?;
+    let profile = measured(args)?;
     let mut cases = Vec::with_capacity(combinations.len());
     for values in &combinations {
         let mut typed = args.clone();
@@ -43,7 +45,8 @@ pub(super) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
             (sweep.flag.set)(&mut typed, &sweep.values[*i].1);
         }
         several(&typed, &servers)?;
-        cases.push((case(&typed)?, shaped(source.clone(), &typed)?));
+        let profile = profile.clone();
+        cases.push((case(&typed, profile)?, shaped(source.clone(), &typed)?));
     }
     // What does not fit or cannot be split is a result.
     let prepared: Vec<(Result<Prepared, Failure>, Traffic)> = cases
