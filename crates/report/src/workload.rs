@@ -191,6 +191,11 @@ fn fleets(f: &Fleets, out: &mut String) {
     for line in t.to_string().lines() {
         let _ = writeln!(out, "{}", line.trim_end());
     }
+    if f.tried.is_empty() {
+        let _ = writeln!(out, "    none: one replica fits at no degree");
+    } else if f.tried.iter().all(|x| !x.attained) {
+        let _ = writeln!(out, "    none of them keeps it");
+    }
 }
 
 fn replay(r: &Replay, out: &mut String) {
@@ -262,6 +267,6 @@ fn replay(r: &Replay, out: &mut String) {
         }
     }
     if let Some(command) = &r.command {
-        line("again", command.clone());
+        line("repeat it by", command.clone());
     }
 }

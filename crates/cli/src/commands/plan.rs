@@ -109,9 +109,8 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     let answered = answer(&model.spec, &question)?;
     let mut report = build(&facts, &model.spec, &question, &answered)?;
     report.notes.extend(others);
-    let none_attains = fleets
-        .as_ref()
-        .is_some_and(|f| f.tried.iter().all(|t| !t.chosen));
+    let attained = fleets.as_ref().map(|f| f.tried.iter().any(|t| t.chosen));
+    report.answer.chosen |= attained == Some(true);
     match &demand {
         Some(demand) => {
             let e = &answered.evaluation;
@@ -123,7 +122,7 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     // Choosing the number of devices always has an answer unless no number fits.
     Ok(match answered.evaluation.verdict {
         Verdict::No if question.device.is_some() => exit(Exit::DoesNotFit),
-        _ if none_attains => exit(Exit::DoesNotFit),
+        _ if attained == Some(false) => exit(Exit::DoesNotFit),
         _ => ExitCode::SUCCESS,
     })
 }

@@ -108,7 +108,7 @@ impl Replayer {
                 0.0
             },
             running_mean: telling.mean(Field::Running),
-            live_share: telling.mean(Field::TokenStates) / run.pool.slots.max(1) as f64,
+            live_share: run.kv.saturated.unwrap_or(run.kv.busy).token_states,
             swaps_per_request: per_request(run.preemptions.swap),
             recomputes_per_request: per_request(run.preemptions.recompute),
             recomputed_share: run.preemptions.recomputed_tokens as f64 / tokens.max(1) as f64,
