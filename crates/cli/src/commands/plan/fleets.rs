@@ -182,44 +182,54 @@ impl Candidate<'_> {
 }
 
 /// The result for the smallest `n` in `1..=most` that is good, though not for `n - 1`; that for `most` where none is.
-/// Starts at `guess`, and tries at most about twice the logarithm of `most`.
+/// Steps away from `guess`, twice as far each time, and then halves: about twice the logarithm of `most` tries at most.
 fn fewest<T, E>(
     guess: u64,
     most: u64,
     mut probe: impl FnMut(u64) -> Result<T, E>,
     good: impl Fn(&T) -> bool,
 ) -> Result<T, E> {
-    let mut result = probe(guess)?;
+    let first = probe(guess)?;
     // `low` is not good; `high` is, and `result` is its.
-    let (mut low, mut high) = (0, guess);
+    let (mut low, mut high, mut result);
     let mut step = 1;
-    if good(&result) {
-        while high > 1 {
+    if good(&first) {
+        (low, high, result) = (0, guess, first);
+        while high > 1 && low == 0 {
             let n = high.saturating_sub(step).max(1);
             let next = probe(n)?;
-            if !good(&next) {
+            if good(&next) {
+                (high, result) = (n, next);
+                step *= 2;
+            } else {
                 low = n;
-                break;
             }
-            (result, high) = (next, n);
-            step *= 2;
         }
     } else {
-        while !good(&result) {
-            low = high;
-            if low == most {
-                return Ok(result);
+        if guess == most {
+            return Ok(first);
+        }
+        // What even the most do not keep needs no steps.
+        (low, high, result) = (guess, most, probe(most)?);
+        while good(&result) && low + step < high {
+            let n = low + step;
+            let next = probe(n)?;
+            if good(&next) {
+                (high, result) = (n, next);
+            } else {
+                low = n;
+                step *= 2;
             }
-            high = low.saturating_add(step).min(most);
-            result = probe(high)?;
-            step *= 2;
+        }
+        if !good(&result) {
+            return Ok(result);
         }
     }
     while high - low > 1 {
         let n = low + (high - low) / 2;
         let next = probe(n)?;
         if good(&next) {
-            (result, high) = (next, n);
+            (high, result) = (n, next);
         } else {
             low = n;
         }
