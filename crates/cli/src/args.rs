@@ -371,7 +371,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "rates", "belief", "profile", "beam_drift", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "rates", "belief", "profile", "beam_drift", "tenants", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -440,7 +440,7 @@ pub(crate) struct SimulateArgs {
     /// Rates that the scheduler believes in place of the device's; without it, it knows the true ones
     #[arg(long, value_name = "NAME=RATE", value_parser = rates::changes, help_heading = "Devices")]
     pub(crate) belief: Option<RateChanges>,
-    /// Rates measured on such a device, as JSON (see `plimsoll schema profile`)
+    /// Rates measured on such a device, or steps timed on one, as JSON (see `plimsoll schema profile`)
     #[arg(long, value_name = "FILE", help_heading = "Devices")]
     pub(crate) profile: Option<PathBuf>,
     /// KV cache per device, in place of what the plan leaves for it
@@ -462,6 +462,12 @@ pub(crate) struct SimulateArgs {
     /// Servers to run side by side, each with the same requests and memory (default: all; with --replicas, paged)
     #[arg(long, value_enum, value_delimiter = ',', help_heading = "Server")]
     pub(crate) servers: Vec<ServerArg>,
+    /// What tenants of the paged pool are sure of and never exceed: FLOOR:CAP,... as 0.2:0.5,0:1
+    ///
+    /// Shares of the pool, in the order of the workload's tenants. A tenant gets its floor back from others whenever it
+    /// needs it.
+    #[arg(long, value_name = "SHARES", value_parser = simulate::tenants, help_heading = "Server")]
+    pub(crate) tenants: Option<simulate::Tenants>,
     /// Tokens per block
     #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536), help_heading = "Server")]
     pub(crate) block_size: u64,

@@ -103,7 +103,7 @@ fn a_profile_takes_the_place_of_published_rates() {
     assert_eq!(same["runs"], plain["runs"]);
     let words = same["setup"]["modelled"][2].as_str().unwrap();
     assert!(
-        words.starts_with("Rates are those measured in ") && words.ends_with("profile.json."),
+        words.starts_with("Rates are measured in ") && words.ends_with("profile.json."),
         "{words}"
     );
 
@@ -124,6 +124,92 @@ fn a_profile_takes_the_place_of_published_rates() {
     assert!(validator.is_valid(&measured));
     measured["rates"]["flops_per_s"] = 0.into();
     assert!(!validator.is_valid(&measured));
+}
+
+/// Steps and swaps that take exactly what these rates say, as a profile.
+fn timed(flops: f64, memory: f64, step_s: f64) -> Value {
+    let weight_bytes = 26_000_000_000_u64;
+    let mut steps = Vec::new();
+    for tokens in [1_u64, 4, 16, 64, 300, 800, 2048] {
+        for rows in [1, 8, 64] {
+            for kv_bytes in [1_000_000_u64, 3_000_000_000, 20_000_000_000] {
+                let linear = tokens as f64 * 26e9;
+                let seconds = step_s
+                    + f64::from(rows) * 5e-6
+                    + (linear / flops).max(weight_bytes as f64 / memory)
+                    + kv_bytes as f64 / memory
+                    + 1e9 / flops;
+                steps.push(object!({
+                    "rows": rows, "linear_flops": tokens * 26_000_000_000, "attention_flops": 1_000_000_000,
+                    "kv_bytes": kv_bytes, "seconds": seconds
+                }));
+            }
+        }
+    }
+    let swap = |blocks: u64, bytes: u64| object!({"blocks": blocks, "bytes": bytes, "seconds": blocks as f64 * 1e-5 + bytes as f64 / 2e10});
+    let swaps = [
+        swap(1, 1_000_000),
+        swap(8, 100_000_000),
+        swap(50, 90_000_000),
+    ];
+    object!({
+        "schema": "plimsoll.profile/1", "device": "a100-80g",
+        "timed": {"weight_bytes": weight_bytes, "steps": steps, "swaps": swaps}
+    })
+}
+
+#[test]
+fn rates_are_fitted_to_timed_steps() {
+    let dir = Dir::new();
+    let profile = timed(1.5e14, 1.2e12, 3e-3);
+    let path = dir.write("timed.json", profile.to_string());
+    let report = tight(&format!("--profile {path}"));
+    let near = |name: &str, expected: f64| {
+        let rate: f64 = cost(&report, name)
+            .unwrap()
+            .replace(',', "")
+            .parse()
+            .unwrap();
+        assert!((rate / expected - 1.0).abs() < 0.001, "{name}: {rate}");
+    };
+    near("flops_per_s", 1.5e14);
+    near("memory_bytes_per_s", 1.2e12);
+    near("link_bytes_per_s", 2e10);
+    near("transfer_ns", 1e4);
+    near("step_ns", 3e6);
+    near("row_ns", 5e3);
+    let words = report["setup"]["modelled"][2].as_str().unwrap();
+    assert!(
+        words.starts_with("Rates are fitted to 63 steps and 3 swaps timed in "),
+        "{words}"
+    );
+    assert!(words.ends_with(", off by 0.0 % on average."), "{words}");
+
+    let alike: Value = vec![profile["timed"]["steps"][0].clone(); 20].into();
+    for (pointer, value, part) in [
+        (
+            "/timed/steps",
+            object!([]),
+            "time steps of few and of many rows",
+        ),
+        ("/timed/steps", alike, "time steps of few and of many rows"),
+        (
+            "/timed/swaps",
+            object!([]),
+            "time swaps of few and of many bytes",
+        ),
+        (
+            "/timed/steps/2/seconds",
+            0.into(),
+            "step 3 took no positive time",
+        ),
+    ] {
+        let mut changed = profile.clone();
+        *changed.pointer_mut(pointer).unwrap() = value;
+        let path = dir.write("bad.json", changed.to_string());
+        let stderr = refused_with(&["llama-13b", "--requests", "5", "--profile", &path], 65);
+        assert!(stderr.contains(part), "no `{part}` in: {stderr}");
+    }
 }
 
 #[test]

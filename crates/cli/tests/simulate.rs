@@ -10,17 +10,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
-use simulating::{Dir, command, json, refused_with, run, text, words};
+use simulating::{Dir, command, json, refused, refused_with, run, text, words};
 
 const AZURE: &str = "TIMESTAMP,ContextTokens,GeneratedTokens";
 const LENGTHS: &str = "arrival_time,prompt_len,output_len";
-
-/// Flags of a short run of llama-13b that are refused, saying `part`.
-fn refused(flags: &str, code: i32, part: &str) {
-    let args = [&["llama-13b", "--requests", "20"][..], &words(flags)].concat();
-    let stderr = refused_with(&args, code);
-    assert!(stderr.contains(part), "no `{part}` in: {stderr}");
-}
 
 /// A trace of these bytes that is refused, saying `part`.
 fn refused_trace(bytes: impl AsRef<[u8]>, code: i32, part: &str) {
@@ -506,52 +499,4 @@ fn a_run_holds_no_more_than_the_pool_of_the_plan() {
     assert!(pages * page <= 4 << 30);
     assert!((pages + 1) * page > 4 << 30);
     assert_eq!(run["kv"]["high_water_pages"].as_u64(), Some(pages - 1));
-}
-
-#[test]
-fn a_service_level_is_judged_over_all_requests() {
-    let flags = "llama-13b --workload sharegpt:rate=16 --requests 200 --kv-memory 4GiB --slo ttft=2s,itl=40ms";
-    let args = [&words(flags)[..], &["--servers", "paged,orca-max"]].concat();
-    let report = json(&args);
-    let slo = &report["setup"]["slo"];
-    assert_eq!(
-        (&slo["ttft_s"], &slo["per_token_s"], &slo["attain"]),
-        (&2.0.into(), &0.04.into(), &0.99.into())
-    );
-    let share = |i: usize| report["runs"][i]["goodput"]["share"].as_f64().unwrap();
-    assert!(
-        share(0) > share(1) && share(1) < 0.5,
-        "{} {}",
-        share(0),
-        share(1)
-    );
-    assert_eq!(report["runs"][1]["goodput"]["attained"], false);
-    let table = text(&args);
-    assert!(
-        table.contains("Service level: the first token within 2 s, later tokens within 40 ms each, for 99 % of the requests"),
-        "{table}"
-    );
-    assert!(
-        table.contains("within SLO") && table.contains("SLO attained"),
-        "{table}"
-    );
-    // A bound that none breaks, and a share that any number of requests reaches.
-    let loose = json(&[&words(flags)[..7], &["--slo", "tpot=1s,attain=0.5"]].concat());
-    assert_eq!(loose["setup"]["slo"]["ttft_s"], Value::Null);
-    assert_eq!(loose["runs"][0]["goodput"]["attained"], true);
-
-    // All are refused: none is kept.
-    let args = words("llama-13b --requests 20 --json --slo ttft=999s --kv-memory 26MiB");
-    let out = run(&args);
-    assert_eq!(out.status.code(), Some(3));
-    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
-    assert_eq!(report["runs"][0]["goodput"]["share"], 0.0);
-    assert_eq!(report["runs"][0]["goodput"]["attained"], false);
-}
-
-#[test]
-fn threads_change_nothing() {
-    let args = words("llama-13b --requests 40 --json --threads");
-    let with = |n: &'static str| text(&[&args[..], &[n]].concat());
-    assert_eq!(with("1"), with("4"));
 }

@@ -19,7 +19,9 @@ pub use build::{ModelFacts, build};
 pub use explain::explain;
 pub use flags::engine_flags;
 pub use numbers::{short_bytes, thousands};
-pub use profile::{PROFILE_SCHEMA, Profile, ProfileRates, profile_schema};
+pub use profile::{
+    PROFILE_SCHEMA, Profile, ProfileRates, ProfileStep, ProfileSwap, ProfileTimes, profile_schema,
+};
 pub use table::{Look, table};
 pub use wire::{
     Answer, Change, Device, EngineFlags, EngineName, ErrorBody, ErrorReport, Group, Interval, Kv,

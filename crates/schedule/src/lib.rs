@@ -18,6 +18,7 @@ mod config;
 pub mod cost;
 mod decision;
 mod drive;
+pub mod fit;
 mod group;
 mod integrity;
 mod learn;

@@ -103,6 +103,11 @@ struct Tenant {
     finished: u64,
     output_tokens: u64,
     good: u64,
+    /// Finished requests that arrived in the window, and their times added up, in nanoseconds.
+    measured: u64,
+    ttft: u128,
+    ttft_max: u64,
+    e2e: u128,
 }
 
 /// Turns a run into figures.
@@ -255,8 +260,14 @@ impl Sink for Recorder {
     fn finished(&mut self, f: &Finished) {
         if self.inside(f.arrived) {
             let e2e = f.ended.0.saturating_sub(f.arrived.0);
-            self.ttft.add(f.first_token.0.saturating_sub(f.arrived.0));
+            let ttft = f.first_token.0.saturating_sub(f.arrived.0);
+            self.ttft.add(ttft);
             self.e2e.add(e2e);
+            let tenant = self.tenants.entry(f.tenant).or_default();
+            tenant.measured += 1;
+            tenant.ttft += u128::from(ttft);
+            tenant.ttft_max = tenant.ttft_max.max(ttft);
+            tenant.e2e += u128::from(e2e);
             self.normalised.add(e2e / f.longest_output.max(1));
         }
         if self.inside(f.ended) {

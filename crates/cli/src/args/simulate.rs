@@ -3,6 +3,8 @@
 use plimsoll_simulate::Slo;
 use plimsoll_units::Nanos;
 
+use crate::simulated::TenantShare;
+
 /// Share of the requests that must keep a service level unless told.
 const ATTAIN: f64 = 0.99;
 
@@ -82,6 +84,36 @@ pub(super) fn drift(s: &str) -> Result<f64, String> {
     }
 }
 
+/// The rights of the tenants.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tenants(pub(crate) Vec<TenantShare>);
+
+/// `0.2:0.5,0:1`.
+pub(super) fn tenants(s: &str) -> Result<Tenants, String> {
+    let tenants = s.split(',').map(tenant).collect::<Result<Vec<_>, _>>()?;
+    let floors: f64 = tenants.iter().map(|t| t.floor).sum();
+    // Shares written in decimals are not exact in binary.
+    if floors > 1.0 + 1e-9 {
+        return Err(format!(
+            "the floors add up to {floors}: nobody can be sure of more than the pool"
+        ));
+    }
+    Ok(Tenants(tenants))
+}
+
+fn tenant(s: &str) -> Result<TenantShare, String> {
+    let bad = || format!("`{s}` is no FLOOR:CAP: write two shares from 0 to 1, as 0.2:0.5");
+    let (floor, cap) = s.split_once(':').ok_or_else(bad)?;
+    let share = |text: &str| text.trim().parse::<f64>().map_err(|_| bad());
+    let (floor, cap) = (share(floor)?, share(cap)?);
+    if !(0.0..=1.0).contains(&floor) || !(floor..=1.0).contains(&cap) || cap == 0.0 {
+        return Err(format!(
+            "`{s}`: the floor is from 0 to the cap, and the cap above 0 and up to 1"
+        ));
+    }
+    Ok(TenantShare { floor, cap })
+}
+
 fn share_of_all(s: &str) -> Result<f64, String> {
     match s.trim().parse() {
         Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
@@ -101,6 +133,27 @@ mod tests {
         assert_eq!(duration("800us"), duration("800µs"));
         for bad in ["", "1", "s", "1m", "-1s", "0s", "nans", "infs", "1e300s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tenants_have_floors_and_caps() {
+        let two = tenants("0.2:0.5,0:1").unwrap().0;
+        assert_eq!((two[0].floor, two[0].cap), (0.2, 0.5));
+        assert!(tenants("0.1:1,0.2:1,0.3:1,0.4:1").is_ok());
+        for bad in [
+            "",
+            "0.2",
+            "0.2:",
+            "0.5:0.2",
+            "0:0",
+            "-0.1:1",
+            "0:1.1",
+            "nan:1",
+            "0:nan",
+            "0.6:1,0.6:1",
+        ] {
+            assert!(tenants(bad).is_err(), "{bad}");
         }
     }
 

@@ -263,6 +263,7 @@ fn case(args: &SimulateArgs, profile: Option<Measured>) -> Result<Case, Failure>
         preempt: args.preempt.into(),
         kv_cache_dtype: args.kv_cache_dtype,
         prefix_cache: !args.no_enable_prefix_caching,
+        tenants: args.tenants.clone().map_or_else(Vec::new, |t| t.0),
         profile,
         rates: args.rates.unwrap_or_default(),
         belief: args.belief,

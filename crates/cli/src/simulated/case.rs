@@ -43,6 +43,8 @@ pub(crate) struct Case {
     /// `None` for the type of the weights.
     pub(crate) kv_cache_dtype: Option<KvType>,
     pub(crate) prefix_cache: bool,
+    /// What each tenant of the paged pool is sure of, and what it never exceeds; empty for neither.
+    pub(crate) tenants: Vec<TenantShare>,
     /// Rates in place of the device's published ones.
     pub(crate) profile: Option<Measured>,
     /// What is true in place of that.
@@ -51,6 +53,13 @@ pub(crate) struct Case {
     pub(crate) belief: Option<RateChanges>,
     /// How much beams branch.
     pub(crate) branching: Branching,
+}
+
+/// A tenant's rights, as shares of the pool.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct TenantShare {
+    pub(crate) floor: f64,
+    pub(crate) cap: f64,
 }
 
 impl Case {
@@ -73,6 +82,7 @@ impl Case {
             preempt: Preempt::Auto,
             kv_cache_dtype: None,
             prefix_cache: true,
+            tenants: Vec::new(),
             profile: None,
             rates: RateChanges::default(),
             belief: None,

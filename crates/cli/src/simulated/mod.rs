@@ -12,7 +12,7 @@ mod setup;
 mod threads;
 mod traffic;
 
-pub(crate) use case::{Case, MODEL_LEN_UNKNOWN, Prepared};
+pub(crate) use case::{Case, MODEL_LEN_UNKNOWN, Prepared, TenantShare};
 pub(crate) use rates::{Measured, RateChanges};
 pub(crate) use run::{Ran, Server};
 pub(crate) use setup::{Seen, bounds};

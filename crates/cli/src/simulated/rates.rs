@@ -5,13 +5,14 @@ use std::io::Read as _;
 use std::path::Path;
 
 use plimsoll_device::Device;
-use plimsoll_report::{PROFILE_SCHEMA, Profile, ProfileRates};
+use plimsoll_report::{PROFILE_SCHEMA, Profile, ProfileRates, ProfileTimes, thousands};
 use plimsoll_schedule::Rates;
+use plimsoll_schedule::fit::{FitError, Fitted, TimedStep, TimedSwap, fit};
 
 use crate::error::{Exit, Failure};
 
-/// Most bytes of a profile; real ones have some hundred.
-const PROFILE_BYTES_MAX: u64 = 1 << 20;
+/// Most bytes of a profile: some hundred thousand timed steps.
+const PROFILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Rates given in place of others, by the names of `Rates`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +45,9 @@ impl RateChanges {
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     /// Where they were read.
-    pub(crate) name: String,
+    name: String,
+    /// How they came about.
+    pub(crate) words: String,
     /// The device they were measured on.
     device: &'static Device,
     pub(crate) rates: Rates,
@@ -88,10 +91,33 @@ impl Measured {
             ))
             .hint("`plimsoll devices` lists them")
         })?;
+        let (rates, words) = match (&profile.rates, &profile.timed) {
+            (Some(r), None) => (
+                rates(r).map_err(|field| corrupt(format!("{field} is 0")))?,
+                format!("measured in {name}"),
+            ),
+            (None, Some(times)) => {
+                let fitted = fitted(times).map_err(|e| corrupt(e.to_string()))?;
+                let words = format!(
+                    "fitted to {} steps and {} swaps timed in {name}, off by {:.1} % on average",
+                    thousands(times.steps.len() as u64),
+                    thousands(times.swaps.len() as u64),
+                    fitted.error * 100.0
+                );
+                (fitted.rates, words)
+            }
+            (Some(_), Some(_)) => {
+                return Err(corrupt("it has both rates and timed work".to_owned()));
+            }
+            (None, None) => {
+                return Err(corrupt("it has neither rates nor timed work".to_owned()));
+            }
+        };
         Ok(Self {
-            rates: rates(&profile.rates).map_err(|field| corrupt(format!("{field} is 0")))?,
-            device,
             name,
+            words,
+            device,
+            rates,
         })
     }
 
@@ -110,6 +136,30 @@ impl Measured {
         )
         .hint(format!("add `--gpu {}`", self.device.name)))
     }
+}
+
+fn fitted(times: &ProfileTimes) -> Result<Fitted, FitError> {
+    let steps: Vec<TimedStep> = times
+        .steps
+        .iter()
+        .map(|s| TimedStep {
+            rows: s.rows,
+            linear_flops: s.linear_flops,
+            attention_flops: s.attention_flops,
+            kv_bytes: s.kv_bytes,
+            seconds: s.seconds,
+        })
+        .collect();
+    let swaps: Vec<TimedSwap> = times
+        .swaps
+        .iter()
+        .map(|s| TimedSwap {
+            transfers: s.blocks,
+            bytes: s.bytes,
+            seconds: s.seconds,
+        })
+        .collect();
+    fit(times.weight_bytes, &steps, &swaps)
 }
 
 /// The rates of a profile, or the name of one that is 0 and must not be.

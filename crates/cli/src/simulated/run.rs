@@ -16,7 +16,7 @@ use plimsoll_simulate::workload::{WorkloadError, fill_tokens};
 use plimsoll_simulate::{Arrival, Recorder, RecorderConfig, RunFacts, Sink};
 
 use super::setup::named;
-use super::{Prepared, Seen, Traffic};
+use super::{Prepared, Seen, TenantShare, Traffic};
 use crate::error::{Exit, Failure};
 
 /// Which server.
@@ -116,7 +116,7 @@ impl Prepared {
         sink: &mut impl Sink,
         log: Option<&Path>,
     ) -> Result<RunFacts, Failure> {
-        let config = self.paged_config(traffic);
+        let config = self.paged_config(traffic)?;
         let seed = config.seed;
         let vocabulary = NonZeroU32::new(self.vocab).unwrap_or(NonZeroU32::MIN);
         let fill = |i: u64, a: &Arrival, out: &mut Vec<u32>| {
@@ -159,6 +159,13 @@ impl Prepared {
                 if config.kv.prefix_cache { "on" } else { "off" },
             ),
         ];
+        if !self.case.tenants.is_empty() {
+            let shares = self.case.tenants.iter();
+            let shares: Vec<String> = shares
+                .map(|t| format!("{} to {}", t.floor, t.cap))
+                .collect();
+            policies.push(named("tenants", shares.join(", ")));
+        }
         let replicas = u64::from(fleet.replicas.get());
         if replicas > 1 {
             policies.push(named("replicas", replicas.to_string()));
@@ -178,7 +185,7 @@ impl Prepared {
         })
     }
 
-    fn paged_config(&self, traffic: &Traffic) -> paged::Config {
+    fn paged_config(&self, traffic: &Traffic) -> Result<paged::Config, Failure> {
         let case = &self.case;
         let tenants = u16::try_from(traffic.tenants()).unwrap_or(1);
         let mut scheduler = SchedulerConfig::new(Limits {
@@ -190,7 +197,7 @@ impl Prepared {
         scheduler.max_seqs = case.max_num_seqs;
         scheduler.max_batched_tokens =
             u32::try_from(case.max_num_batched_tokens).unwrap_or(u32::MAX);
-        scheduler.tenants = vec![Tenant::FREE; usize::from(tenants)];
+        scheduler.tenants = self.tenants(usize::from(tenants))?;
         scheduler.admission = case.admission;
         scheduler.preempt = case.preempt;
         // The plan's pool holds the null page too.
@@ -198,7 +205,7 @@ impl Prepared {
         kv.swap_pages = self.swap_pages;
         kv.prefix_cache = case.prefix_cache;
         kv.tenants = tenants;
-        paged::Config {
+        Ok(paged::Config {
             scheduler,
             kv,
             belief: self.belief.clone(),
@@ -209,7 +216,37 @@ impl Prepared {
             measure_sharing: false,
             seed: traffic.spec.seed,
             until: None,
+        })
+    }
+
+    /// The rights of `n` tenants, in pages.
+    fn tenants(&self, n: usize) -> Result<Vec<Tenant>, Failure> {
+        let shares = &self.case.tenants;
+        if shares.is_empty() {
+            return Ok(vec![Tenant::FREE; n]);
         }
+        if shares.len() != n {
+            return Err(Failure::new(
+                Exit::Usage,
+                "E-SIM-017",
+                format!(
+                    "--tenants names {} tenants, and the workload has {n}",
+                    shares.len()
+                ),
+            )
+            .hint("give FLOOR:CAP for each; `--workload sharegpt:tenants=weights(3,1)` has two"));
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a number of 32 bits"
+        )]
+        let pages = |share: f64| (share * f64::from(self.pages - 1)) as u32;
+        let tenant = |t: &TenantShare| Tenant {
+            floor: pages(t.floor),
+            cap: if t.cap < 1.0 { pages(t.cap) } else { u32::MAX },
+        };
+        Ok(shares.iter().map(tenant).collect())
     }
 
     fn contiguous(

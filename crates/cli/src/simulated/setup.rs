@@ -155,7 +155,7 @@ impl Prepared {
     fn rates_words(&self) -> String {
         let case = &self.case;
         let base = match &case.profile {
-            Some(measured) => format!("Rates are those measured in {}", measured.name),
+            Some(measured) => format!("Rates are {}", measured.words),
             None => "Rates are 55 % of the device's dense 16-bit operations and 80 % of its memory bandwidth, and 25 \
                      GB/s to host memory"
                 .to_owned(),

@@ -88,3 +88,10 @@ pub(crate) fn refused_with(args: &[&str], code: i32) -> String {
     );
     stderr
 }
+
+/// Flags of a short run of llama-13b that are refused, saying `part`.
+pub(crate) fn refused(flags: &str, code: i32, part: &str) {
+    let args = [&["llama-13b", "--requests", "20"][..], &words(flags)].concat();
+    let stderr = refused_with(&args, code);
+    assert!(stderr.contains(part), "no `{part}` in: {stderr}");
+}

@@ -205,7 +205,7 @@ fn comparison(report: &SimulationReport, out: &mut String) {
     }
     out.push_str("</tr></thead>\n<tbody>\n");
     for row in rows(report) {
-        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(row.name));
+        let _ = write!(out, "<tr><th scope=\"row\">{}</th>", escape(&row.name));
         for cell in &row.cells {
             let _ = write!(out, "<td>{}</td>", escape(cell));
         }

@@ -1,20 +1,23 @@
 //! The comparison of runs: the same lines in the terminal and on the page.
 
+use std::collections::BTreeSet;
+
 use super::text::{figure, percent, plain, seconds};
-use super::wire::{Percentiles, Run, SimulationReport};
+use super::wire::{Percentiles, Run, SimulationReport, TenantCounts};
 use crate::numbers::{short_bytes, thousands};
 
 /// A line: what it says, and one cell per run.
 pub(super) struct Row {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     pub(super) cells: Vec<String>,
 }
 
 /// The lines of a report; those that say nothing of any run are left out.
 pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
     let mut out = Vec::new();
-    let mut add = |name: &'static str, shown: bool, cell: &dyn Fn(&Run) -> String| {
+    let mut add = |name: &str, shown: bool, cell: &dyn Fn(&Run) -> String| {
         if shown {
+            let name = name.to_owned();
             let cells = report.runs.iter().map(cell).collect();
             out.push(Row { name, cells });
         }
@@ -101,12 +104,45 @@ pub(super) fn rows(report: &SimulationReport) -> Vec<Row> {
     add("blocks copied", any(&|r| r.copied_blocks > 0), &|r| {
         n(r.copied_blocks)
     });
+    for id in tenants(report) {
+        let of = |r: &Run, cell: &dyn Fn(&TenantCounts) -> Option<String>| {
+            let tenant = r.tenants.iter().find(|t| t.tenant == id);
+            tenant.and_then(cell).unwrap_or_else(none)
+        };
+        add(&format!("tenant {id}, finished"), true, &|r| {
+            of(r, &|t| Some(n(t.finished)))
+        });
+        add("  within SLO", any(&|r| r.goodput.is_some()), &|r| {
+            of(r, &|t| {
+                (t.finished > 0).then(|| percent(t.good as f64 / t.finished as f64))
+            })
+        });
+        add("  first token, mean", true, &|r| {
+            of(r, &|t| t.ttft_mean_s.map(seconds))
+        });
+        add("  end to end, mean", true, &|r| {
+            of(r, &|t| t.e2e_mean_s.map(seconds))
+        });
+    }
     add("decision hash", any(&|r| r.decision_hash.is_some()), &|r| {
         r.decision_hash
             .as_ref()
             .map_or_else(none, |h| plain(h).chars().take(8).collect())
     });
     out
+}
+
+/// The tenants that have lines of their own: none where there is one, and the first eight where there are more.
+fn tenants(report: &SimulationReport) -> Vec<u32> {
+    let all: BTreeSet<u32> = report
+        .runs
+        .iter()
+        .flat_map(|r| r.tenants.iter().map(|t| t.tenant))
+        .collect();
+    match all.len() {
+        0 | 1 => Vec::new(),
+        _ => all.into_iter().take(8).collect(),
+    }
 }
 
 pub(super) fn yes_no(yes: bool) -> String {

@@ -63,7 +63,7 @@ fn columns(lines: &[Row], runs: &[Run], first: usize, out: &mut String) {
     t.set_header(std::iter::once(String::new()).chain(labels));
     for line in lines {
         let cells = line.cells.iter().skip(first).take(runs.len()).cloned();
-        t.add_row(std::iter::once(line.name.to_owned()).chain(cells));
+        t.add_row(std::iter::once(line.name.clone()).chain(cells));
     }
     for i in 1..=runs.len() {
         if let Some(c) = t.column_mut(i) {

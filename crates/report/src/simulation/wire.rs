@@ -289,6 +289,12 @@ pub struct TenantCounts {
     pub output_tokens: u64,
     /// Requests that kept the service level; 0 without one.
     pub good: u64,
+    /// Arrival to first token, mean, in seconds; null where nothing was measured.
+    pub ttft_mean_s: Option<f64>,
+    /// Arrival to first token, longest, in seconds; null where nothing was measured.
+    pub ttft_max_s: Option<f64>,
+    /// Arrival to last token, mean, in seconds; null where nothing was measured.
+    pub e2e_mean_s: Option<f64>,
 }
 
 /// A run over time: equally wide buckets from the start of the run, window or not. All arrays are

@@ -119,11 +119,15 @@ fn preemptions(c: &Counts) -> Preemptions {
 }
 
 fn tenant(id: u32, t: &Tenant) -> TenantCounts {
+    let mean_s = |sum: u128| (t.measured > 0).then(|| sum as f64 / t.measured as f64 / SECOND);
     TenantCounts {
         tenant: id,
         finished: t.finished,
         output_tokens: t.output_tokens,
         good: t.good,
+        ttft_mean_s: mean_s(t.ttft),
+        ttft_max_s: (t.measured > 0).then(|| seconds(t.ttft_max)),
+        e2e_mean_s: mean_s(t.e2e),
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{Chart, Frame, Topic, WIDTH, colour, heading, legend};
+use super::{CHARACTER, Chart, Frame, Topic, WIDTH, colour, heading};
 use crate::simulation::scale::Scale;
-use crate::simulation::svg::{Svg, px};
+use crate::simulation::svg::{Anchor, Svg, px};
 use crate::simulation::sweep::{Axis, PointRun, SweepReport};
 use crate::simulation::text::{clip, figure, percent, seconds};
 
@@ -210,14 +210,13 @@ fn chart(metric: &Metric, axis: &Axis, lines: &[Line<'_>]) -> Option<Chart> {
     };
     let names: Vec<(String, String)> = drawn
         .iter()
-        .map(|(colour, l)| (colour.clone(), clip(&l.name, 60)))
+        .map(|(colour, l)| (colour.clone(), clip(&l.name, 80)))
         .collect();
-    // The legend tells its height by drawing.
-    let key = legend(&mut Svg::new(WIDTH, 0.0), 24.0, &names);
-    let top = 34.0 + key;
+    // The key tells its height by drawing.
+    let top = 34.0 + key(&mut Svg::new(WIDTH, 0.0), 0.0, &names);
     let mut svg = Svg::new(WIDTH, top + 235.0);
     heading(&mut svg, metric.title, &unit);
-    legend(&mut svg, 26.0, &names);
+    key(&mut svg, 26.0, &names);
     let area = [52.0, top, WIDTH - 16.0, top + 192.0];
     let x = Scale::places(
         &places(axis),
@@ -231,7 +230,8 @@ fn chart(metric: &Metric, axis: &Axis, lines: &[Line<'_>]) -> Option<Chart> {
     });
     // The first line is the one that matters: it is drawn last, above the others.
     for (colour, line) in drawn.iter().rev() {
-        draw(&mut svg, &frame, metric, colour, line);
+        let joined = axis.numbers.is_some();
+        draw(&mut svg, &frame, metric, colour, line, joined);
     }
     frame.baseline(&mut svg);
     Some(Chart::new(
@@ -242,8 +242,35 @@ fn chart(metric: &Metric, axis: &Axis, lines: &[Line<'_>]) -> Option<Chart> {
     ))
 }
 
-/// A line with a dot at every value; broken where a run has no such figure.
-fn draw(svg: &mut Svg, frame: &Frame, metric: &Metric, colour: &str, line: &Line<'_>) {
+/// Samples of lines with names, in as many rows as needed from `y` on; the height they took.
+fn key(svg: &mut Svg, y: f64, entries: &[(String, String)]) -> f64 {
+    let (mut x, mut row) = (0.0, 0.0);
+    for (class, text) in entries {
+        let w = 26.0 + text.chars().count() as f64 * CHARACTER + 12.0;
+        if x > 0.0 && x + w > WIDTH {
+            x = 0.0;
+            row += 1.0;
+        }
+        let middle = y + row * 17.0 + 5.0;
+        let d = format!("M{} {}L{} {}", px(x), px(middle), px(x + 20.0), px(middle));
+        svg.path(&format!("line {class}"), &d, "");
+        svg.circle(&format!("dot {class}"), x + 10.0, middle, 3.5, "");
+        svg.text("small", Anchor::Start, x + 26.0, middle + 4.0, text);
+        x += w;
+    }
+    (row + 1.0) * 17.0
+}
+
+/// A dot at every value, and a line through them; the line is broken where a run has no such figure, and missing
+/// where there is nothing between values.
+fn draw(
+    svg: &mut Svg,
+    frame: &Frame,
+    metric: &Metric,
+    colour: &str,
+    line: &Line<'_>,
+    joined: bool,
+) {
     let (mut d, mut pen, mut dots) = (String::new(), 'M', Vec::new());
     for (place, text, run) in &line.runs {
         let Some(value) = (metric.of)(run).filter(|v| v.is_finite()) else {
@@ -255,7 +282,9 @@ fn draw(svg: &mut Svg, frame: &Frame, metric: &Metric, colour: &str, line: &Line
         pen = 'L';
         dots.push((x, y, text, value));
     }
-    svg.path(&format!("line {colour}"), &d, &line.name);
+    if joined {
+        svg.path(&format!("line {colour}"), &d, &line.name);
+    }
     for (x, y, text, value) in dots {
         let title = format!("{}, at {text}: {}", line.name, metric.kind.written(value));
         svg.circle(&format!("dot {colour}"), x, y, 3.5, &title);
