@@ -30,6 +30,14 @@ fn json(line: &str) -> Value {
     serde_json::from_str(&text(&format!("{line} --json"))).unwrap()
 }
 
+/// A plan, whose JSON is what its types say.
+fn the_plan(line: &str) -> Value {
+    let plan = json(line);
+    let typed: plimsoll_report::PlanReport = serde_json::from_value(plan.clone()).unwrap();
+    assert_eq!(serde_json::to_value(typed).unwrap(), plan);
+    plan
+}
+
 /// A file that is gone after the test.
 struct Trace(PathBuf);
 
@@ -66,7 +74,7 @@ fn the_lengths_of_a_trace_are_planned_as_the_same_mix_is() {
         "mix.csv",
         "prompt_len,output_len\n500,12\n2000,48\n12,500\n256,256\n",
     );
-    let from = |load: &str| json(&format!("plimsoll plan llama-13b --gpu a100-80g {load}"));
+    let from = |load: &str| the_plan(&format!("plimsoll plan llama-13b --gpu a100-80g {load}"));
     let mix = from("--lengths 512:0.75,2048:0.25");
     let plan = from(&format!("--trace {}", trace.path()));
     assert_eq!(plan["load"], mix["load"]);
@@ -86,7 +94,7 @@ fn the_lengths_of_a_trace_are_planned_as_the_same_mix_is() {
 
 #[test]
 fn the_lengths_of_a_workload_have_its_mean_in_few_classes() {
-    let plan = json(SHAREGPT);
+    let plan = the_plan(SHAREGPT);
     let w = &plan["workload"];
     let mean = |name: &str| w[name].as_f64().unwrap();
     let lengths = plan["load"]["lengths"].as_array().unwrap();
@@ -105,8 +113,8 @@ fn a_plan_is_the_same_twice_and_another_from_another_seed() {
     let line = format!("{SHAREGPT} --rate 20/s --slo ttft=1s,itl=50ms");
     assert_eq!(text(&line), text(&line));
     let replay =
-        |seed: u64| json(&format!("{SHAREGPT} --seed {seed}"))["workload"]["replay"].clone();
-    assert_eq!(replay(0), json(SHAREGPT)["workload"]["replay"]);
+        |seed: u64| the_plan(&format!("{SHAREGPT} --seed {seed}"))["workload"]["replay"].clone();
+    assert_eq!(replay(0), the_plan(SHAREGPT)["workload"]["replay"]);
     assert_ne!(replay(0)["running_mean"], replay(1)["running_mean"]);
 }
 
@@ -118,7 +126,7 @@ fn a_replay_is_the_simulation_that_its_command_runs() {
         "--tp 2 --seed 7 --swap-space 1GiB --block-size 32 --max-num-seqs 64 --kv-cache-dtype fp8 \
          --no-enable-prefix-caching --max-num-batched-tokens 512",
     ] {
-        let plan = json(&format!("{SHAREGPT} {more}"));
+        let plan = the_plan(&format!("{SHAREGPT} {more}"));
         let replay = &plan["workload"]["replay"];
         let run = simulated(&replay["command"], "--servers paged");
         for name in ["requests_per_s", "output_tokens_per_s"] {
@@ -140,7 +148,7 @@ fn a_replay_is_the_simulation_that_its_command_runs() {
 
 #[test]
 fn a_full_pool_shows_what_preemption_costs() {
-    let plan = json(&format!("{SHAREGPT} --kv-memory 4GiB"));
+    let plan = the_plan(&format!("{SHAREGPT} --kv-memory 4GiB"));
     let r = &plan["workload"]["replay"];
     let f = |name: &str| r[name].as_f64().unwrap();
     assert!(f("saturated_share") > 0.8 && f("live_share") > 0.8, "{r}");
@@ -149,14 +157,14 @@ fn a_full_pool_shows_what_preemption_costs() {
         "{r}"
     );
     assert_eq!(r["swaps_per_request"], 0.0);
-    let swapped = json(&format!("{SHAREGPT} --kv-memory 4GiB --swap-space 8GiB"));
+    let swapped = the_plan(&format!("{SHAREGPT} --kv-memory 4GiB --swap-space 8GiB"));
     assert!(swapped["workload"]["replay"]["swaps_per_request"].as_f64() > Some(0.0));
 }
 
 #[test]
 fn the_chosen_fleet_keeps_the_service_level_and_one_replica_fewer_does_not() {
     let slo = "ttft=1s,itl=60ms";
-    let plan = json(&format!(
+    let plan = the_plan(&format!(
         "{SHAREGPT} --rate 30/s --slo {slo} --tp 1 --price a100-40g=1/h --price h100=5/h"
     ));
     let fleets = &plan["workload"]["fleets"];
@@ -205,7 +213,7 @@ fn the_chosen_fleet_keeps_the_service_level_and_one_replica_fewer_does_not() {
 #[test]
 fn the_fewest_devices_are_chosen_without_prices_and_the_command_says_so() {
     let line = format!("{SHAREGPT} --rate 30/s --slo ttft=1s,itl=60ms");
-    let plan = json(&line);
+    let plan = the_plan(&line);
     let tried = plan["workload"]["fleets"]["tried"].as_array().unwrap();
     let devices = |f: &Value| f["devices"].as_u64().unwrap();
     let least = tried.iter().map(devices).min();
@@ -227,7 +235,7 @@ fn the_fewest_devices_are_chosen_without_prices_and_the_command_says_so() {
         assert!(table.contains(part), "{part}: {table}");
     }
     // A degree that the user fixes is the only one.
-    let fixed = json(&format!("{line} --tp 4"));
+    let fixed = the_plan(&format!("{line} --tp 4"));
     let tried = fixed["workload"]["fleets"]["tried"].as_array().unwrap();
     assert_eq!(tried.len(), 1);
     assert_eq!(tried[0]["tp"], 4);
@@ -255,8 +263,8 @@ fn a_service_level_that_nothing_keeps_is_code_3() {
 
 #[test]
 fn what_cannot_be_replayed_is_planned_and_says_why() {
-    let plan = |flags: &str| {
-        json(&format!(
+    let of = |flags: &str| {
+        the_plan(&format!(
             "plimsoll plan llama-13b --workload sharegpt {flags}"
         ))
     };
@@ -268,21 +276,21 @@ fn what_cannot_be_replayed_is_planned_and_says_why() {
         ),
         ("--memory 80GiB", "no rates are known"),
     ] {
-        let plan = plan(flags);
+        let plan = of(flags);
         assert_eq!(plan["workload"]["replay"], Value::Null, "{flags}");
         assert_eq!(plan["workload"]["requests"], 20_000);
         let notes = plan["notes"].to_string();
         assert!(notes.contains(why), "{flags}: {notes}");
     }
     // Another engine's pool under our scheduler.
-    let vllm = plan("--requests 20 --gpu a100-40g");
+    let vllm = of("--requests 20 --gpu a100-40g");
     let notes = vllm["notes"].to_string();
     assert!(
         notes.contains("of Plimsoll's scheduler with the pool that vllm"),
         "{notes}"
     );
     // What `simulate` has no flag for has no command.
-    let quantised = plan("--requests 20 --gpu a100-40g --quantization int4");
+    let quantised = of("--requests 20 --gpu a100-40g --quantization int4");
     assert_eq!(quantised["workload"]["replay"]["command"], Value::Null);
     assert_eq!(quantised["workload"]["replay"]["finished"], 20);
 }
