@@ -86,6 +86,11 @@ fn the_lengths_of_a_trace_are_planned_as_the_same_mix_is() {
     assert_eq!(w["prompt_tokens_mean"], 692.0);
     assert_eq!(w["output_tokens_mean"], 204.0);
     assert_eq!(w["longest_tokens"], 2048);
+    assert!(!plan["notes"].to_string().contains("were cut"), "{plan}");
+    let cut = from(&format!("--trace {} --max-model-len 512", trace.path()));
+    assert_eq!(cut["workload"]["longest_tokens"], 512);
+    let notes = cut["notes"].to_string();
+    assert!(notes.contains("were cut to the longest"), "{notes}");
     // The trace has no times and no more requests: all come at once.
     assert_eq!(w["replay"]["requests"], 4);
     assert_eq!(w["replay"]["finished"], 4);

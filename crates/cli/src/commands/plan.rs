@@ -111,12 +111,12 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     report.notes.extend(others);
     let attained = fleets.as_ref().map(|f| f.tried.iter().any(|t| t.chosen));
     report.answer.chosen |= attained == Some(true);
-    match &demand {
-        Some(demand) => {
-            let e = &answered.evaluation;
-            replay::add(&model, &question.settings, e, demand, fleets, &mut report);
-        }
-        None => cheapest_notes(&priced, &model, &question, &mut report)?,
+    if attained.is_none() {
+        cheapest_notes(&priced, &model, &question, &mut report)?;
+    }
+    if let Some(demand) = &demand {
+        let e = &answered.evaluation;
+        replay::add(&model, &question.settings, e, demand, fleets, &mut report);
     }
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.

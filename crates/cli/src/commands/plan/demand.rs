@@ -28,6 +28,8 @@ pub(super) struct Demand<'a> {
     args: &'a WorkloadArgs,
     traffic: Traffic,
     mix: LengthMix,
+    /// Requests cut to the longest that the model takes.
+    clamped: u64,
 }
 
 impl<'a> Demand<'a> {
@@ -47,7 +49,8 @@ impl<'a> Demand<'a> {
         }
         let longest = args.engine.max_model_len.or(spec.max_context);
         let mut mix = LengthMix::default();
-        for arrival in all.open(longest.unwrap_or(MODEL_LEN_UNKNOWN))? {
+        let mut arrivals = all.open(longest.unwrap_or(MODEL_LEN_UNKNOWN))?;
+        for arrival in arrivals.by_ref() {
             mix.add(&arrival.map_err(|e| traffic.failure(&e))?);
         }
         if mix.requests() == 0 {
@@ -62,6 +65,7 @@ impl<'a> Demand<'a> {
             args: typed,
             traffic,
             mix,
+            clamped: arrivals.notes().clamped,
         }))
     }
 
@@ -93,6 +97,11 @@ impl<'a> Demand<'a> {
     /// Tokens of the longest request.
     pub(super) fn longest(&self) -> u64 {
         self.mix.longest()
+    }
+
+    /// Requests cut to the longest that the model takes.
+    pub(super) fn clamped(&self) -> u64 {
+        self.clamped
     }
 
     /// Whether prompts have parts in common, which the lengths do not tell.

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{Engine, Evaluation, KvType, Settings, prepared};
 use plimsoll_report::simulation::Run;
-use plimsoll_report::{Fleets, PlanReport, Replay};
+use plimsoll_report::{Fleets, PlanReport, Replay, thousands};
 use plimsoll_simulate::recorder::Field;
 use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
 
@@ -202,6 +202,12 @@ pub(super) fn add(
     match &replay {
         Ok(_) => report.notes.extend(rests_on(settings, demand)),
         Err(why) => report.notes.push(why.clone()),
+    }
+    if demand.clamped() > 0 {
+        report.notes.push(format!(
+            "{} requests were cut to the longest that the model takes",
+            thousands(demand.clamped())
+        ));
     }
     report.workload = Some(demand.wire(replay.ok(), fleets));
 }
