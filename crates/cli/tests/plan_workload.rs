@@ -181,7 +181,6 @@ fn the_chosen_fleet_keeps_the_service_level_and_one_replica_fewer_does_not() {
         let more = format!("--servers paged --slo {slo}");
         let run = simulated(&fleet["command"], &more);
         assert_eq!(run["goodput"]["attained"], true, "{fleet}");
-        assert_eq!(run["goodput"]["share"], fleet["slo_share"]);
         assert_eq!(run["latency"]["ttft"]["p99_s"], fleet["ttft_p99_s"]);
         let n = fleet["replicas"].as_u64().unwrap();
         assert_eq!(fleet["devices"], n * fleet["tp"].as_u64().unwrap());

@@ -7,7 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::numbers::thousands;
-use crate::simulation::{Percentiles, SloBounds, figure, percent, plain, seconds, slo_words};
+use crate::simulation::{
+    Limit, Percentiles, SloBounds, figure, percent, plain, seconds, slo_words,
+};
 
 /// What a plan knows of its workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -99,9 +101,11 @@ pub struct Fleet {
     pub devices: u64,
     /// Price per hour of all; null where none was given.
     pub price_per_hour: Option<f64>,
-    /// Whether enough requests keep the service level.
+    /// Whether enough requests keep the service level, after the first tenth of them, and no queue grows.
     pub attained: bool,
-    /// Share of the requests that keep it, of 1.
+    /// What breaks it; null where it is kept.
+    pub limited_by: Option<Limit>,
+    /// Share of the requests after the first tenth that keep it, of 1.
     pub slo_share: f64,
     /// 99th percentile of the time to the first token, in seconds; null where there was none.
     pub ttft_p99_s: Option<f64>,
@@ -157,6 +161,10 @@ fn fleets(f: &Fleets, out: &mut String) {
         header.push("per hour");
     }
     let columns = header.len();
+    let limited = f.tried.iter().any(|t| t.limited_by.is_some());
+    if limited {
+        header.push("limited by");
+    }
     t.set_header(header);
     for x in &f.tried {
         let duration = |s: Option<f64>| s.map_or_else(|| "-".to_owned(), seconds);
@@ -180,6 +188,9 @@ fn fleets(f: &Fleets, out: &mut String) {
                 x.price_per_hour
                     .map_or_else(String::new, |p| format!("{p:.2}")),
             );
+        }
+        if limited {
+            row.push(x.limited_by.map_or("", Limit::words).to_owned());
         }
         t.add_row(row);
     }

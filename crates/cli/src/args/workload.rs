@@ -34,7 +34,7 @@ pub(crate) struct WorkloadArgs {
     /// Find the fewest devices that keep this service level at --rate: ttft=1s,itl=50ms,attain=0.99
     #[arg(long, value_name = "BOUNDS", requires = "rate", value_parser = slo)]
     pub(crate) slo: Option<Slo>,
-    /// Requests of a replay (default: 2,000, or two minutes of --rate and up to 20,000)
+    /// Requests of a replay (default: 2,000, or ten minutes of --rate and up to 20,000)
     #[arg(long, value_name = "N", requires = "traffic", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) requests: Option<u64>,
     /// Seed of everything random

@@ -16,8 +16,8 @@ const DRAWN: u64 = 20_000;
 const CLASSES: u64 = 16;
 /// Requests of a replay unless told.
 const REPLAYED: u64 = 2000;
-/// With a rate there are as many as come in this time, for queues to grow, ...
-const REPLAYED_S: f64 = 120.0;
+/// With a rate there are as many as come in this time, for the longest answers to pile up and queues to grow, ...
+const REPLAYED_S: f64 = 600.0;
 /// ... but no more than this.
 const REPLAYED_MAX: u64 = 20_000;
 /// Arrivals per second that are all at once.
@@ -152,6 +152,10 @@ impl<'a> Demand<'a> {
 
     pub(super) fn rate(&self) -> Option<f64> {
         self.args.rate
+    }
+
+    pub(super) fn has_slo(&self) -> bool {
+        self.args.slo.is_some()
     }
 
     pub(super) fn seed(&self) -> u64 {

@@ -8,15 +8,16 @@ use plimsoll_plan::{MAX_DEVICES, Question, Verdict, tensor_parallel};
 use plimsoll_program::Parallel;
 use plimsoll_report::{Fleet, Fleets};
 use plimsoll_simulate::Slo;
+use plimsoll_simulate::judge::Judge;
 
 use super::demand::Demand;
-use super::replay::{Replayer, serve};
+use super::replay::{Replayer, recorder};
 use super::usage;
 use crate::args::PlanArgs;
-use crate::error::{Exit, Failure};
+use crate::error::Failure;
 use crate::load::Loaded;
 use crate::progress::Progress;
-use crate::simulated::{Traffic, bounds, in_order};
+use crate::simulated::{Server, Traffic, bounds, in_order};
 
 /// With `--slo`: the fleets that keep it, the best of which `question` is then about.
 pub(super) fn choose(
@@ -52,6 +53,9 @@ pub(super) fn choose(
     }
     Ok(Some(found.fleets))
 }
+
+/// Share of a replay by which requests may wait longer at its end than at its start: beyond it a queue grows.
+const GROWTH: f64 = 0.01;
 
 /// The fleets tried, and the deployment of the one to be planned.
 struct Found {
@@ -154,10 +158,11 @@ impl Candidate<'_> {
         let probe = |n: u64| -> Result<Fleet, Failure> {
             let n = u32::try_from(n).ok().and_then(NonZeroU32::new);
             let n = n.unwrap_or(NonZeroU32::MIN);
-            let (_, run, _) = serve(&replayer.replicas(n), traffic, Some(slo))?;
-            let good = run.goodput.ok_or_else(|| {
-                Failure::new(Exit::Failure, "E-SIM-001", "a replay has no service level")
-            })?;
+            let mut judge = Judge::new(recorder(Some(slo)), slo);
+            let server = replayer.replicas(n);
+            let (facts, ..) = server.serve(Server::Paged, traffic, &mut judge, None)?;
+            let (recorder, verdict) = judge.verdict(GROWTH);
+            let run = recorder.run(facts);
             let replicas = u64::from(n.get());
             let devices = replicas * tp;
             Ok(Fleet {
@@ -166,8 +171,9 @@ impl Candidate<'_> {
                 replicas,
                 devices,
                 price_per_hour: self.price.map(|p| p * devices as f64),
-                attained: good.attained,
-                slo_share: good.share,
+                attained: verdict.limited_by.is_none(),
+                limited_by: verdict.limited_by,
+                slo_share: verdict.share,
                 ttft_p99_s: run.latency.ttft.map(|p| p.p99_s),
                 inter_token_p99_s: run.latency.inter_token.map(|p| p.p99_s),
                 chosen: false,
@@ -175,7 +181,10 @@ impl Candidate<'_> {
             })
         };
         // What one replica carries at full load tells about how many are needed.
-        let (_, full, _) = serve(&replayer.replicas(NonZeroU32::MIN), crowd, None)?;
+        let mut full = recorder(None);
+        let server = replayer.replicas(NonZeroU32::MIN);
+        let (facts, ..) = server.serve(Server::Paged, crowd, &mut full, None)?;
+        let full = full.run(facts);
         let guess = (rate / full.requests_per_s.max(f64::MIN_POSITIVE)).ceil();
         fewest((guess as u64).clamp(1, most), most, probe, |f| f.attained)
     }
@@ -272,6 +281,7 @@ mod tests {
             devices,
             price_per_hour: price,
             attained: true,
+            limited_by: None,
             slo_share,
             ttft_p99_s: None,
             inter_token_p99_s: None,

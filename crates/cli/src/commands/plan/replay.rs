@@ -4,7 +4,6 @@ use std::num::NonZeroU32;
 
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{Engine, Evaluation, KvType, Settings, prepared};
-use plimsoll_report::simulation::Run;
 use plimsoll_report::{Fleets, PlanReport, Replay, thousands};
 use plimsoll_simulate::recorder::Field;
 use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
@@ -12,7 +11,7 @@ use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
 use super::demand::Demand;
 use crate::error::{Exit, Failure};
 use crate::load::Loaded;
-use crate::simulated::{Case, Prepared, Server, Traffic};
+use crate::simulated::{Case, Prepared, Server};
 
 /// A server that can be replayed, and how `simulate` is told of it.
 pub(super) struct Replayer {
@@ -89,7 +88,11 @@ impl Replayer {
     /// Replays the requests of `demand`.
     pub(super) fn replay(&self, demand: &Demand<'_>) -> Result<Replay, Failure> {
         let traffic = demand.traffic()?;
-        let (recorder, run, tokens) = serve(&self.prepared, &traffic, None)?;
+        let mut recorder = recorder(None);
+        let (facts, seen, _) = self
+            .prepared
+            .serve(Server::Paged, &traffic, &mut recorder, None)?;
+        let run = recorder.run(facts);
         let [_, busy, saturated] = recorder.weighted();
         let telling = if saturated.time > 0 { saturated } else { busy };
         let per_request = |n: u64| n as f64 / run.requests.finished.max(1) as f64;
@@ -111,7 +114,8 @@ impl Replayer {
             live_share: run.kv.saturated.unwrap_or(run.kv.busy).token_states,
             swaps_per_request: per_request(run.preemptions.swap),
             recomputes_per_request: per_request(run.preemptions.recompute),
-            recomputed_share: run.preemptions.recomputed_tokens as f64 / tokens.max(1) as f64,
+            recomputed_share: run.preemptions.recomputed_tokens as f64
+                / seen.tokens().max(1) as f64,
             requests_per_s: run.requests_per_s,
             output_tokens_per_s: run.output_tokens_per_s,
             ttft: run.latency.ttft,
@@ -121,21 +125,13 @@ impl Replayer {
     }
 }
 
-/// One run, and the tokens of its requests.
-pub(super) fn serve(
-    prepared: &Prepared,
-    traffic: &Traffic,
-    slo: Option<Slo>,
-) -> Result<(Recorder, Run, u64), Failure> {
-    let mut recorder = Recorder::new(RecorderConfig {
+/// For runs whose series is not shown.
+pub(super) fn recorder(slo: Option<Slo>) -> Recorder {
+    Recorder::new(RecorderConfig {
         slo,
-        // The series is not shown.
         buckets: 2,
         ..RecorderConfig::default()
-    });
-    let (facts, seen, _) = prepared.serve(Server::Paged, traffic, &mut recorder, None)?;
-    let run = recorder.run(facts);
-    Ok((recorder, run, seen.tokens()))
+    })
 }
 
 /// `simulate` with the flags that differ from its defaults.
@@ -227,6 +223,12 @@ fn rests_on(settings: &Settings, demand: &Demand<'_>) -> Vec<String> {
          collectives between tensor-parallel devices take none"
             .to_owned(),
     );
+    if demand.has_slo() {
+        out.push(
+            "a fleet keeps the service level where enough requests after the first tenth do, in their second half too, and              no queue grows: as `simulate --find max-rate` judges"
+                .to_owned(),
+        );
+    }
     if settings.mtp || settings.draft.is_some() {
         out.push("the replay does not speculate".to_owned());
     }
