@@ -146,6 +146,10 @@ fn searches_that_make_no_sense() {
     for (flags, part) in [
         ("--find max-rate", "--slo"),
         (
+            "--find max-rate --slo ttft=1s --requests 10000001",
+            "choose `--requests` up to 10,000,000",
+        ),
+        (
             "--find max-users --slo ttft=1s",
             "possible values: max-rate",
         ),

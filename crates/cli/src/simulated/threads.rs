@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::Builder;
 
 use crate::error::{Exit, Failure};
 
@@ -37,9 +38,13 @@ pub(crate) fn in_order<J: Sync, R: Send>(
                 done(ended.fetch_add(1, Ordering::Relaxed) + 1);
             }
         };
-        let handles: Vec<_> = (0..threads.clamp(1, jobs.len().max(1)))
-            .map(|_| scope.spawn(worker))
+        // Fewer than asked for where the system has no more.
+        let handles: Vec<_> = (0..threads.min(jobs.len()))
+            .map_while(|_| Builder::new().spawn_scoped(scope, worker).ok())
             .collect();
+        if handles.is_empty() {
+            worker();
+        }
         // A panic is seen by the result that is missing.
         handles.into_iter().for_each(|h| drop(h.join()));
     });

@@ -32,7 +32,11 @@ const ALONE_REQUESTS: u64 = 1000;
 /// Most requests that a probe adds to those asked for.
 const REQUESTS_MAX: u64 = 100_000;
 
+/// Most requests that may be asked for: every request of a probe is held until it is judged.
+const HELD_MAX: u64 = 10_000_000;
+
 pub(super) fn run(args: &SimulateArgs, slo: Slo, output: &mut Output) -> Result<ExitCode, Failure> {
+    held(args.requests.unwrap_or_default())?;
     let servers = servers(args, &[ServerArg::Paged]);
     several(args, &servers)?;
     let name = args.model.as_deref().unwrap_or_default();
@@ -42,6 +46,7 @@ pub(super) fn run(args: &SimulateArgs, slo: Slo, output: &mut Output) -> Result<
     let mut traffic = shaped(source(args)?, args)?.at_rate(1.0)?;
     traffic.hold()?;
     let seen = prepared.survey(&traffic)?;
+    held(seen.requests)?;
     let progress = Progress::new();
     let search = |server: &Server| {
         let search = Search {
@@ -75,6 +80,22 @@ pub(super) fn run(args: &SimulateArgs, slo: Slo, output: &mut Output) -> Result<
     } else {
         crate::exit(Exit::DoesNotFit)
     })
+}
+
+/// Whether so many requests can be held.
+fn held(requests: u64) -> Result<(), Failure> {
+    if requests <= HELD_MAX {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Usage,
+        "E-SIM-018",
+        format!(
+            "{} requests are too many for a search, which holds those of a probe",
+            thousands(requests)
+        ),
+    )
+    .hint(format!("choose `--requests` up to {}", thousands(HELD_MAX))))
 }
 
 /// How probes are judged.
