@@ -226,8 +226,9 @@ fn replay(r: &Replay, out: &mut String) {
     };
     let _ = writeln!(
         out,
-        "Replayed {} requests, {arrivals}, on {replicas}:",
-        thousands(r.requests)
+        "Replayed {} request{}, {arrivals}, on {replicas}:",
+        thousands(r.requests),
+        if r.requests == 1 { "" } else { "s" }
     );
     let mut line = |name: &str, value: String| {
         let _ = writeln!(out, "  {name:<25} {value}");

@@ -6,6 +6,7 @@ use plimsoll_plan::kv::Lengths;
 use plimsoll_report::{Fleets, Replay, Workload};
 use plimsoll_simulate::workload::LengthMix;
 
+use super::replay::quoted;
 use crate::args::{PlanArgs, WorkloadArgs};
 use crate::error::{Exit, Failure};
 use crate::simulated::{MODEL_LEN_UNKNOWN, Traffic};
@@ -136,8 +137,8 @@ impl<'a> Demand<'a> {
     /// The flags by which `simulate` is given the requests of a replay.
     pub(super) fn flags(&self) -> String {
         let source = match &self.args.trace {
-            Some(path) => format!("--trace {}", path.display()),
-            None => format!("--workload {}", self.traffic.name),
+            Some(path) => format!("--trace {}", quoted(&path.display().to_string())),
+            None => format!("--workload {}", quoted(&self.traffic.name)),
         };
         let rate = self.args.rate.unwrap_or(AT_ONCE);
         let seed = match self.args.seed {

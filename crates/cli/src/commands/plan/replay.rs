@@ -136,7 +136,11 @@ pub(super) fn recorder(slo: Option<Slo>) -> Recorder {
 
 /// `simulate` with the flags that differ from its defaults.
 fn server_command(model: &str, case: &Case, plain: &Case) -> String {
-    let mut out = format!("plimsoll simulate {model} --gpu {}", case.device.name);
+    let mut out = format!(
+        "plimsoll simulate {} --gpu {}",
+        quoted(model),
+        case.device.name
+    );
     let mut flag = |name: &str, value: String, default: String| {
         if value != default {
             out.push_str(&format!(" --{name} {value}"));
@@ -208,6 +212,15 @@ pub(super) fn add(
     report.workload = Some(demand.wire(replay.ok(), fleets));
 }
 
+/// A word for a shell.
+pub(super) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 /// What a replay of a plan rests on, one sentence each.
 fn rests_on(settings: &Settings, demand: &Demand<'_>) -> Vec<String> {
     let mut out = Vec::new();
@@ -225,7 +238,8 @@ fn rests_on(settings: &Settings, demand: &Demand<'_>) -> Vec<String> {
     );
     if demand.has_slo() {
         out.push(
-            "a fleet keeps the service level where enough requests after the first tenth do, in their second half too, and              no queue grows: as `simulate --find max-rate` judges"
+            "a fleet keeps the service level where enough requests after the first tenth do, in their second half too, and no queue \
+             grows: as `simulate --find max-rate` judges"
                 .to_owned(),
         );
     }
@@ -239,4 +253,17 @@ fn rests_on(settings: &Settings, demand: &Demand<'_>) -> Vec<String> {
         );
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_read_more_into_them() {
+        assert_eq!(quoted("sharegpt:rate=4"), "sharegpt:rate=4");
+        assert_eq!(quoted("azure-code:fan=beam(4)"), "'azure-code:fan=beam(4)'");
+        assert_eq!(quoted("it's here"), r"'it'\''s here'");
+        assert_eq!(quoted(""), "''");
+    }
 }
