@@ -20,6 +20,8 @@ pub struct Arithmetic {
     pub activation: Activation,
     /// Whether each query and key head is normalised.
     pub qk_norm: bool,
+    /// Whether a norm stands before the head.
+    pub final_norm: bool,
     /// What embeddings are multiplied by.
     pub embedding_scale: f64,
     /// What scores are multiplied by.
@@ -137,10 +139,8 @@ pub enum RopeScaling {
     },
     /// Each frequency has a divisor of its own, one set up to the context first trained and one beyond.
     LongRope {
-        /// Divisors up to the context first trained; `None` where a GGUF file has them as a tensor.
-        short: Option<Vec<f64>>,
-        /// Divisors beyond.
-        long: Option<Vec<f64>>,
+        /// Divisors up to the context first trained, and beyond; `None` where a GGUF file has them as tensors.
+        divisors: Option<[Vec<f64>; 2]>,
         /// The context first trained.
         original: u64,
         /// What cosines and sines are multiplied by.
@@ -204,6 +204,7 @@ impl Arithmetic {
             positions: Positions::rotary(text, head_dim, RopeDefaults::default())?,
             activation: Activation::read(text, "hidden_act", Activation::Silu)?,
             qk_norm: false,
+            final_norm: true,
             embedding_scale: 1.0,
             attention_scale: inverse_root(head_dim),
             attention_softcap: None,
@@ -461,9 +462,13 @@ impl RopeScaling {
                 list => Ok(list),
             }
         };
+        let divisors = match (divisors("short_factor")?, divisors("long_factor")?) {
+            (Some(short), Some(long)) => Some([short, long]),
+            (None, None) => None,
+            _ => return Err(set.reject("long_factor", "expected with `short_factor`")),
+        };
         Ok(Self::LongRope {
-            short: divisors("short_factor")?,
-            long: divisors("long_factor")?,
+            divisors,
             original,
             attention,
         })
