@@ -80,6 +80,10 @@ def cases():
         "granite": T.GraniteConfig(
             **COMMON, embedding_multiplier=6.0, attention_multiplier=0.125, residual_multiplier=0.6,
             logits_scaling=3.0, **rope(10000)),
+        "phi": T.PhiConfig(
+            vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=128, qk_layernorm=True, tie_word_embeddings=False,
+            **rope(10000, partial_rotary_factor=0.5), **IDS),
         "opt": T.OPTConfig(
             vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, ffn_dim=96, num_attention_heads=4,
             max_position_embeddings=64, word_embed_proj_dim=64, do_layer_norm_before=True,
