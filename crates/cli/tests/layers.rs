@@ -12,9 +12,11 @@ const FLOORS: &[(&str, u32)] = &[
     ("plimsoll-program", 2),
     ("plimsoll-host", 2),
     ("plimsoll-kv", 3),
+    ("plimsoll-kernels", 3),
     ("plimsoll-plan", 4),
     ("plimsoll-schedule", 4),
     ("plimsoll-report", 5),
+    ("plimsoll-runtime", 5),
     ("plimsoll-simulate", 6),
     ("plimsoll", 7),
 ];

@@ -4,6 +4,7 @@
 //! `width` elements for each token of a step ([`Rows::Tokens`]) or for each row whose logits are wanted
 //! ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
 
+use plimsoll_model::Role;
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::pool::PoolGeometry;
@@ -74,6 +75,8 @@ pub struct Source {
 pub struct Weight {
     /// What it is: `layers.3.qkv`.
     pub name: String,
+    /// What it counts as in a plan.
+    pub role: Role,
     /// How it lies.
     pub layout: WeightLayout,
     /// Its parts, one below the other.
@@ -118,6 +121,8 @@ pub struct RotaryTable {
     pub out: BufferId,
     /// Angle per position of each pair of elements, after scaling, as f32 (models multiply in f32).
     pub frequencies: Vec<f32>,
+    /// What each of them is divided by at load, where the file has such a tensor (GGUF).
+    pub divisors: Option<WeightId>,
     /// What cosines and sines are multiplied by (YaRN's attention factor); 1 for most.
     pub scale: f32,
 }
@@ -304,6 +309,27 @@ impl WeightLayout {
                 Bytes::product([rows, k.div_ceil(2), 4])
             }
             Self::F32 { n } => Bytes::product([n, 4]),
+        }
+    }
+}
+
+impl Op {
+    /// The buffers that it reads, and the one that it writes. One that is read as well keeps what it held: it is
+    /// changed in place, or in part.
+    #[must_use]
+    pub fn buffers(&self) -> (Vec<BufferId>, BufferId) {
+        match self {
+            Self::Embed { out, .. } => (vec![], *out),
+            Self::Rotary(table) => (vec![], table.out),
+            Self::AddPosition { x, .. } | Self::Cap { x, .. } => (vec![*x], *x),
+            Self::Norm { x, out, .. } | Self::Activate { x, out, .. } | Self::Gather { x, out } => {
+                (vec![*x], *out)
+            }
+            Self::Linear { x, out, add, .. } if *add => (vec![*x, *out], *out),
+            Self::Linear { x, out, .. } => (vec![*x], *out),
+            Self::Rotate { table, x, .. } => (vec![*table, *x], *x),
+            Self::Attention(a) => (vec![a.q, a.k, a.v], a.out),
+            Self::Add { x, out, .. } => (vec![*x, *out], *out),
         }
     }
 }

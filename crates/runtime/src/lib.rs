@@ -1,7 +1,13 @@
-//! What carries steps out: the CPU executor, and the loop that drives it.
+//! What carries steps out: memory, weights, and the executor that walks a program.
+//!
+//! - [`Arena`]: a region of the plan, committed once;
+//! - [`CpuExecutor`]: steps on this machine's processors;
+//! - [`Engine`]: the loop that drives an executor by the scheduler.
 
+mod arena;
 mod cpu;
 mod engine;
 
+pub use arena::{Arena, ArenaError, Element, Part};
 pub use cpu::{CpuExecutor, Memory, Sampling};
 pub use engine::Engine;

@@ -11,7 +11,10 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod pack;
 mod scalar;
+
+pub use pack::{pack_columns, pack_rows};
 
 use std::ops::Range;
 
