@@ -4,7 +4,7 @@
 //! Promises:
 //!
 //! - a MODEL argument becomes a spec, or one [`HostError`] with what, where, why and next step;
-//! - of weights, only headers are read (`pread` or HTTP ranges, never a map); pickle is refused;
+//! - of weights, [`load`] reads only headers (`pread` or HTTP ranges, never a map); pickle is refused;
 //! - hostile files and servers cost bounded time, memory and traffic, and never a panic;
 //! - with `HF_HUB_OFFLINE` or `offline` no socket is opened; a token goes to the hub's own host
 //!   only and into no message;
@@ -26,5 +26,5 @@ mod nvml;
 pub use env::Env;
 pub use error::{HostError, Kind};
 pub use file::{FileSource, read_config};
-pub use load::{HeaderKind, LoadOptions, Loaded, StoredFile, load};
+pub use load::{HeaderKind, LoadOptions, Loaded, StoredFile, load, open_gguf, open_safetensors};
 pub use locate::{ModelRef, locate};

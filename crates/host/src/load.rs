@@ -315,13 +315,7 @@ fn with_weights(
                 .next("fetch the missing shard; every one that the index names is needed"));
         }
         stays_inside(dir, &path)?;
-        let source = FileSource::open(&path)?;
-        let header = SafetensorsHeader::read(&source).map_err(|err| {
-            HostError::new(Kind::Corrupt, "this safetensors file cannot be used")
-                .at(format!("{}, byte {}", path.display(), err.offset))
-                .because(&err.problem)
-                .next(err.next_step())
-        })?;
+        let (source, header) = open_safetensors(&path)?;
         headers.push((name, source.size(), header));
     }
     apply(
@@ -439,15 +433,35 @@ fn stays_inside(dir: &Path, path: &Path) -> Result<(), HostError> {
     }
 }
 
-fn safetensors(path: &Path, options: &LoadOptions) -> Result<Loaded, HostError> {
-    // Opened first: what is no safetensors file is told before a config is missed.
+/// Opens a safetensors file and checks its header.
+///
+/// # Errors
+/// [`HostError`] where it cannot be read or trusted.
+pub fn open_safetensors(path: &Path) -> Result<(FileSource, SafetensorsHeader), HostError> {
     let source = FileSource::open(path)?;
-    SafetensorsHeader::read(&source).map_err(|err| {
+    let header = SafetensorsHeader::read(&source).map_err(|err| {
         HostError::new(Kind::Corrupt, "this safetensors file cannot be used")
             .at(format!("{}, byte {}", path.display(), err.offset))
             .because(&err.problem)
             .next(err.next_step())
     })?;
+    Ok((source, header))
+}
+
+/// Opens a GGUF file and checks its header.
+///
+/// # Errors
+/// [`HostError`] where it cannot be read or trusted.
+pub fn open_gguf(path: &Path) -> Result<(FileSource, gguf::Header), HostError> {
+    let source = FileSource::open(path)?;
+    let header =
+        gguf::Header::read(&source).map_err(|e| gguf_error(&path.display().to_string(), &e))?;
+    Ok((source, header))
+}
+
+fn safetensors(path: &Path, options: &LoadOptions) -> Result<Loaded, HostError> {
+    // Opened first: what is no safetensors file is told before a config is missed.
+    open_safetensors(path)?;
     let config = config_beside(path)?;
     let dir = parent(path);
     let name = path
@@ -484,10 +498,7 @@ fn gguf_file(path: &Path, options: &LoadOptions) -> Result<Loaded, HostError> {
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default();
     let read = |name: &str| {
-        let path = dir.join(name);
-        let source = FileSource::open(&path)?;
-        let header =
-            gguf::Header::read(&source).map_err(|e| gguf_error(&path.display().to_string(), &e))?;
+        let (source, header) = open_gguf(&dir.join(name))?;
         Ok((source.size(), header))
     };
     gguf_parts(&name, &path.display().to_string(), read, options)

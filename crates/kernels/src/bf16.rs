@@ -16,7 +16,8 @@ pub const fn bf16_from_f32(x: f32) -> u16 {
         // Quiet, and never an infinity.
         return (bits >> 16) as u16 | 0x40;
     }
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    // Only a NaN could wrap; unchecked, so that loops over it become vectors.
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
 }
 
 #[cfg(test)]

@@ -14,9 +14,10 @@ use plimsoll_program::Program;
 use plimsoll_schedule::{
     Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
 };
-use plimsoll_units::{Bytes, Nanos};
+use plimsoll_units::{Nanos, SizeOverflow};
 
 use self::tables::Tables;
+use crate::arena::{Arena, ArenaError, Part};
 
 /// Who turns logits into tokens.
 pub trait Sampling {
@@ -38,23 +39,38 @@ pub trait Sampling {
 #[derive(Debug)]
 pub struct Memory {
     /// Weights, as the program lays them out.
-    pub weights: Vec<u32>,
+    pub weights: Arena,
     /// Pages, the null page among them.
     pub pages: u32,
     /// Places in swap space.
     pub swap: u32,
 }
 
+/// Why an executor cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Memory.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// A size left 64 bits.
+    #[error(transparent)]
+    Size(#[from] SizeOverflow),
+    /// A thread.
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
 /// Steps on this machine's processors.
 #[derive(Debug)]
 pub struct CpuExecutor<S> {
     program: Program,
-    weights: Vec<u32>,
-    pages: Vec<u16>,
+    weights: Arena,
+    pages: Arena,
+    /// bfloat16 elements of a page.
     page: usize,
-    swap: Vec<u16>,
+    swap: Arena,
     generations: Vec<u32>,
-    activations: Vec<f32>,
+    activations: Arena,
     pool: Pool,
     level: Level,
     tables: Tables,
@@ -66,28 +82,33 @@ impl<S: Sampling> CpuExecutor<S> {
     /// An executor of `program`.
     ///
     /// # Errors
-    /// Where memory sizes do not fit this machine's addresses, or a thread cannot be started.
+    /// Where memory is not to be had, or a thread cannot be started.
     pub fn new(
         program: Program,
         memory: Memory,
         threads: usize,
         level: Level,
         sampling: S,
-    ) -> std::io::Result<Self> {
-        let too_large =
-            || std::io::Error::other("a block of memory is larger than can be addressed");
-        let size =
-            |bytes: Bytes, each: u64| usize::try_from(bytes.get() / each).map_err(|_| too_large());
-        let page = size(program.geometry.page, 2)?;
-        let of_pages = |n: u32| page.checked_mul(n as usize).ok_or_else(too_large);
+    ) -> Result<Self, StartError> {
+        let page = program.geometry.page;
+        let pages = Arena::new("KV pages", page.times(u64::from(memory.pages))?)?;
+        let swap = Arena::new("swap space", page.times(u64::from(memory.swap))?)?;
+        let activations = Arena::new("activations", program.activation_bytes)?;
+        for w in &program.weights {
+            // Whatever the program asks for later is there.
+            let len = w.layout.bytes()?.get() / 4;
+            let offset = w.offset.get();
+            memory.weights.view::<u32>(Part { offset, len })?;
+        }
         Ok(Self {
-            pages: vec![0; of_pages(memory.pages)?],
-            swap: vec![0; of_pages(memory.swap)?],
+            // It was just allocated, so it can be addressed.
+            page: usize::try_from(page.get() / 2).unwrap_or(usize::MAX),
+            pages,
+            swap,
             generations: vec![0; memory.swap as usize],
-            activations: vec![0.0; size(program.activation_bytes, 4)?],
+            activations,
             tables: Tables::new(program.geometry.groups.len()),
             weights: memory.weights,
-            page,
             program,
             pool: Pool::new(threads)?,
             level,
@@ -111,24 +132,36 @@ impl<S: Sampling> CpuExecutor<S> {
         &self.program
     }
 
+    /// Its blocks of memory: weights, pages, swap space, activations.
+    pub const fn arenas(&self) -> [&Arena; 4] {
+        [&self.weights, &self.pages, &self.swap, &self.activations]
+    }
+
     /// Pages, as they lie: for tests that damage them.
-    pub fn pages_mut(&mut self) -> &mut [u16] {
+    pub fn pages_mut(&mut self) -> &mut Arena {
         &mut self.pages
     }
 
-    fn move_pages(&mut self, step: &Step) {
-        let page = self.page;
-        let at = |n: u32| n as usize * page..(n as usize + 1) * page;
+    fn move_pages(&mut self, step: &Step) -> Result<(), ArenaError> {
+        let len = self.page as u64;
+        let at = |n: u32| Part {
+            offset: u64::from(n) * 2 * len,
+            len,
+        };
         for s in &step.kv.swaps_out {
-            self.swap[at(s.slot)].copy_from_slice(&self.pages[at(s.page.0)]);
+            let to = self.swap.view_mut::<u16>(at(s.slot))?;
+            to.copy_from_slice(self.pages.view(at(s.page.0))?);
             self.generations[s.slot as usize] = s.generation;
         }
         for s in &step.kv.swaps_in {
-            self.pages[at(s.page.0)].copy_from_slice(&self.swap[at(s.slot)]);
+            let to = self.pages.view_mut::<u16>(at(s.page.0))?;
+            to.copy_from_slice(self.swap.view(at(s.slot))?);
         }
         for c in &step.kv.copies {
-            self.pages.copy_within(at(c.from.0), c.to.0 as usize * page);
+            let [from, to] = self.pages.views_mut::<u16, 2>([at(c.from.0), at(c.to.0)])?;
+            to.copy_from_slice(from);
         }
+        Ok(())
     }
 
     /// Tags of transfers in that would bring what another swap has left there.
@@ -144,7 +177,12 @@ impl<S: Sampling> CpuExecutor<S> {
     fn sample(&mut self, step: &Step, wanted: &[u32]) -> Vec<RowOutput> {
         let vocab = usize::try_from(self.program.vocab).unwrap_or(usize::MAX);
         let at = ops::range(self.program.buffer(self.program.logits), wanted.len());
-        let logits = &mut self.activations[at];
+        let part = Part {
+            offset: 4 * at.start as u64,
+            len: at.len() as u64,
+        };
+        // It was written by the program's last operation.
+        let logits = self.activations.view_mut::<f32>(part).unwrap_or_default();
         let all = self.sampling.wants_all();
         let mut next = 0;
         let mut out = Vec::with_capacity(step.rows.len());
@@ -175,7 +213,11 @@ impl<S: Sampling> Executor for CpuExecutor<S> {
         let began = Instant::now();
         self.tables.apply(step, |e| self.sampling.event(e));
         let failed_transfers = self.stale(step);
-        self.move_pages(step);
+        let failed = |reason| ExecutorError {
+            step: step.number,
+            reason,
+        };
+        self.move_pages(step).map_err(|e| failed(e.to_string()))?;
         let all = self.sampling.wants_all();
         let mut wanted = Vec::new();
         for row in &step.rows {
@@ -190,10 +232,7 @@ impl<S: Sampling> Executor for CpuExecutor<S> {
                 wanted.push(tokens.end - 1);
             }
         }
-        self.run(step, &wanted).map_err(|reason| ExecutorError {
-            step: step.number,
-            reason,
-        })?;
+        self.run(step, &wanted).map_err(failed)?;
         let rows = self.sample(step, &wanted);
         let elapsed = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.output = Some(StepOutput {

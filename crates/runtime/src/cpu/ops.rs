@@ -13,11 +13,19 @@ use plimsoll_program::{
 use plimsoll_schedule::Step;
 
 use super::{CpuExecutor, Sampling};
+use crate::arena::{Arena, Element, Part};
 
 /// Where `rows` rows of a buffer lie, in f32 from the arena's start.
 pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
     let from = size(b.offset.get() / 4);
     from..from + rows * size(b.width)
+}
+
+const fn rows_of(b: &Buffer, tokens: usize, outputs: usize) -> usize {
+    match b.rows {
+        Rows::Tokens => tokens,
+        Rows::Outputs => outputs,
+    }
 }
 
 /// Sizes fit: the arena that holds them was allocated.
@@ -28,7 +36,7 @@ fn size(n: u64) -> usize {
 /// What the operations of one step have in common.
 struct Walk<'a> {
     program: &'a Program,
-    weights: &'a [u32],
+    weights: &'a Arena,
     activations: &'a mut [f32],
     positions: &'a [u32],
     tokens: &'a [u32],
@@ -64,10 +72,26 @@ impl<S: Sampling> CpuExecutor<S> {
                 .zip(&mut positions[tokens])
                 .for_each(|(p, at)| *at = p);
         }
+        let whole = |bytes: u64, each| Part {
+            offset: 0,
+            len: bytes / each,
+        };
+        let used = program
+            .buffers
+            .iter()
+            .map(|b| range(b, rows_of(b, step.tokens.len(), wanted.len())).end)
+            .max();
+        let used = Part {
+            offset: 0,
+            len: used.unwrap_or(0) as u64,
+        };
+        let activations = self.activations.view_mut(used).map_err(|e| e.to_string())?;
+        let all_pages = whole(self.pages.bytes().get(), 2);
+        let pages = self.pages.view_mut(all_pages).map_err(|e| e.to_string())?;
         let mut walk = Walk {
             program,
             weights: &self.weights,
-            activations: &mut self.activations,
+            activations,
             positions: &positions,
             tokens: &step.tokens,
             wanted,
@@ -87,14 +111,7 @@ impl<S: Sampling> CpuExecutor<S> {
                             row: r.tokens.start as usize,
                         })
                         .collect();
-                    walk.attention(
-                        &mut self.pool,
-                        level,
-                        a,
-                        &queries,
-                        &mut self.pages,
-                        self.page,
-                    );
+                    walk.attention(&mut self.pool, level, a, &queries, pages, self.page);
                 }
                 other => walk.op(&mut self.pool, level, other),
             }
@@ -105,10 +122,8 @@ impl<S: Sampling> CpuExecutor<S> {
 
 impl<'a> Walk<'a> {
     fn rows(&self, id: BufferId) -> usize {
-        match self.program.buffer(id).rows {
-            Rows::Tokens => self.tokens.len(),
-            Rows::Outputs => self.wanted.len(),
-        }
+        let buffer = self.program.buffer(id);
+        rows_of(buffer, self.tokens.len(), self.wanted.len())
     }
 
     fn width(&self, id: BufferId) -> usize {
@@ -140,15 +155,18 @@ impl<'a> Walk<'a> {
         (reads, out)
     }
 
-    fn words(&self, id: WeightId) -> (&'a [u32], WeightLayout) {
+    /// A weight's elements; the executor has seen at its start that they are there.
+    fn elements<T: Element>(&self, id: WeightId) -> (&'a [T], WeightLayout) {
         let w = self.program.weight(id);
-        let from = size(w.offset.get() / 4);
-        let len = w.layout.bytes().map_or(0, |b| size(b.get() / 4));
-        (&self.weights[from..from + len], w.layout)
+        let part = Part {
+            offset: w.offset.get(),
+            len: w.layout.bytes().map_or(0, |b| b.get() / 4),
+        };
+        (self.weights.view(part).unwrap_or_default(), w.layout)
     }
 
     fn matrix(&self, id: WeightId) -> Linear<'a> {
-        let (words, layout) = self.words(id);
+        let (words, layout) = self.elements(id);
         let (n, k) = match layout {
             WeightLayout::Packed { n, k } => (size(n), size(k)),
             WeightLayout::F32 { n } => (1, size(n)),
@@ -157,8 +175,7 @@ impl<'a> Walk<'a> {
     }
 
     fn vector(&self, id: WeightId) -> &'a [f32] {
-        let (words, _) = self.words(id);
-        bytemuck::cast_slice(words)
+        self.elements(id).0
     }
 
     #[allow(clippy::too_many_lines, reason = "one arm for each operation")]

@@ -1,0 +1,126 @@
+//! Stored elements as f32 and bfloat16.
+//!
+//! The block types are ggml's (`ggml-quants.c`, `dequantize_row_*`): the same operations in the same order, so the
+//! values are those that llama.cpp computes with.
+
+use plimsoll_kernels::{bf16_from_f32, f32_from_bf16};
+use plimsoll_units::DType;
+
+/// Elements that are decoded at a time: the longest block.
+const STRIP: usize = 256;
+
+/// Decodes the elements of whole blocks.
+type Decode = fn(bytes: &[u8], out: &mut [f32]);
+
+fn decoder(dtype: DType) -> Option<Decode> {
+    Some(match dtype {
+        DType::F32 => f32s,
+        DType::F16 => f16s,
+        DType::Bf16 => bf16s,
+        _ => return None,
+    })
+}
+
+/// Whether elements of this type are read.
+pub(super) fn is_known(dtype: DType) -> bool {
+    decoder(dtype).is_some()
+}
+
+/// Elements as f32: `bytes` are whole blocks of as many elements as `out` has.
+pub(super) fn floats(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    if let Some(decode) = decoder(dtype) {
+        decode(bytes, out);
+    }
+}
+
+/// Elements, each plus `plus`, as the nearest bfloat16, ties to even.
+pub(super) fn halves(dtype: DType, bytes: &[u8], plus: f32, out: &mut [u16]) {
+    if dtype == DType::Bf16 && plus == 0.0 {
+        for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+            *out = u16::from_le_bytes(*b);
+        }
+        return;
+    }
+    let mut strip = [0.0; STRIP];
+    let (elements, size) = block(dtype);
+    let strip_bytes = STRIP / elements * size;
+    for (out, bytes) in out.chunks_mut(STRIP).zip(bytes.chunks(strip_bytes)) {
+        let strip = &mut strip[..out.len()];
+        floats(dtype, bytes, strip);
+        for (out, x) in out.iter_mut().zip(strip) {
+            *out = bf16_from_f32(*x + plus);
+        }
+    }
+}
+
+/// Elements and bytes of a block.
+pub(super) fn block(dtype: DType) -> (usize, usize) {
+    // Both are at most some hundreds.
+    let n = |n: u64| usize::try_from(n).unwrap_or(1);
+    (n(dtype.block_elements()), n(dtype.block_bytes()))
+}
+
+fn f32s(bytes: &[u8], out: &mut [f32]) {
+    for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+        *out = f32::from_le_bytes(*b);
+    }
+}
+
+fn bf16s(bytes: &[u8], out: &mut [f32]) {
+    for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+        *out = f32_from_bf16(u16::from_le_bytes(*b));
+    }
+}
+
+fn f16s(bytes: &[u8], out: &mut [f32]) {
+    for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+        *out = f32_from_f16(u16::from_le_bytes(*b));
+    }
+}
+
+/// The value of an IEEE half.
+fn f32_from_f16(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let rest = u32::from(bits & 0x7fff);
+    // Exponent and mantissa in their places, the exponent 112 too small: exact, also for what is subnormal.
+    let number = f32::from_bits(rest << 13) * f32::from_bits((127 + 112) << 23);
+    // Infinities and NaN keep the largest exponent. No branch: the loop becomes vectors.
+    let special = if rest >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(number.to_bits() | special | sign)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_of_ieee_by_their_definition() {
+        for bits in 0..=u16::MAX {
+            let (e, m) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
+            let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+            let want = match e {
+                31 if m == 0.0 => sign * f64::INFINITY,
+                31 => f64::NAN,
+                0 => sign * m * 2_f64.powi(-24),
+                _ => sign * (1.0 + m / 1024.0) * 2_f64.powi(e - 15),
+            };
+            let got = f32_from_f16(bits);
+            if want.is_nan() {
+                assert!(got.is_nan());
+            } else {
+                assert_eq!(f64::from(got).to_bits(), want.to_bits(), "{bits:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounds_after_adding() {
+        let mut out = [0; 3];
+        let bytes: Vec<u8> = [0.5_f32, -1.0, 1.0 / 512.0]
+            .iter()
+            .flat_map(|x| x.to_le_bytes())
+            .collect();
+        halves(DType::F32, &bytes, 1.0, &mut out);
+        assert_eq!(out.map(f32_from_bf16), [1.5, 0.0, 1.0]);
+    }
+}

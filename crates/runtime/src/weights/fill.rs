@@ -1,0 +1,252 @@
+//! One item: some rows of a weight, read, decoded and packed.
+
+use std::ops::Range;
+
+use plimsoll_kernels::{PANEL, pack_columns, pack_rows};
+use plimsoll_model::json::printable;
+use plimsoll_units::DType;
+
+use super::checkpoint::{Checkpoint, Order};
+use super::{SCRATCH, WeightsError, decode};
+
+/// How the elements of a piece lie in its file.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Matrix {
+    /// Row by row.
+    Rows,
+    /// Inputs first: for each of k, `stride` outputs.
+    Columns {
+        /// Outputs of the stored matrix.
+        stride: u64,
+    },
+    /// One element per row.
+    Vector,
+}
+
+/// Some rows of a weight that lie together in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    /// The stored tensor, for errors.
+    pub(super) tensor: String,
+    pub(super) file: usize,
+    /// First byte of the tensor in the file.
+    pub(super) begin: u64,
+    pub(super) dtype: DType,
+    pub(super) matrix: Matrix,
+    pub(super) order: Order,
+    /// Added to every element.
+    pub(super) plus: f32,
+    /// Which rows of the weight they are.
+    pub(super) at: Range<u64>,
+    /// Which row of the tensor is the first.
+    pub(super) from: u64,
+}
+
+/// What an item fills.
+#[derive(Debug)]
+pub(super) enum Dest<'a> {
+    /// Whole panels of a packed matrix of `k` columns.
+    Panels { words: &'a mut [u32], k: u64 },
+    /// f32, by their bits.
+    Floats(&'a mut [u32]),
+}
+
+/// Some rows of a weight.
+#[derive(Debug)]
+pub(super) struct Item<'a> {
+    /// Where they come from.
+    pub(super) pieces: Vec<&'a Piece>,
+    /// The first row.
+    pub(super) first: u64,
+    /// How many.
+    pub(super) rows: u64,
+    /// Bytes that they have in their files.
+    pub(super) stored_bytes: u64,
+    pub(super) dest: Dest<'a>,
+}
+
+/// What a thread reads into.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    bytes: Vec<u8>,
+    halves: Vec<u16>,
+    floats: Vec<f32>,
+}
+
+/// Rows of a piece, and the row of the item that the first of them becomes.
+struct Rows<'a> {
+    checkpoint: &'a Checkpoint,
+    piece: &'a Piece,
+    from: u64,
+    count: u64,
+    to: usize,
+}
+
+/// What lies in memory, as an index.
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("a part of what lies in memory")
+}
+
+/// Fills an item.
+pub(super) fn item(
+    item: Item<'_>,
+    checkpoint: &Checkpoint,
+    scratch: &mut Scratch,
+) -> Result<(), WeightsError> {
+    let Item {
+        pieces,
+        first,
+        rows,
+        mut dest,
+        ..
+    } = item;
+    for piece in pieces {
+        let at = piece.at.start.max(first)..piece.at.end.min(first + rows);
+        let rows = Rows {
+            checkpoint,
+            piece,
+            from: piece.from + (at.start - piece.at.start),
+            count: at.end - at.start,
+            to: index(at.start - first),
+        };
+        match (&mut dest, piece.matrix) {
+            (Dest::Floats(words), _) => rows.floats(words, scratch)?,
+            (Dest::Panels { words, k }, Matrix::Columns { stride }) => {
+                rows.columns(words, *k, stride, scratch)?;
+            }
+            (Dest::Panels { words, k }, _) => rows.matrix(words, *k, scratch)?,
+        }
+    }
+    Ok(())
+}
+
+impl Rows<'_> {
+    /// Reads `len` bytes of the tensor, from byte `from` of it on.
+    fn read(&self, from: u64, buf: &mut [u8]) -> Result<(), WeightsError> {
+        let p = self.piece;
+        self.checkpoint
+            .read(p.file, p.begin + from, buf)
+            .map_err(|problem| WeightsError::Read {
+                tensor: printable(&p.tensor),
+                file: self.checkpoint.path(p.file).to_owned(),
+                problem,
+            })
+    }
+
+    /// Elements of a vector.
+    fn floats(&self, words: &mut [u32], scratch: &mut Scratch) -> Result<(), WeightsError> {
+        let Self {
+            piece, from, count, ..
+        } = *self;
+        let (block, size) = decode::block(piece.dtype);
+        let (block, size) = (block as u64, size as u64);
+        let step = SCRATCH / 4 / block * block;
+        let mut done = 0;
+        while done < count {
+            let n = step.min(count - done);
+            let (a, b) = piece.order.cover(from + done, from + done + n);
+            if !(a.is_multiple_of(block) && b.is_multiple_of(block)) {
+                return Err(WeightsError::DType {
+                    tensor: printable(&piece.tensor),
+                    dtype: piece.dtype,
+                });
+            }
+            scratch.bytes.resize(index((b - a) / block * size), 0);
+            scratch.floats.resize(index(b - a), 0.0);
+            self.read(a / block * size, &mut scratch.bytes)?;
+            decode::floats(piece.dtype, &scratch.bytes, &mut scratch.floats);
+            let out = &mut words[self.to + index(done)..][..index(n)];
+            for (row, out) in (from + done..).zip(out) {
+                let x = scratch.floats[index(piece.order.stored(row) - a)];
+                *out = (x + piece.plus).to_bits();
+            }
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Rows of a matrix.
+    fn matrix(&self, words: &mut [u32], k: u64, scratch: &mut Scratch) -> Result<(), WeightsError> {
+        let Self {
+            piece, from, count, ..
+        } = *self;
+        let (block, size) = decode::block(piece.dtype);
+        let (a, b) = piece.order.cover(from, from + count);
+        let k = index(k);
+        let row_bytes = k / block * size;
+        scratch.bytes.resize(index(b - a) * row_bytes, 0);
+        self.read(a * row_bytes as u64, &mut scratch.bytes)?;
+        self.for_panels(words, k, |panel, lane, done, n| {
+            let halves = &mut scratch.halves;
+            halves.resize(n * k, 0);
+            for (i, halves) in halves.chunks_exact_mut(k.max(1)).enumerate() {
+                let row = piece.order.stored(from + (done + i) as u64) - a;
+                let bytes = &scratch.bytes[index(row) * row_bytes..][..row_bytes];
+                decode::halves(piece.dtype, bytes, piece.plus, halves);
+            }
+            pack_rows(panel, k, lane, halves);
+        });
+        Ok(())
+    }
+
+    /// Columns of a matrix that is stored inputs first.
+    fn columns(
+        &self,
+        words: &mut [u32],
+        k: u64,
+        stride: u64,
+        scratch: &mut Scratch,
+    ) -> Result<(), WeightsError> {
+        let Self {
+            piece, from, count, ..
+        } = *self;
+        let size = decode::block(piece.dtype).1 as u64;
+        let mut done = 0;
+        while done < count {
+            let (matrix, column) = ((from + done) / stride, (from + done) % stride);
+            let n = (stride - column).min(count - done);
+            let begin = matrix * k * stride + column;
+            scratch.bytes.resize(index(k * n * size), 0);
+            let mut bytes = std::mem::take(&mut scratch.bytes);
+            if n == stride {
+                self.read(begin * size, &mut bytes)?;
+            } else if n > 0 {
+                for (i, row) in (0..).zip(bytes.chunks_exact_mut(index(n * size))) {
+                    self.read((begin + i * stride) * size, row)?;
+                }
+            }
+            scratch.halves.resize(index(k * n), 0);
+            decode::halves(piece.dtype, &bytes, piece.plus, &mut scratch.halves);
+            scratch.bytes = bytes;
+            let part = Rows {
+                count: n,
+                to: self.to + index(done),
+                ..*self
+            };
+            let halves = &scratch.halves;
+            part.for_panels(words, index(k), |panel, lane, column, count| {
+                pack_columns(panel, index(k), (lane, count), (halves, index(n), column));
+            });
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Calls for each panel that the rows meet: its words, the first lane, rows done before, rows in it.
+    fn for_panels(
+        &self,
+        words: &mut [u32],
+        k: usize,
+        mut each: impl FnMut(&mut [u32], usize, usize, usize),
+    ) {
+        let len = PANEL * k.div_ceil(2);
+        let count = index(self.count);
+        let mut done = 0;
+        while done < count {
+            let row = self.to + done;
+            let n = (PANEL - row % PANEL).min(count - done);
+            each(&mut words[row / PANEL * len..][..len], row % PANEL, done, n);
+            done += n;
+        }
+    }
+}

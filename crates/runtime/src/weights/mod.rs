@@ -1,0 +1,328 @@
+//! Weights: a checkpoint streamed into its arena and packed on the way.
+//!
+//! Promises: every tensor that the program names is found, and its type and shape agree, before a byte of data is
+//! read; what is read lies in scratch of about [`SCRATCH`] bytes per thread (of one panel or attention head, where
+//! that is more), so the original is never resident twice; which thread packs what changes no bit. Matrices become bfloat16, rounded to
+//! the nearest, ties to even; vectors become f32, exactly. Files are read, not mapped: a mapped file counts as
+//! memory a second time, and one that shrinks ends the process.
+
+mod check;
+mod checkpoint;
+mod decode;
+mod fill;
+mod names;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use plimsoll_kernels::PANEL;
+use plimsoll_model::json::printable;
+use plimsoll_model::read_at::ReadError;
+use plimsoll_program::{Program, Weight, WeightLayout};
+use plimsoll_units::{Bytes, DType};
+
+pub use check::{TensorCheck, check};
+pub use checkpoint::Checkpoint;
+
+use crate::arena::{Arena, ArenaError, Part};
+use fill::{Dest, Item, Matrix, Piece, Scratch};
+
+/// Bytes of a file that a thread holds at once: long enough that a disk streams, short enough for a cache.
+pub const SCRATCH: u64 = 4 << 20;
+
+/// Names that an error lists; the rest is counted.
+const LISTED: usize = 5;
+
+/// Why weights cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// A file that is not what it should be.
+    #[error(transparent)]
+    File(#[from] plimsoll_host::HostError),
+    /// Tensors that the model needs and the checkpoint has not.
+    #[error("the checkpoint lacks {}; it is of another model, or incomplete: fetch it again", list(.0))]
+    Missing(Vec<String>),
+    /// A tensor of another shape.
+    #[error(
+        "tensor `{tensor}` has the shape {found:?}, but {wanted}; config and weights are of different models"
+    )]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its shape.
+        found: Vec<u64>,
+        /// What the program wants of it.
+        wanted: String,
+    },
+    /// A type that cannot be read.
+    #[error("tensor `{tensor}` is stored as {dtype}, which is not read here; convert it to bf16")]
+    DType {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// Data that could not be read.
+    #[error("tensor `{tensor}` in {file}: {problem}; fetch the file again, or check the disk")]
+    Read {
+        /// The tensor.
+        tensor: String,
+        /// The file.
+        file: String,
+        /// What went wrong.
+        problem: ReadError,
+    },
+    /// A program that contradicts itself: a bug of ours, not of the checkpoint.
+    #[error("the program's weight `{weight}` is inconsistent: {problem}")]
+    Program {
+        /// The weight.
+        weight: String,
+        /// How.
+        problem: String,
+    },
+    /// Parts of the arena that are not there: a bug of ours as well.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+}
+
+fn list(names: &[String]) -> String {
+    let mut text = names
+        .iter()
+        .take(LISTED)
+        .map(|n| format!("`{}`", printable(n)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if let Some(more) = names.len().checked_sub(LISTED).filter(|&m| m > 0) {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+/// Told of stored bytes done and of all of them; threads may call it at once.
+pub type Progress<'a> = dyn Fn(Bytes, Bytes) + Sync + 'a;
+
+/// Fills `arena` with the weights of `program`, on `threads` threads; returns the stored bytes that were read.
+///
+/// # Errors
+/// [`WeightsError`]; what the arena then holds is not to be used.
+pub fn load(
+    program: &Program,
+    checkpoint: &Checkpoint,
+    arena: &mut Arena,
+    threads: usize,
+    progress: &Progress<'_>,
+) -> Result<Bytes, WeightsError> {
+    let missing: Vec<String> = program
+        .weights
+        .iter()
+        .flat_map(|w| &w.sources)
+        .filter(|s| checkpoint.find(&s.tensor).is_none())
+        .map(|s| s.tensor.clone())
+        .collect();
+    if !missing.is_empty() {
+        return Err(WeightsError::Missing(missing));
+    }
+    let mut sources = Vec::new();
+    let mut parts = Vec::new();
+    for weight in &program.weights {
+        sources.push(resolve(weight, checkpoint)?);
+        let bytes = weight.layout.bytes().map_err(|e| wrong(weight, e))?;
+        parts.push(Part {
+            offset: weight.offset.get(),
+            len: bytes.get() / 4,
+        });
+    }
+    let mut items = Vec::new();
+    let words = arena.split_mut::<u32>(&parts)?;
+    for ((weight, pieces), words) in program.weights.iter().zip(&sources).zip(words) {
+        divide(weight, pieces, words, &mut items);
+    }
+    let total = items.iter().map(|i| i.stored_bytes).sum();
+    // In the order of the files, so that each is read from its beginning to its end.
+    items.sort_by_key(|i| i.pieces.first().map(|p| (p.file, p.begin, i.first)));
+    run(items, checkpoint, threads, total, progress)?;
+    Ok(Bytes::new(total))
+}
+
+fn wrong(weight: &Weight, problem: impl ToString) -> WeightsError {
+    WeightsError::Program {
+        weight: weight.name.clone(),
+        problem: problem.to_string(),
+    }
+}
+
+/// Carries the items out.
+fn run(
+    items: Vec<Item<'_>>,
+    checkpoint: &Checkpoint,
+    threads: usize,
+    total: u64,
+    progress: &Progress<'_>,
+) -> Result<(), WeightsError> {
+    let queue = Mutex::new(items.into_iter());
+    let stop = AtomicBool::new(false);
+    let done = AtomicU64::new(0);
+    let work = || -> Result<(), WeightsError> {
+        let mut scratch = Scratch::default();
+        while !stop.load(Ordering::Relaxed) {
+            let next = queue.lock().map_or(None, |mut q| q.next());
+            let Some(item) = next else { break };
+            let bytes = item.stored_bytes;
+            fill::item(item, checkpoint, &mut scratch)
+                .inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
+            let before = done.fetch_add(bytes, Ordering::Relaxed);
+            progress(Bytes::new(before + bytes), Bytes::new(total));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            let other = other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            result = result.and(other);
+        }
+        result
+    })
+}
+
+/// Where each part of a weight lies, all of it checked.
+fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, WeightsError> {
+    let mut pieces = Vec::new();
+    let mut row = 0_u64;
+    for source in &weight.sources {
+        // `load` looked for all of them.
+        let Some(found) = checkpoint.find(&source.tensor) else {
+            return Err(WeightsError::Missing(vec![source.tensor.clone()]));
+        };
+        let shape_error = |wanted: String| WeightsError::Shape {
+            tensor: printable(&source.tensor),
+            found: found.shape.to_vec(),
+            wanted,
+        };
+        if !decode::is_known(found.dtype) {
+            return Err(WeightsError::DType {
+                tensor: printable(&source.tensor),
+                dtype: found.dtype,
+            });
+        }
+        let elements = Bytes::product(found.shape.iter().copied())
+            .map_err(|e| wrong(weight, e))?
+            .get();
+        let transposed = source.transposed && !found.converted;
+        let (rows, matrix) = match weight.layout {
+            WeightLayout::Packed { k, .. } => {
+                let last = found.shape.last().copied().unwrap_or(1);
+                // Higher ranks are matrices one below the other.
+                let (rows, matrix) = if transposed {
+                    let inputs = found.shape.iter().rev().nth(1).copied();
+                    if inputs != Some(k) {
+                        return Err(shape_error(format!("[…, {k}, outputs] is needed")));
+                    }
+                    let blocks = elements.checked_div(k.saturating_mul(last)).unwrap_or(0);
+                    (blocks * last, Matrix::Columns { stride: last })
+                } else {
+                    if last != k || found.shape.len() < 2 {
+                        return Err(shape_error(format!("[…, {k}] is needed")));
+                    }
+                    (elements.checked_div(k).unwrap_or(0), Matrix::Rows)
+                };
+                (rows, matrix)
+            }
+            WeightLayout::F32 { .. } => (elements, Matrix::Vector),
+        };
+        if transposed && found.dtype.block_elements() > 1 {
+            return Err(WeightsError::DType {
+                tensor: printable(&source.tensor),
+                dtype: found.dtype,
+            });
+        }
+        if source.rows.start > source.rows.end || source.rows.end > rows {
+            let needed = format!("at least {} rows are needed", source.rows.end);
+            return Err(shape_error(needed));
+        }
+        let len = source.rows.end - source.rows.start;
+        let to = row
+            .checked_add(len)
+            .ok_or_else(|| wrong(weight, "its rows overflow"))?;
+        pieces.push(Piece {
+            tensor: found.name.to_owned(),
+            file: found.file,
+            begin: found.begin,
+            dtype: found.dtype,
+            matrix,
+            order: found.order,
+            plus: if found.converted {
+                0.0
+            } else {
+                f32::from(source.plus)
+            },
+            at: row..to,
+            from: source.rows.start,
+        });
+        row = to;
+    }
+    let n = match weight.layout {
+        WeightLayout::Packed { n, .. } | WeightLayout::F32 { n } => n,
+    };
+    if row != n {
+        return Err(wrong(weight, format!("its parts have {row} rows, not {n}")));
+    }
+    Ok(pieces)
+}
+
+/// Divides a weight into items of whole panels, about as large as the scratch.
+fn divide<'a>(
+    weight: &Weight,
+    pieces: &'a [Piece],
+    words: &'a mut [u32],
+    items: &mut Vec<Item<'a>>,
+) {
+    let stored = |rows: u64, k: u64, dtype: DType| {
+        // Every row was found to lie in a file.
+        dtype.bytes(rows.saturating_mul(k)).map_or(0, Bytes::get)
+    };
+    let mut push = |rows: std::ops::Range<u64>, k: u64, dest| {
+        let inside: Vec<&Piece> = pieces
+            .iter()
+            .filter(|p| p.at.start < rows.end && rows.start < p.at.end)
+            .collect();
+        let stored_bytes = inside
+            .iter()
+            .map(|p| {
+                let n = p.at.end.min(rows.end) - p.at.start.max(rows.start);
+                stored(n, k, p.dtype)
+            })
+            .sum();
+        items.push(Item {
+            pieces: inside,
+            first: rows.start,
+            rows: rows.end - rows.start,
+            stored_bytes,
+            dest,
+        });
+    };
+    match weight.layout {
+        WeightLayout::F32 { n } => push(0..n, 1, Dest::Floats(words)),
+        WeightLayout::Packed { n, k } => {
+            let panel = PANEL as u64;
+            let widest = pieces.iter().map(|p| stored(panel, k, p.dtype)).max();
+            let panels = (SCRATCH / widest.unwrap_or(1).max(1)).max(1);
+            // At most the words that there are; a panel of no columns has none.
+            let len = usize::try_from(panels * panel * k.div_ceil(2)).unwrap_or(usize::MAX);
+            for (i, words) in words.chunks_mut(len.max(1)).enumerate() {
+                let first = i as u64 * panels * panel;
+                push(
+                    first..n.min(first + panels * panel),
+                    k,
+                    Dest::Panels { words, k },
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,402 @@
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
+
+use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, pack_row, packed_bytes};
+use plimsoll_program::{BufferId, PoolGeometry, Source};
+
+use super::*;
+
+/// A folder of its own, removed in the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("plimsoll-weights-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Writes a safetensors file: name, type, shape, data.
+    fn safetensors(&self, name: &str, tensors: &[(&str, &str, &[u64], Vec<u8>)]) {
+        let mut header = serde_json::Map::new();
+        let mut data: Vec<u8> = Vec::new();
+        for (name, dtype, shape, bytes) in tensors {
+            let begin = data.len();
+            data.extend(bytes);
+            let entry = serde_json::json!({
+                "dtype": dtype, "shape": shape, "data_offsets": [begin, data.len()],
+            });
+            header.insert((*name).to_owned(), entry);
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header);
+        file.extend(data);
+        std::fs::write(self.0.join(name), file).unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn numbers(seed: u64, n: u64) -> Vec<f32> {
+    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n)
+        .map(|_| {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            ((s >> 40) as f32 / (1_u64 << 23) as f32) - 1.0
+        })
+        .collect()
+}
+
+fn f32_bytes(x: &[f32]) -> Vec<u8> {
+    x.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+fn bf16_bytes(x: &[f32]) -> Vec<u8> {
+    x.iter()
+        .flat_map(|x| bf16_from_f32(*x).to_le_bytes())
+        .collect()
+}
+
+fn source(tensor: &str, rows: std::ops::Range<u64>) -> Source {
+    Source {
+        tensor: tensor.to_owned(),
+        rows,
+        transposed: false,
+        plus: 0,
+    }
+}
+
+/// A program of weights alone, one after the other.
+fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
+    let mut at = 0;
+    let weights = weights
+        .into_iter()
+        .enumerate()
+        .map(|(i, (layout, sources))| {
+            let offset = Bytes::new(at);
+            at += layout.bytes().unwrap().get().next_multiple_of(64);
+            Weight {
+                name: format!("weight {i}"),
+                role: Role::Other,
+                layout,
+                sources,
+                offset,
+            }
+        })
+        .collect();
+    Program {
+        ops: Vec::new(),
+        buffers: Vec::new(),
+        activation_bytes: Bytes::ZERO,
+        weights,
+        weight_bytes: Bytes::new(at),
+        logits: BufferId(0),
+        geometry: PoolGeometry {
+            groups: Vec::new(),
+            page: Bytes::ZERO,
+        },
+        vocab: 0,
+        tokens: 0,
+        outputs: 0,
+    }
+}
+
+fn loaded(
+    program: &Program,
+    folder: &Path,
+    files: &[&str],
+    threads: usize,
+) -> Result<Arena, WeightsError> {
+    let checkpoint = Checkpoint::open(folder, files)?;
+    let mut arena = Arena::new("weights", program.weight_bytes)?;
+    let last = AtomicU64::new(0);
+    let all = load(program, &checkpoint, &mut arena, threads, &|done, total| {
+        assert!(done <= total);
+        last.fetch_max(done.get(), Ordering::Relaxed);
+    })?;
+    assert_eq!(all.get(), last.into_inner(), "progress ends at the total");
+    Ok(arena)
+}
+
+fn words(arena: &Arena, w: &Weight) -> Vec<u32> {
+    let len = w.layout.bytes().unwrap().get() / 4;
+    let offset = w.offset.get();
+    arena.view(Part { offset, len }).unwrap().to_vec()
+}
+
+/// The packed form of rows, by the kernels' own oracle.
+fn packed(rows: &[Vec<f32>], k: usize) -> Vec<u32> {
+    let mut words = vec![0; packed_bytes(rows.len(), k).unwrap() / 4];
+    for (r, row) in rows.iter().enumerate() {
+        pack_row(&mut words, k, r, row.iter().map(|x| bf16_from_f32(*x)));
+    }
+    words
+}
+
+fn rows(x: &[f32], k: u64) -> Vec<Vec<f32>> {
+    x.chunks(k as usize).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn stacks_parts_of_all_types_from_all_files() {
+    let folder = Folder::new();
+    let k = 37;
+    let (a, b, c, v) = (
+        numbers(1, 70 * k),
+        numbers(2, 11 * k),
+        numbers(3, 2 * k * 45),
+        numbers(4, 9),
+    );
+    let f16: Vec<u8> = [0x3c00_u16, 0xc000, 0x3555, 1]
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
+    folder.safetensors(
+        "one.safetensors",
+        &[
+            ("a", "BF16", &[70, k], bf16_bytes(&a)),
+            ("v", "F32", &[9], f32_bytes(&v)),
+        ],
+    );
+    folder.safetensors(
+        "two.safetensors",
+        &[
+            // Two matrices, inputs first.
+            ("c", "F32", &[2, k, 45], f32_bytes(&c)),
+            ("h", "F16", &[4], f16),
+            ("b", "F32", &[11, k], f32_bytes(&b)),
+        ],
+    );
+    let mut from_c = source("c", 40..83);
+    from_c.transposed = true;
+    let mut plus = source("v", 2..7);
+    plus.plus = 1;
+    let program = program(vec![
+        (
+            WeightLayout::Packed { n: 109, k },
+            vec![source("b", 0..11), from_c.clone(), source("a", 5..60)],
+        ),
+        (WeightLayout::F32 { n: 9 }, vec![plus, source("h", 0..4)]),
+        (WeightLayout::Packed { n: 70, k }, vec![source("a", 0..70)]),
+    ]);
+    let mut want = rows(&b, k);
+    for row in 40..83 {
+        let (m, column) = (row / 45, row % 45);
+        want.push(
+            (0..k)
+                .map(|i| c[((m * k + i) * 45 + column) as usize])
+                .collect(),
+        );
+    }
+    want.extend(rows(&a[5 * k as usize..60 * k as usize], k));
+    for threads in [1, 2, 5] {
+        let arena = loaded(
+            &program,
+            &folder.0,
+            &["one.safetensors", "two.safetensors"],
+            threads,
+        )
+        .unwrap();
+        assert_eq!(
+            words(&arena, &program.weights[0]),
+            packed(&want, k as usize)
+        );
+        assert_eq!(
+            words(&arena, &program.weights[2]),
+            packed(&rows(&a, k), k as usize)
+        );
+        let floats: Vec<f32> = words(&arena, &program.weights[1])
+            .into_iter()
+            .map(f32::from_bits)
+            .collect();
+        assert_eq!(
+            floats[..5],
+            [v[2] + 1.0, v[3] + 1.0, v[4] + 1.0, v[5] + 1.0, v[6] + 1.0]
+        );
+        assert_eq!(floats[5..], [1.0, -2.0, 0.333_251_95, 2_f32.powi(-24)]);
+        assert_eq!(
+            arena.high_water().get().next_multiple_of(64),
+            arena.bytes().get()
+        );
+    }
+}
+
+#[test]
+fn large_matrices_go_in_pieces() {
+    let folder = Folder::new();
+    let k = 5_000;
+    // A panel has 640,000 stored bytes, so an item six of them.
+    let x = numbers(5, 400 * k);
+    folder.safetensors(
+        "m.safetensors",
+        &[
+            ("x", "F32", &[400, k], f32_bytes(&x)),
+            ("t", "F32", &[k, 400], f32_bytes(&x)),
+        ],
+    );
+    let mut t = source("t", 0..400);
+    t.transposed = true;
+    let program = program(vec![
+        (
+            WeightLayout::Packed { n: 399, k },
+            vec![source("x", 1..400)],
+        ),
+        (WeightLayout::Packed { n: 400, k }, vec![t]),
+    ]);
+    let mut items = Vec::new();
+    let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
+    let pieces = resolve(&program.weights[0], &checkpoint).unwrap();
+    let mut space = vec![0; program.weights[0].layout.bytes().unwrap().get() as usize / 4];
+    divide(&program.weights[0], &pieces, &mut space, &mut items);
+    assert_eq!(
+        items.iter().map(|i| i.rows).collect::<Vec<_>>(),
+        [192, 192, 15]
+    );
+    assert!(items.iter().all(|i| i.stored_bytes <= SCRATCH));
+
+    let arena = loaded(&program, &folder.0, &["m.safetensors"], 2).unwrap();
+    assert_eq!(
+        words(&arena, &program.weights[0]),
+        packed(&rows(&x, k)[1..], k as usize)
+    );
+    let t: Vec<Vec<f32>> = (0..400)
+        .map(|c| (0..k).map(|i| x[(i * 400 + c) as usize]).collect())
+        .collect();
+    assert_eq!(words(&arena, &program.weights[1]), packed(&t, k as usize));
+}
+
+#[test]
+fn names_what_does_not_fit() {
+    let folder = Folder::new();
+    folder.safetensors(
+        "m.safetensors",
+        &[
+            ("a", "BF16", &[4, 6], vec![0; 48]),
+            ("i", "I32", &[4, 6], vec![0; 96]),
+            ("v", "F32", &[4], vec![0; 16]),
+        ],
+    );
+    let error = |layout, sources: Vec<Source>| {
+        loaded(
+            &program(vec![(layout, sources)]),
+            &folder.0,
+            &["m.safetensors"],
+            2,
+        )
+        .unwrap_err()
+        .to_string()
+    };
+    let matrix = WeightLayout::Packed { n: 4, k: 6 };
+    let all = |t: &str| vec![source(t, 0..4)];
+    let e = error(
+        matrix,
+        (0..7).map(|i| source(&format!("gone.{i}"), 0..1)).collect(),
+    );
+    assert!(e.contains("`gone.0`") && e.contains("and 2 more"), "{e}");
+    let e = error(WeightLayout::Packed { n: 4, k: 7 }, all("a"));
+    assert!(
+        e.contains("`a`") && e.contains("[4, 6]") && e.contains('7'),
+        "{e}"
+    );
+    let e = error(WeightLayout::Packed { n: 5, k: 6 }, vec![source("a", 0..5)]);
+    assert!(e.contains("at least 5 rows"), "{e}");
+    assert!(error(matrix, all("i")).contains("stored as i32"));
+    assert!(error(matrix, all("v")).contains("`v`"));
+    let mut t = source("a", 0..4);
+    t.transposed = true;
+    assert!(error(matrix, vec![t]).contains("outputs"));
+    assert!(error(WeightLayout::F32 { n: 5 }, vec![source("v", 0..5)]).contains("at least 5"));
+    assert!(error(matrix, vec![source("a", 0..3)]).contains("inconsistent"));
+    assert!(error(matrix, vec![source("a", 3..2)]).contains("`a`"));
+    assert!(error(matrix, vec![source("a", 0..u64::MAX)]).contains("`a`"));
+}
+
+#[test]
+fn a_file_that_shrinks_is_an_error() {
+    let folder = Folder::new();
+    folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
+    let program = program(vec![(
+        WeightLayout::Packed { n: 4, k: 6 },
+        vec![source("a", 0..4)],
+    )]);
+    let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
+    let path = folder.0.join("m.safetensors");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+    let mut arena = Arena::new("weights", program.weight_bytes).unwrap();
+    let e = load(&program, &checkpoint, &mut arena, 2, &|_, _| {}).unwrap_err();
+    assert!(matches!(e, WeightsError::Read { .. }), "{e}");
+    // And what is cut before it is opened is told then.
+    let e = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap_err();
+    assert!(e.to_string().contains("truncated"), "{e}");
+}
+
+#[test]
+fn an_arena_that_is_too_small_is_an_error() {
+    let folder = Folder::new();
+    folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
+    let program = program(vec![(
+        WeightLayout::Packed { n: 4, k: 6 },
+        vec![source("a", 0..4)],
+    )]);
+    let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
+    let mut arena = Arena::new("weights", Bytes::new(64)).unwrap();
+    let e = load(&program, &checkpoint, &mut arena, 1, &|_, _| {}).unwrap_err();
+    assert!(matches!(e, WeightsError::Arena(_)), "{e}");
+}
+
+#[test]
+fn the_same_tensor_in_two_files_is_refused() {
+    let folder = Folder::new();
+    for f in ["1.safetensors", "2.safetensors"] {
+        folder.safetensors(f, &[("a", "BF16", &[4, 6], vec![0; 48])]);
+    }
+    let e = Checkpoint::open(&folder.0, &["1.safetensors", "2.safetensors"]).unwrap_err();
+    assert!(e.to_string().contains("`a`"), "{e}");
+}
+
+#[test]
+fn checks_weights_by_tensor() {
+    let folder = Folder::new();
+    let mut x = numbers(1, 3_000_000);
+    x[1_000] = f32::NAN;
+    x[2_900_000] = f32::NAN;
+    x[2_000_000] = f32::NEG_INFINITY;
+    folder.safetensors(
+        "m.safetensors",
+        &[
+            ("good", "BF16", &[4, 6], bf16_bytes(&numbers(2, 24))),
+            ("odd", "F32", &[3, 1_000_000], f32_bytes(&x)),
+            ("bias", "F16", &[6], vec![0; 12]),
+            ("zero", "F16", &[2, 3], vec![0; 12]),
+            ("ids", "I64", &[1], vec![255; 8]),
+        ],
+    );
+    let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
+    let found = check(&checkpoint, &|_, _| {}).unwrap();
+    let of = |tensor: &str, elements, nan, infinite, zero_matrix| TensorCheck {
+        tensor: tensor.to_owned(),
+        elements,
+        nan,
+        infinite,
+        zero_matrix,
+    };
+    assert_eq!(
+        found,
+        [of("odd", 3_000_000, 2, 1, false), of("zero", 6, 0, 0, true)]
+    );
+    assert!(
+        f32_from_bf16(bf16_from_f32(f32::NAN)).is_nan(),
+        "packing keeps it"
+    );
+}
