@@ -10,7 +10,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::bf16::bf16_from_f32;
+use crate::bf16::{bf16_from_f32, f32_from_bf16};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
 use crate::pool::Pool;
@@ -20,10 +20,76 @@ const QUERIES: usize = 8;
 /// Elements of a head at most.
 pub const HEAD_MAX: usize = 256;
 
+/// A type of cached keys and values.
+pub trait Cached: Copy + Send + Sync + sealed::Sealed {
+    #[doc(hidden)]
+    fn narrow(x: f32) -> Self;
+    #[doc(hidden)]
+    fn wide(self) -> f32;
+}
+
+mod sealed {
+    use super::{Item, Lanes, Level};
+
+    pub trait Sealed: Sized + Default {
+        #[allow(private_bounds, private_interfaces, reason = "sealed")]
+        fn load<V: Lanes>(x: &[Self]) -> V;
+        #[allow(private_interfaces, reason = "sealed")]
+        fn attend(level: Level, item: &Item<'_, Self>);
+    }
+}
+
+/// bfloat16.
+impl Cached for u16 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        bf16_from_f32(x)
+    }
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32_from_bf16(self)
+    }
+}
+
+impl sealed::Sealed for u16 {
+    #[inline(always)]
+    #[allow(private_bounds, private_interfaces, reason = "sealed")]
+    fn load<V: Lanes>(x: &[Self]) -> V {
+        V::load_bf16(x)
+    }
+    #[allow(private_interfaces, reason = "sealed")]
+    fn attend(level: Level, item: &Item<'_, Self>) {
+        at_level!(level, item_bf16(item));
+    }
+}
+
+impl Cached for f32 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl sealed::Sealed for f32 {
+    #[inline(always)]
+    #[allow(private_bounds, private_interfaces, reason = "sealed")]
+    fn load<V: Lanes>(x: &[Self]) -> V {
+        V::load(x)
+    }
+    #[allow(private_interfaces, reason = "sealed")]
+    fn attend(level: Level, item: &Item<'_, Self>) {
+        at_level!(level, item_f32(item));
+    }
+}
+
 /// How one layer's keys and values lie in a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
-    /// bfloat16 elements of a page.
+    /// Elements of a page.
     pub page: usize,
     /// Where the layer's part of a page begins.
     pub layer: usize,
@@ -130,21 +196,21 @@ impl<'a> Columns<'a> {
 }
 
 #[derive(Clone, Copy)]
-struct Pages(*mut u16);
+struct Pages<C>(*mut C);
 
 // SAFETY: tiles write slots of tokens of their own only.
-unsafe impl Send for Pages {}
+unsafe impl<C> Send for Pages<C> {}
 // SAFETY: as above.
-unsafe impl Sync for Pages {}
+unsafe impl<C> Sync for Pages<C> {}
 
 /// Writes the keys and values of a step's tokens into their slots.
 ///
 /// # Panics
 /// Where a table, a page or a buffer is too short.
-pub fn write_kv(
+pub fn write_kv<C: Cached>(
     pool: &mut Pool,
     shape: &KvShape,
-    pages: &mut [u16],
+    pages: &mut [C],
     all: &[Queries<'_>],
     k: Columns<'_>,
     v: Columns<'_>,
@@ -165,10 +231,10 @@ pub fn write_kv(
                 // SAFETY: inside the page, as checked; sequences write slots of their own.
                 unsafe {
                     for (d, x) in keys.iter().enumerate() {
-                        *out.0.add(to_k + d * shape.slots + slot) = bf16_from_f32(*x);
+                        *out.0.add(to_k + d * shape.slots + slot) = C::narrow(*x);
                     }
                     for (d, x) in values.iter().enumerate() {
-                        *out.0.add(to_v + slot * shape.v_dim + d) = bf16_from_f32(*x);
+                        *out.0.add(to_v + slot * shape.v_dim + d) = C::narrow(*x);
                     }
                 }
             }
@@ -186,9 +252,9 @@ unsafe impl Sync for Outputs {}
 
 /// Some queries of one KV head.
 #[derive(Clone, Copy)]
-struct Item<'a> {
+struct Item<'a, C> {
     shape: &'a KvShape,
-    pages: &'a [u16],
+    pages: &'a [C],
     scores: &'a Scores<'a>,
     table: &'a [u32],
     kv_head: usize,
@@ -205,11 +271,11 @@ struct Item<'a> {
 /// # Panics
 /// Where a table, a page or a buffer is too short.
 #[allow(clippy::too_many_arguments, reason = "the operation's own")]
-pub fn attend(
+pub fn attend<C: Cached>(
     pool: &mut Pool,
     level: Level,
     shape: &KvShape,
-    pages: &[u16],
+    pages: &[C],
     all: &[Queries<'_>],
     scores: &Scores<'_>,
     q: Columns<'_>,
@@ -256,14 +322,15 @@ pub fn attend(
             out,
             stride,
         };
-        at_level!(level, item_at(&item));
+        C::attend(level, &item);
     });
 }
 
-for_levels!(item_at, item_of(item: &Item<'_>));
+for_levels!(item_bf16, item_of<u16>(item: &Item<'_, u16>));
+for_levels!(item_f32, item_of<f32>(item: &Item<'_, f32>));
 
 #[inline(always)]
-fn item_of<V: Lanes>(item: &Item<'_>) {
+fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
     let Item { shape, scores, .. } = *item;
     let queries = &item.queries[..item.count];
     let (mut m, mut l) = ([f32::NEG_INFINITY; QUERIES], [V::splat(0.0); QUERIES]);
@@ -287,12 +354,12 @@ fn item_of<V: Lanes>(item: &Item<'_>) {
             &[]
         }
     });
-    let mut keys = [0; LANES * HEAD_MAX];
-    let mut values = [0; LANES * HEAD_MAX];
+    let mut keys = [C::default(); LANES * HEAD_MAX];
+    let mut values = [C::default(); LANES * HEAD_MAX];
     for tile in (from / LANES * LANES..to).step_by(LANES) {
         let (lo, hi) = (from.max(tile), to.min(tile + LANES));
         let (k, k_stride, v) = tile_of(item, tile, lo, hi, &mut keys, &mut values);
-        let s = scores_of::<V>(&q[..item.count], k, k_stride, shape.k_dim);
+        let s = scores_of::<V, C>(&q[..item.count], k, k_stride, shape.k_dim);
         for (n, s) in s[..item.count].iter().enumerate() {
             let (first, end) = seen(n);
             let (a, b) = (
@@ -326,7 +393,7 @@ fn item_of<V: Lanes>(item: &Item<'_>) {
                 m[n] = top;
             }
             l[n] = l[n].add(V::load(&p));
-            add_values::<V>(&p[a..b], &v[a * shape.v_dim..], shape.v_dim, &mut acc[n]);
+            add_values::<V, C>(&p[a..b], &v[a * shape.v_dim..], shape.v_dim, &mut acc[n]);
         }
     }
     for (n, (row, _, head)) in queries.iter().enumerate() {
@@ -343,14 +410,14 @@ fn item_of<V: Lanes>(item: &Item<'_>) {
 /// The keys of a tile, `[k_dim]` rows of sixteen some elements apart, and its values, `[16][v_dim]`: where they
 /// lie, or gathered where the tile spans blocks. Only keys `lo..hi` are looked up.
 #[inline(always)]
-fn tile_of<'a>(
-    item: &Item<'a>,
+fn tile_of<'a, C: Cached>(
+    item: &Item<'a, C>,
     tile: usize,
     lo: usize,
     hi: usize,
-    keys: &'a mut [u16],
-    values: &'a mut [u16],
-) -> (&'a [u16], usize, &'a [u16]) {
+    keys: &'a mut [C],
+    values: &'a mut [C],
+) -> (&'a [C], usize, &'a [C]) {
     let shape = item.shape;
     let slots = shape.slots;
     if tile % slots + LANES <= slots {
@@ -375,14 +442,19 @@ fn tile_of<'a>(
 
 /// Scores of up to eight queries with sixteen keys.
 #[inline(always)]
-fn scores_of<V: Lanes>(q: &[&[f32]], k: &[u16], stride: usize, dim: usize) -> [V; QUERIES] {
+fn scores_of<V: Lanes, C: Cached>(
+    q: &[&[f32]],
+    k: &[C],
+    stride: usize,
+    dim: usize,
+) -> [V; QUERIES] {
     let mut s = [V::splat(0.0); QUERIES];
     let mut n = 0;
     while n < q.len() {
         // Four chains at once, or what is left.
         if q.len() - n >= 4 {
             for d in 0..dim {
-                let key = V::load_bf16(&k[d * stride..]);
+                let key = C::load::<V>(&k[d * stride..]);
                 for i in 0..4 {
                     s[n + i] = key.fma(V::splat(q[n + i][d]), s[n + i]);
                 }
@@ -390,7 +462,7 @@ fn scores_of<V: Lanes>(q: &[&[f32]], k: &[u16], stride: usize, dim: usize) -> [V
             n += 4;
         } else {
             for d in 0..dim {
-                s[n] = V::load_bf16(&k[d * stride..]).fma(V::splat(q[n][d]), s[n]);
+                s[n] = C::load::<V>(&k[d * stride..]).fma(V::splat(q[n][d]), s[n]);
             }
             n += 1;
         }
@@ -400,19 +472,19 @@ fn scores_of<V: Lanes>(q: &[&[f32]], k: &[u16], stride: usize, dim: usize) -> [V
 
 /// `acc += p · v`, key by key.
 #[inline(always)]
-fn add_values<V: Lanes>(p: &[f32], v: &[u16], dim: usize, acc: &mut [f32]) {
+fn add_values<V: Lanes, C: Cached>(p: &[f32], v: &[C], dim: usize, acc: &mut [f32]) {
     let mut d = 0;
     while d + LANES <= dim {
         let mut a = V::load(&acc[d..]);
         for (i, p) in p.iter().enumerate() {
-            a = V::load_bf16(&v[i * dim + d..]).fma(V::splat(*p), a);
+            a = C::load::<V>(&v[i * dim + d..]).fma(V::splat(*p), a);
         }
         a.store(&mut acc[d..]);
         d += LANES;
     }
     for (d, acc) in acc.iter_mut().enumerate().take(dim).skip(d) {
         for (i, p) in p.iter().enumerate() {
-            *acc = crate::bf16::f32_from_bf16(v[i * dim + d]).mul_add(*p, *acc);
+            *acc = v[i * dim + d].wide().mul_add(*p, *acc);
         }
     }
 }

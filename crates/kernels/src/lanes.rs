@@ -339,13 +339,13 @@ macro_rules! at_level {
 
 /// Makes a kernel, generic over [`Lanes`], for every level: a module of its name with one function for each.
 macro_rules! for_levels {
-    ($name:ident, $generic:ident($($arg:ident: $type:ty),* $(,)?)) => {
+    ($name:ident, $generic:ident $(<$($more:ident),*>)? ($($arg:ident: $type:ty),* $(,)?)) => {
         mod $name {
             #[allow(unused_imports, reason = "not every kernel names types of its module")]
             use super::*;
 
             pub(super) fn scalar($($arg: $type),*) {
-                $generic::<$crate::lanes::Scalar>($($arg),*)
+                $generic::<$crate::lanes::Scalar $($(, $more)*)?>($($arg),*)
             }
 
             /// # Safety
@@ -353,7 +353,7 @@ macro_rules! for_levels {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             pub(super) unsafe fn avx2($($arg: $type),*) {
-                $generic::<$crate::lanes::avx2::Avx2>($($arg),*)
+                $generic::<$crate::lanes::avx2::Avx2 $($(, $more)*)?>($($arg),*)
             }
 
             /// # Safety
@@ -361,7 +361,7 @@ macro_rules! for_levels {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
             pub(super) unsafe fn avx512($($arg: $type),*) {
-                $generic::<$crate::lanes::avx512::Avx512>($($arg),*)
+                $generic::<$crate::lanes::avx512::Avx512 $($(, $more)*)?>($($arg),*)
             }
         }
     };

@@ -5,7 +5,7 @@
 //! ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
 
 use plimsoll_model::Role;
-use plimsoll_units::{Bytes, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::pool::PoolGeometry;
 
@@ -289,6 +289,8 @@ pub struct Program {
     pub logits: BufferId,
     /// The pool.
     pub geometry: PoolGeometry,
+    /// Type of cached keys and values.
+    pub kv_dtype: DType,
     /// Rows of the vocabulary.
     pub vocab: u64,
     /// T.

@@ -19,7 +19,7 @@ fn logits_are_those_of_transformers() {
         let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
         let model = Model::open(&folder);
         let (prompt, want) = expected(&folder);
-        for kv in [DType::Bf16] {
+        for kv in [DType::F32, DType::Bf16] {
             let server = Server {
                 kv,
                 ..Server::default()

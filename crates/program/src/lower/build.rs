@@ -8,7 +8,7 @@ use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::place::place;
 use super::{Inventory, Limits, LowerError};
-use crate::pool::PoolGeometry;
+use crate::pool::{KvRules, PoolGeometry};
 use crate::program::{Buffer, BufferId, Op, Program, Rows, Source, Weight, WeightId, WeightLayout};
 
 /// Weights begin at cache lines.
@@ -211,6 +211,7 @@ impl<'a> Builder<'a> {
         mut self,
         spec: &ModelSpec,
         geometry: PoolGeometry,
+        rules: &KvRules,
         logits: BufferId,
     ) -> Result<Program, LowerError> {
         if let Some(t) = self.tensors.all().find(|t| !self.used.contains(&*t.name)) {
@@ -231,6 +232,7 @@ impl<'a> Builder<'a> {
             weight_bytes: self.weight_bytes,
             logits,
             geometry,
+            kv_dtype: rules.dtype,
             vocab: spec.vocab,
             tokens,
             outputs,

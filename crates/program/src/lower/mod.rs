@@ -84,7 +84,7 @@ pub fn lower(spec: &ModelSpec, limits: &Limits, rules: &KvRules) -> Result<Progr
     let geometry = PoolGeometry::new(spec, &parallel, stage, rules)?;
     let mut b = Builder::new(&tensors, limits);
     let logits = decoder::decoder(&mut b, spec, arithmetic, &names, &geometry, rules)?;
-    b.finish(spec, geometry, logits)
+    b.finish(spec, geometry, rules, logits)
 }
 
 /// The tensors that a decoder computes with, by layer.

@@ -14,7 +14,7 @@ use plimsoll_program::Program;
 use plimsoll_schedule::{
     Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
 };
-use plimsoll_units::{Nanos, SizeOverflow};
+use plimsoll_units::{DType, Nanos, SizeOverflow};
 
 use self::tables::Tables;
 use crate::arena::{Arena, ArenaError, Part};
@@ -55,6 +55,9 @@ pub enum StartError {
     /// A size left 64 bits.
     #[error(transparent)]
     Size(#[from] SizeOverflow),
+    /// A type of cached keys and values that no kernel reads.
+    #[error("a KV cache of {0} cannot be served on the CPU yet: choose bf16 or f32")]
+    KvType(DType),
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -66,8 +69,6 @@ pub struct CpuExecutor<S> {
     program: Program,
     weights: Arena,
     pages: Arena,
-    /// bfloat16 elements of a page.
-    page: usize,
     swap: Arena,
     generations: Vec<u32>,
     activations: Arena,
@@ -94,6 +95,9 @@ impl<S: Sampling> CpuExecutor<S> {
         let pages = Arena::new("KV pages", page.times(u64::from(memory.pages))?)?;
         let swap = Arena::new("swap space", page.times(u64::from(memory.swap))?)?;
         let activations = Arena::new("activations", program.activation_bytes)?;
+        if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
+            return Err(StartError::KvType(program.kv_dtype));
+        }
         for w in &program.weights {
             // Whatever the program asks for later is there.
             let len = w.layout.bytes()?.get() / 4;
@@ -101,8 +105,6 @@ impl<S: Sampling> CpuExecutor<S> {
             memory.weights.view::<u32>(Part { offset, len })?;
         }
         Ok(Self {
-            // It was just allocated, so it can be addressed.
-            page: usize::try_from(page.get() / 2).unwrap_or(usize::MAX),
             pages,
             swap,
             generations: vec![0; memory.swap as usize],
@@ -143,22 +145,22 @@ impl<S: Sampling> CpuExecutor<S> {
     }
 
     fn move_pages(&mut self, step: &Step) -> Result<(), ArenaError> {
-        let len = self.page as u64;
+        let len = self.program.geometry.page.get();
         let at = |n: u32| Part {
-            offset: u64::from(n) * 2 * len,
+            offset: u64::from(n) * len,
             len,
         };
         for s in &step.kv.swaps_out {
-            let to = self.swap.view_mut::<u16>(at(s.slot))?;
+            let to = self.swap.view_mut::<u8>(at(s.slot))?;
             to.copy_from_slice(self.pages.view(at(s.page.0))?);
             self.generations[s.slot as usize] = s.generation;
         }
         for s in &step.kv.swaps_in {
-            let to = self.pages.view_mut::<u16>(at(s.page.0))?;
+            let to = self.pages.view_mut::<u8>(at(s.page.0))?;
             to.copy_from_slice(self.swap.view(at(s.slot))?);
         }
         for c in &step.kv.copies {
-            let [from, to] = self.pages.views_mut::<u16, 2>([at(c.from.0), at(c.to.0)])?;
+            let [from, to] = self.pages.views_mut::<u8, 2>([at(c.from.0), at(c.to.0)])?;
             to.copy_from_slice(from);
         }
         Ok(())

@@ -3,17 +3,18 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Columns, KvShape, Linear, Norm, Pool, Queries, Reach, Scores, Start, activate,
-    attend, norm, rotate, write_kv,
+    Activation, Cached, Columns, KvShape, Linear, Norm, Pool, Queries, Reach, Scores, Start,
+    activate, attend, norm, rotate, write_kv,
 };
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, NormKind, Op, Program, Rows,
     WeightId, WeightLayout,
 };
 use plimsoll_schedule::Step;
+use plimsoll_units::DType;
 
 use super::{CpuExecutor, Sampling};
-use crate::arena::{Arena, Element, Part};
+use crate::arena::{Arena, ArenaError, Element, Part};
 
 /// Where `rows` rows of a buffer lie, in f32 from the arena's start.
 pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
@@ -72,10 +73,6 @@ impl<S: Sampling> CpuExecutor<S> {
                 .zip(&mut positions[tokens])
                 .for_each(|(p, at)| *at = p);
         }
-        let whole = |bytes: u64, each| Part {
-            offset: 0,
-            len: bytes / each,
-        };
         let used = program
             .buffers
             .iter()
@@ -86,8 +83,7 @@ impl<S: Sampling> CpuExecutor<S> {
             len: used.unwrap_or(0) as u64,
         };
         let activations = self.activations.view_mut(used).map_err(|e| e.to_string())?;
-        let all_pages = whole(self.pages.bytes().get(), 2);
-        let pages = self.pages.view_mut(all_pages).map_err(|e| e.to_string())?;
+        let pages = &mut self.pages;
         let mut walk = Walk {
             program,
             weights: &self.weights,
@@ -111,7 +107,13 @@ impl<S: Sampling> CpuExecutor<S> {
                             row: r.tokens.start as usize,
                         })
                         .collect();
-                    walk.attention(&mut self.pool, level, a, &queries, pages, self.page);
+                    match program.kv_dtype {
+                        DType::F32 => {
+                            walk.attention::<f32>(&mut self.pool, level, a, &queries, pages)
+                        }
+                        _ => walk.attention::<u16>(&mut self.pool, level, a, &queries, pages),
+                    }
+                    .map_err(|e| e.to_string())?;
                 }
                 other => walk.op(&mut self.pool, level, other),
             }
@@ -346,19 +348,23 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn attention(
+    fn attention<C: Cached + Element>(
         &mut self,
         pool: &mut Pool,
         level: plimsoll_kernels::Level,
         a: &AttentionOp,
         queries: &[Queries<'_>],
-        pages: &mut [u16],
-        page: usize,
-    ) {
+        pages: &mut Arena,
+    ) -> Result<(), ArenaError> {
+        let each = size_of::<C>() as u64;
+        let pages = pages.view_mut::<C>(Part {
+            offset: 0,
+            len: pages.bytes().get() / each,
+        })?;
         let group = &self.program.geometry.groups[size(a.group)];
-        let rate = size(group.rate.get() / 2);
+        let rate = size(group.rate.get() / each);
         let shape = KvShape {
-            page,
+            page: size(self.program.geometry.page.get() / each),
             layer: size(a.index) * rate * size(group.slots),
             slots: size(group.slots),
             heads: size(a.kv_heads),
@@ -385,5 +391,6 @@ impl<'a> Walk<'a> {
         });
         write_kv(pool, &shape, pages, queries, k, v);
         attend(pool, level, &shape, pages, queries, &scores, q, out);
+        Ok(())
     }
 }
