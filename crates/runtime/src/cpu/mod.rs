@@ -14,7 +14,7 @@ use plimsoll_program::Program;
 use plimsoll_schedule::{
     Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
 };
-use plimsoll_units::{DType, Nanos, SizeOverflow};
+use plimsoll_units::{DType, Nanos, SeqId, SizeOverflow};
 
 use self::tables::Tables;
 use crate::arena::{Arena, ArenaError, Part};
@@ -76,6 +76,7 @@ pub struct CpuExecutor<S> {
     level: Level,
     tables: Tables,
     sampling: S,
+    poison: bool,
     output: Option<StepOutput>,
 }
 
@@ -115,6 +116,7 @@ impl<S: Sampling> CpuExecutor<S> {
             pool: Pool::new(threads)?,
             level,
             sampling,
+            poison: false,
             output: None,
         })
     }
@@ -139,6 +141,16 @@ impl<S: Sampling> CpuExecutor<S> {
         [&self.weights, &self.pages, &self.swap, &self.activations]
     }
 
+    /// A sequence's pages of one group, by block.
+    pub fn table(&self, seq: SeqId, group: usize) -> &[u32] {
+        self.tables.get(seq, group)
+    }
+
+    /// From now on pages that went to swap space are filled with NaN: for tests.
+    pub const fn poison(&mut self) {
+        self.poison = true;
+    }
+
     /// Pages, as they lie: for tests that damage them.
     pub fn pages_mut(&mut self) -> &mut Arena {
         &mut self.pages
@@ -154,6 +166,10 @@ impl<S: Sampling> CpuExecutor<S> {
             let to = self.swap.view_mut::<u8>(at(s.slot))?;
             to.copy_from_slice(self.pages.view(at(s.page.0))?);
             self.generations[s.slot as usize] = s.generation;
+            if self.poison {
+                // NaN in every type.
+                self.pages.view_mut::<u8>(at(s.page.0))?.fill(0xff);
+            }
         }
         for s in &step.kv.swaps_in {
             let to = self.pages.view_mut::<u8>(at(s.page.0))?;
