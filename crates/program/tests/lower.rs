@@ -383,6 +383,9 @@ fn every_stored_element_is_used_once() {
             }
         }
         assert_eq!(p.weight_bytes.get(), end.next_multiple_of(64), "{name}");
+        let by_role = p.bytes_by_role().unwrap();
+        let sum: u64 = by_role.iter().map(|(_, bytes)| bytes.get()).sum();
+        assert_eq!(sum, p.weight_bytes.get(), "{name}");
         for t in &spec.tensors {
             if matches!(t.role, Role::Encoder | Role::Mtp | Role::Other) {
                 continue;
