@@ -343,6 +343,24 @@ impl Program {
         &self.buffers[usize::from(id.0)]
     }
 
+    /// Bytes of the arena of weights by role, in report order, what lies between them counted to the one before; roles
+    /// with nothing are left out.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn bytes_by_role(&self) -> Result<Vec<(Role, Bytes)>, SizeOverflow> {
+        let ends = self.weights.iter().skip(1).map(|w| w.offset);
+        let ends = ends.chain([self.weight_bytes]);
+        let mut rows: Vec<(Role, Bytes)> = Role::ALL.iter().map(|&r| (r, Bytes::ZERO)).collect();
+        for (weight, end) in self.weights.iter().zip(ends) {
+            if let Some((_, bytes)) = rows.iter_mut().find(|(r, _)| *r == weight.role) {
+                *bytes = bytes.add(end.saturating_sub(weight.offset))?;
+            }
+        }
+        rows.retain(|(_, bytes)| *bytes > Bytes::ZERO);
+        Ok(rows)
+    }
+
     /// A weight.
     #[must_use]
     pub fn weight(&self, id: WeightId) -> &Weight {
