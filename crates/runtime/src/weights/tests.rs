@@ -318,7 +318,13 @@ fn names_what_does_not_fit() {
     assert!(error(matrix, vec![t]).contains("outputs"));
     assert!(error(WeightLayout::F32 { n: 5 }, vec![source("v", 0..5)]).contains("at least 5"));
     assert!(error(matrix, vec![source("a", 0..3)]).contains("inconsistent"));
-    assert!(error(matrix, vec![source("a", 3..2)]).contains("`a`"));
+    assert!(
+        error(
+            matrix,
+            vec![source("a", std::ops::Range { start: 3, end: 2 })]
+        )
+        .contains("`a`")
+    );
     assert!(error(matrix, vec![source("a", 0..u64::MAX)]).contains("`a`"));
 }
 

@@ -1,0 +1,373 @@
+//! Samples: from one row of logits, the next token.
+//!
+//! Promises: a draw depends on the row, the parameters, the history and (seed, sequence index, position) alone:
+//! not on the batch, the machine or what was drawn before; equal logits are told apart by the lower token id;
+//! a row with NaN or +∞ is an error of its own request, and −∞ means never.
+//!
+//! The order is vLLM's (`vllm/v1/sample/sampler.py`): log probabilities come from the raw logits; then the least
+//! length, biases and penalties, which change greedy choices too; then temperature, min-p, top-k and top-p.
+
+mod history;
+mod params;
+mod softmax;
+
+use plimsoll_schedule::Draw;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
+pub use history::{Histories, History, PromptTokens};
+pub use params::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, Sampling, SamplingError, SamplingParams};
+use softmax::{exp, log_sum_exp, sum};
+
+/// How many of the likeliest tokens are sorted first where top-p asks for an unknown number; then 16 times more.
+const FIRST_SORTED: usize = 256;
+
+/// What the random number of a draw depends on, beside the request's seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The sequence's place in its request.
+    pub index: u32,
+    /// Position of the token that is drawn.
+    pub position: u32,
+}
+
+/// Why nothing can be chosen from a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    /// A logit that is no number, or +∞: the model's weights are damaged, or its arithmetic overflowed.
+    #[error("the logit of token {token} is {}: check the weights with --check-weights", if *.infinite { "infinite" } else { "not a number" })]
+    Numerical {
+        /// The first token concerned.
+        token: u32,
+        /// Whether it is infinite.
+        infinite: bool,
+    },
+    /// No token is left.
+    #[error("no token has a finite logit: check the weights with --check-weights")]
+    Nothing,
+    /// A row of another length than the vocabulary's.
+    #[error("a row has {found} logits, the vocabulary {vocab} tokens")]
+    Width {
+        /// Logits of the row.
+        found: usize,
+        /// Tokens.
+        vocab: usize,
+    },
+}
+
+/// Buffers for one row at a time, made once for a vocabulary.
+#[derive(Debug)]
+pub struct Sampler {
+    /// The row as changed.
+    logits: Vec<f32>,
+    /// Tokens with their logits, sorted as far as needed.
+    keys: Vec<u64>,
+    vocab: usize,
+}
+
+/// A logit and its token as one number: the larger the logit the smaller it is, then the lower the token.
+fn key(logit: f32, token: usize) -> u64 {
+    // Adding 0 makes −0 and 0 equal.
+    let bits = (logit + 0.0).to_bits();
+    let ascending = if bits >> 31 == 1 {
+        !bits
+    } else {
+        bits | 1 << 31
+    };
+    u64::from(!ascending) << 32 | token as u64
+}
+
+/// The token of a key.
+const fn token(key: u64) -> u32 {
+    key as u32
+}
+
+impl Sampler {
+    /// Buffers for rows of `vocab` logits.
+    #[must_use]
+    pub fn new(vocab: u32) -> Self {
+        let vocab = vocab as usize;
+        Self {
+            logits: Vec::with_capacity(vocab),
+            keys: Vec::with_capacity(vocab),
+            vocab,
+        }
+    }
+
+    /// Bytes of the buffers for rows of `vocab` logits.
+    #[must_use]
+    pub const fn bytes(vocab: u32) -> u64 {
+        vocab as u64 * (size_of::<f32>() + size_of::<u64>()) as u64
+    }
+
+    /// Draws the next token of a sequence. `top` becomes the likeliest tokens with their log probabilities, as
+    /// many as the parameters ask for, best first.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub fn draw(
+        &mut self,
+        row: &[f32],
+        params: &SamplingParams,
+        history: &History,
+        place: Place,
+        top: &mut Vec<(u32, f32)>,
+    ) -> Result<Draw, SampleError> {
+        let max = self.check(row)?;
+        let asked = &params.asked;
+        let off = log_sum_exp(row, max);
+        top.clear();
+        if asked.logprobs > 0 {
+            self.best(row, asked.logprobs as usize);
+            for &k in &self.keys {
+                top.push((token(k), logprob(row, token(k), off)));
+            }
+        }
+        self.change(row, params, history);
+        let max = largest(&self.logits).1;
+        if max == f32::NEG_INFINITY {
+            return Err(SampleError::Nothing);
+        }
+        let token = if asked.temperature == 0.0 {
+            largest(&self.logits).0
+        } else {
+            self.random(params, max, uniform(asked.seed, place))
+        };
+        Ok(Draw {
+            token,
+            logprob: logprob(row, token, off),
+            ends: params.ends(token),
+        })
+    }
+
+    /// The `k` likeliest next tokens, best first, for a beam search; those that cannot be are left out.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub fn candidates(
+        &mut self,
+        row: &[f32],
+        params: &SamplingParams,
+        history: &History,
+        k: u32,
+        out: &mut Vec<Draw>,
+    ) -> Result<(), SampleError> {
+        let max = self.check(row)?;
+        let off = log_sum_exp(row, max);
+        out.clear();
+        self.change(row, params, history);
+        let logits = std::mem::take(&mut self.logits);
+        self.best(&logits, k as usize);
+        out.extend(self.keys.iter().map(|&k| Draw {
+            token: token(k),
+            logprob: logprob(row, token(k), off),
+            ends: params.ends(token(k)),
+        }));
+        out.retain(|d| logits.get(d.token as usize) != Some(&f32::NEG_INFINITY));
+        self.logits = logits;
+        if out.is_empty() && k > 0 {
+            return Err(SampleError::Nothing);
+        }
+        Ok(())
+    }
+
+    /// The log probability of `token`, for prompts.
+    ///
+    /// # Errors
+    /// [`SampleError`].
+    pub fn logprob(&self, row: &[f32], token: u32) -> Result<f32, SampleError> {
+        let max = self.check(row)?;
+        Ok(logprob(row, token, log_sum_exp(row, max)))
+    }
+
+    /// The largest logit of a row that has no odd one.
+    fn check(&self, row: &[f32]) -> Result<f32, SampleError> {
+        if row.len() != self.vocab {
+            return Err(SampleError::Width {
+                found: row.len(),
+                vocab: self.vocab,
+            });
+        }
+        // Without a way out early, so by vectors; who it is is asked only where there is one.
+        if !row.iter().fold(true, |ok, &x| ok & (x < f32::INFINITY)) {
+            let odd = row.iter().position(|&x| !(x < f32::INFINITY));
+            let at = odd.unwrap_or(0);
+            return Err(SampleError::Numerical {
+                token: u32::try_from(at).unwrap_or(u32::MAX),
+                infinite: row.get(at).is_some_and(|x| x.is_infinite()),
+            });
+        }
+        match largest(row).1 {
+            f32::NEG_INFINITY => Err(SampleError::Nothing),
+            max => Ok(max),
+        }
+    }
+
+    /// Copies the row, with what changes greedy choices too: least length, biases, penalties.
+    fn change(&mut self, row: &[f32], params: &SamplingParams, history: &History) {
+        self.logits.clear();
+        self.logits.extend_from_slice(row);
+        let logits = &mut self.logits;
+        let asked = &params.asked;
+        let mut at = |token: u32, f: &dyn Fn(f32) -> f32| {
+            if let Some(x) = logits.get_mut(token as usize) {
+                *x = f(*x).min(f32::MAX);
+            }
+        };
+        if history.generated() < asked.min_tokens {
+            for &token in &params.ends {
+                at(token, &|_| f32::NEG_INFINITY);
+            }
+        }
+        for &(token, bias) in &asked.logit_bias {
+            at(token, &|x| x + bias);
+        }
+        if !params.has_penalties() {
+            return;
+        }
+        let r = asked.repetition_penalty;
+        let repeated = |x: f32| if x > 0.0 { x / r } else { x * r };
+        if r != 1.0 {
+            let counts = history.counts();
+            for &(token, _) in counts {
+                at(token, &repeated);
+            }
+            for &token in history.prompt() {
+                if counts.binary_search_by_key(&token, |c| c.0).is_err() {
+                    at(token, &repeated);
+                }
+            }
+        }
+        for &(token, count) in history.counts() {
+            // Exact: counts are below 2^24.
+            let frequency = asked.frequency_penalty * count as f32;
+            at(token, &|x| x - frequency - asked.presence_penalty);
+        }
+    }
+
+    /// The `k` largest of `logits`, best first, as keys.
+    fn best(&mut self, logits: &[f32], k: usize) {
+        self.keys.clear();
+        self.keys
+            .extend(logits.iter().enumerate().map(|(i, &x)| key(x, i)));
+        sort_first(&mut self.keys, k);
+        self.keys.truncate(k);
+    }
+
+    /// A token of the distribution that temperature, min-p, top-k and top-p leave; `u` is from 0 to below 1.
+    fn random(&mut self, params: &SamplingParams, max: f32, u: f64) -> u32 {
+        let asked = &params.asked;
+        // Of the likeliest token's probability; 1 for itself.
+        for x in &mut self.logits {
+            *x = exp((*x - max) / asked.temperature);
+        }
+        let weights = &self.logits;
+        let plain = asked.top_k == 0 && asked.top_p >= 1.0;
+        if plain {
+            let kept = |w: f32| if w >= asked.min_p { w } else { 0.0 };
+            let total = sum(weights, kept);
+            return pick(weights.iter().map(|w| kept(*w)).enumerate(), u * total) as u32;
+        }
+        self.keys.clear();
+        let kept = weights
+            .iter()
+            .enumerate()
+            .filter(|w| *w.1 > 0.0 && *w.1 >= asked.min_p);
+        self.keys.extend(kept.map(|(i, &w)| key(w, i)));
+        let weight = |k: &u64| weights[token(*k) as usize];
+        if asked.top_k > 0 {
+            let k = (asked.top_k as usize).min(self.keys.len());
+            sort_first(&mut self.keys, k);
+            self.keys.truncate(k);
+        }
+        let mut total = 0.0;
+        if asked.top_p < 1.0 {
+            // In an order that does not depend on how far is sorted.
+            let all: f64 = if asked.top_k > 0 {
+                self.keys.iter().map(|k| f64::from(weight(k))).sum()
+            } else {
+                sum(weights, |w| if w >= asked.min_p { w } else { 0.0 })
+            };
+            let wanted = f64::from(asked.top_p) * all;
+            let mut sorted = if asked.top_k > 0 { self.keys.len() } else { 0 };
+            let mut n = 0;
+            // At least one, and all before which less than p lies.
+            while n < self.keys.len() && (n == 0 || total < wanted) {
+                if n == sorted {
+                    sorted = (sorted * 16).max(FIRST_SORTED).min(self.keys.len());
+                    sort_first(&mut self.keys, sorted);
+                }
+                total += f64::from(weight(&self.keys[n]));
+                n += 1;
+            }
+            self.keys.truncate(n);
+        } else {
+            total = self.keys.iter().map(|k| f64::from(weight(k))).sum();
+        }
+        let n = pick(self.keys.iter().map(weight).enumerate(), u * total);
+        self.keys.get(n).map_or(0, |k| token(*k))
+    }
+}
+
+/// The token with the largest logit, the lowest of several, and the logit.
+fn largest(row: &[f32]) -> (u32, f32) {
+    // The largest by vectors, then the first that equals it.
+    let (chunks, rest) = row.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (m, x) in lanes.iter_mut().zip(chunk) {
+            *m = if *x > *m { *x } else { *m };
+        }
+    }
+    let max = lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
+    let at = row.iter().position(|&x| x == max).unwrap_or(0);
+    (u32::try_from(at).unwrap_or(u32::MAX), max)
+}
+
+fn logprob(row: &[f32], token: u32, off: f64) -> f32 {
+    row.get(token as usize)
+        .map_or(f32::NEG_INFINITY, |&x| (f64::from(x) - off) as f32)
+}
+
+/// Sorts so that the first `k` keys are the smallest, in order.
+fn sort_first(keys: &mut [u64], k: usize) {
+    if k < keys.len() {
+        if k == 0 {
+            return;
+        }
+        keys.select_nth_unstable(k - 1);
+    }
+    let k = k.min(keys.len());
+    keys[..k].sort_unstable();
+}
+
+/// The first place at which the weights so far exceed `target`; the last with a weight where rounding leaves none.
+fn pick(weights: impl Iterator<Item = (usize, f32)>, target: f64) -> usize {
+    let (mut sum, mut last) = (0.0, 0);
+    for (i, w) in weights {
+        if w > 0.0 {
+            sum += f64::from(w);
+            last = i;
+            if sum > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+/// A number from 0 to below 1: 53 bits of ChaCha8 under a key of seed, sequence index and position.
+fn uniform(seed: u64, place: Place) -> f64 {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..12].copy_from_slice(&place.index.to_le_bytes());
+    key[12..16].copy_from_slice(&place.position.to_le_bytes());
+    let bits = ChaCha8Rng::from_seed(key).next_u64() >> 11;
+    bits as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests;
