@@ -2,6 +2,8 @@
 //! or in a batch, in chunks, on several threads, at any level of instructions, from a cached prefix, forked, or
 //! after giving way by swap or recompute. Counters say that each of these happened.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 mod support;
 
 use plimsoll_kernels::Level;

@@ -1,5 +1,7 @@
 //! Logits of every position against transformers, in float32, for every family with a fixture.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 mod support;
 
 use plimsoll_schedule::Fan;
