@@ -162,15 +162,23 @@ impl ReadAt for FileSource {
     }
 }
 
-/// The bytes of a small file.
+/// The bytes of a config or an index.
 pub(crate) fn read_small(path: &Path) -> Result<Vec<u8>, HostError> {
+    read_whole(path, MAX_JSON_BYTES)
+}
+
+/// The bytes of a regular file of at most `max` bytes.
+///
+/// # Errors
+/// [`HostError`] where it cannot be read or is larger.
+pub fn read_whole(path: &Path, max: u64) -> Result<Vec<u8>, HostError> {
     let source = FileSource::open(path)?;
     let size = source.size();
-    if size > MAX_JSON_BYTES {
+    if size > max {
         return Err(HostError::new(Kind::Corrupt, "cannot read the file")
             .at(path.display())
             .because(format!(
-                "it has {size} bytes; a config or index has at most {MAX_JSON_BYTES}"
+                "it has {size} bytes; a file of its kind has at most {max}"
             ))
             .next("check that this is the right file"));
     }

@@ -3,15 +3,21 @@
 //! - [`Arena`]: a region of the plan, committed once;
 //! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice;
 //! - [`CpuExecutor`]: steps on this machine's processors;
-//! - [`sample`]: the next token, from a row of logits;
+//! - [`Choices`]: the next tokens of all requests, by [`sample`] and each one's parameters;
+//! - [`text`]: tokens of texts, texts of tokens, prompts of chats;
 //! - [`Engine`]: the loop that drives an executor by the scheduler.
 
 mod arena;
+mod choose;
 mod cpu;
 mod engine;
 pub mod sample;
+#[cfg(test)]
+mod testing;
+pub mod text;
 pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
-pub use cpu::{CpuExecutor, Memory, Sampling, StartError};
+pub use choose::{Choices, Chooser};
+pub use cpu::{CpuExecutor, Memory, StartError};
 pub use engine::Engine;

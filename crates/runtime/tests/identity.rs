@@ -271,7 +271,7 @@ fn one_slot_that_is_overwritten_shows() {
         let last = layer * (usize::try_from(group.layers).unwrap() - 1);
         pages[last + at % slots] ^= 0x4000;
         while engine.step(|_| {}).unwrap() {}
-        let seen = std::mem::take(&mut engine.executor_mut().sampling_mut().seen);
+        let seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
         let key = (0, 0, u32::try_from(prompt.len()).unwrap());
         assert!(
             seen[&key] != want[&key],

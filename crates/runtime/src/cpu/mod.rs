@@ -11,29 +11,12 @@ use std::time::Instant;
 
 use plimsoll_kernels::{Level, Pool};
 use plimsoll_program::Program;
-use plimsoll_schedule::{
-    Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
-};
+use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
 use plimsoll_units::{DType, Nanos, SeqId, SizeOverflow};
 
 use self::tables::Tables;
 use crate::arena::{Arena, ArenaError, Part};
-
-/// Who turns logits into tokens.
-pub trait Sampling {
-    /// What a row yields; `logits` may be changed.
-    fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput;
-    /// What happens to a sequence, in order, before the step's rows.
-    fn event(&mut self, event: &SeqEvent);
-    /// Tokens of a row, before it is computed: what a sequence's history is made of.
-    fn tokens(&mut self, _row: &Row, _tokens: &[u32]) {}
-    /// Whether logits of every position are wanted, whatever rows ask for.
-    fn wants_all(&self) -> bool {
-        false
-    }
-    /// Logits of one position, where all are wanted.
-    fn position(&mut self, _row: &Row, _position: u32, _logits: &[f32]) {}
-}
+use crate::choose::Chooser;
 
 /// What an executor holds.
 #[derive(Debug)]
@@ -75,12 +58,12 @@ pub struct CpuExecutor<S> {
     pool: Pool,
     level: Level,
     tables: Tables,
-    sampling: S,
+    chooser: S,
     poison: bool,
     output: Option<StepOutput>,
 }
 
-impl<S: Sampling> CpuExecutor<S> {
+impl<S: Chooser> CpuExecutor<S> {
     /// An executor of `program`.
     ///
     /// # Errors
@@ -90,7 +73,7 @@ impl<S: Sampling> CpuExecutor<S> {
         memory: Memory,
         threads: usize,
         level: Level,
-        sampling: S,
+        chooser: S,
     ) -> Result<Self, StartError> {
         let page = program.geometry.page;
         let pages = Arena::new("KV pages", page.times(u64::from(memory.pages))?)?;
@@ -115,20 +98,20 @@ impl<S: Sampling> CpuExecutor<S> {
             program,
             pool: Pool::new(threads)?,
             level,
-            sampling,
+            chooser,
             poison: false,
             output: None,
         })
     }
 
-    /// Who samples.
-    pub const fn sampling(&self) -> &S {
-        &self.sampling
+    /// Who chooses tokens.
+    pub const fn chooser(&self) -> &S {
+        &self.chooser
     }
 
-    /// Who samples.
-    pub const fn sampling_mut(&mut self) -> &mut S {
-        &mut self.sampling
+    /// Who chooses tokens.
+    pub const fn chooser_mut(&mut self) -> &mut S {
+        &mut self.chooser
     }
 
     /// The program.
@@ -201,7 +184,7 @@ impl<S: Sampling> CpuExecutor<S> {
         };
         // It was written by the program's last operation.
         let logits = self.activations.view_mut::<f32>(part).unwrap_or_default();
-        let all = self.sampling.wants_all();
+        let all = self.chooser.wants_all();
         let mut next = 0;
         let mut out = Vec::with_capacity(step.rows.len());
         for row in &step.rows {
@@ -209,7 +192,7 @@ impl<S: Sampling> CpuExecutor<S> {
             if all {
                 for i in 0..n {
                     let logits = &logits[(next + i as usize) * vocab..][..vocab];
-                    self.sampling.position(row, row.start + i, logits);
+                    self.chooser.position(row, row.start + i, logits);
                 }
                 next += n as usize - 1;
             }
@@ -219,28 +202,28 @@ impl<S: Sampling> CpuExecutor<S> {
                 continue;
             }
             let logits = &mut logits[next * vocab..][..vocab];
-            out.push(self.sampling.row(row, row.start + n, logits));
+            out.push(self.chooser.row(row, row.start + n, logits));
             next += 1;
         }
         out
     }
 }
 
-impl<S: Sampling> Executor for CpuExecutor<S> {
+impl<S: Chooser> Executor for CpuExecutor<S> {
     fn submit(&mut self, step: &Step) -> Result<Ticket, ExecutorError> {
         let began = Instant::now();
-        self.tables.apply(step, |e| self.sampling.event(e));
+        self.tables.apply(step, |e| self.chooser.event(e));
         let failed_transfers = self.stale(step);
         let failed = |reason| ExecutorError {
             step: step.number,
             reason,
         };
         self.move_pages(step).map_err(|e| failed(e.to_string()))?;
-        let all = self.sampling.wants_all();
+        let all = self.chooser.wants_all();
         let mut wanted = Vec::new();
         for row in &step.rows {
             let tokens = row.tokens.start..row.tokens.end;
-            self.sampling.tokens(
+            self.chooser.tokens(
                 row,
                 &step.tokens[tokens.start as usize..tokens.end as usize],
             );

@@ -13,8 +13,9 @@ use plimsoll_program::{
 use plimsoll_schedule::Step;
 use plimsoll_units::DType;
 
-use super::{CpuExecutor, Sampling};
+use super::CpuExecutor;
 use crate::arena::{Arena, ArenaError, Element, Part};
+use crate::choose::Chooser;
 
 /// Where `rows` rows of a buffer lie, in f32 from the arena's start.
 pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
@@ -44,7 +45,7 @@ struct Walk<'a> {
     wanted: &'a [u32],
 }
 
-impl<S: Sampling> CpuExecutor<S> {
+impl<S: Chooser> CpuExecutor<S> {
     /// Computes a step's rows; the logits of the tokens numbered `wanted` are in their buffer then.
     ///
     /// # Errors

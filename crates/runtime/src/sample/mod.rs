@@ -190,7 +190,7 @@ impl Sampler {
         }
         // Without a way out early, so by vectors; who it is is asked only where there is one.
         if !row.iter().fold(true, |ok, &x| ok & (x < f32::INFINITY)) {
-            let odd = row.iter().position(|&x| x.is_nan() || x == f32::INFINITY);
+            let odd = row.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
             let at = odd.unwrap_or(0);
             return Err(SampleError::Numerical {
                 token: u32::try_from(at).unwrap_or(u32::MAX),

@@ -1,10 +1,9 @@
 //! Stored elements as f32 and bfloat16.
-//!
-//! The block types are ggml's (`ggml-quants.c`, `dequantize_row_*`): the same operations in the same order, so the
-//! values are those that llama.cpp computes with.
 
 use plimsoll_kernels::{bf16_from_f32, f32_from_bf16};
 use plimsoll_units::DType;
+
+use super::blocks;
 
 /// Elements that are decoded at a time: the longest block.
 const STRIP: usize = 256;
@@ -17,6 +16,14 @@ fn decoder(dtype: DType) -> Option<Decode> {
         DType::F32 => f32s,
         DType::F16 => f16s,
         DType::Bf16 => bf16s,
+        DType::Q4_0 => blocks::q4_0,
+        DType::Q4_1 => blocks::q4_1,
+        DType::Q5_0 => blocks::q5_0,
+        DType::Q5_1 => blocks::q5_1,
+        DType::Q8_0 => blocks::q8_0,
+        DType::Q4K => blocks::q4_k,
+        DType::Q5K => blocks::q5_k,
+        DType::Q6K => blocks::q6_k,
         _ => return None,
     })
 }
@@ -33,7 +40,7 @@ pub(super) fn floats(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Elements, each plus `plus`, as the nearest bfloat16, ties to even.
+/// Elements, each plus `plus` (−0 for none), as the nearest bfloat16, ties to even.
 pub(super) fn halves(dtype: DType, bytes: &[u8], plus: f32, out: &mut [u16]) {
     if dtype == DType::Bf16 && plus == 0.0 {
         for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
@@ -79,7 +86,7 @@ fn f16s(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// The value of an IEEE half.
-fn f32_from_f16(bits: u16) -> f32 {
+pub(super) fn f32_from_f16(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let rest = u32::from(bits & 0x7fff);
     // Exponent and mantissa in their places, the exponent 112 too small: exact, also for what is subnormal.

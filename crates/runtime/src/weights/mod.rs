@@ -6,6 +6,7 @@
 //! the nearest, ties to even; vectors become f32, exactly. Files are read, not mapped: a mapped file counts as
 //! memory a second time, and one that shrinks ends the process.
 
+mod blocks;
 mod check;
 mod checkpoint;
 mod decode;
@@ -247,6 +248,11 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
         let to = row
             .checked_add(len)
             .ok_or_else(|| wrong(weight, "its rows overflow"))?;
+        let plus = match source.plus {
+            n if n != 0 && !found.converted => f32::from(n),
+            // The number that changes none, −0 included.
+            _ => -0.0,
+        };
         pieces.push(Piece {
             tensor: found.name.to_owned(),
             file: found.file,
@@ -254,11 +260,7 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
             dtype: found.dtype,
             matrix,
             order: found.order,
-            plus: if found.converted {
-                0.0
-            } else {
-                f32::from(source.plus)
-            },
+            plus,
             at: row..to,
             from: source.rows.start,
         });

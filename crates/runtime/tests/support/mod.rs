@@ -10,7 +10,7 @@ use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{KvRules, Limits as Sizes, Program, lower};
 use plimsoll_runtime::weights::{Checkpoint, load};
-use plimsoll_runtime::{Arena, CpuExecutor, Engine, Memory, Sampling};
+use plimsoll_runtime::{Arena, Chooser, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{
     AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
     Row, RowOutput, Scheduler, SchedulerConfig, SeqEvent, Stats, Work,
@@ -110,7 +110,7 @@ fn best(logits: &[f32]) -> usize {
     best
 }
 
-impl Sampling for Greedy {
+impl Chooser for Greedy {
     fn row(&mut self, row: &Row, _: u32, logits: &mut [f32]) -> RowOutput {
         let mut ranked: Vec<usize> = (0..logits.len()).collect();
         ranked.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
@@ -254,7 +254,7 @@ impl Model {
     ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
         let mut engine = self.engine(server);
         let beams = requests.iter().any(|r| matches!(r.2, Fan::Beam(_)));
-        engine.executor_mut().sampling_mut().beams = beams;
+        engine.executor_mut().chooser_mut().beams = beams;
         for (i, (prompt, max, fan)) in requests.iter().enumerate() {
             let request = self.request(i as u64, &(prompt.clone(), *max, *fan));
             engine.submit(request).unwrap();
@@ -275,7 +275,7 @@ impl Model {
         }
         assert!(engine.is_idle() && done.len() == requests.len());
         let stats = *engine.scheduler().stats();
-        let seen = std::mem::take(&mut engine.executor_mut().sampling_mut().seen);
+        let seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
         (done, seen, stats)
     }
 }

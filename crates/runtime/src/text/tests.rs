@@ -1,0 +1,413 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::testing::{Folder, Meta};
+
+/// A fixed sequence of numbers below `n`.
+fn numbers(seed: u64, n: u64, len: usize) -> Vec<u32> {
+    let mut s = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            s ^= s << 13;
+            s ^= s >> 7;
+            s ^= s << 17;
+            (s >> 16) as u32 % n as u32
+        })
+        .collect()
+}
+
+/// GPT-2's names of bytes: those that print are themselves, the others come after 255.
+fn byte_names() -> Vec<char> {
+    let prints = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut next = 255;
+    (0..256)
+        .map(|b| {
+            if !prints(b) {
+                next += 1;
+            }
+            char::from_u32(if prints(b) { b } else { next }).unwrap()
+        })
+        .collect()
+}
+
+/// A BPE over bytes, with some merges and two special tokens.
+fn byte_level() -> Value {
+    let names = byte_names();
+    let text = |s: &str| s.bytes().map(|b| names[b as usize]).collect::<String>();
+    let mut vocab = serde_json::Map::new();
+    for n in &names {
+        vocab.insert(n.to_string(), vocab.len().into());
+    }
+    let mut merges = Vec::new();
+    for (a, b) in [
+        ("h", "e"),
+        ("l", "l"),
+        (" ", "w"),
+        ("he", "ll"),
+        ("hell", "o"),
+        (" w", "o"),
+    ] {
+        let (a, b) = (text(a), text(b));
+        vocab.insert(format!("{a}{b}"), vocab.len().into());
+        merges.push(json!([a, b]));
+    }
+    // The first two bytes of many emoji, and a whole one.
+    for bytes in [&[0xf0, 0x9f][..], &[0xf0, 0x9f, 0x98, 0x80]] {
+        let name: String = bytes.iter().map(|&b: &u8| names[b as usize]).collect();
+        vocab.insert(name, vocab.len().into());
+    }
+    let n = vocab.len();
+    let special = |i: usize, content: &str| json!({"id": n + i, "content": content, "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false});
+    json!({
+        "version": "1.0",
+        "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+        "padding": {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"},
+        "added_tokens": [special(0, "<s>"), special(1, "</s>")],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": merges}
+    })
+}
+
+/// A SentencePiece-like BPE with bytes for what it lacks, that begins prompts with `<s>`, as LLaMA 2's.
+fn metaspace() -> Value {
+    let mut vocab = serde_json::Map::new();
+    let mut add = |s: String| {
+        let n = vocab.len();
+        vocab.insert(s, n.into());
+    };
+    for s in ["<unk>", "<s>", "</s>"] {
+        add(s.to_owned());
+    }
+    for b in 0..256 {
+        add(format!("<0x{b:02X}>"));
+    }
+    for s in [
+        "▁", "h", "e", "l", "o", "w", "r", "d", "é", "he", "ll", "hell", "hello", "▁w", "▁wo",
+        "▁hello", "▁▁",
+    ] {
+        add(s.to_owned());
+    }
+    let special = |id: u32, content: &str| json!({"id": id, "content": content, "special": true, "normalized": false, "single_word": false, "lstrip": false, "rstrip": false});
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "vocab": vocab,
+            "merges": [["h", "e"], ["l", "l"], ["he", "ll"], ["hell", "o"], ["▁", "w"], ["▁w", "o"], ["▁", "hello"], ["▁", "▁"]]}
+    })
+}
+
+fn tokenizer(json: &Value, config: &TokenizerConfig) -> Result<Tokenizer, TextError> {
+    Tokenizer::from_json(&serde_json::to_vec(json).unwrap(), "tokenizer.json", config)
+}
+
+fn plain(json: &Value) -> Tokenizer {
+    tokenizer(json, &TokenizerConfig::default()).unwrap()
+}
+
+#[test]
+fn encodes_and_decodes() {
+    for (json, texts) in [
+        (byte_level(), ["hello world", " é 😀\n", ""]),
+        (metaspace(), ["hello world", "  é 😀\n", ""]),
+    ] {
+        let t = plain(&json);
+        for text in texts {
+            let ids = t.encode(text, false).unwrap();
+            assert_eq!(t.decode(&ids, false).unwrap(), text);
+        }
+    }
+    let t = plain(&byte_level());
+    assert_eq!(
+        t.encode("hello", false).unwrap(),
+        [t.id("hello").unwrap()],
+        "neither cut nor filled up, as the file asks"
+    );
+    let long = "hello".repeat(50);
+    assert_eq!(t.encode(&long, true).unwrap().len(), 50);
+    let s = t.id("<s>").unwrap();
+    assert_eq!(t.vocab(), s + 2);
+    assert_eq!(t.encode("<s>hello", false).unwrap()[0], s);
+    assert_eq!(
+        t.decode(&[s, t.id("hello").unwrap(), 999_999], false)
+            .unwrap(),
+        "hello"
+    );
+    assert_eq!(t.decode(&[s], true).unwrap(), "<s>");
+    assert!(matches!(
+        t.encode(&"a".repeat(MAX_TEXT_BYTES + 1), false),
+        Err(TextError::Encode(_))
+    ));
+}
+
+#[test]
+fn begins_prompts_as_configured() {
+    let first = |json: &Value, add_bos, text: &str| {
+        let config = TokenizerConfig {
+            bos: Some("<s>".to_owned()),
+            add_bos,
+            ..TokenizerConfig::default()
+        };
+        let t = tokenizer(json, &config).unwrap();
+        assert_ne!(t.encode("hello", false).unwrap()[0], t.id("<s>").unwrap());
+        let ids = t.encode(text, true).unwrap();
+        ids.iter().filter(|&&i| Some(i) == t.id("<s>")).count()
+    };
+    // This one's own rule adds it.
+    for (add, text, want) in [
+        (None, "hello", 1),
+        (Some(true), "hello", 1),
+        (Some(false), "hello", 0),
+    ] {
+        assert_eq!(first(&metaspace(), add, text), want);
+    }
+    for (add, text, want) in [
+        (None, "hello", 0),
+        (Some(true), "hello", 1),
+        (Some(true), "<s>hello", 1),
+        (Some(false), "<s>hello", 1),
+    ] {
+        assert_eq!(first(&byte_level(), add, text), want);
+    }
+}
+
+/// All pieces of what follows `prompt`.
+fn pieces(t: &Tokenizer, prompt: &[u32], ids: &[u32]) -> Vec<String> {
+    let mut d = Detokenizer::new(prompt, false);
+    let mut out: Vec<String> = ids.iter().map(|&i| d.push(t, i).unwrap()).collect();
+    out.push(d.finish(t).unwrap());
+    out
+}
+
+#[test]
+fn pieces_are_the_whole_text() {
+    for (json, seed) in [(byte_level(), 1), (metaspace(), 2)] {
+        let t = plain(&json);
+        let prompt = t.encode("hello", true).unwrap();
+        let before = t.decode(&prompt, false).unwrap();
+        for text in [
+            "hello world",
+            "é",
+            "a😀b😀",
+            " hello  hello",
+            "\n\nx",
+            "wörld — 日本語 👩‍👩‍👧",
+        ] {
+            // What follows has its own leading space.
+            let ids = t.encode(&format!("hello{text}"), true).unwrap();
+            let ids = &ids[prompt.len()..];
+            let whole = t.decode(&[&prompt[..], ids].concat(), false).unwrap();
+            let pieces = pieces(&t, &prompt, ids);
+            assert_eq!(pieces.concat(), whole[before.len()..], "{text:?} of {seed}");
+            assert!(
+                !pieces.concat().contains('\u{fffd}'),
+                "{text:?}: {pieces:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn any_tokens_give_whole_characters() {
+    let t = plain(&byte_level());
+    for seed in 0..300 {
+        let ids = numbers(seed, u64::from(t.vocab()), 40);
+        let whole = t.decode(&ids, false).unwrap();
+        let pieces = pieces(&t, &[], &ids);
+        // What is broken may be replaced by more or fewer signs; what is whole comes through in order.
+        let clean = |s: &str| s.replace('\u{fffd}', "");
+        assert_eq!(clean(&pieces.concat()), clean(&whole), "seed {seed}");
+    }
+}
+
+#[test]
+fn characters_wait_for_their_bytes_but_not_for_ever() {
+    let t = plain(&byte_level());
+    let byte = |b: u8| t.id(&byte_names()[b as usize].to_string()).unwrap();
+    let emoji: Vec<u32> = "😀".bytes().map(byte).collect();
+    assert_eq!(pieces(&t, &[], &emoji), ["", "", "", "😀", ""]);
+    let cut = &emoji[..3];
+    let p = pieces(&t, &[], cut);
+    assert_eq!(
+        (p[..3].concat().as_str(), p[3].as_str()),
+        ("", "\u{fffd}"),
+        "broken only where the text ends"
+    );
+    // Bytes that never become a character: shown after some tokens, in bounded time.
+    let junk = vec![byte(0x80); 5_000];
+    let start = std::time::Instant::now();
+    let p = pieces(&t, &[], &junk);
+    assert!(p.iter().filter(|s| !s.is_empty()).count() > 500);
+    assert_eq!(p.concat().chars().count(), 5_000);
+    assert!(start.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn damaged_tokenizers_are_errors() {
+    let good = byte_level();
+    let bytes = serde_json::to_vec(&good).unwrap();
+    let change = |at: &str, to: Value| {
+        let mut json = good.clone();
+        *json.pointer_mut(at).unwrap() = to;
+        json
+    };
+    let config = TokenizerConfig::default();
+    for bytes in [
+        &b""[..],
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        &bytes[..bytes.len() / 2],
+    ] {
+        let e = Tokenizer::from_json(bytes, "folder/tokenizer.json", &config).unwrap_err();
+        assert!(e.to_string().starts_with("folder/tokenizer.json: "), "{e}");
+    }
+    for (at, to) in [
+        ("/model/merges", json!([["h", "nothing"]])),
+        ("/model/type", json!("Other")),
+        ("/model/vocab", json!({"a": -1})),
+        ("/model/vocab", json!({})),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": "(((("}, "behavior": "Isolated", "invert": false}),
+        ),
+        ("/pre_tokenizer", json!({"type": "Nothing"})),
+        (
+            "/normalizer",
+            json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ),
+        ("/added_tokens", json!([{"id": "x"}])),
+        ("/decoder", json!({"type": "Strip", "content": "long"})),
+    ] {
+        let e = tokenizer(&change(at, to.clone()), &config);
+        assert!(
+            matches!(e, Err(TextError::Corrupt { .. })),
+            "{at} {to}: {e:?}"
+        );
+    }
+    // What loads must not panic when it is used.
+    for (at, to) in [
+        (
+            "/pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": false}),
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "FixedLength", "length": 0}),
+        ),
+        ("/model/vocab", json!({"a": 4_294_967_295_u32})),
+    ] {
+        if let Ok(t) = tokenizer(&change(at, to), &config) {
+            let text = "a".repeat(5_000) + "b";
+            let ids = t.encode(&text, true).unwrap_or_default();
+            t.decode(&ids, true).ok();
+        }
+    }
+}
+
+#[test]
+fn long_texts_without_spaces_are_encoded_in_time() {
+    for json in [byte_level(), metaspace()] {
+        let t = plain(&json);
+        for text in [
+            "a".repeat(1 << 20),
+            "^".repeat(1 << 20),
+            "hello".repeat(200_000),
+        ] {
+            let start = std::time::Instant::now();
+            let ids = t.encode(&text, true).unwrap();
+            assert!(ids.len() > 100_000);
+            // Debug builds of three agents at once; what is quadratic takes hours.
+            assert!(start.elapsed().as_secs() < 60);
+        }
+    }
+}
+
+#[test]
+fn configurations_say_what_ends_and_begins() {
+    let tokenizer_json = serde_json::to_string(&byte_level()).unwrap();
+    let read = |files: &[(&str, &str)]| {
+        let mut files = files.to_vec();
+        files.push(("tokenizer.json", &tokenizer_json));
+        let folder = Folder::new();
+        for (name, text) in files {
+            std::fs::write(folder.0.join(name), text).unwrap();
+        }
+        let config = TokenizerConfig::from_folder(&folder.0)?;
+        let tokenizer = Tokenizer::from_folder(&folder.0, &config)?;
+        let generation = GenerationConfig::from_folder(&folder.0, &tokenizer, &config)?;
+        Ok::<_, TextError>((config, generation))
+    };
+    let (config, generation) = read(&[]).unwrap();
+    assert_eq!(
+        (config, generation),
+        (TokenizerConfig::default(), GenerationConfig::default())
+    );
+    let end = plain(&byte_level()).id("</s>").unwrap();
+    let (config, generation) = read(&[
+        ("tokenizer_config.json", r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "add_bos_token": true, "chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#),
+        ("config.json", r#"{"eos_token_id": 9}"#),
+        ("generation_config.json", r#"{"eos_token_id": [7, 3, 7], "temperature": 0.6, "top_k": -1, "top_p": 0.9}"#),
+    ])
+    .unwrap();
+    assert_eq!(
+        (
+            config.bos.as_deref(),
+            config.add_bos,
+            config.chat_template.as_deref()
+        ),
+        (Some("<s>"), Some(true), Some("d"))
+    );
+    assert_eq!(generation.eos, [3, 7, end]);
+    assert_eq!(
+        (generation.temperature, generation.top_k, generation.top_p),
+        (Some(0.6), Some(0), Some(0.9))
+    );
+    let (config, generation) = read(&[
+        ("config.json", r#"{"text_config": {"eos_token_id": 9}}"#),
+        ("chat_template.jinja", "from the file"),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": "from the config"}"#,
+        ),
+    ])
+    .unwrap();
+    assert_eq!(
+        (generation.eos, config.chat_template.as_deref()),
+        (vec![9], Some("from the file"))
+    );
+    for (name, text) in [
+        ("generation_config.json", r#"{"temperature": NaN}"#),
+        ("generation_config.json", r#"{"eos_token_id": "2"}"#),
+        (
+            "generation_config.json",
+            r#"{"eos_token_id": [4294967296]}"#,
+        ),
+        ("generation_config.json", r#"{"top_k": 1.5}"#),
+        ("generation_config.json", r#"{"top_p": 1, "top_p": 2}"#),
+        ("generation_config.json", "[]"),
+        ("generation_config.json", "{"),
+        ("tokenizer_config.json", r#"{"bos_token": 3}"#),
+        ("tokenizer_config.json", r#"{"add_bos_token": "yes"}"#),
+        ("tokenizer_config.json", r#"{"chat_template": 1}"#),
+        ("config.json", r#"{"eos_token_id": -1}"#),
+    ] {
+        let e = read(&[(name, text)]).unwrap_err();
+        assert!(e.to_string().contains(name), "{text}: {e}");
+    }
+}
