@@ -3,8 +3,9 @@
 mod rates;
 mod simulate;
 mod sweep;
+mod workload;
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -14,6 +15,7 @@ use plimsoll_simulate::paged::Branching;
 use plimsoll_units::{Bytes, DType};
 
 pub(crate) use self::sweep::Sweep;
+pub(crate) use self::workload::WorkloadArgs;
 use crate::simulated::RateChanges;
 
 /// How much memory an LLM needs to be served, what fits where, and why.
@@ -138,6 +140,8 @@ pub(crate) struct PlanArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) load: LoadArgs,
+    #[command(flatten)]
+    pub(crate) workload: WorkloadArgs,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     #[command(flatten)]
@@ -336,6 +340,14 @@ pub(crate) enum ServerArg {
     Static,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouterArg {
+    /// The next one in turn
+    RoundRobin,
+    /// The one with the fewest requests that have not ended
+    LeastLoaded,
+}
+
 impl ServerArg {
     pub(crate) const ALL: [Self; 5] = [
         Self::Paged,
@@ -359,7 +371,7 @@ pub(crate) struct SimulateArgs {
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<String>,
     /// Make every decision of a recorded run again, and compare
-    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "rates", "belief", "profile", "beam_drift", "tenants", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
+    #[arg(long, value_name = "LOG", conflicts_with_all = ["model", "workload", "trace", "rate", "requests", "seed", "tp", "kv_memory", "swap_space", "servers", "block_size", "max_model_len", "replicas", "max_num_seqs", "max_num_batched_tokens", "admission", "preempt", "kv_cache_dtype", "no_enable_prefix_caching", "rates", "belief", "profile", "beam_drift", "tenants", "slo", "find", "sweep", "threads", "json", "html", "csv", "svg", "log"])]
     pub(crate) replay: Option<PathBuf>,
     /// What arrives: sharegpt, alpaca, azure-code, azure-conv, or synthetic:in=...,out=...
     ///
@@ -407,6 +419,17 @@ pub(crate) struct SimulateArgs {
     /// Tensor-parallel degree
     #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Devices")]
     pub(crate) tp: u64,
+    /// Replicas of the paged server, each with --tp devices and a pool of its own (default: 1)
+    #[arg(long, visible_aliases = ["dp", "data-parallel-size"], value_name = "N", value_parser = replicas, help_heading = "Devices")]
+    pub(crate) replicas: Option<NonZeroU32>,
+    /// Which replica a request goes to when it arrives
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = RouterArg::RoundRobin,
+        help_heading = "Devices"
+    )]
+    pub(crate) router: RouterArg,
     /// Rates in place of the device's, as flops=170T,memory=1.6TB/s,link=12GB/s,step=5ms,row=5us
     ///
     /// They are what is reached, not what the datasheet promises: operations, bytes of memory and bytes to the host
@@ -436,7 +459,7 @@ pub(crate) struct SimulateArgs {
         help_heading = "Devices"
     )]
     pub(crate) swap_space: Bytes,
-    /// Servers to run side by side, each with the same requests and memory (default: all)
+    /// Servers to run side by side, each with the same requests and memory (default: all; with --replicas, paged)
     #[arg(long, value_enum, value_delimiter = ',', help_heading = "Server")]
     pub(crate) servers: Vec<ServerArg>,
     /// What tenants of the paged pool are sure of and never exceed: FLOOR:CAP,... as 0.2:0.5,0:1
@@ -607,6 +630,12 @@ fn tokens(s: &str) -> Result<u64, String> {
         0 => Err("0 tokens: use 1 or more".to_owned()),
         n => Ok(n),
     }
+}
+
+fn replicas(s: &str) -> Result<NonZeroU32, String> {
+    let n: Option<NonZeroU32> = s.parse().ok();
+    n.filter(|n| n.get() <= 1024)
+        .ok_or_else(|| format!("`{s}` is no number of replicas: write 1 to 1024"))
 }
 
 fn fraction(s: &str) -> Result<f64, String> {

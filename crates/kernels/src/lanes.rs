@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::bf16::f32_from_bf16;
 
 /// Elements side by side.
 pub(crate) const LANES: usize = 16;
@@ -75,13 +75,13 @@ pub(crate) trait Lanes: Copy {
         let s = Self::splat;
         let x = self.max(s(-87.0)).min(s(88.0));
         let n = x.fma(s(std::f32::consts::LOG2_E), s(ROUND)).sub(s(ROUND));
-        let r = n.fma(s(-0.693_359_375), x);
+        let r = n.fma(s(-0.693_359_4), x);
         let r = n.fma(s(2.121_944_4e-4), r);
-        let p = s(1.987_569_15e-4)
-            .fma(r, s(1.398_199_95e-3))
+        let p = s(1.987_569_1e-4)
+            .fma(r, s(1.398_199_9e-3))
             .fma(r, s(8.333_452e-3))
             .fma(r, s(4.166_579_6e-2))
-            .fma(r, s(1.666_666_55e-1))
+            .fma(r, s(1.666_666_6e-1))
             .fma(r, s(0.5));
         let e = p.fma(r.mul(r), r).add(s(1.0));
         e.mul(n.exp2_whole())
@@ -339,13 +339,13 @@ macro_rules! at_level {
 
 /// Makes a kernel, generic over [`Lanes`], for every level: a module of its name with one function for each.
 macro_rules! for_levels {
-    ($name:ident, $generic:ident($($arg:ident: $type:ty),* $(,)?)) => {
+    ($name:ident, $generic:ident $(<$($more:ident),*>)? ($($arg:ident: $type:ty),* $(,)?)) => {
         mod $name {
             #[allow(unused_imports, reason = "not every kernel names types of its module")]
             use super::*;
 
             pub(super) fn scalar($($arg: $type),*) {
-                $generic::<$crate::lanes::Scalar>($($arg),*)
+                $generic::<$crate::lanes::Scalar $($(, $more)*)?>($($arg),*)
             }
 
             /// # Safety
@@ -353,7 +353,7 @@ macro_rules! for_levels {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             pub(super) unsafe fn avx2($($arg: $type),*) {
-                $generic::<$crate::lanes::avx2::Avx2>($($arg),*)
+                $generic::<$crate::lanes::avx2::Avx2 $($(, $more)*)?>($($arg),*)
             }
 
             /// # Safety
@@ -361,17 +361,10 @@ macro_rules! for_levels {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
             pub(super) unsafe fn avx512($($arg: $type),*) {
-                $generic::<$crate::lanes::avx512::Avx512>($($arg),*)
+                $generic::<$crate::lanes::avx512::Avx512 $($(, $more)*)?>($($arg),*)
             }
         }
     };
 }
 
 pub(crate) use {at_level, for_levels};
-
-/// Writes f32 as bfloat16.
-pub(crate) fn narrow(x: &[f32], out: &mut [u16]) {
-    out.iter_mut()
-        .zip(x)
-        .for_each(|(o, x)| *o = bf16_from_f32(*x));
-}

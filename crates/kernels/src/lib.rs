@@ -5,6 +5,7 @@
 //! instructions. So the bits of a row are the same alone and in any batch, on any number of threads and at any
 //! [`Level`], the scalar one included, which is the oracle of the others.
 
+mod attention;
 mod bf16;
 mod cpu;
 
@@ -13,6 +14,7 @@ mod linear;
 mod pool;
 mod rows;
 
+pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
 pub use cpu::Level;
 pub use linear::{Linear, PANEL, Start, pack_columns, pack_row, pack_rows, packed_bytes};

@@ -14,6 +14,9 @@ use std::thread::JoinHandle;
 /// Turns of a spin before a thread sleeps: some tens of microseconds.
 const SPINS: u32 = 20_000;
 
+/// Elements of a tile of rows, at least: fewer are done before another thread has heard of them.
+const ROW_ELEMENTS: usize = 16_384;
+
 /// A kernel under way, by address; its tiles are claimed by counting up.
 #[derive(Clone, Copy)]
 struct Job(*const (dyn Fn(usize) + Sync));
@@ -121,6 +124,37 @@ impl Pool {
             !s.panicked.swap(false, Ordering::Relaxed),
             "a kernel panicked on another thread"
         );
+    }
+}
+
+impl Pool {
+    /// Calls `f` once for every row of `out`, `width` elements each, with its number.
+    ///
+    /// # Panics
+    /// Where `out` is not whole rows.
+    pub fn rows(&mut self, out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+        struct Rows(*mut f32);
+        // SAFETY: each tile touches rows of its own.
+        unsafe impl Sync for Rows {}
+        if width == 0 {
+            return;
+        }
+        let rows = out.len() / width;
+        assert_eq!(rows * width, out.len(), "whole rows of {width}");
+        let tile = rows
+            .div_ceil(self.threads() * 8)
+            .max(ROW_ELEMENTS.div_ceil(width))
+            .max(1);
+        let all = Rows(out.as_mut_ptr());
+        let all = &all;
+        self.run(rows.div_ceil(tile), |i| {
+            for row in i * tile..((i + 1) * tile).min(rows) {
+                // SAFETY: inside `out`, and this row is this call's alone.
+                f(row, unsafe {
+                    std::slice::from_raw_parts_mut(all.0.add(row * width), width)
+                });
+            }
+        });
     }
 }
 

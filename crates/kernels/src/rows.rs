@@ -86,6 +86,8 @@ pub enum Activation {
     Silu,
     /// x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))) / 2.
     GeluTanh,
+    /// x (1 + erf(x / sqrt(2))) / 2.
+    Gelu,
     /// max(x, 0).
     Relu,
 }
@@ -113,8 +115,15 @@ fn activate_of<V: Lanes>(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &
             Activation::Silu => x.div(s(0.0).sub(x).exp().add(s(1.0))),
             Activation::GeluTanh => {
                 let cube = x.mul(x).mul(x);
-                let t = cube.fma(s(0.044_715), x).mul(s(0.797_884_56)).tanh();
+                let t = cube.fma(s(0.044_715), x).mul(s(0.797_884_6)).tanh();
                 x.mul(s(0.5)).mul(t.add(s(1.0)))
+            }
+            Activation::Gelu => {
+                // Models with it are old and small: the library's function, lane by lane.
+                let erf = x
+                    .array()
+                    .map(|x| libm::erff(x * std::f32::consts::FRAC_1_SQRT_2));
+                x.mul(s(0.5)).mul(V::load(&erf).add(s(1.0)))
             }
             Activation::Relu => x.max(s(0.0)),
         };
@@ -204,9 +213,15 @@ mod tests {
             Activation::GeluTanh => {
                 0.5 * x * (1.0 + (0.797_884_560_802_865 * (x + 0.044_715 * x * x * x)).tanh())
             }
+            Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
             Activation::Relu => x.max(0.0),
         };
-        for f in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
+        for f in [
+            Activation::Silu,
+            Activation::GeluTanh,
+            Activation::Gelu,
+            Activation::Relu,
+        ] {
             let mut first = Vec::new();
             for level in levels() {
                 let mut out = vec![0.0; gate.len()];

@@ -5,6 +5,7 @@
 
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
+use crate::arithmetic::{Arithmetic, NotRunnable};
 use crate::config::Config;
 use crate::quant::QuantScheme;
 use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Reach, Rotary};
@@ -63,6 +64,7 @@ impl SpecBuilder {
             mtp_layers: 0,
             rotary: Vec::new(),
             final_softcap: false,
+            arithmetic: Err(NotRunnable::Family),
             from_headers: false,
             notes,
         };
@@ -347,6 +349,11 @@ impl SpecBuilder {
             bias,
             cols,
         );
+    }
+
+    /// Sets what is computed around the matrices, or keeps why that is not known.
+    pub(crate) fn arithmetic(&mut self, read: Result<Arithmetic, ModelError>) {
+        self.spec.arithmetic = read.map_err(NotRunnable::Config);
     }
 
     /// Sets the vision or audio tower.

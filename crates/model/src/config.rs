@@ -259,6 +259,35 @@ impl<'a> Config<'a> {
             .filter(|f| f.is_finite())
     }
 
+    /// A number above 0.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] where it is something else.
+    pub fn positive(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        let Some(v) = self.get(key) else {
+            return Ok(None);
+        };
+        match v.as_f64().filter(|f| f.is_finite() && *f > 0.0) {
+            Some(f) => Ok(Some(f)),
+            None => Err(self.invalid(key, v, "expected a number above 0")),
+        }
+    }
+
+    /// A list of numbers.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] where it is something else.
+    pub fn floats(&self, key: &str) -> Result<Option<Vec<f64>>, ModelError> {
+        let Some(v) = self.get(key) else {
+            return Ok(None);
+        };
+        let list = v.as_array().map(|l| l.iter().map(Value::as_f64).collect());
+        match list {
+            Some(Some(list)) => Ok(Some(list)),
+            _ => Err(self.invalid(key, v, "expected an array of numbers")),
+        }
+    }
+
     /// A list of strings, as `layer_types`.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 //! It does not know engines, devices or what is allocated: that is `plimsoll-program` (our own
 //! layouts) and `plimsoll-plan` (everybody else's).
 
+mod arithmetic;
 mod builder;
 pub mod catalogue;
 mod config;
@@ -26,6 +27,9 @@ mod spec;
 mod tensor;
 mod tower;
 
+pub use arithmetic::{
+    Activation, Arithmetic, Norm, NotRunnable, Positions, Residual, Rope, RopeScaling,
+};
 pub use builder::SpecBuilder;
 pub use builder::{Conv1dSplit, attention_layer, columns, heads};
 pub use config::Config;

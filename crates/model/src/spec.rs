@@ -2,6 +2,7 @@
 
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
+use crate::arithmetic::{Arithmetic, NotRunnable};
 use crate::quant::QuantScheme;
 use crate::tensor::{Role, TensorSpec};
 
@@ -36,6 +37,8 @@ pub struct ModelSpec {
     pub rotary: Vec<Rotary>,
     /// Set where the final logits are soft-capped, which costs a buffer in some engines.
     pub final_softcap: bool,
+    /// What is computed around the matrices, or why the model cannot be run.
+    pub arithmetic: Result<Arithmetic, NotRunnable>,
     /// Set where the weights were read from file headers, not computed from the config.
     pub from_headers: bool,
     /// Things the reader should know: assumptions made, fields ignored.

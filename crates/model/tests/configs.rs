@@ -6,7 +6,9 @@
 mod inventory;
 
 use inventory::{golden_files, read};
-use plimsoll_model::{Assume, Mixer, ModelError, ModelSpec, Reach, catalogue, from_config};
+use plimsoll_model::{
+    Assume, Mixer, ModelError, ModelSpec, Positions, Reach, RopeScaling, catalogue, from_config,
+};
 use serde_json::{Map, Value, json};
 
 fn spec(config: &Value) -> ModelSpec {
@@ -392,4 +394,76 @@ fn a_rewritten_config_is_the_same_model() {
             assert_eq!(a.max_context, b.max_context, "{}", path.display());
         }
     }
+}
+
+/// Both spellings of rotary parameters mean the same, and what is silent has its class's default.
+#[test]
+fn rotary_parameters_read_in_either_spelling() {
+    let base = json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 96, "vocab_size": 256, "max_position_embeddings": 128,
+    });
+    let with = |class: &str, more: Value| {
+        let mut c = base.clone();
+        c["architectures"] = json!([class]);
+        c.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        spec(&c).arithmetic
+    };
+    let llama = |more| with("LlamaForCausalLM", more);
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    });
+    let mut parameters = scaling.clone();
+    parameters["rope_theta"] = json!(500_000.0);
+    let old = llama(json!({"rope_theta": 500_000.0, "rope_scaling": scaling})).unwrap();
+    assert_eq!(llama(json!({"rope_parameters": parameters})).unwrap(), old);
+    assert_ne!(llama(json!({"rope_theta": 500_000.0})).unwrap(), old);
+    // `type` is the older name of `rope_type`.
+    assert_eq!(
+        llama(json!({"rope_scaling": {"type": "linear", "factor": 2.0}})).unwrap(),
+        llama(json!({"rope_scaling": {"rope_type": "linear", "factor": 2}})).unwrap()
+    );
+
+    let gemma = |more| with("Gemma3ForCausalLM", more);
+    let silent = gemma(json!({})).unwrap();
+    let Positions::Rotary { full, window, .. } = &silent.positions else {
+        panic!("{:?}", silent.positions);
+    };
+    assert_eq!((full.theta, window.theta), (1_000_000.0, 10_000.0));
+    // What stretches a context stretches the full layers alone.
+    let a = gemma(json!({"rope_scaling": {"rope_type": "linear", "factor": 8.0}})).unwrap();
+    let b = gemma(json!({"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0},
+        "sliding_attention": {"rope_type": "default"},
+    }}))
+    .unwrap();
+    assert_eq!(a, b);
+    let Positions::Rotary { full, window, .. } = a.positions else {
+        panic!("no rotation");
+    };
+    assert_eq!(full.scaling, RopeScaling::Linear { factor: 8.0 });
+    assert_eq!(window.scaling, RopeScaling::None);
+}
+
+/// A config that asks for what we do not compute still plans, and says what it was.
+#[test]
+fn what_is_not_computed_is_no_reason_not_to_plan() {
+    let mut c = json!({
+        "architectures": ["OPTForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "ffn_dim": 96, "vocab_size": 256, "max_position_embeddings": 128, "word_embed_proj_dim": 32,
+    });
+    let why = |c: &Value| spec(c).arithmetic.unwrap_err().to_string();
+    assert!(
+        why(&c).contains("`word_embed_proj_dim` is 32"),
+        "{}",
+        why(&c)
+    );
+    c["do_layer_norm_before"] = json!(false);
+    assert!(why(&c).contains("`do_layer_norm_before`"), "{}", why(&c));
+    c["do_layer_norm_before"] = json!(true);
+    c["word_embed_proj_dim"] = json!(64);
+    assert!(spec(&c).arithmetic.is_ok());
 }

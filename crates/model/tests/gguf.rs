@@ -9,7 +9,9 @@ use plimsoll_model::gguf::{
     self, GgufProblem, Header, Split, SplitError, ValueType, join, sibling_names, to_config,
 };
 use plimsoll_model::read_at::{ReadAt, ReadError};
-use plimsoll_model::{Assume, Mixer, ModelError, Role, Shard};
+use plimsoll_model::{
+    Assume, Mixer, ModelError, Norm, Positions, Role, RopeScaling, Shard, from_config,
+};
 use plimsoll_units::DType;
 use support::{Gguf, string};
 
@@ -788,4 +790,69 @@ fn what_is_kept_is_bounded() {
         many = many.u32(&format!("k{i}"), 1);
     }
     assert!(matches!(problem(&many), GgufProblem::TooMany { .. }));
+}
+
+#[test]
+fn what_a_model_computes_arrives() {
+    let g = Gguf::llama()
+        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+        .f32("llama.rope.freq_base", 500_000.0)
+        .u32("llama.rope.dimension_count", 8)
+        .str("llama.rope.scaling.type", "yarn")
+        .f32("llama.rope.scaling.factor", 4.0)
+        .u32("llama.rope.scaling.original_context_length", 32);
+    let (_, spec) = gguf::spec(&read(&g).unwrap(), Assume::Nothing).unwrap();
+    let a = spec.arithmetic.unwrap();
+    let Norm::Rms { eps, plus_one } = a.norm else {
+        panic!("{:?}", a.norm);
+    };
+    assert!((eps - 1e-5).abs() < 1e-11 && !plus_one);
+    let Positions::Rotary {
+        full, interleaved, ..
+    } = a.positions
+    else {
+        panic!("{:?}", a.positions);
+    };
+    assert!(interleaved);
+    assert_eq!((full.theta, full.dim), (500_000.0, 8));
+    let RopeScaling::Yarn {
+        factor, original, ..
+    } = full.scaling
+    else {
+        panic!("{:?}", full.scaling);
+    };
+    assert_eq!((factor, original), (4.0, 32));
+
+    // Divisors of LongRoPE are tensors.
+    let g = Gguf::llama()
+        .tensor("rope_factors_long.weight", &[8], 0)
+        .tensor("rope_factors_short.weight", &[8], 0)
+        .f32("llama.rope.scaling.attn_factor", 1.25);
+    let (_, spec) = gguf::spec(&read(&g).unwrap(), Assume::Nothing).unwrap();
+    let Positions::Rotary { full, .. } = spec.arithmetic.unwrap().positions else {
+        panic!("no rotation");
+    };
+    let RopeScaling::LongRope {
+        divisors: None,
+        attention,
+        ..
+    } = full.scaling
+    else {
+        panic!("{:?}", full.scaling);
+    };
+    assert_eq!(attention, 1.25);
+
+    let g = Gguf::decoder("granite", 4, 64, 4, 2, 128)
+        .u32("granite.vocab_size", 96)
+        .f32("granite.attention.scale", 0.5)
+        .f32("granite.embedding_scale", 12.0)
+        .f32("granite.residual_scale", 0.25)
+        .f32("granite.logit_scale", 16.0);
+    let c = to_config(&read(&g).unwrap(), Assume::Nothing).unwrap();
+    let a = from_config(&c, Assume::Nothing)
+        .unwrap()
+        .arithmetic
+        .unwrap();
+    assert_eq!((a.attention_scale, a.embedding_scale), (0.5, 12.0));
+    assert_eq!((a.residual_scale, a.logit_scale), (0.25, 1.0 / 16.0));
 }

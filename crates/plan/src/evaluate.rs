@@ -164,7 +164,10 @@ fn ratio(a: Bytes, b: Bytes) -> f64 {
 }
 
 /// The model after what the flags do to it while loading.
-pub(crate) fn prepared<'a>(
+///
+/// # Errors
+/// [`PlanError`] where it cannot be quantised so.
+pub fn prepared<'a>(
     spec: &'a ModelSpec,
     settings: &Settings,
 ) -> Result<Cow<'a, ModelSpec>, PlanError> {

@@ -377,6 +377,42 @@ pub fn best_division(
     })
 }
 
+/// One replica of `load` at every tensor-parallel degree inside a node that is legal, lowest first, fit or not.
+///
+/// # Errors
+/// [`PlanError`] where sizes overflow or no degree is legal: the reason of the first.
+pub fn tensor_parallel(
+    spec: &ModelSpec,
+    device: &Device,
+    in_use: Bytes,
+    settings: &Settings,
+    load: &Load,
+) -> Result<Vec<Evaluation>, PlanError> {
+    let mut legal = Vec::new();
+    let mut first_error = None;
+    for tp in 1..=NODE {
+        let deployment = Deployment {
+            device: device.clone(),
+            parallel: Parallel {
+                tp,
+                ..Parallel::default()
+            },
+            in_use,
+        };
+        match evaluate(spec, &deployment, settings, load) {
+            Ok(e) => legal.push(e),
+            Err(e @ PlanError::Size(_)) => return Err(e),
+            Err(e) => {
+                first_error.get_or_insert(e);
+            }
+        }
+    }
+    match first_error {
+        Some(e) if legal.is_empty() => Err(e),
+        _ => Ok(legal),
+    }
+}
+
 /// For each priced device the fewest that carry the load, cheapest first: device, evaluation, price
 /// per hour of all.
 ///

@@ -3,11 +3,11 @@
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Load, PlanError, Region, Reserve, Settings, Verdict, evaluate, max_context,
-    max_users, total,
+    Deployment, Engine, Kind, Load, PlanError, Region, Reserve, Settings, Verdict, evaluate,
+    max_context, max_users, total,
 };
-use plimsoll_program::Parallel;
-use plimsoll_units::Bytes;
+use plimsoll_program::{KvRules, Limits, Parallel, lower};
+use plimsoll_units::{Bytes, DType};
 use proptest::prelude::*;
 
 fn builtin(name: &str) -> ModelSpec {
@@ -265,4 +265,81 @@ fn all_pipeline_stages_allocate_the_same_number_of_blocks() {
         let block = stage.capacity.bytes_per_block;
         assert_eq!(stage.kv_term.bytes.whole(block), fewest);
     }
+}
+
+/// What `lower` gives is what the plan says, to the byte, and never more than the bound of an undivided model that does
+/// not lower.
+#[test]
+fn a_plan_of_plimsoll_sums_the_program_that_runs() {
+    let mut lowered = 0;
+    for entry in catalogue::entries() {
+        let spec = builtin(&entry.name);
+        let settings = Settings {
+            max_num_batched_tokens: Some(512),
+            max_num_seqs: Some(16),
+            max_model_len: Some(1024),
+            ..Settings::new(Engine::Plimsoll)
+        };
+        let load = Load::plain(2, 512);
+        let deployment = on(&h100(), Parallel::default());
+        let plan = evaluate(&spec, &deployment, &settings, &load).expect("a plan");
+        let terms = &plan.stages[0].terms;
+        let named = |name: &str| terms.iter().find(|t| t.name == name).expect("a term");
+        let limits = Limits {
+            tokens: 512,
+            outputs: 16,
+            context: 1024,
+        };
+        let rules = KvRules {
+            dtype: spec.dtype,
+            state_dtype: spec.dtype,
+            block_size: 16,
+        };
+        let Ok(program) = lower(&spec, &limits, &rules) else {
+            assert_eq!(named("activations").kind, Kind::Bound, "{}", entry.name);
+            continue;
+        };
+        let activations = named("activations");
+        assert_eq!(activations.kind, Kind::Exact, "{}", entry.name);
+        assert_eq!(
+            activations.bytes, program.activation_bytes,
+            "{}",
+            entry.name
+        );
+        let weights = terms.iter().filter(|t| t.region == Region::Weights);
+        assert_eq!(
+            total(weights).expect("no overflow"),
+            program.weight_bytes,
+            "{}",
+            entry.name
+        );
+        assert_eq!(
+            plan.stages[0].capacity.bytes_per_block, program.geometry.page,
+            "{}",
+            entry.name
+        );
+        // A dtype that does not run yet makes the same model a bound.
+        let other = Settings {
+            dtype: Some(DType::F32),
+            ..settings.clone()
+        };
+        let bound = evaluate(&spec, &deployment, &other, &load).expect("a plan");
+        let of = |name: &str| {
+            bound.stages[0]
+                .terms
+                .iter()
+                .find(|t| t.name == name)
+                .map(|t| t.bytes)
+        };
+        let most = of("activations")
+            .zip(of("logits"))
+            .map(|(a, l)| a.add(l).expect("small"));
+        assert!(
+            most.is_some_and(|m| m >= program.activation_bytes),
+            "{}: {most:?}",
+            entry.name
+        );
+        lowered += 1;
+    }
+    assert!(lowered >= 14, "{lowered}");
 }

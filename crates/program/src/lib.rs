@@ -1,15 +1,16 @@
 //! A model lowered, purely, to what one rank of a deployment holds.
 //!
-//! Today this covers weights (any engine's split, and Plimsoll's own packed layout) and the KV
-//! pool's geometry; the op list over named buffers joins when kernels exist. Promises: exact to the
-//! byte for what a checkpoint stores, and no rank is described twice in different words: planner
+//! This covers weights (any engine's split, and Plimsoll's own packed layout), the KV pool's geometry and, for the
+//! families that run, the operations over buffers ([`lower`]). Promises: exact to the byte for what a checkpoint stores, and no rank is described twice in different words: planner
 //! and runtime both sum these functions. It does not know devices, budgets or other engines' rules.
 
+mod lower;
 mod parallel;
 mod pool;
 mod program;
 mod weights;
 
+pub use lower::{Limits, LowerError, lower};
 pub use parallel::{Parallel, ParallelError, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
 pub use program::{

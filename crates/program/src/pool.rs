@@ -82,6 +82,20 @@ pub fn token_bytes(a: &Attention, tp: u64, dtype: DType) -> Result<Bytes, ShardE
         .add(Bytes::product([heads, scales])?)?)
 }
 
+/// What an attention layer is grouped by: its kind and rate.
+pub(crate) fn attention_group(
+    a: &Attention,
+    tp: u64,
+    dtype: DType,
+) -> Result<(GroupKind, Bytes), ShardError> {
+    let kind = match a.reach {
+        Reach::Full => GroupKind::Full,
+        Reach::Window(w) => GroupKind::Window(w),
+        Reach::Chunk(c) => GroupKind::Chunk(c),
+    };
+    Ok((kind, token_bytes(a, tp, dtype)?))
+}
+
 /// Bytes that one sequence's state takes in one layer on one rank: convolution tail and state.
 ///
 /// # Errors
@@ -151,12 +165,8 @@ impl PoolGeometry {
             match layer.mixer {
                 Mixer::Attention(a) if a.shared => {}
                 Mixer::Attention(a) => {
-                    let kind = match a.reach {
-                        Reach::Full => GroupKind::Full,
-                        Reach::Window(w) => GroupKind::Window(w),
-                        Reach::Chunk(c) => GroupKind::Chunk(c),
-                    };
-                    add(kind, token_bytes(&a, parallel.tp, rules.dtype)?);
+                    let (kind, rate) = attention_group(&a, parallel.tp, rules.dtype)?;
+                    add(kind, rate);
                 }
                 Mixer::Latent(a) => {
                     add(GroupKind::Latent, rules.dtype.bytes(a.rank + a.rope_dim)?);

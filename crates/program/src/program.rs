@@ -4,7 +4,8 @@
 //! `width` elements for each token of a step ([`Rows::Tokens`]) or for each row whose logits are wanted
 //! ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
 
-use plimsoll_units::{Bytes, SizeOverflow};
+use plimsoll_model::Role;
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::pool::PoolGeometry;
 
@@ -74,6 +75,8 @@ pub struct Source {
 pub struct Weight {
     /// What it is: `layers.3.qkv`.
     pub name: String,
+    /// What it counts as in a plan.
+    pub role: Role,
     /// How it lies.
     pub layout: WeightLayout,
     /// Its parts, one below the other.
@@ -118,6 +121,8 @@ pub struct RotaryTable {
     pub out: BufferId,
     /// Angle per position of each pair of elements, after scaling, as f32 (models multiply in f32).
     pub frequencies: Vec<f32>,
+    /// What each of them is divided by at load, where the file has such a tensor (GGUF).
+    pub divisors: Option<WeightId>,
     /// What cosines and sines are multiplied by (YaRN's attention factor); 1 for most.
     pub scale: f32,
 }
@@ -284,6 +289,8 @@ pub struct Program {
     pub logits: BufferId,
     /// The pool.
     pub geometry: PoolGeometry,
+    /// Type of cached keys and values.
+    pub kv_dtype: DType,
     /// Rows of the vocabulary.
     pub vocab: u64,
     /// T.
@@ -308,11 +315,50 @@ impl WeightLayout {
     }
 }
 
+impl Op {
+    /// The buffers that it reads, and the one that it writes. One that is read as well keeps what it held: it is
+    /// changed in place, or in part.
+    #[must_use]
+    pub fn buffers(&self) -> (Vec<BufferId>, BufferId) {
+        match self {
+            Self::Embed { out, .. } => (vec![], *out),
+            Self::Rotary(table) => (vec![], table.out),
+            Self::AddPosition { x, .. } | Self::Cap { x, .. } => (vec![*x], *x),
+            Self::Norm { x, out, .. } | Self::Activate { x, out, .. } | Self::Gather { x, out } => {
+                (vec![*x], *out)
+            }
+            Self::Linear { x, out, add, .. } if *add => (vec![*x, *out], *out),
+            Self::Linear { x, out, .. } => (vec![*x], *out),
+            Self::Rotate { table, x, .. } => (vec![*table, *x], *x),
+            Self::Attention(a) => (vec![a.q, a.k, a.v], a.out),
+            Self::Add { x, out, .. } => (vec![*x, *out], *out),
+        }
+    }
+}
+
 impl Program {
     /// A buffer.
     #[must_use]
     pub fn buffer(&self, id: BufferId) -> &Buffer {
         &self.buffers[usize::from(id.0)]
+    }
+
+    /// Bytes of the arena of weights by role, in report order, what lies between them counted to the one before; roles
+    /// with nothing are left out.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn bytes_by_role(&self) -> Result<Vec<(Role, Bytes)>, SizeOverflow> {
+        let ends = self.weights.iter().skip(1).map(|w| w.offset);
+        let ends = ends.chain([self.weight_bytes]);
+        let mut rows: Vec<(Role, Bytes)> = Role::ALL.iter().map(|&r| (r, Bytes::ZERO)).collect();
+        for (weight, end) in self.weights.iter().zip(ends) {
+            if let Some((_, bytes)) = rows.iter_mut().find(|(r, _)| *r == weight.role) {
+                *bytes = bytes.add(end.saturating_sub(weight.offset))?;
+            }
+        }
+        rows.retain(|(_, bytes)| *bytes > Bytes::ZERO);
+        Ok(rows)
     }
 
     /// A weight.

@@ -140,6 +140,8 @@ pub fn build(
             paged: way(answer.ways.paged),
             paged_shared: way(answer.ways.shared),
         },
+        // The caller replays it.
+        workload: None,
         changes: answer
             .changes
             .iter()

@@ -88,9 +88,12 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
         llama.push(format!("-ub {u}"));
     }
 
-    let mut own = vec![format!(
-        "plimsoll serve {model} --max-model-len {length} --max-num-seqs {sequences}"
-    )];
+    let mut own = vec![format!("plimsoll serve {model} --max-model-len {length}")];
+    // Where the plan answers how many users, the server runs as many as it can.
+    let asked = facts.users_given.then_some(sequences);
+    if let Some(n) = settings.max_num_seqs.or(asked) {
+        own.push(format!("--max-num-seqs {n}"));
+    }
     for (flag, n) in [("tp", p.tp), ("pp", p.pp), ("dp", p.dp)] {
         if n > 1 {
             own.push(format!("--{flag} {n}"));

@@ -13,6 +13,7 @@ mod profile;
 pub mod simulation;
 mod table;
 mod wire;
+mod workload;
 
 pub use build::{ModelFacts, build};
 pub use explain::explain;
@@ -26,6 +27,7 @@ pub use wire::{
     Answer, Change, Device, EngineFlags, EngineName, ErrorBody, ErrorReport, Group, Interval, Kv,
     Load, Model, Need, OneDevice, Parallel, PlanReport, Rank, SCHEMA, Term, Way, Ways,
 };
+pub use workload::{Fleet, Fleets, Replay, Workload};
 
 /// The JSON Schema of [`PlanReport`].
 #[must_use]

@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::numbers::{short_bytes, thousands, users};
 use crate::wire::{PlanReport, Rank, Term};
+use crate::workload::section;
 
 /// How to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub fn table(report: &PlanReport, look: Look) -> String {
     }
     kv_lines(report, &mut out);
     ways(report, &mut out);
+    if let Some(w) = &report.workload {
+        section(w, &mut out);
+    }
     if !report.changes.is_empty() {
         let _ = writeln!(out, "\nAny one of these would make it fit:");
         for c in &report.changes {

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::workload::Workload;
+
 /// Version of this form. A field may be added under the same number, never changed or removed.
 pub const SCHEMA: &str = "plimsoll.plan/1";
 
@@ -28,6 +30,8 @@ pub struct PlanReport {
     pub kv: Kv,
     /// The KV cache of the load allocated three ways.
     pub ways: Ways,
+    /// What comes of the workload; null where the load was given by users and lengths.
+    pub workload: Option<Workload>,
     /// Single changes that would make the load fit, gentlest first.
     pub changes: Vec<Change>,
     /// Flags to paste, by engine.

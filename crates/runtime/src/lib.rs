@@ -1,11 +1,16 @@
-//! What stands between a program and its kernels: memory, weights, text and samples.
+//! What carries steps out: memory, weights, and the executor that walks a program.
 //!
 //! - [`Arena`]: a region of the plan, committed once;
-//! - [`sample`]: the next token, from a row of logits;
+//! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice;
+//! - [`CpuExecutor`]: steps on this machine's processors;
+//! - [`Choices`]: the next tokens of all requests, by [`sample`] and each one's parameters;
 //! - [`text`]: tokens of texts, texts of tokens, prompts of chats;
-//! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice.
+//! - [`Engine`]: the loop that drives an executor by the scheduler.
 
 mod arena;
+mod choose;
+mod cpu;
+mod engine;
 pub mod sample;
 #[cfg(test)]
 mod testing;
@@ -13,3 +18,6 @@ pub mod text;
 pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
+pub use choose::{Choices, Chooser};
+pub use cpu::{CpuExecutor, Memory, StartError};
+pub use engine::Engine;

@@ -1,5 +1,7 @@
 //! What a scheduler tells: tokens, ends, who gave way and why, why somebody was not let in; and counters.
 
+use std::ops::AddAssign;
+
 use plimsoll_units::Nanos;
 
 use crate::group::Completion;
@@ -135,6 +137,24 @@ pub struct Stats {
     pub cached_tokens: u64,
     /// Transfers and steps that failed and were made good.
     pub failures: u64,
+}
+
+impl AddAssign for Stats {
+    /// The counters of two schedulers together.
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.rows += other.rows;
+        self.tokens += other.tokens;
+        self.swaps += other.swaps;
+        self.recomputes += other.recomputes;
+        self.recomputed_tokens += other.recomputed_tokens;
+        self.pages_out += other.pages_out;
+        self.pages_in += other.pages_in;
+        self.pages_copied += other.pages_copied;
+        self.queried_tokens += other.queried_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.failures += other.failures;
+    }
 }
 
 impl Stats {

@@ -1,5 +1,7 @@
 //! What a run is measured by: the state between two moments, and the life of one request.
 
+use std::ops::AddAssign;
+
 use plimsoll_units::Nanos;
 
 use crate::recorder::Counts;
@@ -43,6 +45,32 @@ pub struct State {
     pub swapped_bytes: u64,
     /// Whether what somebody waits for is memory: the step has room for more tokens and sequences.
     pub short_of_memory: bool,
+}
+
+impl AddAssign for State {
+    /// What two pools hold together.
+    fn add_assign(&mut self, other: Self) {
+        let Slots {
+            token_states,
+            reserved,
+            internal,
+            external,
+            cached,
+            free,
+        } = other.slots;
+        self.slots.token_states += token_states;
+        self.slots.reserved += reserved;
+        self.slots.internal += internal;
+        self.slots.external += external;
+        self.slots.cached += cached;
+        self.slots.free += free;
+        self.running += other.running;
+        self.batch += other.batch;
+        self.waiting += other.waiting;
+        self.preempted += other.preempted;
+        self.swapped_bytes += other.swapped_bytes;
+        self.short_of_memory |= other.short_of_memory;
+    }
 }
 
 /// A request that ended well.

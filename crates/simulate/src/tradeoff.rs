@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_swapped_token_is_not_computed_again_and_a_forgotten_one_is() {
+    fn swapped_tokens_are_not_computed_again_and_forgotten_ones_are() {
         let cell = Cell {
             link: links()[8],
             context: CONTEXTS[0],
@@ -647,10 +647,15 @@ mod tests {
         };
         let swap = cell.run(1, 32, Preempt::Swap, Belief::True).unwrap();
         let recompute = cell.run(1, 32, Preempt::Recompute, Belief::True).unwrap();
-        assert!(swap.swaps > 8 && swap.recomputes == 0 && swap.recomputed == 0);
+        // Prompts that stalled lose their last blocks under any policy.
+        assert!(swap.swaps > 8 && swap.recomputes == 0);
+        assert!(4 * swap.recomputed < recompute.recomputed, "{swap:?}");
         assert!(recompute.recomputes > 8 && recompute.swaps == 0);
         // Useful work is the same.
-        assert_eq!(swap.tokens, recompute.tokens - recompute.recomputed);
+        assert_eq!(
+            swap.tokens - swap.recomputed,
+            recompute.tokens - recompute.recomputed
+        );
         // The same seed gives the same run.
         let again = cell.run(1, 32, Preempt::Swap, Belief::True).unwrap();
         assert_eq!(swap, again);

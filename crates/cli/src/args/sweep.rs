@@ -25,7 +25,7 @@ pub(crate) struct Swept {
 /// Whose values are `on` and `off`.
 const PREFIX_CACHE: &str = "prefix-cache";
 
-static FLAGS: [Swept; 14] = [
+static FLAGS: [Swept; 16] = [
     Swept {
         name: "rate",
         set: |to, from| to.rate = from.rate,
@@ -50,6 +50,16 @@ static FLAGS: [Swept; 14] = [
         name: "tp",
         set: |to, from| to.tp = from.tp,
         number: |a| Some(a.tp as f64),
+    },
+    Swept {
+        name: "replicas",
+        set: |to, from| to.replicas = from.replicas,
+        number: |a| a.replicas.map(|n| f64::from(n.get())),
+    },
+    Swept {
+        name: "router",
+        set: |to, from| to.router = from.router,
+        number: |_| None,
     },
     Swept {
         name: "kv-memory",
@@ -150,6 +160,7 @@ mod tests {
         for flag in &FLAGS {
             let value = match flag.name {
                 "gpu" => "h100",
+                "router" => "least-loaded",
                 "kv-memory" | "swap-space" => "4GiB",
                 "admission" => "guaranteed",
                 "preempt" => "swap",
@@ -166,6 +177,7 @@ mod tests {
             assert_eq!(format!("{to:?}"), format!("{from:?}"), "{}", flag.name);
             let words = [
                 "gpu",
+                "router",
                 "admission",
                 "preempt",
                 "kv-cache-dtype",

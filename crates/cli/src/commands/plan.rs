@@ -1,13 +1,17 @@
 //! `plimsoll plan`.
 
+mod demand;
+mod fleets;
+mod prices;
+mod replay;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use plimsoll_device::Device;
 use plimsoll_model::{Assume, ModelSpec};
 use plimsoll_plan::{
-    Engine, KvType, Load, Lora, MAX_DEVICES, Question, Reserve, Settings, Verdict, answer,
-    cheapest, engine, least_memory, rule_of_thumb,
+    Engine, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer, engine, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
@@ -18,6 +22,8 @@ use crate::error::{Exit, Failure};
 use crate::exit;
 use crate::load::{Loaded, load};
 use crate::output::Output;
+use demand::Demand;
+use prices::{cheapest_notes, smallest_card, the_prices};
 
 pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     if args.method == Method::RuleOfThumb
@@ -30,8 +36,13 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         None => Assume::Nothing,
     };
     contradictions(args)?;
+    let priced = the_prices(args)?;
     let model = load(&args.model, assume, args.offline)?;
-    let load = the_load(&args.load, &model)?;
+    let demand = Demand::read(args, &model.spec)?;
+    let load = match &demand {
+        Some(demand) => demand.load(args.load.users),
+        None => the_load(&args.load, &model)?,
+    };
     if let Some(longest) = args.engine.max_model_len
         && longest < load.context
     {
@@ -51,6 +62,14 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         )),
         None => None,
     };
+    let lengths = match &demand {
+        Some(demand) => Some(demand.lengths()),
+        None => args.load.lengths.as_ref().map(|m| m.0.clone().into()),
+    };
+    let the_settings = |device: Option<&Device>| Settings {
+        lengths: lengths.clone(),
+        ..the_settings(&args.engine, device, draft.as_ref())
+    };
     let any = args.device.gpu.as_deref() == Some("any");
     let d = &args.device;
     if any && (d.gpus.is_some() || d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep) {
@@ -62,23 +81,15 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         .hint("leave out --gpus and the degrees, or name the card"));
     }
     let (device, settings, others) = if any {
-        let settings = the_settings(
-            &args.engine,
-            plimsoll_device::devices().first(),
-            draft.as_ref(),
-        );
+        let settings = the_settings(plimsoll_device::devices().first());
         let (device, others) = smallest_card(&model, args.device.in_use, &settings, &load)?;
         (Some(device), settings, others)
     } else {
         let device = the_device(args)?;
-        let settings = the_settings(&args.engine, device.as_ref(), draft.as_ref());
+        let settings = the_settings(device.as_ref().or_else(|| priced.first().map(|(d, _)| *d)));
         (device, settings, Vec::new())
     };
-    let settings = Settings {
-        lengths: args.load.lengths.as_ref().map(|m| m.0.clone().into()),
-        ..settings
-    };
-    let question = Question {
+    let mut question = Question {
         parallel: the_parallel(args, device.is_some()),
         devices: args.device.gpus,
         device,
@@ -91,14 +102,27 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         read_from: model.read_from.clone(),
         users_given: args.load.users.is_some(),
     };
+    let fleets = match &demand {
+        Some(demand) => fleets::choose(args, &model, &mut question, &priced, demand)?,
+        None => None,
+    };
     let answered = answer(&model.spec, &question)?;
     let mut report = build(&facts, &model.spec, &question, &answered)?;
     report.notes.extend(others);
-    prices(args, &model, &question, &mut report)?;
+    let attained = fleets.as_ref().map(|f| f.tried.iter().any(|t| t.chosen));
+    report.answer.chosen |= attained == Some(true);
+    if attained.is_none() {
+        cheapest_notes(&priced, &model, &question, &mut report)?;
+    }
+    if let Some(demand) = &demand {
+        let e = &answered.evaluation;
+        replay::add(&model, &question.settings, e, demand, fleets, &mut report);
+    }
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.
     Ok(match answered.evaluation.verdict {
         Verdict::No if question.device.is_some() => exit(Exit::DoesNotFit),
+        _ if attained == Some(false) => exit(Exit::DoesNotFit),
         _ => ExitCode::SUCCESS,
     })
 }
@@ -141,6 +165,31 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
             ))
             .hint("leave one of them out"));
         }
+    }
+    if args.workload.slo.is_some() {
+        let (any, d) = (d.gpu.as_deref() == Some("any"), &args.device);
+        for (flag, given) in [
+            ("--gpu any", any),
+            ("--gpus", d.gpus.is_some()),
+            ("--pp", d.pp.is_some()),
+            ("--dp", d.dp.is_some()),
+            ("--ep", d.ep),
+            ("--users", args.load.users.is_some()),
+        ] {
+            if given {
+                return Err(usage(format!(
+                    "--slo asks how many replicas keep it, and {flag} says something else"
+                ))
+                .hint("leave one of them out; `--tp` may fix the degree of a replica"));
+            }
+        }
+    }
+    let traffic = args.workload.workload.is_some() || args.workload.trace.is_some();
+    if traffic && args.method == Method::RuleOfThumb {
+        return Err(
+            usage("`--method rule-of-thumb` knows one length, not a workload")
+                .hint("leave one of them out"),
+        );
     }
     if args.engine.kv_memory == Some(Bytes::ZERO) {
         return Err(
@@ -318,87 +367,6 @@ fn the_settings(
         }),
         ..Settings::new(engine)
     }
-}
-
-/// How many runners-up `--gpu any` names.
-const RUNNERS_UP: usize = 5;
-
-/// The card of the catalogue with which the least memory is bought, and notes on the next ones.
-fn smallest_card(
-    model: &Loaded,
-    in_use: Bytes,
-    settings: &Settings,
-    load: &Load,
-) -> Result<(Device, Vec<String>), Failure> {
-    let devices = plimsoll_device::devices();
-    let ranked = least_memory(&model.spec, devices, in_use, settings, load, MAX_DEVICES)?;
-    let mut ranked = ranked.into_iter();
-    let Some((best, _)) = ranked.next() else {
-        return Err(Failure::new(
-            Exit::DoesNotFit,
-            "E-FIT-001",
-            format!(
-                "{} does not fit on up to {MAX_DEVICES} of any known device",
-                model.name
-            ),
-        )
-        .hint("shorten the context, or quantise weights or KV cache"));
-    };
-    let notes = ranked
-        .take(RUNNERS_UP)
-        .map(|(d, e)| {
-            let p = e.deployment.parallel;
-            format!("next larger: {} x {} ({p})", p.devices(), d.name)
-        })
-        .collect();
-    Ok((best.clone(), notes))
-}
-
-/// With prices: the cheapest deployments, as notes.
-fn prices(
-    args: &PlanArgs,
-    model: &Loaded,
-    question: &Question,
-    report: &mut PlanReport,
-) -> Result<(), Failure> {
-    if args.device.price.is_empty() {
-        return Ok(());
-    }
-    let mut priced = Vec::new();
-    for (name, price) in &args.device.price {
-        let device = plimsoll_device::find(name).ok_or_else(|| {
-            Failure::new(
-                Exit::Usage,
-                "E-DEVICE-001",
-                format!("no device is called `{name}`"),
-            )
-            .hint("`plimsoll devices` lists them")
-        })?;
-        priced.push((device, *price));
-    }
-    let ranked = cheapest(
-        &model.spec,
-        &priced,
-        question.in_use,
-        &question.settings,
-        &question.load,
-        MAX_DEVICES,
-    )?;
-    if ranked.is_empty() {
-        report
-            .notes
-            .push("none of the priced devices carries this load with up to 64 of them".to_owned());
-    }
-    for (i, (device, e, total)) in ranked.iter().enumerate() {
-        let p = e.deployment.parallel;
-        report.notes.push(format!(
-            "{}: {} x {} ({p}) at {total:.2} per hour",
-            if i == 0 { "cheapest" } else { "then" },
-            p.devices(),
-            device.name
-        ));
-    }
-    Ok(())
 }
 
 /// `345M` or `175B`: a number of parameters, which is all that the hand calculation needs for weights.

@@ -5,7 +5,7 @@ mod sweep;
 
 use std::fs::File;
 use std::io::BufReader;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -19,9 +19,9 @@ use plimsoll_schedule::{Admission, Preempt};
 use plimsoll_simulate::RecorderConfig;
 use plimsoll_simulate::contiguous::{self, Reservation};
 use plimsoll_simulate::log::{LogError, replay_log};
-use plimsoll_simulate::paged::Branching;
+use plimsoll_simulate::paged::{Branching, Fleet, Router};
 
-use crate::args::{AdmissionArg, FindArg, PreemptArg, ServerArg, SimulateArgs};
+use crate::args::{AdmissionArg, FindArg, PreemptArg, RouterArg, ServerArg, SimulateArgs};
 use crate::commands::devices::unknown;
 use crate::error::{Exit, Failure};
 use crate::load::load;
@@ -47,6 +47,7 @@ pub(crate) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
         )
         .hint("add paged to `--servers`, or leave `--log` out"));
     }
+    several(args, &servers)?;
     for path in [&args.html, &args.csv, &args.log].into_iter().flatten() {
         has_folder(path)?;
     }
@@ -176,6 +177,28 @@ fn write_file(path: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|e| Failure::cannot_write(path, &e))
 }
 
+/// What replicas do not go with.
+fn several(args: &SimulateArgs, servers: &[Server]) -> Result<(), Failure> {
+    let fleet = args.replicas.is_some_and(|n| n > NonZeroU32::MIN);
+    if fleet && servers.iter().any(|s| *s != Server::Paged) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-SIM-020",
+            "--replicas is for the paged server, and --servers names another",
+        )
+        .hint("leave `--servers` out, or run the others without `--replicas`"));
+    }
+    if fleet && args.log.is_some() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-SIM-020",
+            "--log records one server, and --replicas asks for several",
+        )
+        .hint("leave one of the two out"));
+    }
+    Ok(())
+}
+
 fn write_charts(folder: &Path, charts: &[Chart]) -> Result<(), Failure> {
     std::fs::create_dir_all(folder).map_err(|e| Failure::cannot_write(folder, &e))?;
     for chart in charts {
@@ -192,7 +215,9 @@ fn json(report: &impl serde::Serialize) -> Result<String, Failure> {
 
 /// The servers asked for, each once; `unless_told` where none was.
 fn servers(args: &SimulateArgs, unless_told: &[ServerArg]) -> Vec<Server> {
+    let swept = |name| args.sweep.iter().any(|s| s.flag.name == name);
     let asked = match args.servers.as_slice() {
+        [] if args.replicas.is_some() || swept("replicas") => &[ServerArg::Paged],
         [] => unless_told,
         given => given,
     };
@@ -224,6 +249,10 @@ fn case(args: &SimulateArgs, profile: Option<Measured>) -> Result<Case, Failure>
             .ok_or_else(|| unknown(&args.gpu))?
             .clone(),
         tp: args.tp,
+        fleet: Fleet {
+            replicas: args.replicas.unwrap_or(NonZeroU32::MIN),
+            router: args.router.into(),
+        },
         kv_memory: args.kv_memory,
         swap_space: args.swap_space,
         block_size: args.block_size,
@@ -272,6 +301,15 @@ impl From<ServerArg> for Server {
             ServerArg::OrcaPow2 => orca(Reservation::Pow2),
             ServerArg::OrcaOracle => orca(Reservation::Oracle),
             ServerArg::Static => Self::Contiguous(contiguous::Server::StaticBatch),
+        }
+    }
+}
+
+impl From<RouterArg> for Router {
+    fn from(arg: RouterArg) -> Self {
+        match arg {
+            RouterArg::RoundRobin => Self::RoundRobin,
+            RouterArg::LeastLoaded => Self::LeastLoaded,
         }
     }
 }

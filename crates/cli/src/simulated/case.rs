@@ -1,5 +1,7 @@
 //! [`Case`]: a server as values; [`Prepared`]: with its pool planned and its times known.
 
+use std::num::NonZeroU32;
+
 use plimsoll_device::Device;
 use plimsoll_kv::Layout;
 use plimsoll_model::ModelSpec;
@@ -8,7 +10,7 @@ use plimsoll_program::{GroupKind, KvRules, Parallel, PoolGeometry};
 use plimsoll_report::thousands;
 use plimsoll_schedule::{Admission, CostModel, Preempt, Rates, Work};
 use plimsoll_simulate::log::PAGES_MAX;
-use plimsoll_simulate::paged::Branching;
+use plimsoll_simulate::paged::{Branching, Fleet, Router};
 use plimsoll_units::{Bytes, DType};
 
 use super::{Measured, RateChanges};
@@ -18,13 +20,15 @@ use crate::error::{Exit, Failure};
 const MODEL_LEN_MAX: u64 = 1 << 24;
 
 /// Tokens of a sequence where neither the model nor the user says.
-const MODEL_LEN_UNKNOWN: u64 = 8192;
+pub(crate) const MODEL_LEN_UNKNOWN: u64 = 8192;
 
 /// A server. Fields are named as the flags are.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) device: Device,
     pub(crate) tp: u64,
+    /// How often there is such a server, and who divides the requests.
+    pub(crate) fleet: Fleet,
     /// KV memory per device; `None` for what the plan leaves.
     pub(crate) kv_memory: Option<Bytes>,
     /// Host memory for swapped blocks, per device.
@@ -60,11 +64,14 @@ pub(crate) struct TenantShare {
 
 impl Case {
     /// A server with every flag of `simulate` at its default.
-    #[expect(dead_code, reason = "for `plan`, which has other flags")]
     pub(crate) fn new(device: Device) -> Self {
         Self {
             device,
             tp: 1,
+            fleet: Fleet {
+                replicas: NonZeroU32::MIN,
+                router: Router::default(),
+            },
             kv_memory: None,
             swap_space: Bytes::new(16 << 30),
             block_size: 16,
@@ -167,6 +174,19 @@ impl Case {
             vocab: u32::try_from(spec.vocab).unwrap_or(u32::MAX).max(1),
             case: self,
         })
+    }
+
+    /// The devices in words, all replicas' together.
+    pub(super) fn devices(&self) -> String {
+        let (name, tp) = (&self.device.name, self.tp);
+        match u64::from(self.fleet.replicas.get()) {
+            1 if tp == 1 => name.clone(),
+            1 => format!("{tp} x {name}"),
+            n => format!(
+                "{} x {name} ({n} replicas of TP {tp})",
+                n.saturating_mul(tp)
+            ),
+        }
     }
 
     /// Rates as measured or published.

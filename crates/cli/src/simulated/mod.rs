@@ -12,9 +12,9 @@ mod setup;
 mod threads;
 mod traffic;
 
-pub(crate) use case::{Case, Prepared, TenantShare};
+pub(crate) use case::{Case, MODEL_LEN_UNKNOWN, Prepared, TenantShare};
 pub(crate) use rates::{Measured, RateChanges};
 pub(crate) use run::{Ran, Server};
-pub(crate) use setup::Seen;
+pub(crate) use setup::{Seen, bounds};
 pub(crate) use threads::in_order;
 pub(crate) use traffic::Traffic;

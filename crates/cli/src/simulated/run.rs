@@ -8,10 +8,10 @@ use std::path::Path;
 use plimsoll_kv::KvConfig;
 use plimsoll_report::simulation::{Pool, Run};
 use plimsoll_report::thousands;
-use plimsoll_schedule::{Admission, Limits, NoLog, SchedulerConfig, Tenant};
+use plimsoll_schedule::{Admission, Limits, SchedulerConfig, Tenant};
 use plimsoll_simulate::contiguous::{self, Reservation};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_simulate::paged::{self, Asked, Faults, preempt_name};
+use plimsoll_simulate::paged::{self, Asked, Faults, preempt_name, router_name};
 use plimsoll_simulate::workload::{WorkloadError, fill_tokens};
 use plimsoll_simulate::{Arrival, Recorder, RecorderConfig, RunFacts, Sink};
 
@@ -127,7 +127,8 @@ impl Prepared {
             other => Failure::new(Exit::Failure, "E-SIM-001", other.to_string())
                 .hint("please report it with the command line"),
         };
-        let summary = if let Some(path) = log {
+        let fleet = self.case.fleet;
+        let summary = if let Some(path) = log.filter(|_| fleet.replicas == NonZeroU32::MIN) {
             let cannot = |e| Failure::cannot_write(path, &e);
             let file = File::create(path).map_err(cannot)?;
             let log = LogWriter::new(
@@ -140,41 +141,43 @@ impl Prepared {
             log.end(summary.decision_hash).map_err(cannot)?;
             summary
         } else {
-            paged::run(&config, arrivals, fill, sink, NoLog)
-                .map_err(failed)?
-                .0
+            paged::run_fleet(&config, fleet, arrivals, fill, sink).map_err(failed)?
         };
         let block_size = self.case.block_size;
-        let shares: Vec<String> = self
-            .case
-            .tenants
-            .iter()
-            .map(|t| format!("{} to {}", t.floor, t.cap))
-            .collect();
-        let shares = (!shares.is_empty()).then(|| named("tenants", shares.join(", ")));
+        let mut policies = vec![
+            named("allocation", format!("blocks of {block_size} tokens")),
+            named("preempt", preempt_name(config.scheduler.preempt)),
+            named(
+                "admission",
+                match config.scheduler.admission {
+                    Admission::Optimistic => "optimistic",
+                    Admission::Guaranteed => "guaranteed",
+                },
+            ),
+            named(
+                "prefix cache",
+                if config.kv.prefix_cache { "on" } else { "off" },
+            ),
+        ];
+        if !self.case.tenants.is_empty() {
+            let shares = self.case.tenants.iter();
+            let shares: Vec<String> = shares
+                .map(|t| format!("{} to {}", t.floor, t.cap))
+                .collect();
+            policies.push(named("tenants", shares.join(", ")));
+        }
+        let replicas = u64::from(fleet.replicas.get());
+        if replicas > 1 {
+            policies.push(named("replicas", replicas.to_string()));
+            policies.push(named("router", router_name(fleet.router)));
+        }
         Ok(RunFacts {
             label: Server::Paged.label().to_owned(),
-            policies: [
-                named("allocation", format!("blocks of {block_size} tokens")),
-                named("preempt", preempt_name(config.scheduler.preempt)),
-                named(
-                    "admission",
-                    match config.scheduler.admission {
-                        Admission::Optimistic => "optimistic",
-                        Admission::Guaranteed => "guaranteed",
-                    },
-                ),
-                named(
-                    "prefix cache",
-                    if config.kv.prefix_cache { "on" } else { "off" },
-                ),
-            ]
-            .into_iter()
-            .chain(shares)
-            .collect(),
+            policies,
+            // All replicas' together, as the classes of memory are.
             pool: Pool {
-                slots: self.slots(),
-                pages: Some(u64::from(self.pages)),
+                slots: replicas * self.slots(),
+                pages: Some(replicas * u64::from(self.pages)),
                 page_bytes: Some(self.layout.page.get()),
                 block_size: Some(block_size),
             },

@@ -26,6 +26,11 @@ impl Seen {
         self.last = a.at;
     }
 
+    /// Tokens of all prompts and answers.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.output_tokens)
+    }
+
     /// How long they were.
     pub(crate) fn lengths(&self) -> String {
         let n = self.requests;
@@ -112,11 +117,7 @@ impl Prepared {
         }
         Setup {
             model: model.to_owned(),
-            device: if case.tp > 1 {
-                format!("{} x {}", case.tp, case.device.name)
-            } else {
-                case.device.name.clone()
-            },
+            device: case.devices(),
             kv_bytes: self.pool.get(),
             swap_bytes: case.swap_space.get(),
             max_batched_tokens: case.max_num_batched_tokens,

@@ -109,7 +109,7 @@ impl Traffic {
     }
 
     /// Starts it; requests are cut to `longest` tokens.
-    pub(super) fn open(&self, longest: u64) -> Result<Workload, Failure> {
+    pub(crate) fn open(&self, longest: u64) -> Result<Workload, Failure> {
         let source: Option<Box<dyn BufRead + Send>> = match &self.trace {
             None => None,
             Some(Trace::Held(held)) => Some(Box::new(Cursor::new(Arc::clone(held)))),
@@ -122,7 +122,7 @@ impl Traffic {
     }
 
     /// What is wrong with it, and the next step.
-    pub(super) fn failure(&self, e: &WorkloadError) -> Failure {
+    pub(crate) fn failure(&self, e: &WorkloadError) -> Failure {
         if self.trace.is_none() {
             return bad_text(e);
         }

@@ -1,6 +1,7 @@
 //! 8 lanes: a quarter of a panel.
 
 #![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "registers, by number")]
 
 use std::arch::x86_64::*;
 
@@ -9,10 +10,15 @@ use super::PANEL;
 /// Rows that a pass computes: what 16 registers hold the sums of, with what they wait for.
 const PASS: usize = 4;
 
-pub(super) fn rows(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]) {
-    let pairs = words.len() / PANEL;
+pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
+    for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
+        panel(words, x, acc);
+    }
+}
+
+fn panel(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]) {
     let rows = acc.len();
-    assert!(x.len() >= rows * 2 * pairs);
+    assert!(x.len() >= rows * 2 * (words.len() / PANEL));
     for (i, acc) in acc.chunks_mut(PASS).enumerate() {
         let first = i * PASS;
         // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.

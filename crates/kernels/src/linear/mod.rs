@@ -28,8 +28,10 @@ pub const PANEL: usize = 32;
 const ROWS: usize = 12;
 /// Panels of a tile at most: what stays in a core's cache while rows of x pass.
 const TILE: usize = 8;
-/// Panels that one row of x meets together.
+/// Panels that few rows of x meet together, at most.
 const GROUP: usize = 4;
+/// Rows times panels of one kernel call, at most.
+const SUMS: usize = 12;
 /// k that a panel's pass covers before the next rows of x: what stays in the cache.
 const BLOCK: usize = 512;
 
@@ -114,18 +116,28 @@ impl<'a> Linear<'a> {
             .clamp(1, TILE)
             .next_multiple_of(GROUP);
         let out = Outputs(y.as_mut_ptr());
-        let one = if m == 1 { level.group() } else { None };
-        let rows = level.rows();
         pool.run(panels.div_ceil(tile), |i| {
-            let mut range = i * tile..((i + 1) * tile).min(panels);
-            while let Some(kernel) = one.filter(|_| range.len() >= GROUP) {
-                // SAFETY: tiles write the outputs of their own panels only.
-                unsafe { self.one_row(kernel, x, range.start, out, start) };
-                range.start += GROUP;
-            }
-            // SAFETY: as above.
-            unsafe { self.panels(rows, x, m, range, out, start) };
+            let range = i * tile..((i + 1) * tile).min(panels);
+            // SAFETY: tiles write the outputs of their own panels only.
+            unsafe { self.tile(level, x, m, range, out, start) };
         });
+    }
+
+    /// One output row's elements, as f32: a row of an embedding table.
+    ///
+    /// # Panics
+    /// Where the row lies outside or `out` is too short.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n);
+        let words = self.words(row / PANEL);
+        for (i, out) in out[..self.k].iter_mut().enumerate() {
+            let word = words[i / 2 * PANEL + row % PANEL];
+            *out = f32::from_bits(if i % 2 == 0 {
+                word << 16
+            } else {
+                word & 0xffff_0000
+            });
+        }
     }
 
     fn words(&self, panel: usize) -> &'a [u32] {
@@ -135,77 +147,98 @@ impl<'a> Linear<'a> {
 
     /// # Safety
     /// Nobody else touches the outputs of these panels.
-    unsafe fn one_row(
+    unsafe fn tile(
         &self,
-        kernel: Group,
-        x: &[f32],
-        panel: usize,
-        out: Outputs,
-        start: Start<'_>,
-    ) {
-        let mut acc = [[0.0; PANEL]; GROUP];
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: the caller's.
-            unsafe { self.load(panel + i, 0, out, start, acc) };
-        }
-        let words = std::array::from_fn(|i| self.words(panel + i));
-        kernel(words, &x[..self.k / 2 * 2], &mut acc);
-        for (i, acc) in acc.iter_mut().enumerate() {
-            if self.k % 2 == 1 {
-                last(words[i], x[self.k - 1], acc);
-            }
-            // SAFETY: the caller's.
-            unsafe { self.store(panel + i, 0, out, acc) };
-        }
-    }
-
-    /// # Safety
-    /// Nobody else touches the outputs of these panels.
-    unsafe fn panels(
-        &self,
-        kernel: Rows,
+        level: Level,
         x: &[f32],
         m: usize,
         panels: Range<usize>,
         out: Outputs,
         start: Start<'_>,
     ) {
-        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let mut packed = [0.0; ROWS * BLOCK];
+        if m <= ROWS {
+            // Few rows wait for weights: each panel is read from its start to its end.
+            let group = level.panels(m);
+            for panel in panels.clone().step_by(group) {
+                let panels = panel..(panel + group).min(panels.end);
+                // SAFETY: the caller's.
+                unsafe { self.block(level, x, 0, m, panels, 0..self.k, out, start) };
+            }
+            return;
+        }
         let mut from = 0;
         // At least once, also where k is 0.
         while from < self.k || from == 0 {
-            let to = (from + BLOCK).min(self.k);
-            let pairs = (to - from).div_ceil(2);
+            let k = from..(from + BLOCK).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
             for row in (0..m).step_by(ROWS) {
                 let rows = (m - row).min(ROWS);
-                let packed = &mut packed[..2 * pairs * rows];
-                for r in 0..rows {
-                    let x = &x[(row + r) * self.k + from..][..to - from];
-                    // An odd last column has a partner of zeros.
-                    let x = x.iter().chain([&0.0; 1]);
-                    packed[r..]
-                        .iter_mut()
-                        .step_by(rows)
-                        .zip(x)
-                        .for_each(|(p, x)| *p = *x);
+                // SAFETY: the caller's.
+                unsafe { self.block(level, x, row, rows, panels.clone(), k.clone(), out, start) };
+            }
+            if k.end == self.k {
+                return;
+            }
+            from = k.end;
+        }
+    }
+
+    /// Some rows of x, some columns, some panels.
+    ///
+    /// # Safety
+    /// Nobody else touches the outputs of these panels.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what is left to compute, in three dimensions"
+    )]
+    unsafe fn block(
+        &self,
+        level: Level,
+        x: &[f32],
+        row: usize,
+        rows: usize,
+        panels: Range<usize>,
+        k: Range<usize>,
+        out: Outputs,
+        start: Start<'_>,
+    ) {
+        let group = level.panels(rows);
+        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
+        let mut packed = [0.0; ROWS * BLOCK];
+        let mut from = k.start;
+        loop {
+            let to = (from + BLOCK).min(k.end);
+            let pairs = (to - from).div_ceil(2);
+            let start = if from == k.start { start } else { Start::Keep };
+            let packed = &mut packed[..2 * pairs * rows];
+            for r in 0..rows {
+                let x = &x[(row + r) * self.k + from..][..to - from];
+                // An odd last column has a partner of zeros.
+                let x = x.iter().chain([&0.0; 1]);
+                packed[r..]
+                    .iter_mut()
+                    .step_by(rows)
+                    .zip(x)
+                    .for_each(|(p, x)| *p = *x);
+            }
+            for first in panels.clone().step_by(group) {
+                let count = (panels.end - first).min(group);
+                let mut acc = [[0.0; PANEL]; SUMS];
+                let mut words = [&self.words[..0]; GROUP];
+                for (i, words) in words[..count].iter_mut().enumerate() {
+                    *words = &self.words(first + i)[from / 2 * PANEL..][..pairs * PANEL];
                 }
-                for panel in panels.clone() {
-                    let mut acc = [[0.0; PANEL]; ROWS];
-                    for (r, acc) in acc[..rows].iter_mut().enumerate() {
-                        // SAFETY: the caller's.
-                        unsafe { self.load(panel, row + r, out, start, acc) };
-                    }
-                    let words = &self.words(panel)[from / 2 * PANEL..][..pairs * PANEL];
-                    kernel(words, packed, &mut acc[..rows]);
-                    for (r, acc) in acc[..rows].iter().enumerate() {
-                        // SAFETY: the caller's.
-                        unsafe { self.store(panel, row + r, out, acc) };
-                    }
+                for (i, acc) in acc[..count * rows].iter_mut().enumerate() {
+                    // SAFETY: the caller's.
+                    unsafe { self.load(first + i / rows, row + i % rows, out, start, acc) };
+                }
+                level.kernel()(&words[..count], packed, rows, &mut acc[..count * rows]);
+                for (i, acc) in acc[..count * rows].iter().enumerate() {
+                    // SAFETY: the caller's.
+                    unsafe { self.store(first + i / rows, row + i % rows, out, acc) };
                 }
             }
-            if to == self.k {
+            if to == k.end {
                 return;
             }
             from = to;
@@ -248,14 +281,6 @@ impl<'a> Linear<'a> {
     }
 }
 
-/// The last column of an odd number of them.
-fn last(words: &[u32], x: f32, acc: &mut [f32; PANEL]) {
-    let words = &words[words.len() - PANEL..];
-    for (a, w) in acc.iter_mut().zip(words) {
-        *a = f32::from_bits(w << 16).mul_add(x, *a);
-    }
-}
-
 /// What outputs start from.
 #[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
@@ -276,27 +301,27 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, packed side by side, times one panel.
-type Rows = fn(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]);
-/// One row of x times some panels: several chains at once hide what one multiply-add waits for another.
-type Group = fn(words: [&[u32]; GROUP], x: &[f32], acc: &mut [[f32; PANEL]; GROUP]);
+/// Some rows of x, packed side by side, times some panels: `acc` holds each panel's rows in turn.
+type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
 
 impl Level {
-    fn rows(self) -> Rows {
+    fn kernel(self) -> Kernel {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512::rows,
+            Self::Avx512 => avx512::multiply,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2::rows,
-            _ => scalar::rows,
+            Self::Avx2 => avx2::multiply,
+            _ => scalar::multiply,
         }
     }
 
-    fn group(self) -> Option<Group> {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Some(avx512::group),
-            _ => None,
+    /// Panels that a kernel takes together: as many chains as hide what one multiply-add waits for another.
+    const fn panels(self, rows: usize) -> usize {
+        match (self, rows) {
+            (Self::Avx512, 0..=2) => GROUP,
+            (Self::Avx512, 3..=4) => 3,
+            (Self::Avx512, 5..=6) => 2,
+            _ => 1,
         }
     }
 }

@@ -3,9 +3,10 @@
 //!
 //! Source: transformers `models/gemma2/{configuration,modeling}_gemma2.py`.
 
-use super::{Defaults, Family, decoder_or, reaches, tie, window};
+use super::{Decoder, Defaults, Family, decoder_or, gemma, reaches, tie, window};
+use crate::arithmetic::RopeDefaults;
 use crate::builder::attention_layer;
-use crate::{Config, Ffn, ModelError, Role, SpecBuilder};
+use crate::{Arithmetic, Positions, Residual, Config, Ffn, ModelError, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma2",
@@ -28,6 +29,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     tie(config, &text, b, true)?;
     // 30.0 where the config is silent; `null` switches it off.
     b.spec().final_softcap = !text.is_null("final_logit_softcapping");
+    b.arithmetic(arithmetic(&text, &d));
     let ffn = Ffn::Dense {
         intermediate: inner,
         gated: true,
@@ -65,4 +67,40 @@ pub(super) fn norms(b: &mut SpecBuilder, hidden: u64) {
     ] {
         b.norm(name, hidden);
     }
+}
+
+fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    Ok(Arithmetic {
+        attention_softcap: cap(text, "attn_logit_softcapping", Some(50.0))?,
+        final_softcap: cap(text, "final_logit_softcapping", Some(30.0))?,
+        ..sandwich(text, d, RopeDefaults::default())?
+    })
+}
+
+/// What Gemma 2 and 3 share beyond Gemma 1: norms on both sides of each half, and scores scaled by a field of
+/// their own.
+pub(super) fn sandwich(
+    text: &Config<'_>,
+    d: &Decoder,
+    rope: RopeDefaults,
+) -> Result<Arithmetic, ModelError> {
+    let scalar = text.positive("query_pre_attn_scalar")?.unwrap_or(256.0);
+    Ok(Arithmetic {
+        residual: Residual::Sandwich,
+        positions: Positions::rotary(text, d.head_dim, rope)?,
+        attention_scale: 1.0 / scalar.sqrt(),
+        ..gemma::arithmetic(text, d)?
+    })
+}
+
+/// A soft cap; `null` switches it off.
+pub(super) fn cap(
+    text: &Config<'_>,
+    key: &str,
+    default: Option<f64>,
+) -> Result<Option<f64>, ModelError> {
+    if text.is_null(key) {
+        return Ok(None);
+    }
+    Ok(text.positive(key)?.or(default))
 }

@@ -4,10 +4,11 @@
 //! Source: transformers `models/gemma3/{configuration,modeling}_gemma3.py`. The published wrappers leave
 //! out of `text_config` whatever equals that class's defaults, so the defaults are facts here.
 
-use super::{Decoder, Defaults, Family, decoder_or, reaches, tie, window};
+use super::{Decoder, Defaults, Family, decoder_or, gemma2, reaches, tie, window};
+use crate::arithmetic::RopeDefaults;
 use crate::builder::attention_layer;
 use crate::tower::Siglip;
-use crate::{Config, Ffn, ModelError, Role, Rotary, Shard, SpecBuilder};
+use crate::{Arithmetic, Config, Ffn, ModelError, Role, Rotary, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gemma3",
@@ -63,6 +64,7 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         default_rotary(&d, b);
     }
     b.spec().final_softcap = text.has("final_logit_softcapping");
+    b.arithmetic(arithmetic(&text, &d));
     let pattern = text.dim_or(&["sliding_window_pattern", "_sliding_window_pattern"], 6)?;
     let mut width = window(&text, Some(4096))?;
     if text.flag("use_bidirectional_attention", false)? {
@@ -86,7 +88,7 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
                 b.norm("self_attn.q_norm", d.head_dim);
                 b.norm("self_attn.k_norm", d.head_dim);
                 b.gated_mlp(Role::Mlp, "mlp.", d.hidden, inner, false);
-                super::gemma2::norms(b, d.hidden);
+                gemma2::norms(b, d.hidden);
                 Ok(())
             },
         )?;
@@ -118,4 +120,24 @@ fn default_rotary(d: &Decoder, b: &mut SpecBuilder) {
         positions,
     };
     spec.rotary = vec![table(positions.saturating_mul(factor)), table(positions)];
+}
+
+fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    let rope = RopeDefaults {
+        theta: 1_000_000.0,
+        window_theta: Some(10_000.0),
+        ..RopeDefaults::default()
+    };
+    if text.flag("use_bidirectional_attention", false)? {
+        return Err(text.reject(
+            "use_bidirectional_attention",
+            "an encoder, which generates nothing",
+        ));
+    }
+    Ok(Arithmetic {
+        qk_norm: true,
+        attention_softcap: gemma2::cap(text, "attn_logit_softcapping", None)?,
+        final_softcap: gemma2::cap(text, "final_logit_softcapping", None)?,
+        ..gemma2::sandwich(text, d, rope)?
+    })
 }

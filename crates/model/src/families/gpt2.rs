@@ -3,9 +3,10 @@
 //! Source: transformers `models/gpt2/modeling_gpt2.py`: learned positions, fused `c_attn`,
 //! `Conv1D` weights stored transposed, tied head.
 
-use super::{Family, decoder, tie};
+use super::{Decoder, Family, decoder, tie};
+use crate::arithmetic::inverse_root;
 use crate::builder::{Conv1dSplit, attention_layer, columns, heads};
-use crate::{Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Activation, Arithmetic, Norm, Positions, Residual, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt2",
@@ -24,6 +25,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let inner = config.dim_or(&["n_inner"], d.hidden.saturating_mul(4))?;
     tie(config, config, b, true)?;
     b.spec().max_context = Some(positions);
+    b.arithmetic(arithmetic(config, &d));
     let layer = attention_layer(
         d.attention(Reach::Full),
         Ffn::Dense {
@@ -77,4 +79,34 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.norm_bias("transformer.ln_f", d.hidden);
     b.head("lm_head", d.vocab, d.hidden);
     Ok(())
+}
+
+fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    if config.flag("scale_attn_by_inverse_layer_idx", false)? {
+        return Err(config.reject(
+            "scale_attn_by_inverse_layer_idx",
+            "scores scaled by layer are not computed",
+        ));
+    }
+    Ok(Arithmetic {
+        norm: Norm::Layer {
+            eps: config.positive("layer_norm_epsilon")?.unwrap_or(1e-5),
+            affine: true,
+        },
+        residual: Residual::Serial,
+        positions: Positions::Learned { offset: 0 },
+        activation: Activation::read(config, "activation_function", Activation::GeluTanh)?,
+        qk_norm: false,
+        final_norm: true,
+        embedding_scale: 1.0,
+        attention_scale: if config.flag("scale_attn_weights", true)? {
+            inverse_root(d.head_dim)
+        } else {
+            1.0
+        },
+        attention_softcap: None,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        final_softcap: None,
+    })
 }

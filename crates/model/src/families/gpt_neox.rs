@@ -3,9 +3,10 @@
 //! Source: transformers `models/gpt_neox/modeling_gpt_neox.py`. Older checkpoints also hold causal
 //! masks and rotary frequencies, which no engine loads.
 
-use super::{Family, decoder, tie};
+use super::{Decoder, Family, decoder, tie};
+use crate::arithmetic::RopeDefaults;
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Activation, Arithmetic, Norm, Positions, Residual, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt_neox",
@@ -15,13 +16,17 @@ pub(super) const FAMILY: Family = Family {
     lower,
 };
 
+/// Share of a head that is rotated where the config is silent.
+const ROTARY_SHARE: f64 = 0.25;
+
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let mut d = decoder(config, b)?;
     d.kv_heads = d.q_heads;
     let inner = config.dim(&["intermediate_size"], "it sizes the feed-forward")?;
     let bias = config.flag("attention_bias", true)?;
     tie(config, config, b, false)?;
-    b.rotary_share(0.25);
+    b.arithmetic(arithmetic(config, &d));
+    b.rotary_share(ROTARY_SHARE);
     let layer = attention_layer(
         d.attention(Reach::Full),
         Ffn::Dense {
@@ -63,4 +68,25 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.norm_bias("gpt_neox.final_layer_norm", h);
     b.head("embed_out", d.vocab, h);
     Ok(())
+}
+
+fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    let rope = RopeDefaults {
+        share: ROTARY_SHARE,
+        ..RopeDefaults::default()
+    };
+    Ok(Arithmetic {
+        norm: Norm::Layer {
+            eps: config.positive("layer_norm_eps")?.unwrap_or(1e-5),
+            affine: true,
+        },
+        residual: if config.flag("use_parallel_residual", true)? {
+            Residual::Parallel
+        } else {
+            Residual::Serial
+        },
+        positions: Positions::rotary(config, d.head_dim, rope)?,
+        activation: Activation::read(config, "hidden_act", Activation::Gelu)?,
+        ..Arithmetic::llama(config, d.head_dim)?
+    })
 }

@@ -2,8 +2,8 @@
 //!
 //! Source: transformers `models/granite/modeling_granite.py`.
 
-use super::{Family, decoder, llama, reaches, tie};
-use crate::{Config, ModelError, SpecBuilder};
+use super::{Decoder, Family, decoder, llama, reaches, tie};
+use crate::{Arithmetic, Config, ModelError, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "granite",
@@ -17,6 +17,18 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let text = config.text()?;
     let d = decoder(&text, b)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(arithmetic(&text, &d));
     let reach = reaches(&text, d.layers, None, |_| false)?;
     llama::stack(&text, b, &d, &reach)
+}
+
+fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    let multiplier = |key: &str| Ok::<f64, ModelError>(text.positive(key)?.unwrap_or(1.0));
+    Ok(Arithmetic {
+        embedding_scale: multiplier("embedding_multiplier")?,
+        attention_scale: multiplier("attention_multiplier")?,
+        residual_scale: multiplier("residual_multiplier")?,
+        logit_scale: 1.0 / multiplier("logits_scaling")?,
+        ..Arithmetic::llama(text, d.head_dim)?
+    })
 }

@@ -5,7 +5,7 @@
 
 use super::{Decoder, Family, decoder, reaches, tie, window};
 use crate::builder::attention_layer;
-use crate::{Config, Ffn, ModelError, Reach, Role, SpecBuilder};
+use crate::{Arithmetic, Config, Ffn, ModelError, Reach, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "llama",
@@ -19,6 +19,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let text = config.text()?;
     let d = decoder(&text, b)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(Arithmetic::llama(&text, d.head_dim));
     let reach = reaches(&text, d.layers, window(&text, None)?, |_| true)?;
     stack(&text, b, &d, &reach)
 }

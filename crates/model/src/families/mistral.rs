@@ -5,7 +5,7 @@
 //! vLLM's `models/llama.py` follows them.
 
 use super::{Defaults, Family, decoder_or, llama, reaches, tie, window};
-use crate::{Config, ModelError, SpecBuilder};
+use crate::{Arithmetic, Config, ModelError, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "mistral",
@@ -26,6 +26,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         },
     )?;
     tie(config, &text, b, false)?;
+    b.arithmetic(Arithmetic::llama(&text, d.head_dim));
     let reach = reaches(&text, d.layers, window(&text, Some(4096))?, |_| true)?;
     llama::stack(&text, b, &d, &reach)
 }

@@ -2,9 +2,10 @@
 //!
 //! Source: transformers `models/opt/modeling_opt.py`.
 
-use super::{Family, decoder, tie};
+use super::{Decoder, Family, decoder, tie};
+use crate::arithmetic::inverse_root;
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Activation, Arithmetic, Norm, Positions, Residual, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "opt",
@@ -30,6 +31,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let pre_norm = config.flag("do_layer_norm_before", true)?;
     let final_norm = pre_norm && !config.flag("_remove_final_layer_norm", false)?;
     tie(config, config, b, true)?;
+    b.arithmetic(arithmetic(config, &d));
     let layer = attention_layer(
         d.attention(Reach::Full),
         Ffn::Dense {
@@ -91,4 +93,39 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     }
     b.head("lm_head", d.vocab, width);
     Ok(())
+}
+
+fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    // The 350M model alone: norms after each half, and embeddings narrower than the layers.
+    if !config.flag("do_layer_norm_before", true)? {
+        return Err(config.reject(
+            "do_layer_norm_before",
+            "norms after each half of a layer are not computed",
+        ));
+    }
+    if config.opt("word_embed_proj_dim")?.is_some_and(|w| w != d.hidden) {
+        return Err(config.reject(
+            "word_embed_proj_dim",
+            "projected embeddings are not computed",
+        ));
+    }
+    Ok(Arithmetic {
+        norm: Norm::Layer {
+            eps: 1e-5,
+            affine: config.flag("layer_norm_elementwise_affine", true)?,
+        },
+        residual: Residual::Serial,
+        positions: Positions::Learned {
+            offset: POSITION_OFFSET,
+        },
+        activation: Activation::read(config, "activation_function", Activation::Relu)?,
+        qk_norm: false,
+        final_norm: !config.flag("_remove_final_layer_norm", false)?,
+        embedding_scale: 1.0,
+        attention_scale: inverse_root(d.head_dim),
+        attention_softcap: None,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        final_softcap: None,
+    })
 }

@@ -5,9 +5,10 @@
 //! (`model_type` phi-msft) call their fields as GPT-2 does, and name their tensors otherwise; the
 //! shapes are the same.
 
-use super::{Family, decoder, tie};
+use super::{Decoder, Family, decoder, tie};
+use crate::arithmetic::RopeDefaults;
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Activation, Arithmetic, Norm, Positions, Residual, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "phi",
@@ -17,6 +18,9 @@ pub(super) const FAMILY: Family = Family {
     lower,
 };
 
+/// Share of a head that is rotated where the config is silent.
+const ROTARY_SHARE: f64 = 0.5;
+
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let d = decoder(config, b)?;
     let inner = config.dim_or(
@@ -25,7 +29,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     )?;
     let qk_norm = config.flag("qk_layernorm", false)?;
     tie(config, config, b, false)?;
-    b.rotary_share(0.5);
+    b.arithmetic(arithmetic(config, &d, qk_norm));
+    b.rotary_share(ROTARY_SHARE);
     let attention = d.attention(Reach::Full);
     let layer = attention_layer(
         attention,
@@ -64,4 +69,26 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         Shard::Vocab { rows: d.vocab },
     );
     Ok(())
+}
+
+fn arithmetic(
+    config: &Config<'_>,
+    d: &Decoder,
+    qk_norm: bool,
+) -> Result<Arithmetic, ModelError> {
+    let rope = RopeDefaults {
+        share: ROTARY_SHARE,
+        ..RopeDefaults::default()
+    };
+    Ok(Arithmetic {
+        norm: Norm::Layer {
+            eps: config.positive("layer_norm_eps")?.unwrap_or(1e-5),
+            affine: true,
+        },
+        residual: Residual::Parallel,
+        positions: Positions::rotary(config, d.head_dim, rope)?,
+        activation: Activation::read(config, "hidden_act", Activation::GeluTanh)?,
+        qk_norm,
+        ..Arithmetic::llama(config, d.head_dim)?
+    })
 }

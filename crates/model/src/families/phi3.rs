@@ -3,9 +3,9 @@
 //! Source: transformers `models/phi3/{configuration,modeling}_phi3.py`. A stated window counts in every
 //! layer.
 
-use super::{Family, decoder, reaches, tie, window};
+use super::{Decoder, Family, decoder, reaches, tie, window};
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Config, Ffn, ModelError, Role, Shard, SpecBuilder};
+use crate::{Arithmetic, Norm, Config, Ffn, ModelError, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "phi3",
@@ -20,6 +20,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let d = decoder(&text, b)?;
     let inner = text.dim(&["intermediate_size"], "it sizes the feed-forward")?;
     tie(config, &text, b, false)?;
+    b.arithmetic(arithmetic(&text, &d));
     let ffn = Ffn::Dense {
         intermediate: inner,
         gated: true,
@@ -61,4 +62,14 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.norm("model.norm", h);
     b.head("lm_head", d.vocab, h);
     Ok(())
+}
+
+fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    Ok(Arithmetic {
+        norm: Norm::Rms {
+            eps: text.positive("rms_norm_eps")?.unwrap_or(1e-5),
+            plus_one: false,
+        },
+        ..Arithmetic::llama(text, d.head_dim)?
+    })
 }

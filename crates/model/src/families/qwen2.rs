@@ -5,7 +5,7 @@
 
 use super::{Decoder, Defaults, Family, decoder_or, reaches, tie, window};
 use crate::builder::attention_layer;
-use crate::{Config, Ffn, ModelError, Reach, Role, SpecBuilder};
+use crate::{Arithmetic, Config, Ffn, ModelError, Reach, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen2",
@@ -25,6 +25,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             ..Defaults::default()
         },
     )?;
+    b.arithmetic(Arithmetic::llama(&text, d.head_dim));
     stack(config, &text, b, &d, 28)
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Defaults, Family, decoder_or, qwen2, tie};
 use crate::builder::attention_layer;
-use crate::{Config, Ffn, ModelError, Role, SpecBuilder};
+use crate::{Arithmetic, Config, Ffn, ModelError, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3",
@@ -25,6 +25,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let inner = text.dim(&["intermediate_size"], "it sizes the feed-forward")?;
     let bias = text.flag("attention_bias", false)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(Arithmetic::llama(&text, d.head_dim).map(|a| Arithmetic { qk_norm: true, ..a }));
     let ffn = Ffn::Dense {
         intermediate: inner,
         gated: true,

@@ -77,7 +77,7 @@ const ARCHITECTURES: &[Arch] = &[
         extra: nothing,
     },
     common("gptneox", "GPTNeoXForCausalLM", "gpt_neox", gpt_neox),
-    common("granite", "GraniteForCausalLM", "granite", nothing),
+    common("granite", "GraniteForCausalLM", "granite", granite),
     common(
         "granitemoe",
         "GraniteMoeForCausalLM",
@@ -381,12 +381,72 @@ fn common_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Mod
     if keys.nextn > 0 {
         put("num_nextn_predict_layers", keys.nextn);
     }
+    if let Some(n) = keys
+        .opt("rope.dimension_count")?
+        .filter(|&n| n > 0 && keys.arch != "deepseek2")
+    {
+        put("rotary_dim", n);
+    }
+    floats(
+        keys,
+        map,
+        &[
+            ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+            ("attention.layer_norm_epsilon", "layer_norm_eps"),
+            ("rope.freq_base", "rope_theta"),
+            ("rope.freq_base_swa", "rope_local_base_freq"),
+        ],
+    );
+    rope_scaling(keys, map)?;
     if keys.arch != "qwen2" && keys.any_layer("attn_q.bias") {
         map.insert("attention_bias".into(), true.into());
     }
     if keys.any_layer("ffn_gate.bias") {
         map.insert("mlp_bias".into(), true.into());
     }
+    Ok(())
+}
+
+/// Numbers under the names that a config has for them.
+fn floats(keys: &Keys<'_>, map: &mut Map<String, Json>, names: &[(&str, &str)]) {
+    for (key, name) in names {
+        if let Some(n) = keys.float(key) {
+            map.insert((*name).to_owned(), n.into());
+        }
+    }
+}
+
+/// `rope.scaling.*` as a config's `rope_scaling`. LongRoPE has its divisors as tensors; so has Llama 3.1, whose
+/// keys then say nothing of a scaling.
+fn rope_scaling(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    let kind = match keys.get("rope.scaling.type") {
+        _ if keys.has_tensor("rope_factors_long.weight") => "longrope",
+        Some(value) => match value.as_str() {
+            Some("none") => return Ok(()),
+            Some(kind) => kind,
+            None => return Err(keys.invalid("rope.scaling.type", value, "expected a name")),
+        },
+        None => return Ok(()),
+    };
+    let mut set = Map::new();
+    set.insert("rope_type".into(), printable(kind).into());
+    floats(
+        keys,
+        &mut set,
+        &[
+            ("rope.scaling.factor", "factor"),
+            ("rope.scaling.attn_factor", "attention_factor"),
+            ("rope.scaling.yarn_beta_fast", "beta_fast"),
+            ("rope.scaling.yarn_beta_slow", "beta_slow"),
+        ],
+    );
+    if let Some(n) = keys
+        .opt("rope.scaling.original_context_length")?
+        .filter(|&n| n > 0)
+    {
+        set.insert("original_max_position_embeddings".into(), n.into());
+    }
+    map.insert("rope_scaling".into(), Json::Object(set));
     Ok(())
 }
 
@@ -406,6 +466,11 @@ fn gpt2_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Model
     if let Some(n) = keys.opt("feed_forward_length")?.filter(|&n| n > 0) {
         put("n_inner", n);
     }
+    floats(
+        keys,
+        map,
+        &[("attention.layer_norm_epsilon", "layer_norm_epsilon")],
+    );
     Ok(())
 }
 
@@ -549,6 +614,7 @@ fn soft_cap(
 
 /// Windows in every other layer; window and caps have defaults in llama.cpp.
 fn gemma2(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    gemma_scale(keys, map, 46);
     map.entry("sliding_window").or_insert_with(|| 4096.into());
     map.insert("layer_types".into(), keys.layer_types(2)?);
     soft_cap(
@@ -568,7 +634,24 @@ fn gemma2(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError
     Ok(())
 }
 
+/// What the root of scores is taken of. No key says it: llama.cpp (`src/models/gemma{2,3}*.cpp`) takes the width of
+/// a head's share of the hidden size in the models with this many layers, else the head size.
+fn gemma_scale(keys: &Keys<'_>, map: &mut Map<String, Json>, shared_at: u64) {
+    let field = |key: &str| map.get(key).and_then(Json::as_u64);
+    let (heads, hidden) = (field("num_attention_heads"), field("hidden_size"));
+    let share = match (hidden, heads) {
+        (Some(hidden), Some(heads)) if heads > 0 => hidden / heads,
+        _ => 0,
+    };
+    let scalar = match field("head_dim") {
+        Some(size) if keys.layers != shared_at => size,
+        _ => share,
+    };
+    map.insert("query_pre_attn_scalar".into(), scalar.into());
+}
+
 fn gemma3(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    gemma_scale(keys, map, 62);
     if map.contains_key("sliding_window") {
         map.insert("layer_types".into(), keys.layer_types(6)?);
     } else {
@@ -594,6 +677,21 @@ fn gpt_neox(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelErr
     map.insert(
         "attention_bias".into(),
         keys.any_layer("attn_qkv.bias").into(),
+    );
+    Ok(())
+}
+
+/// The multipliers.
+fn granite(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    floats(
+        keys,
+        map,
+        &[
+            ("attention.scale", "attention_multiplier"),
+            ("embedding_scale", "embedding_multiplier"),
+            ("residual_scale", "residual_multiplier"),
+            ("logit_scale", "logits_scaling"),
+        ],
     );
     Ok(())
 }

@@ -4,7 +4,8 @@
 
 use serde_json::Value as Json;
 
-use super::{GgufTensor, Header, to_config};
+use super::{GgufTensor, Header, Value, to_config};
+use crate::arithmetic::{Arithmetic, Norm, Positions};
 use crate::builder::{columns, heads};
 use crate::json::printable;
 use crate::spec::{Ffn, LayerSpec, Mixer, ModelSpec};
@@ -175,7 +176,7 @@ pub fn spec(header: &Header, assume: Assume) -> Result<(Json, ModelSpec), GgufSp
     check(&spec, header)?;
     if let Some(words) = header
         .get("tokenizer.ggml.tokens")
-        .and_then(super::Value::as_array)
+        .and_then(Value::as_array)
         && words.len != spec.vocab
     {
         spec.notes.push(format!(
@@ -195,8 +196,25 @@ pub fn spec(header: &Header, assume: Assume) -> Result<(Json, ModelSpec), GgufSp
         spec.mtp_layers = 0;
     }
     spec.tensors = tensors;
+    spec.arithmetic = spec.arithmetic.map(|a| as_stored(a, header));
     spec.from_headers = true;
     Ok((config, spec))
+}
+
+/// Architectures whose query and key rows the converter reorders so that rotated pairs are neighbours:
+/// `LLAMA_ROPE_TYPE_NORM` in llama.cpp's `llama_model_rope_type`.
+const NEIGHBOURS: &[&str] = &["llama", "granite"];
+
+/// The arithmetic of a checkpoint after the converter: gains are stored whole, and rows may be reordered.
+fn as_stored(mut a: Arithmetic, header: &Header) -> Arithmetic {
+    if let Norm::Rms { plus_one, .. } = &mut a.norm {
+        *plus_one = false;
+    }
+    let arch = header.get("general.architecture").and_then(Value::as_str);
+    if let Positions::Rotary { interleaved, .. } = &mut a.positions {
+        *interleaved = arch.is_some_and(|a| NEIGHBOURS.contains(&a));
+    }
+    a
 }
 
 /// Metadata and tensors must be of one model: embedding, every layer, and what decides the cache.

@@ -1,9 +1,9 @@
-//! `plimsoll`: our own server. Weights, KV pages and swap are exact; what kernels do not define yet
-//! is a bound.
+//! `plimsoll`: our own server. Weights, KV pages and swap are exact, and activations where the model lowers: they are
+//! those of the program that runs. The rest is a bound.
 
 use plimsoll_model::{Ffn, Mixer};
-use plimsoll_program::{KvRules, PackedLayout, PoolGeometry, WeightRules};
-use plimsoll_units::{Bytes, SizeOverflow};
+use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, WeightRules, lower};
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::ideal::{state_dtype, whole_device};
 use super::{Context, EngineStage, extras, in_use, plain_kv_dtype, weight_terms};
@@ -27,19 +27,23 @@ const F32: u64 = 4;
 const DRIVER_BOUND_MIB: u64 = 640;
 
 pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
-    let rules = WeightRules {
-        dtype: context.settings.dtype,
-        packed: Some(PackedLayout { rows: PANEL_ROWS }),
-        keep_order_index: false,
-        ..WeightRules::stored()
+    let mut notes = Vec::new();
+    let mut terms = match program(context)? {
+        Ok(program) => {
+            notes.push("sampling and driver are bounds until the runtime lands".to_owned());
+            if context.spec.encoder.is_some() {
+                notes.push(
+                    "the vision or audio tower does not run yet and is not loaded".to_owned(),
+                );
+            }
+            program_terms(context, &program)?
+        }
+        Err(why) => {
+            notes.push(format!("activations, logits and driver are bounds: {why}"));
+            bounds(context)?
+        }
     };
-    let mut terms = weight_terms(
-        context,
-        &rules,
-        "plimsoll-program: weights.rs, panels of 32 rows",
-    )?;
-    terms.push(activations(context)?);
-    terms.push(logits(context)?);
+    terms.push(sampling(context)?);
     let driver = Bytes::from_mib(DRIVER_BOUND_MIB)?;
     terms.push(
         Term::exact(Region::Driver, "context and modules", driver)
@@ -64,16 +68,88 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         host,
         kv: Box::new(law(context)?),
         takes_rest: true,
-        notes: vec!["activations, logits and driver are bounds until the runtime lands".to_owned()],
+        notes,
     })
 }
 
-fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
-    let rules = KvRules {
+fn kv_rules(context: &Context<'_>) -> Result<KvRules, PlanError> {
+    Ok(KvRules {
         dtype: plain_kv_dtype(context, "plimsoll")?,
         state_dtype: state_dtype(context),
         block_size: context.settings.block_size.unwrap_or(BLOCK_SIZE),
+    })
+}
+
+/// The program that runs, or why there is none.
+fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> {
+    let parallel = &context.deployment.parallel;
+    if parallel.tp > 1 || parallel.pp > 1 {
+        return Ok(Err("a divided model does not run yet".to_owned()));
+    }
+    if let Some(dtype) = context.settings.dtype.filter(|d| *d != DType::Bf16) {
+        return Ok(Err(format!("weights of {dtype} do not run yet")));
+    }
+    let limits = Limits {
+        tokens: batched_tokens(context),
+        outputs: outputs(context),
+        context: context.max_model_len,
     };
+    Ok(lower(context.spec, &limits, &kv_rules(context)?).map_err(|e| e.to_string()))
+}
+
+/// Weights and activations of a program.
+fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, PlanError> {
+    let mut terms: Vec<Term> = program
+        .bytes_by_role()?
+        .into_iter()
+        .map(|(role, bytes)| {
+            Term::exact(Region::Weights, role.name(), bytes)
+                .formula("packed weights, each up to a multiple of 64 bytes: bf16 matrices in panels of 32 rows, f32 vectors")
+                .source("plimsoll-program: lower/")
+        })
+        .collect();
+    let buffers = program.buffers.len();
+    terms.push(
+        Term::exact(Region::Activations, "activations", program.activation_bytes)
+            .formula(
+                "f32 buffers of T or R rows, those that are never alive together sharing space",
+            )
+            .input("T", program.tokens)
+            .input("R", program.outputs)
+            .input("buffers", buffers)
+            .input("longest sequence", context.max_model_len)
+            .source("plimsoll-program: lower/place.rs"),
+    );
+    Ok(terms)
+}
+
+/// What holds for models that do not lower: weights as stored, in panels, and the widest layer.
+fn bounds(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+    let rules = WeightRules {
+        dtype: context.settings.dtype,
+        packed: Some(PackedLayout { rows: PANEL_ROWS }),
+        keep_order_index: false,
+        ..WeightRules::stored()
+    };
+    let source = "plimsoll-program: weights.rs, panels of 32 rows";
+    let mut terms = weight_terms(context, &rules, source)?;
+    terms.push(activations(context)?);
+    terms.push(logits(context)?);
+    Ok(terms)
+}
+
+fn batched_tokens(context: &Context<'_>) -> u64 {
+    let stated = context.settings.max_num_batched_tokens;
+    stated.unwrap_or(BATCHED_TOKENS)
+}
+
+fn outputs(context: &Context<'_>) -> u64 {
+    let stated = context.settings.max_num_seqs.unwrap_or(SEQUENCES);
+    stated.max(context.users.min(SEQUENCES))
+}
+
+fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
+    let rules = kv_rules(context)?;
     let parallel = &context.deployment.parallel;
     let geometry = PoolGeometry::new(context.spec, parallel, context.stage, &rules)?;
     let groups = geometry
@@ -123,14 +199,12 @@ fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
     })
 }
 
-/// The widest layer's inputs, outputs and inner buffers for T tokens, all alive at once.
+/// The widest layer's inputs, outputs and inner buffers for T tokens, all alive at once: of a feed-forward, what
+/// its function takes and gives.
 fn activations(context: &Context<'_>) -> Result<Term, PlanError> {
     let spec = context.spec;
     let tp = context.deployment.parallel.tp.max(1);
-    let t = context
-        .settings
-        .max_num_batched_tokens
-        .unwrap_or(BATCHED_TOKENS);
+    let t = batched_tokens(context);
     let mut widest = 0_u64;
     for layer in &spec.layers {
         let mixer = match layer.mixer {
@@ -147,11 +221,11 @@ fn activations(context: &Context<'_>) -> Result<Term, PlanError> {
             Ffn::Dense {
                 intermediate,
                 gated,
-            } => intermediate * (1 + u64::from(gated)) / tp,
+            } => intermediate * (2 + u64::from(gated)) / tp,
             Ffn::Moe(m) => m
                 .top_k
-                .saturating_mul(2 * m.intermediate / tp + spec.hidden)
-                .saturating_add(2 * m.shared / tp),
+                .saturating_mul(3 * m.intermediate / tp + spec.hidden)
+                .saturating_add(3 * m.shared / tp),
             Ffn::None => 0,
         };
         widest = widest.max(mixer.max(ffn));
@@ -164,24 +238,29 @@ fn activations(context: &Context<'_>) -> Result<Term, PlanError> {
         .input("T", t)
         .input("widest layer, elements per token", widest)
         .input("hidden", spec.hidden)
-        .source("plimsoll-plan: engine/plimsoll.rs; exact once the runtime walks the same program"))
+        .source("plimsoll-plan: engine/plimsoll.rs"))
 }
 
-/// f32 logits of every row that samples, and the sampler's sorted copy with indices.
+/// f32 logits of every row that samples.
 fn logits(context: &Context<'_>) -> Result<Term, PlanError> {
-    let r = context
-        .settings
-        .max_num_seqs
-        .unwrap_or(SEQUENCES)
-        .max(context.users.min(SEQUENCES));
-    let vocab = context.spec.vocab;
-    let bytes = Bytes::product([r, vocab, F32 + 8])?;
-    Ok(
-        Term::exact(Region::Activations, "logits and sampling", bytes)
-            .kind(Kind::Bound)
-            .formula("R x vocabulary x (4 logits + 8 sorted copy and index)")
-            .input("R", r)
-            .input("vocabulary", vocab)
-            .source("plimsoll-plan: engine/plimsoll.rs"),
-    )
+    let (r, vocab) = (outputs(context), context.spec.vocab);
+    let bytes = Bytes::product([r, vocab, F32])?;
+    Ok(Term::exact(Region::Activations, "logits", bytes)
+        .kind(Kind::Bound)
+        .formula("R x vocabulary x 4")
+        .input("R", r)
+        .input("vocabulary", vocab)
+        .source("plimsoll-plan: engine/plimsoll.rs"))
+}
+
+/// The sampler's sorted copy of the logits, with indices.
+fn sampling(context: &Context<'_>) -> Result<Term, PlanError> {
+    let (r, vocab) = (outputs(context), context.spec.vocab);
+    let bytes = Bytes::product([r, vocab, F32 + 4])?;
+    Ok(Term::exact(Region::Activations, "sampling", bytes)
+        .kind(Kind::Bound)
+        .formula("R x vocabulary x (4 sorted copy + 4 index)")
+        .input("R", r)
+        .input("vocabulary", vocab)
+        .source("plimsoll-plan: engine/plimsoll.rs"))
 }

@@ -1,5 +1,6 @@
 //! Requests of different lengths: a distribution in place of one context.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use plimsoll_units::{Bytes, SizeOverflow};
@@ -15,7 +16,8 @@ pub type Lengths = Arc<[(u64, f64)]>;
 /// An engine's law applied to a mix of lengths.
 ///
 /// The load's context is the longest length; at another context every length is scaled with it.
-/// Users are dealt out in whole numbers, rounded up, so that a mix never needs less than it is.
+/// Users are dealt out in whole numbers from the longest length down, each length and all longer ones
+/// together rounded up: no more users than there are, and never less than the mix is.
 pub struct MixedLaw {
     /// How one length is allocated.
     pub inner: Box<dyn KvLaw>,
@@ -24,7 +26,7 @@ pub struct MixedLaw {
 }
 
 impl MixedLaw {
-    /// The loads that stand for `load`, one per length.
+    /// The loads that stand for `load`, one per length, longest first.
     #[allow(
         clippy::cast_precision_loss,
         clippy::cast_possible_truncation,
@@ -32,17 +34,23 @@ impl MixedLaw {
         reason = "shares of users; each part is at most the whole"
     )]
     fn parts(&self, load: &Load) -> Result<Vec<Load>, SizeOverflow> {
-        let longest = self
-            .lengths
+        let mut lengths = self.lengths.to_vec();
+        lengths.sort_by_key(|(length, _)| Reverse(*length));
+        let longest = lengths.first().map_or(1, |(n, _)| *n).max(1);
+        let (mut share_dealt, mut users_dealt) = (0.0, 0);
+        lengths
             .iter()
-            .map(|(n, _)| *n)
-            .max()
-            .unwrap_or(1)
-            .max(1);
-        self.lengths
-            .iter()
-            .map(|(length, share)| {
-                let users = ((load.users as f64 * share).ceil() as u64).min(load.users);
+            .enumerate()
+            .map(|(i, (length, share))| {
+                share_dealt += share;
+                let up_to = if i + 1 == lengths.len() {
+                    load.users
+                } else {
+                    // Shares in decimals are not exact in binary: a billionth of a user is nobody.
+                    ((load.users as f64 * share_dealt - 1e-9).ceil() as u64).min(load.users)
+                };
+                let users = up_to.saturating_sub(users_dealt);
+                users_dealt += users;
                 let context = length
                     .checked_mul(load.context)
                     .ok_or(SizeOverflow)?
@@ -119,5 +127,24 @@ mod tests {
         // One length is the plain load.
         let one = law(&[(1000, 1.0)]).need(&Load::plain(8, 1000)).unwrap();
         assert_eq!(one.pool.get(), 8 * 1000 * 200);
+    }
+
+    #[test]
+    fn users_are_dealt_out_longest_first_and_none_is_added() {
+        let tenths: Vec<(u64, f64)> = (1..=10).map(|i| (i * 100, 0.1)).collect();
+        let mix = law(&tenths);
+        let users = |n| {
+            let parts = mix.parts(&Load::plain(n, 1000)).unwrap();
+            parts.iter().map(|p| p.users).collect::<Vec<_>>()
+        };
+        assert_eq!(users(1), [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(users(3), [1, 0, 0, 1, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(users(30), [3; 10]);
+        // More users never need less.
+        let need = |n| mix.need(&Load::plain(n, 1000)).unwrap().pool;
+        for n in 0..200 {
+            assert_eq!(users(n).iter().sum::<u64>(), n);
+            assert!(need(n) <= need(n + 1), "{n}");
+        }
     }
 }

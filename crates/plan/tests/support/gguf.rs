@@ -1,8 +1,8 @@
 //! A golden row's GGUF metadata as a `ModelSpec`, and as the `config.json` that it came from.
 
 use plimsoll_model::{
-    Attention, Ffn, LatentAttention, LayerSpec, Mixer, ModelSpec, Moe, Reach, Role, Shard,
-    StateKind, StateSpace, TensorSpec,
+    Attention, Ffn, LatentAttention, LayerSpec, Mixer, ModelSpec, Moe, NotRunnable, Reach, Role,
+    Shard, StateKind, StateSpace, TensorSpec,
 };
 use plimsoll_units::DType;
 use serde_json::{Value, json};
@@ -198,6 +198,7 @@ impl<'a> Meta<'a> {
             mtp_layers: 0,
             rotary: Vec::new(),
             final_softcap: false,
+            arithmetic: Err(NotRunnable::Family),
             from_headers: true,
             notes: Vec::new(),
         }

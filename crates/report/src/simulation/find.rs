@@ -98,7 +98,7 @@ pub fn find_schema() -> serde_json::Value {
 }
 
 impl Limit {
-    const fn words(self) -> &'static str {
+    pub(crate) const fn words(self) -> &'static str {
         match self {
             Self::Ttft => "first token",
             Self::Itl => "later tokens",

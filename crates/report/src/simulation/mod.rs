@@ -23,6 +23,7 @@ pub use sweep::{
     Axis, Point, PointRun, SWEEP_SCHEMA, SweepReport, sweep_csv, sweep_html, sweep_schema,
     sweep_table,
 };
+pub(crate) use text::{figure, percent, plain, seconds, slo_words};
 pub use wire::{
     Classes, Goodput, KvUse, Latency, Named, Percentiles, Pool, Preemptions, PrefixCache, Refusal,
     Requests, Run, SIMULATION_SCHEMA, Setup, SimulationReport, SloBounds, TenantCounts, TimeSeries,

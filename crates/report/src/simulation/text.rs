@@ -84,7 +84,7 @@ pub(super) fn short(x: f64) -> String {
 }
 
 /// A rate or a mean: `12,345`, `98.7`, `1.23`.
-pub(super) fn figure(x: f64) -> String {
+pub(crate) fn figure(x: f64) -> String {
     if x.is_finite() && x >= 1000.0 {
         thousands(x.round() as u64)
     } else {
@@ -103,7 +103,7 @@ pub(super) fn compact(x: f64) -> String {
 }
 
 /// A duration in seconds, in its own unit.
-pub(super) fn seconds(s: f64) -> String {
+pub(crate) fn seconds(s: f64) -> String {
     let (x, unit) = match s {
         s if s >= 7200.0 => (s / 3600.0, "h"),
         s if s >= 600.0 => (s / 60.0, "min"),
@@ -128,7 +128,7 @@ pub(super) fn joined(durations: &[f64]) -> String {
 }
 
 /// A service level as a sentence without its stop.
-pub(super) fn slo_words(slo: &SloBounds) -> String {
+pub(crate) fn slo_words(slo: &SloBounds) -> String {
     let ttft = slo
         .ttft_s
         .map(|s| format!("the first token within {}", seconds(s)));
@@ -144,12 +144,12 @@ pub(super) fn slo_words(slo: &SloBounds) -> String {
 }
 
 /// A share of 1 as a percentage.
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
 /// A user's string without what would move the cursor or break a document.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| match c {
             '\n' | '\t' => ' ',

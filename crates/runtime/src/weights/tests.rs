@@ -36,6 +36,7 @@ fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
             at += layout.bytes().unwrap().get().next_multiple_of(64);
             Weight {
                 name: format!("weight {i}"),
+                role: plimsoll_model::Role::Other,
                 layout,
                 sources,
                 offset,
@@ -53,6 +54,7 @@ fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
             groups: Vec::new(),
             page: Bytes::ZERO,
         },
+        kv_dtype: DType::Bf16,
         vocab: 0,
         tokens: 0,
         outputs: 0,

@@ -69,13 +69,14 @@ pub(crate) const fn mix(mut x: u64) -> u64 {
 }
 
 impl World {
-    pub(super) fn new(config: &Config, page: Bytes) -> Self {
+    /// The world of one replica; what it draws is its own.
+    pub(super) fn new(config: &Config, page: Bytes, replica: u32) -> Self {
         Self {
             cost: config.truth.clone(),
             page,
             branching: config.branching,
             faults: config.faults,
-            seed: mix(config.seed),
+            seed: mix(config.seed.wrapping_add(u64::from(replica))),
             vocab: config.scheduler.limits.vocab.max(1),
             requests: Vec::new(),
             born: 0,

@@ -15,6 +15,7 @@ mod error;
 mod input;
 mod json;
 mod lengths;
+mod mix;
 mod presets;
 mod random;
 mod shaping;
@@ -28,6 +29,7 @@ pub use content::fill_tokens;
 pub use describe::{Description, LengthStatistics, describe};
 pub use error::WorkloadError;
 pub use lengths::{Lengths, Quantiles};
+pub use mix::LengthMix;
 pub use presets::{PRESETS, Preset};
 pub use shaping::REPEAT_BYTES_MAX;
 pub use spec::{

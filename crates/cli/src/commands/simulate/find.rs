@@ -9,7 +9,7 @@ use plimsoll_simulate::judge::{Judge, Verdict};
 use plimsoll_simulate::search::highest;
 use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
 
-use super::{case, json, measured, servers, shaped, source, threads};
+use super::{case, json, measured, servers, several, shaped, source, threads};
 use crate::args::{ServerArg, SimulateArgs};
 use crate::error::{Exit, Failure};
 use crate::load::load;
@@ -38,6 +38,7 @@ const HELD_MAX: u64 = 10_000_000;
 pub(super) fn run(args: &SimulateArgs, slo: Slo, output: &mut Output) -> Result<ExitCode, Failure> {
     held(args.requests.unwrap_or_default())?;
     let servers = servers(args, &[ServerArg::Paged]);
+    several(args, &servers)?;
     let name = args.model.as_deref().unwrap_or_default();
     let model = load(name, Assume::Nothing, args.offline)?;
     let prepared = case(args, measured(args)?)?.prepare(&model.spec)?;

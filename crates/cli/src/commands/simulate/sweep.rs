@@ -11,7 +11,8 @@ use plimsoll_report::thousands;
 use plimsoll_simulate::RecorderConfig;
 
 use super::{
-    case, has_folder, json, measured, servers, shaped, source, threads, write_charts, write_file,
+    case, has_folder, json, measured, servers, several, shaped, source, threads, write_charts,
+    write_file,
 };
 use crate::args::{ServerArg, SimulateArgs, Sweep};
 use crate::error::{Exit, Failure};
@@ -43,6 +44,7 @@ pub(super) fn run(args: &SimulateArgs, output: &mut Output) -> Result<ExitCode, 
         for (sweep, i) in args.sweep.iter().zip(values) {
             (sweep.flag.set)(&mut typed, &sweep.values[*i].1);
         }
+        several(&typed, &servers)?;
         let profile = profile.clone();
         cases.push((case(&typed, profile)?, shaped(source.clone(), &typed)?));
     }

@@ -1,0 +1,493 @@
+//! Attention over paged keys and values.
+//!
+//! **A block** holds, for each KV head in turn, its keys as `[k_dim][slots]`, and after all of them the values of
+//! each head as `[slots][v_dim]`: sixteen keys' elements lie side by side, so scores are sixteen chains over
+//! the head's elements, and values are added key by key. No sum runs across lanes but the last one.
+//!
+//! **Tiles** are sixteen keys at absolute positions that are multiples of sixteen, whatever the block size and
+//! wherever a chunk begins. So the softmax is rescaled at the same keys in every batch, chunking and paging, and
+//! an output's bits depend on its query and the keys that it sees alone.
+
+#![allow(unsafe_code)]
+
+use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::cpu::Level;
+use crate::lanes::{LANES, Lanes, at_level, for_levels};
+use crate::pool::Pool;
+
+/// Queries that pass a tile together: those of one KV head, of neighbouring tokens.
+const QUERIES: usize = 8;
+/// Elements of a head at most.
+pub const HEAD_MAX: usize = 256;
+
+/// A type of cached keys and values.
+pub trait Cached: Copy + Send + Sync + sealed::Sealed {
+    #[doc(hidden)]
+    fn narrow(x: f32) -> Self;
+    #[doc(hidden)]
+    fn wide(self) -> f32;
+}
+
+mod sealed {
+    use super::{Item, Lanes, Level};
+
+    pub trait Sealed: Sized + Default {
+        #[allow(private_bounds, private_interfaces, reason = "sealed")]
+        fn load<V: Lanes>(x: &[Self]) -> V;
+        #[allow(private_interfaces, reason = "sealed")]
+        fn attend(level: Level, item: &Item<'_, Self>);
+    }
+}
+
+/// bfloat16.
+impl Cached for u16 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        bf16_from_f32(x)
+    }
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32_from_bf16(self)
+    }
+}
+
+impl sealed::Sealed for u16 {
+    #[inline(always)]
+    #[allow(private_bounds, private_interfaces, reason = "sealed")]
+    fn load<V: Lanes>(x: &[Self]) -> V {
+        V::load_bf16(x)
+    }
+    #[allow(private_interfaces, reason = "sealed")]
+    fn attend(level: Level, item: &Item<'_, Self>) {
+        at_level!(level, item_bf16(item));
+    }
+}
+
+impl Cached for f32 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl sealed::Sealed for f32 {
+    #[inline(always)]
+    #[allow(private_bounds, private_interfaces, reason = "sealed")]
+    fn load<V: Lanes>(x: &[Self]) -> V {
+        V::load(x)
+    }
+    #[allow(private_interfaces, reason = "sealed")]
+    fn attend(level: Level, item: &Item<'_, Self>) {
+        at_level!(level, item_f32(item));
+    }
+}
+
+/// How one layer's keys and values lie in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Elements of a page.
+    pub page: usize,
+    /// Where the layer's part of a page begins.
+    pub layer: usize,
+    /// Tokens per block.
+    pub slots: usize,
+    /// KV heads.
+    pub heads: usize,
+    /// Elements of a key head.
+    pub k_dim: usize,
+    /// Elements of a value head.
+    pub v_dim: usize,
+}
+
+impl KvShape {
+    fn key(&self, page: u32, head: usize) -> usize {
+        page as usize * self.page + self.layer + head * self.k_dim * self.slots
+    }
+
+    fn value(&self, page: u32, head: usize) -> usize {
+        page as usize * self.page
+            + self.layer
+            + self.heads * self.k_dim * self.slots
+            + head * self.v_dim * self.slots
+    }
+
+    /// Elements of the layer's part of a page.
+    const fn len(&self) -> usize {
+        self.heads * (self.k_dim + self.v_dim) * self.slots
+    }
+
+    fn check(&self, pages: usize) {
+        assert!(self.slots > 0 && self.layer + self.len() <= self.page);
+        assert!(pages.is_multiple_of(self.page.max(1)));
+        assert!(self.k_dim <= HEAD_MAX && self.v_dim <= HEAD_MAX);
+    }
+}
+
+/// Queries of one sequence in a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Queries<'a> {
+    /// Its pages, from its first token on; those that left a window may hold anything.
+    pub table: &'a [u32],
+    /// Position of its first query: tokens whose keys and values were there before.
+    pub start: usize,
+    /// Queries.
+    pub count: usize,
+    /// Row of the first one in the step's buffers.
+    pub row: usize,
+}
+
+/// Which keys a query sees besides its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All before it.
+    Full,
+    /// The last `n`, its own among them.
+    Window(usize),
+    /// Those of its chunk of `n`.
+    Chunk(usize),
+}
+
+impl Reach {
+    /// The first key that a query at `position` sees.
+    #[must_use]
+    pub const fn first(self, position: usize) -> usize {
+        match self {
+            Self::Full => 0,
+            Self::Window(n) => (position + 1).saturating_sub(n),
+            Self::Chunk(n) => position - position % n,
+        }
+    }
+}
+
+/// What scores go through.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// What they are multiplied by.
+    pub scale: f32,
+    /// s becomes c · tanh(s / c).
+    pub softcap: Option<f32>,
+    /// One more logit per query head, without a value.
+    pub sinks: Option<&'a [f32]>,
+    /// Which keys are seen.
+    pub reach: Reach,
+}
+
+/// A part of each row of a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Columns<'a> {
+    /// The buffer.
+    pub data: &'a [f32],
+    /// Elements from row to row.
+    pub stride: usize,
+    /// Where the part begins in a row.
+    pub from: usize,
+}
+
+impl<'a> Columns<'a> {
+    fn row(&self, row: usize, from: usize, len: usize) -> &'a [f32] {
+        &self.data[row * self.stride + self.from + from..][..len]
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Pages<C>(*mut C);
+
+// SAFETY: tiles write slots of tokens of their own only.
+unsafe impl<C> Send for Pages<C> {}
+// SAFETY: as above.
+unsafe impl<C> Sync for Pages<C> {}
+
+/// Writes the keys and values of a step's tokens into their slots.
+///
+/// # Panics
+/// Where a table, a page or a buffer is too short.
+pub fn write_kv<C: Cached>(
+    pool: &mut Pool,
+    shape: &KvShape,
+    pages: &mut [C],
+    all: &[Queries<'_>],
+    k: Columns<'_>,
+    v: Columns<'_>,
+) {
+    shape.check(pages.len());
+    let count = pages.len() / shape.page.max(1);
+    let out = &Pages(pages.as_mut_ptr());
+    pool.run(all.len(), |i| {
+        let q = &all[i];
+        for n in 0..q.count {
+            let (block, slot) = ((q.start + n) / shape.slots, (q.start + n) % shape.slots);
+            let page = q.table[block];
+            assert!((page as usize) < count, "page {page} of {count}");
+            for head in 0..shape.heads {
+                let keys = k.row(q.row + n, head * shape.k_dim, shape.k_dim);
+                let values = v.row(q.row + n, head * shape.v_dim, shape.v_dim);
+                let (to_k, to_v) = (shape.key(page, head), shape.value(page, head));
+                // SAFETY: inside the page, as checked; sequences write slots of their own.
+                unsafe {
+                    for (d, x) in keys.iter().enumerate() {
+                        *out.0.add(to_k + d * shape.slots + slot) = C::narrow(*x);
+                    }
+                    for (d, x) in values.iter().enumerate() {
+                        *out.0.add(to_v + slot * shape.v_dim + d) = C::narrow(*x);
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[derive(Clone, Copy)]
+struct Outputs(*mut f32);
+
+// SAFETY: tiles write rows and heads of their own only.
+unsafe impl Send for Outputs {}
+// SAFETY: as above.
+unsafe impl Sync for Outputs {}
+
+/// Some queries of one KV head.
+#[derive(Clone, Copy)]
+struct Item<'a, C> {
+    shape: &'a KvShape,
+    pages: &'a [C],
+    scores: &'a Scores<'a>,
+    table: &'a [u32],
+    kv_head: usize,
+    /// Row, position and head of each.
+    queries: [(usize, usize, usize); QUERIES],
+    count: usize,
+    q: Columns<'a>,
+    out: Outputs,
+    stride: usize,
+}
+
+/// Attention of all queries of a step; `out` has `heads × v_dim` elements a row.
+///
+/// # Panics
+/// Where a table, a page or a buffer is too short.
+#[allow(clippy::too_many_arguments, reason = "the operation's own")]
+pub fn attend<C: Cached>(
+    pool: &mut Pool,
+    level: Level,
+    shape: &KvShape,
+    pages: &[C],
+    all: &[Queries<'_>],
+    scores: &Scores<'_>,
+    q: Columns<'_>,
+    out: &mut [f32],
+) {
+    shape.check(pages.len());
+    let group = scores.heads / shape.heads.max(1);
+    assert!(group > 0 && group * shape.heads == scores.heads);
+    assert!(scores.sinks.is_none_or(|s| s.len() >= scores.heads));
+    let stride = scores.heads * shape.v_dim;
+    let rows = all.iter().map(|s| s.row + s.count).max().unwrap_or(0);
+    assert!(out.len() >= rows * stride);
+    let out = Outputs(out.as_mut_ptr());
+    // The queries of a KV head and sequence, token by token and head by head, cut into pieces.
+    let pieces = |s: &Queries<'_>| (s.count * group).div_ceil(QUERIES);
+    let mut first = Vec::with_capacity(all.len() + 1);
+    let mut total = 0;
+    for s in all {
+        first.push(total);
+        total += pieces(s) * shape.heads;
+    }
+    pool.run(total, |i| {
+        // Long prompts' last pieces see the most keys: they come first.
+        let i = total - 1 - i;
+        let s = first.partition_point(|f| *f <= i) - 1;
+        let (seq, i) = (&all[s], i - first[s]);
+        let (piece, kv_head) = (i / shape.heads, i % shape.heads);
+        let from = piece * QUERIES;
+        let count = (seq.count * group - from).min(QUERIES);
+        let mut queries = [(0, 0, 0); QUERIES];
+        for (n, query) in queries[..count].iter_mut().enumerate() {
+            let (token, head) = ((from + n) / group, (from + n) % group);
+            *query = (seq.row + token, seq.start + token, kv_head * group + head);
+        }
+        let item = Item {
+            shape,
+            pages,
+            scores,
+            table: seq.table,
+            kv_head,
+            queries,
+            count,
+            q,
+            out,
+            stride,
+        };
+        C::attend(level, &item);
+    });
+}
+
+for_levels!(item_bf16, item_of<u16>(item: &Item<'_, u16>));
+for_levels!(item_f32, item_of<f32>(item: &Item<'_, f32>));
+
+#[inline(always)]
+fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
+    let Item { shape, scores, .. } = *item;
+    let queries = &item.queries[..item.count];
+    let (mut m, mut l) = ([f32::NEG_INFINITY; QUERIES], [V::splat(0.0); QUERIES]);
+    let mut acc = [[0.0_f32; HEAD_MAX]; QUERIES];
+    if let Some(sinks) = scores.sinks {
+        for (n, (_, _, head)) in queries.iter().enumerate() {
+            m[n] = sinks[*head];
+            let mut one = [0.0; LANES];
+            one[0] = 1.0;
+            l[n] = V::load(&one);
+        }
+    }
+    let seen = |n: usize| (scores.reach.first(queries[n].1), queries[n].1 + 1);
+    let from = (0..item.count).map(|n| seen(n).0).min().unwrap_or(0);
+    let to = (0..item.count).map(|n| seen(n).1).max().unwrap_or(0);
+    let q: [&[f32]; QUERIES] = std::array::from_fn(|n| {
+        if n < item.count {
+            let (row, _, head) = queries[n];
+            item.q.row(row, head * shape.k_dim, shape.k_dim)
+        } else {
+            &[]
+        }
+    });
+    let mut keys = [C::default(); LANES * HEAD_MAX];
+    let mut values = [C::default(); LANES * HEAD_MAX];
+    for tile in (from / LANES * LANES..to).step_by(LANES) {
+        let (lo, hi) = (from.max(tile), to.min(tile + LANES));
+        let (k, k_stride, v) = tile_of(item, tile, lo, hi, &mut keys, &mut values);
+        let s = scores_of::<V, C>(&q[..item.count], k, k_stride, shape.k_dim);
+        for (n, s) in s[..item.count].iter().enumerate() {
+            let (first, end) = seen(n);
+            let (a, b) = (
+                first.max(tile) - tile,
+                end.min(tile + LANES).saturating_sub(tile),
+            );
+            if a >= b {
+                continue;
+            }
+            let mut s = s.mul(V::splat(scores.scale));
+            if let Some(c) = scores.softcap {
+                s = s.mul(V::splat(1.0 / c)).tanh().mul(V::splat(c));
+            }
+            let s = s.array();
+            // The largest of several numbers does not depend on their order.
+            let top = s[a..b]
+                .iter()
+                .fold(m[n], |x, y| if *y > x { *y } else { x });
+            let mut masked = [f32::NEG_INFINITY; LANES];
+            masked[a..b].copy_from_slice(&s[a..b]);
+            let mut p = V::load(&masked).sub(V::splat(top)).exp().array();
+            p[..a].fill(0.0);
+            p[b..].fill(0.0);
+            if top > m[n] {
+                // What was added up so far shrinks; at first there is nothing.
+                let shrink = V::splat(m[n] - top).exp();
+                l[n] = l[n].mul(shrink);
+                for acc in acc[n][..shape.v_dim].chunks_mut(LANES) {
+                    V::load_some(acc, 0.0).mul(shrink).store_some(acc);
+                }
+                m[n] = top;
+            }
+            l[n] = l[n].add(V::load(&p));
+            add_values::<V, C>(&p[a..b], &v[a * shape.v_dim..], shape.v_dim, &mut acc[n]);
+        }
+    }
+    for (n, (row, _, head)) in queries.iter().enumerate() {
+        let sum = V::splat(l[n].sum());
+        let at = row * item.stride + head * shape.v_dim;
+        // SAFETY: inside, as `attend` asserts; the row's head is this item's alone.
+        let out = unsafe { std::slice::from_raw_parts_mut(item.out.0.add(at), shape.v_dim) };
+        for (out, acc) in out.chunks_mut(LANES).zip(acc[n].chunks(LANES)) {
+            V::load(acc).div(sum).store_some(out);
+        }
+    }
+}
+
+/// The keys of a tile, `[k_dim]` rows of sixteen some elements apart, and its values, `[16][v_dim]`: where they
+/// lie, or gathered where the tile spans blocks. Only keys `lo..hi` are looked up.
+#[inline(always)]
+fn tile_of<'a, C: Cached>(
+    item: &Item<'a, C>,
+    tile: usize,
+    lo: usize,
+    hi: usize,
+    keys: &'a mut [C],
+    values: &'a mut [C],
+) -> (&'a [C], usize, &'a [C]) {
+    let shape = item.shape;
+    let slots = shape.slots;
+    if tile % slots + LANES <= slots {
+        let (page, slot) = (item.table[tile / slots], tile % slots);
+        let k = &item.pages[shape.key(page, item.kv_head)..][..shape.k_dim * slots];
+        let v = &item.pages[shape.value(page, item.kv_head)..][..shape.v_dim * slots];
+        return (&k[slot..], slots, &v[slot * shape.v_dim..]);
+    }
+    for position in lo..hi {
+        let (page, slot) = (item.table[position / slots], position % slots);
+        let k = &item.pages[shape.key(page, item.kv_head)..][..shape.k_dim * slots];
+        let v = &item.pages[shape.value(page, item.kv_head)..][..shape.v_dim * slots];
+        let lane = position - tile;
+        for d in 0..shape.k_dim {
+            keys[d * LANES + lane] = k[d * slots + slot];
+        }
+        values[lane * shape.v_dim..][..shape.v_dim]
+            .copy_from_slice(&v[slot * shape.v_dim..][..shape.v_dim]);
+    }
+    (keys, LANES, values)
+}
+
+/// Scores of up to eight queries with sixteen keys.
+#[inline(always)]
+fn scores_of<V: Lanes, C: Cached>(
+    q: &[&[f32]],
+    k: &[C],
+    stride: usize,
+    dim: usize,
+) -> [V; QUERIES] {
+    let mut s = [V::splat(0.0); QUERIES];
+    let mut n = 0;
+    while n < q.len() {
+        // Four chains at once, or what is left.
+        if q.len() - n >= 4 {
+            for d in 0..dim {
+                let key = C::load::<V>(&k[d * stride..]);
+                for i in 0..4 {
+                    s[n + i] = key.fma(V::splat(q[n + i][d]), s[n + i]);
+                }
+            }
+            n += 4;
+        } else {
+            for d in 0..dim {
+                s[n] = C::load::<V>(&k[d * stride..]).fma(V::splat(q[n][d]), s[n]);
+            }
+            n += 1;
+        }
+    }
+    s
+}
+
+/// `acc += p · v`, key by key.
+#[inline(always)]
+fn add_values<V: Lanes, C: Cached>(p: &[f32], v: &[C], dim: usize, acc: &mut [f32]) {
+    let mut d = 0;
+    while d + LANES <= dim {
+        let mut a = V::load(&acc[d..]);
+        for (i, p) in p.iter().enumerate() {
+            a = C::load::<V>(&v[i * dim + d..]).fma(V::splat(*p), a);
+        }
+        a.store(&mut acc[d..]);
+        d += LANES;
+    }
+    for (d, acc) in acc.iter_mut().enumerate().take(dim).skip(d) {
+        for (i, p) in p.iter().enumerate() {
+            *acc = v[i * dim + d].wide().mul_add(*p, *acc);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! [`Builder`]: collects operations, buffers and weights.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use plimsoll_model::{ModelSpec, Role, TensorSpec};
+use plimsoll_units::{Bytes, SizeOverflow};
+
+use super::place::place;
+use super::{Inventory, Limits, LowerError};
+use crate::pool::{KvRules, PoolGeometry};
+use crate::program::{Buffer, BufferId, Op, Program, Rows, Source, Weight, WeightId, WeightLayout};
+
+/// Weights begin at cache lines.
+const ALIGNMENT: Bytes = Bytes::new(64);
+
+/// Part of a weight: some ranges of a tensor's `rows` output rows.
+pub(super) struct Part {
+    pub(super) module: &'static str,
+    pub(super) rows: u64,
+    pub(super) taken: Vec<Range<u64>>,
+}
+
+impl Part {
+    /// All rows of a module.
+    pub(super) fn whole(module: &'static str, rows: u64) -> Self {
+        Self {
+            module,
+            rows,
+            taken: std::iter::once(0..rows).collect(),
+        }
+    }
+}
+
+pub(super) struct Builder<'a> {
+    tensors: &'a Inventory<'a>,
+    used: BTreeSet<&'a str>,
+    limits: &'a Limits,
+    ops: Vec<Op>,
+    buffers: Vec<Buffer>,
+    weights: Vec<Weight>,
+    weight_bytes: Bytes,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(tensors: &'a Inventory<'a>, limits: &'a Limits) -> Self {
+        Self {
+            tensors,
+            used: BTreeSet::new(),
+            limits,
+            ops: Vec::new(),
+            buffers: Vec::new(),
+            weights: Vec::new(),
+            weight_bytes: Bytes::ZERO,
+        }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        self.limits
+    }
+
+    pub(super) fn op(&mut self, op: Op) {
+        self.ops.push(op);
+    }
+
+    /// The buffer of this name and width; layers share it.
+    pub(super) fn buffer(
+        &mut self,
+        name: &'static str,
+        rows: Rows,
+        width: u64,
+    ) -> Result<BufferId, LowerError> {
+        let same = |b: &Buffer| b.name == name && b.rows == rows && b.width == width;
+        let place = self.buffers.iter().position(same).unwrap_or_else(|| {
+            self.buffers.push(Buffer {
+                name,
+                rows,
+                width,
+                offset: Bytes::ZERO,
+            });
+            self.buffers.len() - 1
+        });
+        Ok(BufferId(u16::try_from(place).map_err(|_| SizeOverflow)?))
+    }
+
+    /// Whether a tensor is there.
+    pub(super) fn has(&self, layer: Option<usize>, name: &str) -> bool {
+        self.tensors.find(layer, name).is_some()
+    }
+
+    /// Says that a tensor is left out on purpose.
+    pub(super) fn unread(&mut self, name: &str) {
+        if let Some(t) = self.tensors.find(None, name) {
+            self.used.insert(&t.name);
+        }
+    }
+
+    fn take(
+        &mut self,
+        layer: Option<usize>,
+        name: &str,
+        shape: &[u64],
+    ) -> Result<&'a TensorSpec, LowerError> {
+        let place = layer.map_or_else(String::new, |i| format!(" in layer {i}"));
+        let Some(t) = self.tensors.find(layer, name) else {
+            return Err(LowerError::Tensor(format!("no `{name}`{place}")));
+        };
+        if t.shape != shape {
+            return Err(LowerError::Tensor(format!(
+                "`{}` is {:?}, expected {shape:?}",
+                t.name, t.shape
+            )));
+        }
+        self.used.insert(&t.name);
+        Ok(t)
+    }
+
+    fn weight(
+        &mut self,
+        name: String,
+        role: Role,
+        layout: WeightLayout,
+        sources: Vec<Source>,
+    ) -> Result<WeightId, LowerError> {
+        let id = u32::try_from(self.weights.len()).map_err(|_| SizeOverflow)?;
+        let offset = self.weight_bytes;
+        self.weight_bytes = offset.add(layout.bytes()?)?.round_up(ALIGNMENT)?;
+        self.weights.push(Weight {
+            name,
+            role,
+            layout,
+            sources,
+            offset,
+        });
+        Ok(WeightId(id))
+    }
+
+    /// The matrix of `parts`, one below the other, `columns` wide.
+    pub(super) fn matrix(
+        &mut self,
+        layer: Option<usize>,
+        name: &str,
+        parts: &[Part],
+        columns: u64,
+        transposed: bool,
+    ) -> Result<WeightId, LowerError> {
+        let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
+        for part in parts {
+            let shape = if transposed {
+                [columns, part.rows]
+            } else {
+                [part.rows, columns]
+            };
+            let t = self.take(layer, &format!("{}.weight", part.module), &shape)?;
+            role = t.role;
+            for rows in &part.taken {
+                n = n.checked_add(rows.end - rows.start).ok_or(SizeOverflow)?;
+                sources.push(Source {
+                    tensor: t.name.clone(),
+                    rows: rows.clone(),
+                    transposed,
+                    plus: 0,
+                });
+            }
+        }
+        let layout = WeightLayout::Packed { n, k: columns };
+        self.weight(named(layer, name), role, layout, sources)
+    }
+
+    /// The biases of `parts`, where they have them.
+    pub(super) fn biases(
+        &mut self,
+        layer: Option<usize>,
+        name: &str,
+        parts: &[Part],
+    ) -> Result<Option<WeightId>, LowerError> {
+        let stored = |p: &Part| format!("{}.bias", p.module);
+        if !parts.iter().any(|p| self.has(layer, &stored(p))) {
+            return Ok(None);
+        }
+        let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
+        for part in parts {
+            let t = self.take(layer, &stored(part), &[part.rows])?;
+            role = t.role;
+            for rows in &part.taken {
+                n = n.checked_add(rows.end - rows.start).ok_or(SizeOverflow)?;
+                sources.push(vector(&t.name, rows.clone(), 0));
+            }
+        }
+        let name = format!("{}.bias", named(layer, name));
+        self.weight(name, role, WeightLayout::F32 { n }, sources)
+            .map(Some)
+    }
+
+    /// A vector of `n` elements stored as `tensor`, with `plus` added.
+    pub(super) fn vector(
+        &mut self,
+        layer: Option<usize>,
+        name: &str,
+        tensor: &str,
+        n: u64,
+        plus: i8,
+    ) -> Result<WeightId, LowerError> {
+        let t = self.take(layer, tensor, &[n])?;
+        let sources = vec![vector(&t.name, 0..n, plus)];
+        self.weight(named(layer, name), t.role, WeightLayout::F32 { n }, sources)
+    }
+
+    /// Places buffers and checks that nothing was left out.
+    pub(super) fn finish(
+        mut self,
+        spec: &ModelSpec,
+        geometry: PoolGeometry,
+        rules: &KvRules,
+        logits: BufferId,
+    ) -> Result<Program, LowerError> {
+        if let Some(t) = self.tensors.all().find(|t| !self.used.contains(&*t.name)) {
+            return Err(LowerError::Unsupported {
+                family: spec.family,
+                what: format!("no operation reads its `{}`", t.name),
+            });
+        }
+        let Limits {
+            tokens, outputs, ..
+        } = *self.limits;
+        let activation_bytes = place(&mut self.buffers, &self.ops, logits, [tokens, outputs])?;
+        Ok(Program {
+            ops: self.ops,
+            buffers: self.buffers,
+            activation_bytes,
+            weights: self.weights,
+            weight_bytes: self.weight_bytes,
+            logits,
+            geometry,
+            kv_dtype: rules.dtype,
+            vocab: spec.vocab,
+            tokens,
+            outputs,
+        })
+    }
+}
+
+fn named(layer: Option<usize>, name: &str) -> String {
+    layer.map_or_else(|| name.to_owned(), |i| format!("layers.{i}.{name}"))
+}
+
+fn vector(tensor: &str, rows: Range<u64>, plus: i8) -> Source {
+    Source {
+        tensor: tensor.to_owned(),
+        rows,
+        transposed: false,
+        plus,
+    }
+}

@@ -1,0 +1,511 @@
+//! The decoder that all families are: embedding, layers of attention and feed-forward over one residual stream,
+//! final norm and head.
+
+use plimsoll_model::{
+    Activation, Arithmetic, Attention, Ffn, Mixer, ModelSpec, Norm, Positions, Reach, Residual,
+    Rope, RopeScaling,
+};
+use plimsoll_units::SizeOverflow;
+
+use super::build::{Builder, Part};
+use super::names::{LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
+use super::{LowerError, rope};
+use crate::pool::{KvRules, PoolGeometry, attention_group};
+use crate::program::{
+    ActivationKind, AttentionOp, BufferId, NormKind, Op, RotaryTable, Rows, WeightId,
+};
+
+/// A table of angles for the layers with this rope.
+struct Table<'a> {
+    rope: &'a Rope,
+    buffer: BufferId,
+}
+
+struct Decoder<'a> {
+    spec: &'a ModelSpec,
+    a: &'a Arithmetic,
+    names: &'a Names,
+    geometry: &'a PoolGeometry,
+    rules: &'a KvRules,
+    /// The residual stream.
+    x: BufferId,
+    tables: Vec<Table<'a>>,
+    /// Layers so far of each group of the pool.
+    seen: Vec<u64>,
+}
+
+/// The operations of a model; returns where its logits are.
+pub(super) fn decoder(
+    b: &mut Builder<'_>,
+    spec: &ModelSpec,
+    a: &Arithmetic,
+    names: &Names,
+    geometry: &PoolGeometry,
+    rules: &KvRules,
+) -> Result<BufferId, LowerError> {
+    let hidden = spec.hidden;
+    let x = b.buffer("residual", Rows::Tokens, hidden)?;
+    let table = [Part::whole(names.embedding, spec.vocab)];
+    let embedding = b.matrix(None, "embedding", &table, hidden, false)?;
+    b.op(Op::Embed {
+        table: embedding,
+        out: x,
+        scale: single(a.embedding_scale),
+    });
+    let mut d = Decoder {
+        spec,
+        a,
+        names,
+        geometry,
+        rules,
+        x,
+        tables: Vec::new(),
+        seen: vec![0; geometry.groups.len()],
+    };
+    d.positions(b)?;
+    for (i, layer) in spec.layers.iter().enumerate() {
+        let not_yet = || LowerError::NotYet {
+            family: spec.family,
+        };
+        let (Mixer::Attention(attention), None) = (layer.mixer, layer.parallel) else {
+            return Err(not_yet());
+        };
+        let Ffn::Dense {
+            intermediate,
+            gated,
+        } = layer.ffn
+        else {
+            return Err(not_yet());
+        };
+        if attention.shared {
+            return Err(not_yet());
+        }
+        d.layer(b, i, &attention, [intermediate, u64::from(gated)])?;
+    }
+    let last = b.buffer("last", Rows::Outputs, hidden)?;
+    b.op(Op::Gather { x, out: last });
+    if a.final_norm {
+        d.norm(
+            b,
+            None,
+            ["final_norm", names.final_norm],
+            last,
+            last,
+            [0, 1, hidden],
+        )?;
+    }
+    let logits = b.buffer("logits", Rows::Outputs, spec.vocab)?;
+    let head = [Part::whole(names.head, spec.vocab)];
+    let (weight, bias) = if spec.tied_embeddings {
+        (embedding, None)
+    } else {
+        let weight = b.matrix(None, "head", &head, hidden, false)?;
+        (weight, b.biases(None, "head", &head)?)
+    };
+    b.op(Op::Linear {
+        weight,
+        bias,
+        x: last,
+        out: logits,
+        add: false,
+    });
+    let (cap, scale) = (a.final_softcap.map(single), single(a.logit_scale));
+    if cap.is_some() || scale != 1.0 {
+        b.op(Op::Cap {
+            x: logits,
+            cap,
+            scale,
+        });
+    }
+    Ok(logits)
+}
+
+impl<'a> Decoder<'a> {
+    /// Learned positions, or the tables of angles that layers share.
+    fn positions(&mut self, b: &mut Builder<'_>) -> Result<(), LowerError> {
+        let (full, window) = match &self.a.positions {
+            Positions::Learned { offset } => return self.learned(b, *offset),
+            Positions::Rotary { full, window, .. } => (full, window),
+        };
+        for layer in &self.spec.layers {
+            let Mixer::Attention(a) = layer.mixer else {
+                continue;
+            };
+            let rope = if a.reach == Reach::Full { full } else { window };
+            if self.tables.iter().any(|t| t.rope == rope) {
+                continue;
+            }
+            let name = if a.reach == Reach::Full {
+                "angles"
+            } else {
+                "window_angles"
+            };
+            let buffer = b.buffer(name, Rows::Tokens, rope.dim)?;
+            let context = b.limits().context;
+            let found =
+                rope::frequencies(rope, context).ok_or_else(|| LowerError::Unsupported {
+                    family: self.spec.family,
+                    what: rope::DYNAMIC.to_owned(),
+                })?;
+            let divisors = divisors(b, rope)?;
+            b.op(Op::Rotary(RotaryTable {
+                out: buffer,
+                frequencies: found.values,
+                divisors,
+                scale: found.scale,
+            }));
+            self.tables.push(Table { rope, buffer });
+        }
+        Ok(())
+    }
+
+    fn learned(&self, b: &mut Builder<'_>, offset: u64) -> Result<(), LowerError> {
+        let Some(context) = self.spec.max_context else {
+            return Err(LowerError::Tensor(
+                "the config does not say how many positions there are".to_owned(),
+            ));
+        };
+        if b.limits().context > context {
+            return Err(LowerError::Unsupported {
+                family: self.spec.family,
+                what: format!(
+                    "it has {context} learned positions, and sequences of {} are asked for",
+                    b.limits().context
+                ),
+            });
+        }
+        let rows = context.checked_add(offset).ok_or(SizeOverflow)?;
+        let part = [Part::whole(self.names.positions, rows)];
+        let table = b.matrix(None, "positions", &part, self.spec.hidden, false)?;
+        b.op(Op::AddPosition {
+            table,
+            x: self.x,
+            offset,
+        });
+        Ok(())
+    }
+
+    fn layer(
+        &mut self,
+        b: &mut Builder<'_>,
+        i: usize,
+        attention: &Attention,
+        [inner, gates]: [u64; 2],
+    ) -> Result<(), LowerError> {
+        let (names, hidden) = (self.names, self.spec.hidden);
+        let whole = [0, 1, hidden];
+        let normed = b.buffer("normed", Rows::Tokens, hidden)?;
+        let first = ["attention_norm", names.attention_norm];
+        self.norm(b, Some(i), first, self.x, normed, whole)?;
+        let attended = self.attend(b, i, attention, normed)?;
+        let parallel = self.a.residual == Residual::Parallel;
+        let second = names.mlp_norm.map(|n| ["mlp_norm", n]);
+        // Beside attention, the feed-forward sees the stream as it was before.
+        if parallel && let Some(second) = second {
+            self.norm(b, Some(i), second, self.x, normed, whole)?;
+        }
+        let output = Half {
+            name: "attention_out",
+            module: names.output,
+            after: ["after_attention_norm", names.after[0]],
+            columns: product(attention.q_heads, attention.v_dim)?,
+        };
+        self.add(b, i, &output, attended)?;
+        if !parallel {
+            let second = second.unwrap_or(first);
+            self.norm(b, Some(i), second, self.x, normed, whole)?;
+        }
+        let rows = product(inner, 1 + gates)?;
+        let modules = names.mlp_in.len() as u64;
+        let parts: Vec<Part> = names
+            .mlp_in
+            .iter()
+            .map(|m| Part::whole(m, rows / modules))
+            .collect();
+        let up = b.buffer("up", Rows::Tokens, rows)?;
+        self.linear(b, i, "mlp_in", &parts, normed, up)?;
+        let active = b.buffer("active", Rows::Tokens, inner)?;
+        b.op(Op::Activate {
+            kind: match self.a.activation {
+                Activation::Silu => ActivationKind::Silu,
+                Activation::GeluTanh => ActivationKind::GeluTanh,
+                Activation::Gelu => ActivationKind::Gelu,
+                Activation::Relu => ActivationKind::Relu,
+            },
+            x: up,
+            out: active,
+            gated: gates > 0,
+        });
+        let down = Half {
+            name: "mlp_out",
+            module: names.mlp_out,
+            after: ["after_mlp_norm", names.after[1]],
+            columns: inner,
+        };
+        self.add(b, i, &down, active)
+    }
+
+    /// Projects, rotates and attends; returns where the heads' results are.
+    fn attend(
+        &mut self,
+        b: &mut Builder<'_>,
+        i: usize,
+        at: &Attention,
+        normed: BufferId,
+    ) -> Result<BufferId, LowerError> {
+        let q = product(at.q_heads, at.k_dim)?;
+        let k = product(at.kv_heads, at.k_dim)?;
+        let v = product(at.kv_heads, at.v_dim)?;
+        let (qk, all) = (sum(q, k)?, sum(sum(q, k)?, v)?);
+        let qkv = b.buffer("qkv", Rows::Tokens, all)?;
+        let parts = match self.names.qkv {
+            [one] if self.names.by_head => vec![by_head(one, at, all)],
+            [one] => vec![Part::whole(one, all)],
+            several => several
+                .iter()
+                .zip([q, k, v])
+                .map(|(m, rows)| Part::whole(m, rows))
+                .collect(),
+        };
+        self.linear(b, i, "qkv", &parts, normed, qkv)?;
+        if self.a.qk_norm {
+            let [qn, kn] = self.names.qk_norms;
+            let heads = [0, at.q_heads, at.k_dim];
+            self.norm(b, Some(i), ["q_norm", qn], qkv, qkv, heads)?;
+            let heads = [q, at.kv_heads, at.k_dim];
+            self.norm(b, Some(i), ["k_norm", kn], qkv, qkv, heads)?;
+        }
+        if let Positions::Rotary {
+            full,
+            window,
+            interleaved,
+        } = &self.a.positions
+        {
+            let rope = if at.reach == Reach::Full {
+                full
+            } else {
+                window
+            };
+            let table = self.tables.iter().find(|t| t.rope == rope);
+            if let Some(table) = table {
+                // Query heads and key heads lie one after the other and are alike.
+                b.op(Op::Rotate {
+                    table: table.buffer,
+                    x: qkv,
+                    from: 0,
+                    heads: sum(at.q_heads, at.kv_heads)?,
+                    head: at.k_dim,
+                    interleaved: *interleaved,
+                });
+            }
+        }
+        let out = b.buffer("attended", Rows::Tokens, product(at.q_heads, at.v_dim)?)?;
+        let (group, index) = self.place(at)?;
+        b.op(Op::Attention(AttentionOp {
+            q: qkv,
+            k: qkv,
+            v: qkv,
+            at: [0, q, qk],
+            out,
+            q_heads: at.q_heads,
+            kv_heads: at.kv_heads,
+            k_dim: at.k_dim,
+            v_dim: at.v_dim,
+            group,
+            index,
+            scale: single(self.a.attention_scale),
+            softcap: self.a.attention_softcap.map(single),
+            sinks: None,
+        }));
+        Ok(out)
+    }
+
+    /// The layer's group in the pool, and its place there.
+    fn place(&mut self, at: &Attention) -> Result<(u64, u64), LowerError> {
+        let key = attention_group(at, 1, self.rules.dtype)?;
+        let mut groups = self.geometry.groups.iter().zip(&mut self.seen).zip(0_u64..);
+        let found = groups.find(|((g, _), _)| (g.kind, g.rate) == key);
+        let Some(((_, seen), group)) = found else {
+            return Err(LowerError::Size(SizeOverflow));
+        };
+        let index = *seen;
+        *seen += 1;
+        Ok((group, index))
+    }
+
+    /// Adds a half's result to the residual stream.
+    fn add(
+        &self,
+        b: &mut Builder<'_>,
+        i: usize,
+        half: &Half,
+        from: BufferId,
+    ) -> Result<(), LowerError> {
+        let hidden = self.spec.hidden;
+        let parts = [Part::whole(half.module, hidden)];
+        let weight = b.matrix(
+            Some(i),
+            half.name,
+            &parts,
+            half.columns,
+            self.names.transposed,
+        )?;
+        let bias = b.biases(Some(i), half.name, &parts)?;
+        let scale = single(self.a.residual_scale);
+        let sandwich = self.a.residual == Residual::Sandwich;
+        let direct = bias.is_none() && scale == 1.0 && !sandwich;
+        let out = if direct {
+            self.x
+        } else {
+            b.buffer("projected", Rows::Tokens, hidden)?
+        };
+        b.op(Op::Linear {
+            weight,
+            bias,
+            x: from,
+            out,
+            add: direct,
+        });
+        if sandwich {
+            self.norm(b, Some(i), half.after, out, out, [0, 1, hidden])?;
+        }
+        if !direct {
+            b.op(Op::Add {
+                x: out,
+                out: self.x,
+                scale,
+            });
+        }
+        Ok(())
+    }
+
+    fn linear(
+        &self,
+        b: &mut Builder<'_>,
+        i: usize,
+        name: &str,
+        parts: &[Part],
+        x: BufferId,
+        out: BufferId,
+    ) -> Result<(), LowerError> {
+        let hidden = self.spec.hidden;
+        let weight = b.matrix(Some(i), name, parts, hidden, self.names.transposed)?;
+        let bias = b.biases(Some(i), name, parts)?;
+        b.op(Op::Linear {
+            weight,
+            bias,
+            x,
+            out,
+            add: false,
+        });
+        Ok(())
+    }
+
+    /// The norm `name` with the gains of `module`, over `heads` heads of `head` elements.
+    fn norm(
+        &self,
+        b: &mut Builder<'_>,
+        layer: Option<usize>,
+        [name, module]: [&str; 2],
+        x: BufferId,
+        out: BufferId,
+        [from, heads, head]: [u64; 3],
+    ) -> Result<(), LowerError> {
+        let (kind, gains, plus) = match self.a.norm {
+            Norm::Rms { eps, plus_one } => {
+                (NormKind::Rms { eps: single(eps) }, true, i8::from(plus_one))
+            }
+            Norm::Layer { eps, affine } => (NormKind::Layer { eps: single(eps) }, affine, 0),
+        };
+        let stored = |leaf: &str| format!("{module}.{leaf}");
+        let weight = if gains {
+            Some(b.vector(layer, name, &stored("weight"), head, plus)?)
+        } else {
+            None
+        };
+        let bias = if gains && b.has(layer, &stored("bias")) {
+            let name = format!("{name}.bias");
+            Some(b.vector(layer, &name, &stored("bias"), head, 0)?)
+        } else {
+            None
+        };
+        b.op(Op::Norm {
+            kind,
+            weight,
+            bias,
+            x,
+            out,
+            from,
+            heads,
+            head,
+        });
+        Ok(())
+    }
+}
+
+/// Attention's or the feed-forward's last projection.
+struct Half {
+    name: &'static str,
+    module: &'static str,
+    /// Name and module of the norm that follows, where norms do.
+    after: [&'static str; 2],
+    columns: u64,
+}
+
+/// Query, key and value rows of a module that has them head by head, one below the other.
+fn by_head(module: &'static str, at: &Attention, rows: u64) -> Part {
+    let size = at.k_dim;
+    let part = |which: u64| {
+        (0..at.q_heads).map(move |h| {
+            let from = (3 * h + which) * size;
+            from..from + size
+        })
+    };
+    Part {
+        module,
+        rows,
+        taken: (0..3).flat_map(part).collect(),
+    }
+}
+
+/// The tensor of a GGUF file that divides the frequencies, where it has one.
+fn divisors(b: &mut Builder<'_>, rope: &Rope) -> Result<Option<WeightId>, LowerError> {
+    let (name, other) = match &rope.scaling {
+        RopeScaling::LongRope {
+            divisors: None,
+            original,
+            ..
+        } => {
+            let [short, long] = LONGROPE_DIVISORS;
+            if b.limits().context > *original {
+                (long, Some(short))
+            } else {
+                (short, Some(long))
+            }
+        }
+        RopeScaling::None if b.has(None, LLAMA3_DIVISORS) => (LLAMA3_DIVISORS, None),
+        _ => return Ok(None),
+    };
+    if let Some(other) = other {
+        b.unread(other);
+    }
+    b.vector(None, "rotary_divisors", name, rope.dim / 2, 0)
+        .map(Some)
+}
+
+fn product(a: u64, b: u64) -> Result<u64, SizeOverflow> {
+    a.checked_mul(b).ok_or(SizeOverflow)
+}
+
+fn sum(a: u64, b: u64) -> Result<u64, SizeOverflow> {
+    a.checked_add(b).ok_or(SizeOverflow)
+}
+
+/// Models multiply in f32.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "rounding to f32 is what is meant"
+)]
+fn single(x: f64) -> f32 {
+    x as f32
+}

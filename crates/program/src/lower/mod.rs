@@ -1,0 +1,134 @@
+//! [`lower`]: a model as a [`Program`].
+//!
+//! One decoder (`decoder.rs`) serves every family; what differs is in the model's [`Arithmetic`], in its inventory
+//! (biases), and in the names of its tensors (`names.rs`). Promises: every tensor that a model computes with is
+//! used, or lowering fails; sizes are checked; buffers that are alive together never overlap.
+
+mod build;
+mod decoder;
+mod names;
+mod place;
+mod rope;
+
+use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec};
+use plimsoll_units::SizeOverflow;
+
+use crate::parallel::Parallel;
+use crate::pool::{KvRules, PoolGeometry};
+use crate::program::Program;
+use build::Builder;
+use names::Names;
+
+/// What a program is sized for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// T: query tokens of a step.
+    pub tokens: u64,
+    /// R: rows of a step whose logits are wanted.
+    pub outputs: u64,
+    /// The longest sequence. LongRoPE takes its divisors for long contexts where this exceeds the context first
+    /// trained: by the request, as transformers does, logits would depend on who is served.
+    pub context: u64,
+}
+
+/// Why a model does not lower.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LowerError {
+    /// Its family has no lowering.
+    #[error("{family} models can be planned but not run yet")]
+    NotYet {
+        /// The family.
+        family: &'static str,
+    },
+    /// It has something that no lowering handles.
+    #[error("this {family} model cannot be run: {what}")]
+    Unsupported {
+        /// The family.
+        family: &'static str,
+        /// What it has.
+        what: String,
+    },
+    /// A tensor is missing, or has a shape that does not fit.
+    #[error("the model's tensors do not fit its config: {0}")]
+    Tensor(String),
+    /// Heads do not fit.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+    /// A size left 64 bits.
+    #[error("the model is too large to lower: {0}")]
+    Size(#[from] SizeOverflow),
+}
+
+/// `spec` as one device carries it out, with the pool's geometry under the same rules as in a plan.
+///
+/// # Errors
+/// [`LowerError`].
+pub fn lower(spec: &ModelSpec, limits: &Limits, rules: &KvRules) -> Result<Program, LowerError> {
+    let family = spec.family;
+    let unsupported = |what: String| LowerError::Unsupported { family, what };
+    let arithmetic: &Arithmetic = match &spec.arithmetic {
+        Ok(a) => a,
+        Err(NotRunnable::Family) => return Err(LowerError::NotYet { family }),
+        Err(NotRunnable::Config(e)) => return Err(unsupported(e.to_string())),
+    };
+    if spec.quant.is_some() {
+        return Err(unsupported("its weights are quantised".to_owned()));
+    }
+    let tensors = Inventory::new(spec);
+    let Some(names) = Names::of(spec, &tensors) else {
+        return Err(LowerError::NotYet { family });
+    };
+    let parallel = Parallel::default();
+    let stages = parallel.stages(spec.layers.len() as u64);
+    let stage = stages.first().ok_or(LowerError::NotYet { family })?;
+    let geometry = PoolGeometry::new(spec, &parallel, stage, rules)?;
+    let mut b = Builder::new(&tensors, limits);
+    let logits = decoder::decoder(&mut b, spec, arithmetic, &names, &geometry, rules)?;
+    b.finish(spec, geometry, rules, logits)
+}
+
+/// The tensors that a decoder computes with, by layer.
+struct Inventory<'a> {
+    layers: Vec<Vec<&'a TensorSpec>>,
+    outside: Vec<&'a TensorSpec>,
+}
+
+impl<'a> Inventory<'a> {
+    fn new(spec: &'a ModelSpec) -> Self {
+        let mut all = Self {
+            layers: vec![Vec::new(); spec.layers.len()],
+            outside: Vec::new(),
+        };
+        for t in &spec.tensors {
+            let none = matches!(t.role, Role::Encoder | Role::Mtp | Role::Other);
+            // A head that is stored beside the table it is tied to is not read.
+            if none || (t.role == Role::Head && spec.tied_embeddings) {
+                continue;
+            }
+            match t.layer.map(|l| all.layers.get_mut(l as usize)) {
+                Some(Some(layer)) => layer.push(t),
+                Some(None) => {}
+                None => all.outside.push(t),
+            }
+        }
+        all
+    }
+
+    /// The tensor whose name is `name` or ends with it, in a layer or outside.
+    fn find(&self, layer: Option<usize>, name: &str) -> Option<&'a TensorSpec> {
+        let list = match layer {
+            Some(i) => self.layers.get(i)?,
+            None => &self.outside,
+        };
+        let named = |t: &&&TensorSpec| {
+            t.name
+                .strip_suffix(name)
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        };
+        list.iter().find(named).copied()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'a TensorSpec> {
+        self.layers.iter().flatten().chain(&self.outside).copied()
+    }
+}

@@ -1,0 +1,167 @@
+//! [`Names`]: what each family calls the tensors of a decoder, and how it lays them out.
+//!
+//! Names are the last parts: which layer a tensor belongs to is in the inventory, and what stands before differs
+//! between exporters. Sources: the family files of `plimsoll-model`; for GGUF, `LLM_TENSOR_NAMES` in llama.cpp's
+//! `src/llama-arch.cpp`.
+
+use plimsoll_model::ModelSpec;
+
+use super::Inventory;
+
+/// Modules of a decoder; a module has a `weight` and may have a `bias`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    pub(super) embedding: &'static str,
+    /// The table of learned positions.
+    pub(super) positions: &'static str,
+    pub(super) attention_norm: &'static str,
+    /// Query, key and value, or one module with all three.
+    pub(super) qkv: &'static [&'static str],
+    /// Whether one module has query, key and value of the first head, then of the second.
+    pub(super) by_head: bool,
+    /// Norms of query and key heads.
+    pub(super) qk_norms: [&'static str; 2],
+    pub(super) output: &'static str,
+    /// The feed-forward's norm; `None` where it shares that of attention.
+    pub(super) mlp_norm: Option<&'static str>,
+    /// Gate and up, or one module with both, or the only one of a feed-forward without gate.
+    pub(super) mlp_in: &'static [&'static str],
+    pub(super) mlp_out: &'static str,
+    /// Norms of what attention and feed-forward give, where there are such.
+    pub(super) after: [&'static str; 2],
+    pub(super) final_norm: &'static str,
+    pub(super) head: &'static str,
+    /// Whether the matrices of layers are stored with inputs first.
+    pub(super) transposed: bool,
+}
+
+const LLAMA: Names = Names {
+    embedding: "embed_tokens",
+    positions: "embed_positions",
+    attention_norm: "input_layernorm",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    by_head: false,
+    qk_norms: ["self_attn.q_norm", "self_attn.k_norm"],
+    output: "self_attn.o_proj",
+    mlp_norm: Some("post_attention_layernorm"),
+    mlp_in: &["mlp.gate_proj", "mlp.up_proj"],
+    mlp_out: "mlp.down_proj",
+    after: ["post_attention_layernorm", "post_feedforward_layernorm"],
+    final_norm: "norm",
+    head: "lm_head",
+    transposed: false,
+};
+
+const GEMMA2: Names = Names {
+    mlp_norm: Some("pre_feedforward_layernorm"),
+    ..LLAMA
+};
+
+const PHI3: Names = Names {
+    qkv: &["self_attn.qkv_proj"],
+    mlp_in: &["mlp.gate_up_proj"],
+    ..LLAMA
+};
+
+const PHI: Names = Names {
+    qk_norms: ["self_attn.q_layernorm", "self_attn.k_layernorm"],
+    output: "self_attn.dense",
+    mlp_norm: None,
+    mlp_in: &["mlp.fc1"],
+    mlp_out: "mlp.fc2",
+    final_norm: "final_layernorm",
+    ..LLAMA
+};
+
+const OPT: Names = Names {
+    attention_norm: "self_attn_layer_norm",
+    output: "self_attn.out_proj",
+    mlp_norm: Some("final_layer_norm"),
+    mlp_in: &["fc1"],
+    mlp_out: "fc2",
+    final_norm: "final_layer_norm",
+    ..LLAMA
+};
+
+const GPT2: Names = Names {
+    embedding: "wte",
+    positions: "wpe",
+    attention_norm: "ln_1",
+    qkv: &["attn.c_attn"],
+    output: "attn.c_proj",
+    mlp_norm: Some("ln_2"),
+    mlp_in: &["mlp.c_fc"],
+    mlp_out: "mlp.c_proj",
+    final_norm: "ln_f",
+    transposed: true,
+    ..LLAMA
+};
+
+const GPT_NEOX: Names = Names {
+    embedding: "embed_in",
+    qkv: &["attention.query_key_value"],
+    by_head: true,
+    output: "attention.dense",
+    mlp_in: &["mlp.dense_h_to_4h"],
+    mlp_out: "mlp.dense_4h_to_h",
+    final_norm: "final_layer_norm",
+    head: "embed_out",
+    ..LLAMA
+};
+
+/// One set for all architectures; which modules are fused is seen from the file.
+const GGUF: Names = Names {
+    embedding: "token_embd",
+    positions: "position_embd",
+    attention_norm: "attn_norm",
+    qkv: &["attn_q", "attn_k", "attn_v"],
+    by_head: false,
+    qk_norms: ["attn_q_norm", "attn_k_norm"],
+    output: "attn_output",
+    mlp_norm: Some("ffn_norm"),
+    mlp_in: &["ffn_gate", "ffn_up"],
+    mlp_out: "ffn_down",
+    after: ["post_attention_norm", "post_ffw_norm"],
+    final_norm: "output_norm",
+    head: "output",
+    transposed: false,
+};
+
+/// Tensors of GGUF files that divide rotary frequencies.
+pub(super) const LLAMA3_DIVISORS: &str = "rope_freqs.weight";
+pub(super) const LONGROPE_DIVISORS: [&str; 2] =
+    ["rope_factors_short.weight", "rope_factors_long.weight"];
+
+impl Names {
+    /// Those of the model's family, or of its file's format.
+    pub(super) fn of(spec: &ModelSpec, tensors: &Inventory<'_>) -> Option<Self> {
+        let family = match spec.family {
+            "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "granite" => LLAMA,
+            "gemma2" | "gemma3" => GEMMA2,
+            "phi3" => PHI3,
+            "phi" => PHI,
+            "opt" => OPT,
+            "gpt2" => GPT2,
+            "gpt_neox" => GPT_NEOX,
+            _ => return None,
+        };
+        if tensors.find(None, "token_embd.weight").is_none() {
+            return Some(family);
+        }
+        let has = |name: &str| tensors.find(Some(0), name).is_some();
+        Some(Self {
+            qkv: if has("attn_qkv.weight") {
+                &["attn_qkv"]
+            } else {
+                GGUF.qkv
+            },
+            mlp_in: if has("ffn_gate.weight") {
+                GGUF.mlp_in
+            } else {
+                &["ffn_up"]
+            },
+            mlp_norm: family.mlp_norm.and(GGUF.mlp_norm),
+            ..GGUF
+        })
+    }
+}

@@ -1,0 +1,384 @@
+//! The checkpoints of `crates/runtime/tests/fixtures`, and a reader of programs that knows nothing of how they
+//! were lowered: it carries one out in f64, one operation after the other, over whole sequences.
+
+#![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use plimsoll_model::safetensors::{SafetensorsHeader, spec_with_headers};
+use plimsoll_model::{Assume, ModelSpec, from_config};
+use plimsoll_program::{
+    ActivationKind, AttentionOp, BufferId, GroupKind, NormKind, Op, Program, Source, Weight,
+    WeightId, WeightLayout,
+};
+use plimsoll_units::DType;
+
+pub(crate) fn fixtures() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/fixtures");
+    let mut all: Vec<PathBuf> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_dir())
+        .collect();
+    all.sort();
+    assert!(all.len() >= 13, "{all:?}");
+    all
+}
+
+pub(crate) fn name(folder: &Path) -> String {
+    folder.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+/// A tensor of a file as numbers.
+pub(crate) struct Tensor {
+    pub(crate) shape: Vec<u64>,
+    pub(crate) values: Vec<f64>,
+}
+
+pub(crate) type Tensors = BTreeMap<String, Tensor>;
+
+fn header(bytes: &[u8]) -> SafetensorsHeader {
+    SafetensorsHeader::read(&bytes).unwrap()
+}
+
+pub(crate) fn tensors(path: &Path) -> Tensors {
+    let bytes = std::fs::read(path).unwrap();
+    let header = header(&bytes);
+    let data = &bytes[usize::try_from(header.data_start).unwrap()..];
+    let read = |t: &plimsoll_model::safetensors::StoredTensor| {
+        let raw = &data[usize::try_from(t.begin).unwrap()..usize::try_from(t.end).unwrap()];
+        let values = match t.dtype {
+            DType::Bf16 => raw
+                .chunks_exact(2)
+                .map(|b| {
+                    f64::from(f32::from_bits(
+                        u32::from(u16::from_le_bytes([b[0], b[1]])) << 16,
+                    ))
+                })
+                .collect(),
+            DType::F32 => raw
+                .chunks_exact(4)
+                .map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap())))
+                .collect(),
+            DType::I32 => raw
+                .chunks_exact(4)
+                .map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap())))
+                .collect(),
+            other => panic!("{other}"),
+        };
+        let shape = t.shape.clone();
+        (t.name.clone(), Tensor { shape, values })
+    };
+    header.tensors.iter().map(read).collect()
+}
+
+/// The model of a folder, by config and header.
+pub(crate) fn spec(folder: &Path) -> ModelSpec {
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let spec = from_config(&serde_json::from_str(&config).unwrap(), Assume::Nothing).unwrap();
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    spec_with_headers(spec, &[header(&bytes)]).unwrap()
+}
+
+/// A program with its weights.
+pub(crate) struct Reader<'a> {
+    program: &'a Program,
+    weights: Vec<Vec<f64>>,
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).unwrap()
+}
+
+fn rows(tensor: &Tensor, source: &Source, columns: u64) -> Vec<f64> {
+    let at = |row: u64, column: u64| {
+        let place = if source.transposed {
+            column * tensor.shape[1] + row
+        } else {
+            row * columns + column
+        };
+        tensor.values[index(place)] + f64::from(source.plus)
+    };
+    source
+        .rows
+        .clone()
+        .flat_map(|r| (0..columns).map(move |c| (r, c)))
+        .map(|(r, c)| at(r, c))
+        .collect()
+}
+
+fn gathered(weight: &Weight, tensors: &Tensors) -> Vec<f64> {
+    let columns = match weight.layout {
+        WeightLayout::Packed { k, .. } => k,
+        WeightLayout::F32 { .. } => 1,
+    };
+    let parts = weight.sources.iter();
+    parts
+        .flat_map(|s| rows(&tensors[&s.tensor], s, columns))
+        .collect()
+}
+
+type Buffers = Vec<Vec<f64>>;
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(program: &'a Program, tensors: &Tensors) -> Self {
+        let weights = program.weights.iter().map(|w| gathered(w, tensors));
+        Self {
+            program,
+            weights: weights.collect(),
+        }
+    }
+
+    fn weight(&self, id: WeightId) -> &[f64] {
+        &self.weights[id.0 as usize]
+    }
+
+    fn width(&self, id: BufferId) -> usize {
+        index(self.program.buffer(id).width)
+    }
+
+    /// Logits of every position.
+    pub(crate) fn logits(&self, tokens: &[usize]) -> Vec<f64> {
+        let sized = |b: &plimsoll_program::Buffer| vec![f64::NAN; tokens.len() * index(b.width)];
+        let mut all: Buffers = self.program.buffers.iter().map(sized).collect();
+        for op in &self.program.ops {
+            self.carry_out(op, tokens, &mut all);
+        }
+        all.swap_remove(usize::from(self.program.logits.0))
+    }
+
+    fn carry_out(&self, op: &Op, tokens: &[usize], all: &mut Buffers) {
+        match op {
+            Op::Embed { table, out, scale } => {
+                let w = self.width(*out);
+                let table = self.weight(*table);
+                all[usize::from(out.0)] = tokens
+                    .iter()
+                    .flat_map(|t| {
+                        table[t * w..(t + 1) * w]
+                            .iter()
+                            .map(|x| x * f64::from(*scale))
+                    })
+                    .collect();
+            }
+            Op::AddPosition { table, x, offset } => {
+                let from = index(*offset) * self.width(*x);
+                let table = &self.weight(*table)[from..];
+                for (x, p) in all[usize::from(x.0)].iter_mut().zip(table) {
+                    *x += p;
+                }
+            }
+            Op::Rotary(t) => {
+                let divisors = t.divisors.map(|d| self.weight(d));
+                let angle = |p: usize, i: usize, f: f32| {
+                    let d = divisors.map_or(1.0, |d| d[i]);
+                    f64::from(f) / d * f64::from(u32::try_from(p).unwrap())
+                };
+                let scale = f64::from(t.scale);
+                let mut out = Vec::new();
+                for p in 0..tokens.len() {
+                    let angles = t
+                        .frequencies
+                        .iter()
+                        .enumerate()
+                        .map(|(i, f)| angle(p, i, *f));
+                    let angles: Vec<f64> = angles.collect();
+                    out.extend(angles.iter().map(|a| a.cos() * scale));
+                    out.extend(angles.iter().map(|a| a.sin() * scale));
+                }
+                all[usize::from(t.out.0)] = out;
+            }
+            Op::Norm { .. } => self.norm(op, all),
+            Op::Linear {
+                weight,
+                bias,
+                x,
+                out,
+                add,
+            } => {
+                let (k, n) = (self.width(*x), self.width(*out));
+                let w = self.weight(*weight);
+                assert_eq!(w.len(), k * n);
+                let bias = bias.map(|b| self.weight(b));
+                let mut result = Vec::new();
+                for x in all[usize::from(x.0)].chunks_exact(k) {
+                    for (i, row) in w.chunks_exact(k).enumerate() {
+                        let dot: f64 = row.iter().zip(x).map(|(a, b)| a * b).sum();
+                        result.push(dot + bias.map_or(0.0, |b| b[i]));
+                    }
+                }
+                let out = &mut all[usize::from(out.0)];
+                if *add {
+                    assert!(bias.is_none());
+                    out.iter_mut().zip(result).for_each(|(o, r)| *o += r);
+                } else {
+                    *out = result;
+                }
+            }
+            Op::Rotate { .. } => self.rotate(op, all),
+            Op::Attention(a) => self.attend(a, all),
+            Op::Activate {
+                kind,
+                x,
+                out,
+                gated,
+            } => {
+                let (w, n) = (self.width(*x), self.width(*out));
+                assert_eq!(w, if *gated { 2 * n } else { n });
+                let f = |row: &[f64], i: usize| {
+                    activation(*kind, row[i]) * if *gated { row[n + i] } else { 1.0 }
+                };
+                let rows = all[usize::from(x.0)].chunks_exact(w);
+                let result = rows
+                    .flat_map(|row| (0..n).map(move |i| f(row, i)))
+                    .collect();
+                all[usize::from(out.0)] = result;
+            }
+            Op::Add { x, out, scale } => {
+                let x = all[usize::from(x.0)].clone();
+                let scale = f64::from(*scale);
+                let out = &mut all[usize::from(out.0)];
+                out.iter_mut().zip(x).for_each(|(o, x)| *o += x * scale);
+            }
+            // Every row is wanted here.
+            Op::Gather { x, out } => all[usize::from(out.0)] = all[usize::from(x.0)].clone(),
+            Op::Cap { x, cap, scale } => {
+                for x in &mut all[usize::from(x.0)] {
+                    let capped = cap.map_or(*x, |c| f64::from(c) * (*x / f64::from(c)).tanh());
+                    *x = capped * f64::from(*scale);
+                }
+            }
+        }
+    }
+
+    fn norm(&self, op: &Op, all: &mut Buffers) {
+        let Op::Norm {
+            kind,
+            weight,
+            bias,
+            x,
+            out,
+            from,
+            heads,
+            head,
+        } = op
+        else {
+            return;
+        };
+        let (w, from, heads, head) = (self.width(*x), index(*from), index(*heads), index(*head));
+        let input = all[usize::from(x.0)].clone();
+        let gain = weight.map(|g| self.weight(g));
+        let bias = bias.map(|b| self.weight(b));
+        let out = &mut all[usize::from(out.0)];
+        for (row, input) in input.chunks_exact(w).enumerate() {
+            for h in 0..heads {
+                let at = from + h * head;
+                let x = &input[at..at + head];
+                let n = f64::from(u32::try_from(head).unwrap());
+                let (mean, eps) = match kind {
+                    NormKind::Rms { eps } => (0.0, *eps),
+                    NormKind::Layer { eps } => (x.iter().sum::<f64>() / n, *eps),
+                };
+                let spread = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+                let over = 1.0 / (spread + f64::from(eps)).sqrt();
+                for (i, x) in x.iter().enumerate() {
+                    let gained = (x - mean) * over * gain.map_or(1.0, |g| g[i]);
+                    out[row * w + at + i] = gained + bias.map_or(0.0, |b| b[i]);
+                }
+            }
+        }
+    }
+
+    fn rotate(&self, op: &Op, all: &mut Buffers) {
+        let Op::Rotate {
+            table,
+            x,
+            from,
+            heads,
+            head,
+            interleaved,
+        } = op
+        else {
+            return;
+        };
+        let (w, from, heads, head) = (self.width(*x), index(*from), index(*heads), index(*head));
+        let dim = self.width(*table);
+        let half = dim / 2;
+        let angles = all[usize::from(table.0)].clone();
+        let rows = all[usize::from(x.0)].chunks_exact_mut(w);
+        for (row, angles) in rows.zip(angles.chunks_exact(dim)) {
+            for h in 0..heads {
+                let row = &mut row[from + h * head..from + (h + 1) * head];
+                for i in 0..half {
+                    let (a, b) = if *interleaved {
+                        (2 * i, 2 * i + 1)
+                    } else {
+                        (i, half + i)
+                    };
+                    let (cos, sin) = (angles[i], angles[half + i]);
+                    let (x, y) = (row[a], row[b]);
+                    row[a] = x * cos - y * sin;
+                    row[b] = y * cos + x * sin;
+                }
+            }
+        }
+    }
+
+    fn attend(&self, a: &AttentionOp, all: &mut Buffers) {
+        let group = &self.program.geometry.groups[index(a.group)];
+        assert!(a.index < group.layers);
+        let window = match group.kind {
+            GroupKind::Full => usize::MAX,
+            GroupKind::Window(n) => index(n),
+            other => panic!("{other:?}"),
+        };
+        let [qw, kw, vw] = [a.q, a.k, a.v].map(|b| self.width(b));
+        let [q_at, k_at, v_at] = a.at.map(index);
+        let (kd, vd) = (index(a.k_dim), index(a.v_dim));
+        let shared = index(a.q_heads / a.kv_heads);
+        let n = all[usize::from(a.q.0)].len() / qw;
+        let row = |b: BufferId, w: usize, at: usize, head: usize, d: usize, p: usize| {
+            let from = p * w + at + head * d;
+            all[usize::from(b.0)][from..from + d].to_vec()
+        };
+        let mut out = Vec::new();
+        for p in 0..n {
+            for h in 0..index(a.q_heads) {
+                let q = row(a.q, qw, q_at, h, kd, p);
+                let seen = (p + 1).saturating_sub(window)..p + 1;
+                let score = |j: usize| {
+                    let k = row(a.k, kw, k_at, h / shared, kd, j);
+                    let s = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() * f64::from(a.scale);
+                    a.softcap
+                        .map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                };
+                let scores: Vec<f64> = seen.clone().map(score).collect();
+                let top = scores.iter().copied().fold(f64::MIN, f64::max);
+                let all: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                let mut sum = vec![0.0; vd];
+                for (j, s) in seen.zip(&scores) {
+                    let v = row(a.v, vw, v_at, h / shared, vd, j);
+                    for (o, v) in sum.iter_mut().zip(v) {
+                        *o += (s - top).exp() / all * v;
+                    }
+                }
+                out.extend(sum);
+            }
+        }
+        all[usize::from(a.out.0)] = out;
+    }
+}
+
+fn activation(kind: ActivationKind, x: f64) -> f64 {
+    match kind {
+        ActivationKind::Silu => x / (1.0 + (-x).exp()),
+        ActivationKind::GeluTanh => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            x * (1.0 + inner.tanh()) / 2.0
+        }
+        ActivationKind::Gelu => x * (1.0 + libm::erf(x / 2.0_f64.sqrt())) / 2.0,
+        ActivationKind::Relu => x.max(0.0),
+    }
+}

@@ -1,0 +1,253 @@
+//! [`CpuExecutor`]: steps on this machine's processors.
+//!
+//! It owns three blocks of memory, made once: weights, KV pages, activations. A step moves pages first, as it
+//! says, then walks the program's operations over all rows at once. Nothing is allocated for tokens: a row's
+//! keys and values go to the pages that the block tables name, and everything else to the program's buffers.
+
+mod ops;
+mod tables;
+
+use std::time::Instant;
+
+use plimsoll_kernels::{Level, Pool};
+use plimsoll_program::Program;
+use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
+use plimsoll_units::{DType, Nanos, SeqId, SizeOverflow};
+
+use self::tables::Tables;
+use crate::arena::{Arena, ArenaError, Part};
+use crate::choose::Chooser;
+
+/// What an executor holds.
+#[derive(Debug)]
+pub struct Memory {
+    /// Weights, as the program lays them out.
+    pub weights: Arena,
+    /// Pages, the null page among them.
+    pub pages: u32,
+    /// Places in swap space.
+    pub swap: u32,
+}
+
+/// Why an executor cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Memory.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// A size left 64 bits.
+    #[error(transparent)]
+    Size(#[from] SizeOverflow),
+    /// A type of cached keys and values that no kernel reads.
+    #[error("a KV cache of {0} cannot be served on the CPU yet: choose bf16 or f32")]
+    KvType(DType),
+    /// A thread.
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Steps on this machine's processors.
+#[derive(Debug)]
+pub struct CpuExecutor<S> {
+    program: Program,
+    weights: Arena,
+    pages: Arena,
+    swap: Arena,
+    generations: Vec<u32>,
+    activations: Arena,
+    pool: Pool,
+    level: Level,
+    tables: Tables,
+    chooser: S,
+    poison: bool,
+    output: Option<StepOutput>,
+}
+
+impl<S: Chooser> CpuExecutor<S> {
+    /// An executor of `program`.
+    ///
+    /// # Errors
+    /// Where memory is not to be had, or a thread cannot be started.
+    pub fn new(
+        program: Program,
+        memory: Memory,
+        threads: usize,
+        level: Level,
+        chooser: S,
+    ) -> Result<Self, StartError> {
+        let page = program.geometry.page;
+        let pages = Arena::new("KV pages", page.times(u64::from(memory.pages))?)?;
+        let swap = Arena::new("swap space", page.times(u64::from(memory.swap))?)?;
+        let activations = Arena::new("activations", program.activation_bytes)?;
+        if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
+            return Err(StartError::KvType(program.kv_dtype));
+        }
+        for w in &program.weights {
+            // Whatever the program asks for later is there.
+            let len = w.layout.bytes()?.get() / 4;
+            let offset = w.offset.get();
+            memory.weights.view::<u32>(Part { offset, len })?;
+        }
+        Ok(Self {
+            pages,
+            swap,
+            generations: vec![0; memory.swap as usize],
+            activations,
+            tables: Tables::new(program.geometry.groups.len()),
+            weights: memory.weights,
+            program,
+            pool: Pool::new(threads)?,
+            level,
+            chooser,
+            poison: false,
+            output: None,
+        })
+    }
+
+    /// Who chooses tokens.
+    pub const fn chooser(&self) -> &S {
+        &self.chooser
+    }
+
+    /// Who chooses tokens.
+    pub const fn chooser_mut(&mut self) -> &mut S {
+        &mut self.chooser
+    }
+
+    /// The program.
+    pub const fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Its blocks of memory: weights, pages, swap space, activations.
+    pub const fn arenas(&self) -> [&Arena; 4] {
+        [&self.weights, &self.pages, &self.swap, &self.activations]
+    }
+
+    /// A sequence's pages of one group, by block.
+    pub fn table(&self, seq: SeqId, group: usize) -> &[u32] {
+        self.tables.get(seq, group)
+    }
+
+    /// From now on pages that went to swap space are filled with NaN: for tests.
+    pub const fn poison(&mut self) {
+        self.poison = true;
+    }
+
+    /// Pages, as they lie: for tests that damage them.
+    pub fn pages_mut(&mut self) -> &mut Arena {
+        &mut self.pages
+    }
+
+    fn move_pages(&mut self, step: &Step) -> Result<(), ArenaError> {
+        let len = self.program.geometry.page.get();
+        let at = |n: u32| Part {
+            offset: u64::from(n) * len,
+            len,
+        };
+        for s in &step.kv.swaps_out {
+            let to = self.swap.view_mut::<u8>(at(s.slot))?;
+            to.copy_from_slice(self.pages.view(at(s.page.0))?);
+            self.generations[s.slot as usize] = s.generation;
+            if self.poison {
+                // NaN in every type.
+                self.pages.view_mut::<u8>(at(s.page.0))?.fill(0xff);
+            }
+        }
+        for s in &step.kv.swaps_in {
+            let to = self.pages.view_mut::<u8>(at(s.page.0))?;
+            to.copy_from_slice(self.swap.view(at(s.slot))?);
+        }
+        for c in &step.kv.copies {
+            let [from, to] = self.pages.views_mut::<u8, 2>([at(c.from.0), at(c.to.0)])?;
+            to.copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    /// Tags of transfers in that would bring what another swap has left there.
+    fn stale(&self, step: &Step) -> Vec<u64> {
+        step.kv
+            .swaps_in
+            .iter()
+            .filter(|s| self.generations[s.slot as usize] != s.generation)
+            .map(|s| s.tag)
+            .collect()
+    }
+
+    fn sample(&mut self, step: &Step, wanted: &[u32]) -> Vec<RowOutput> {
+        let vocab = usize::try_from(self.program.vocab).unwrap_or(usize::MAX);
+        let at = ops::range(self.program.buffer(self.program.logits), wanted.len());
+        let part = Part {
+            offset: 4 * at.start as u64,
+            len: at.len() as u64,
+        };
+        // It was written by the program's last operation.
+        let logits = self.activations.view_mut::<f32>(part).unwrap_or_default();
+        let all = self.chooser.wants_all();
+        let mut next = 0;
+        let mut out = Vec::with_capacity(step.rows.len());
+        for row in &step.rows {
+            let n = row.tokens.end - row.tokens.start;
+            if all {
+                for i in 0..n {
+                    let logits = &logits[(next + i as usize) * vocab..][..vocab];
+                    self.chooser.position(row, row.start + i, logits);
+                }
+                next += n as usize - 1;
+            }
+            if row.output == Output::None {
+                next += usize::from(all);
+                out.push(RowOutput::None);
+                continue;
+            }
+            let logits = &mut logits[next * vocab..][..vocab];
+            out.push(self.chooser.row(row, row.start + n, logits));
+            next += 1;
+        }
+        out
+    }
+}
+
+impl<S: Chooser> Executor for CpuExecutor<S> {
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ExecutorError> {
+        let began = Instant::now();
+        self.tables.apply(step, |e| self.chooser.event(e));
+        let failed_transfers = self.stale(step);
+        let failed = |reason| ExecutorError {
+            step: step.number,
+            reason,
+        };
+        self.move_pages(step).map_err(|e| failed(e.to_string()))?;
+        let all = self.chooser.wants_all();
+        let mut wanted = Vec::new();
+        for row in &step.rows {
+            let tokens = row.tokens.start..row.tokens.end;
+            self.chooser.tokens(
+                row,
+                &step.tokens[tokens.start as usize..tokens.end as usize],
+            );
+            if all {
+                wanted.extend(tokens);
+            } else if row.output != Output::None {
+                wanted.push(tokens.end - 1);
+            }
+        }
+        self.run(step, &wanted).map_err(failed)?;
+        let rows = self.sample(step, &wanted);
+        let elapsed = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.output = Some(StepOutput {
+            rows,
+            failed_transfers,
+            elapsed: Nanos(elapsed),
+        });
+        Ok(Ticket(step.number))
+    }
+
+    fn complete(&mut self, ticket: Ticket) -> Result<StepOutput, ExecutorError> {
+        self.output.take().ok_or_else(|| ExecutorError {
+            step: ticket.0,
+            reason: "the step was not submitted".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,397 @@
+//! The program's operations, one after the other, over all rows of a step.
+
+use std::ops::Range;
+
+use plimsoll_kernels::{
+    Activation, Cached, Columns, KvShape, Linear, Norm, Pool, Queries, Reach, Scores, Start,
+    activate, attend, norm, rotate, write_kv,
+};
+use plimsoll_program::{
+    ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, NormKind, Op, Program, Rows,
+    WeightId, WeightLayout,
+};
+use plimsoll_schedule::Step;
+use plimsoll_units::DType;
+
+use super::CpuExecutor;
+use crate::arena::{Arena, ArenaError, Element, Part};
+use crate::choose::Chooser;
+
+/// Where `rows` rows of a buffer lie, in f32 from the arena's start.
+pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
+    let from = size(b.offset.get() / 4);
+    from..from + rows * size(b.width)
+}
+
+const fn rows_of(b: &Buffer, tokens: usize, outputs: usize) -> usize {
+    match b.rows {
+        Rows::Tokens => tokens,
+        Rows::Outputs => outputs,
+    }
+}
+
+/// Sizes fit: the arena that holds them was allocated.
+fn size(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+/// What the operations of one step have in common.
+struct Walk<'a> {
+    program: &'a Program,
+    weights: &'a Arena,
+    activations: &'a mut [f32],
+    positions: &'a [u32],
+    tokens: &'a [u32],
+    wanted: &'a [u32],
+}
+
+impl<S: Chooser> CpuExecutor<S> {
+    /// Computes a step's rows; the logits of the tokens numbered `wanted` are in their buffer then.
+    ///
+    /// # Errors
+    /// Where the step does not fit the program.
+    pub(super) fn run(&mut self, step: &Step, wanted: &[u32]) -> Result<(), String> {
+        let program = &self.program;
+        if step.tokens.len() as u64 > program.tokens || wanted.len() as u64 > program.outputs {
+            return Err(format!(
+                "{} tokens and {} rows of logits, for which at most {} and {} were planned",
+                step.tokens.len(),
+                wanted.len(),
+                program.tokens,
+                program.outputs
+            ));
+        }
+        if step.tokens.iter().any(|t| u64::from(*t) >= program.vocab) {
+            return Err("a token outside the vocabulary".to_owned());
+        }
+        if step.rows.is_empty() {
+            return Ok(());
+        }
+        let mut positions = vec![0; step.tokens.len()];
+        for r in &step.rows {
+            let tokens = r.tokens.start as usize..r.tokens.end as usize;
+            (r.start..)
+                .zip(&mut positions[tokens])
+                .for_each(|(p, at)| *at = p);
+        }
+        let used = program
+            .buffers
+            .iter()
+            .map(|b| range(b, rows_of(b, step.tokens.len(), wanted.len())).end)
+            .max();
+        let used = Part {
+            offset: 0,
+            len: used.unwrap_or(0) as u64,
+        };
+        let activations = self.activations.view_mut(used).map_err(|e| e.to_string())?;
+        let pages = &mut self.pages;
+        let mut walk = Walk {
+            program,
+            weights: &self.weights,
+            activations,
+            positions: &positions,
+            tokens: &step.tokens,
+            wanted,
+        };
+        let level = self.level;
+        for op in &program.ops {
+            match op {
+                Op::Attention(a) => {
+                    let group = size(a.group);
+                    let queries: Vec<Queries<'_>> = step
+                        .rows
+                        .iter()
+                        .map(|r| Queries {
+                            table: self.tables.get(r.seq, group),
+                            start: r.start as usize,
+                            count: (r.tokens.end - r.tokens.start) as usize,
+                            row: r.tokens.start as usize,
+                        })
+                        .collect();
+                    match program.kv_dtype {
+                        DType::F32 => {
+                            walk.attention::<f32>(&mut self.pool, level, a, &queries, pages)
+                        }
+                        _ => walk.attention::<u16>(&mut self.pool, level, a, &queries, pages),
+                    }
+                    .map_err(|e| e.to_string())?;
+                }
+                other => walk.op(&mut self.pool, level, other),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Walk<'a> {
+    fn rows(&self, id: BufferId) -> usize {
+        let buffer = self.program.buffer(id);
+        rows_of(buffer, self.tokens.len(), self.wanted.len())
+    }
+
+    fn width(&self, id: BufferId) -> usize {
+        size(self.program.buffer(id).width)
+    }
+
+    fn range(&self, id: BufferId) -> Range<usize> {
+        range(self.program.buffer(id), self.rows(id))
+    }
+
+    /// Some buffers to read and one to write, which overlaps none of them.
+    fn views<const N: usize>(
+        &mut self,
+        read: [BufferId; N],
+        write: BufferId,
+    ) -> ([&[f32]; N], &mut [f32]) {
+        let read = read.map(|b| self.range(b));
+        let write = self.range(write);
+        let (low, rest) = self.activations.split_at_mut(write.start);
+        let (out, high) = rest.split_at_mut(write.len());
+        let (low, high) = (&*low, &*high);
+        let reads = read.map(|r| {
+            if r.end <= write.start {
+                &low[r]
+            } else {
+                &high[r.start - write.end..r.end - write.end]
+            }
+        });
+        (reads, out)
+    }
+
+    /// A weight's elements; the executor has seen at its start that they are there.
+    fn elements<T: Element>(&self, id: WeightId) -> (&'a [T], WeightLayout) {
+        let w = self.program.weight(id);
+        let part = Part {
+            offset: w.offset.get(),
+            len: w.layout.bytes().map_or(0, |b| b.get() / 4),
+        };
+        (self.weights.view(part).unwrap_or_default(), w.layout)
+    }
+
+    fn matrix(&self, id: WeightId) -> Linear<'a> {
+        let (words, layout) = self.elements(id);
+        let (n, k) = match layout {
+            WeightLayout::Packed { n, k } => (size(n), size(k)),
+            WeightLayout::F32 { n } => (1, size(n)),
+        };
+        Linear::new(words, n, k)
+    }
+
+    fn vector(&self, id: WeightId) -> &'a [f32] {
+        self.elements(id).0
+    }
+
+    #[allow(clippy::too_many_lines, reason = "one arm for each operation")]
+    fn op(&mut self, pool: &mut Pool, level: plimsoll_kernels::Level, op: &Op) {
+        match *op {
+            Op::Embed { table, out, scale } => {
+                let (m, tokens, width) = (self.matrix(table), self.tokens, self.width(out));
+                let ([], out) = self.views([], out);
+                pool.rows(out, width, |i, out| {
+                    m.row(tokens[i] as usize, out);
+                    if scale.to_bits() != 1.0_f32.to_bits() {
+                        out.iter_mut().for_each(|x| *x *= scale);
+                    }
+                });
+            }
+            Op::AddPosition { table, x, offset } => {
+                let (m, positions, width) = (self.matrix(table), self.positions, self.width(x));
+                let ([], x) = self.views([], x);
+                pool.rows(x, width, |i, x| {
+                    let mut row = vec![0.0; width];
+                    m.row(positions[i] as usize + size(offset), &mut row);
+                    x.iter_mut().zip(row).for_each(|(x, p)| *x += p);
+                });
+            }
+            Op::Rotary(ref table) => {
+                let (positions, width) = (self.positions, self.width(table.out));
+                let ([], out) = self.views([], table.out);
+                pool.rows(out, width, |i, out| {
+                    let (cos, sin) = out.split_at_mut(table.frequencies.len());
+                    for ((f, cos), sin) in table.frequencies.iter().zip(cos).zip(sin) {
+                        // Models multiply in f32; the cosine of that product is then exact.
+                        #[allow(clippy::cast_precision_loss, reason = "as models do")]
+                        let angle = f64::from(positions[i] as f32 * f);
+                        #[allow(clippy::cast_possible_truncation, reason = "rounds to f32")]
+                        let narrow = |x: f64| x as f32 * table.scale;
+                        (*cos, *sin) = (narrow(libm::cos(angle)), narrow(libm::sin(angle)));
+                    }
+                });
+            }
+            Op::Norm {
+                kind,
+                weight,
+                bias,
+                x,
+                out,
+                from,
+                heads,
+                head,
+            } => {
+                let kind = match kind {
+                    NormKind::Rms { eps } => Norm::Rms { eps },
+                    NormKind::Layer { eps } => Norm::Layer { eps },
+                };
+                let (weight, bias) = (weight.map(|w| self.vector(w)), bias.map(|b| self.vector(b)));
+                let (from, heads, head) = (size(from), size(heads), size(head));
+                let width = self.width(out);
+                if x == out {
+                    let ([], out) = self.views([], out);
+                    pool.rows(out, width, |_, row| {
+                        let mut before = vec![0.0; head];
+                        for y in row[from..from + heads * head].chunks_mut(head) {
+                            before.copy_from_slice(y);
+                            norm(level, kind, &before, weight, bias, y);
+                        }
+                    });
+                } else {
+                    let ([x], out) = self.views([x], out);
+                    pool.rows(out, width, |i, out| {
+                        let at = i * width + from..i * width + from + heads * head;
+                        let out = &mut out[from..from + heads * head];
+                        for (x, y) in x[at].chunks(head).zip(out.chunks_mut(head)) {
+                            norm(level, kind, x, weight, bias, y);
+                        }
+                    });
+                }
+            }
+            Op::Linear {
+                weight,
+                bias,
+                x,
+                out,
+                add,
+            } => {
+                let (m, bias) = (self.matrix(weight), bias.map(|b| self.vector(b)));
+                let rows = self.rows(out);
+                let ([x], out) = self.views([x], out);
+                let start = match (add, bias) {
+                    (true, _) => Start::Keep,
+                    (false, Some(b)) => Start::Bias(b),
+                    (false, None) => Start::Zero,
+                };
+                m.run(pool, level, x, rows, out, start);
+            }
+            Op::Rotate {
+                table,
+                x,
+                from,
+                heads,
+                head,
+                interleaved,
+            } => {
+                let (width, pairs) = (self.width(x), self.width(table) / 2);
+                let (from, heads, head) = (size(from), size(heads), size(head));
+                let ([table], x) = self.views([table], x);
+                pool.rows(x, width, |i, x| {
+                    let (cos, sin) = table[2 * i * pairs..2 * (i + 1) * pairs].split_at(pairs);
+                    for h in x[from..from + heads * head].chunks_mut(head) {
+                        if interleaved {
+                            for (p, (c, s)) in cos.iter().zip(sin).enumerate() {
+                                let (a, b) = (h[2 * p], h[2 * p + 1]);
+                                h[2 * p] = a * c - b * s;
+                                h[2 * p + 1] = b * c + a * s;
+                            }
+                        } else {
+                            rotate(level, h, cos, sin);
+                        }
+                    }
+                });
+            }
+            Op::Activate {
+                kind,
+                x,
+                out,
+                gated,
+            } => {
+                let f = match kind {
+                    ActivationKind::Silu => Activation::Silu,
+                    ActivationKind::GeluTanh => Activation::GeluTanh,
+                    ActivationKind::Gelu => Activation::Gelu,
+                    ActivationKind::Relu => Activation::Relu,
+                };
+                let (wide, width) = (self.width(x), self.width(out));
+                let ([x], out) = self.views([x], out);
+                pool.rows(out, width, |i, out| {
+                    let x = &x[i * wide..(i + 1) * wide];
+                    let (gate, up) = x.split_at(width);
+                    activate(level, f, gate, gated.then_some(up), out);
+                });
+            }
+            Op::Add { x, out, scale } => {
+                let width = self.width(out);
+                let ([x], out) = self.views([x], out);
+                pool.rows(out, width, |i, out| {
+                    let x = &x[i * width..(i + 1) * width];
+                    out.iter_mut().zip(x).for_each(|(o, x)| *o += x * scale);
+                });
+            }
+            Op::Gather { x, out } => {
+                let (width, wanted) = (self.width(out), self.wanted);
+                let ([x], out) = self.views([x], out);
+                for (row, out) in wanted.iter().zip(out.chunks_mut(width)) {
+                    out.copy_from_slice(&x[*row as usize * width..][..width]);
+                }
+            }
+            Op::Cap { x, cap, scale } => {
+                let width = self.width(x);
+                let ([], x) = self.views([], x);
+                pool.rows(x, width, |_, x| {
+                    for x in x {
+                        if let Some(c) = cap {
+                            *x = libm::tanhf(*x / c) * c;
+                        }
+                        *x *= scale;
+                    }
+                });
+            }
+            Op::Attention(_) => {}
+        }
+    }
+
+    fn attention<C: Cached + Element>(
+        &mut self,
+        pool: &mut Pool,
+        level: plimsoll_kernels::Level,
+        a: &AttentionOp,
+        queries: &[Queries<'_>],
+        pages: &mut Arena,
+    ) -> Result<(), ArenaError> {
+        let each = size_of::<C>() as u64;
+        let pages = pages.view_mut::<C>(Part {
+            offset: 0,
+            len: pages.bytes().get() / each,
+        })?;
+        let group = &self.program.geometry.groups[size(a.group)];
+        let rate = size(group.rate.get() / each);
+        let shape = KvShape {
+            page: size(self.program.geometry.page.get() / each),
+            layer: size(a.index) * rate * size(group.slots),
+            slots: size(group.slots),
+            heads: size(a.kv_heads),
+            k_dim: size(a.k_dim),
+            v_dim: size(a.v_dim),
+        };
+        let scores = Scores {
+            heads: size(a.q_heads),
+            scale: a.scale,
+            softcap: a.softcap,
+            sinks: a.sinks.map(|s| self.vector(s)),
+            reach: match group.kind {
+                GroupKind::Window(n) => Reach::Window(size(n)),
+                GroupKind::Chunk(n) => Reach::Chunk(size(n)),
+                _ => Reach::Full,
+            },
+        };
+        let strides = [a.q, a.k, a.v].map(|b| self.width(b));
+        let ([q, k, v], out) = self.views([a.q, a.k, a.v], a.out);
+        let [q, k, v] = [(q, 0), (k, 1), (v, 2)].map(|(data, i)| Columns {
+            data,
+            stride: strides[i],
+            from: size(a.at[i]),
+        });
+        write_kv(pool, &shape, pages, queries, k, v);
+        attend(pool, level, &shape, pages, queries, &scores, q, out);
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! The bits of every position's logits do not depend on how they came about: alone on one thread without SIMD,
+//! or in a batch, in chunks, on several threads, at any level of instructions, from a cached prefix, forked, or
+//! after giving way by swap or recompute. Counters say that each of these happened.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod support;
+
+use plimsoll_kernels::Level;
+use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
+use plimsoll_units::{DType, SeqId};
+use support::{Model, Seen, Server, expected, fixtures};
+
+/// What one request asks for.
+type Ask = (Vec<u32>, u32, Fan);
+
+/// Prompts that share their first 32 tokens, of lengths that end anywhere in a block.
+fn requests(prompt: &[u32], fan: Fan) -> Vec<Ask> {
+    (0..8)
+        .map(|i| {
+            let mut p = prompt[..40 + i].to_vec();
+            for (j, t) in p.iter_mut().enumerate().skip(32) {
+                *t = (*t + 7 * u32::try_from(i * j).unwrap()) % 200 + 4;
+            }
+            (p, 6 + u32::try_from(i).unwrap(), fan)
+        })
+        .collect()
+}
+
+/// Short prompts with long answers: those who are let in outgrow a tight pool.
+fn growing(prompt: &[u32], fan: Fan) -> Vec<Ask> {
+    (0..8)
+        .map(|i| (prompt[i..2 * i + 9].to_vec(), 24, fan))
+        .collect()
+}
+
+/// Each request alone: one thread, no SIMD, whole prompts.
+fn alone(model: &Model, server: &Server, all: &[Ask]) -> (Vec<Vec<Vec<u32>>>, Seen) {
+    let mut seen = Seen::new();
+    let tokens = all
+        .iter()
+        .enumerate()
+        .map(|(i, ask)| {
+            let (done, one, _) = model.serve(server, std::slice::from_ref(ask));
+            for ((_, index, position), bits) in one {
+                seen.insert((i as u64, index, position), bits);
+            }
+            done[&0].clone()
+        })
+        .collect();
+    (tokens, seen)
+}
+
+fn plain() -> Server {
+    Server {
+        level: Level::Scalar,
+        ..Server::default()
+    }
+}
+
+fn compare(
+    name: &str,
+    model: &Model,
+    server: &Server,
+    all: &[Ask],
+    want: &(Vec<Vec<Vec<u32>>>, Seen),
+) -> Stats {
+    let (done, seen, stats) = model.serve(server, all);
+    for (i, tokens) in want.0.iter().enumerate() {
+        assert_eq!(&done[&(i as u64)], tokens, "{name}: request {i}");
+    }
+    assert!(!seen.is_empty());
+    for (key, bits) in &seen {
+        assert!(
+            want.1[key] == *bits,
+            "{name}: logits of {key:?} (request, sequence, position)"
+        );
+    }
+    stats
+}
+
+fn each(check: impl Fn(&str, &Model, &[u32])) {
+    for folder in fixtures() {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        check(&name, &Model::open(&folder), &expected(&folder).0);
+    }
+}
+
+#[test]
+fn batches_chunks_threads_and_instructions_change_nothing() {
+    each(|name, model, prompt| {
+        let all = requests(prompt, Fan::ONE);
+        let want = alone(model, &plain(), &all);
+        for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+            for (tokens, threads) in [(256, 1), (8, 2), (19, 1), (64, 2)] {
+                let server = Server {
+                    level,
+                    tokens,
+                    threads,
+                    sequences: 8,
+                    ..Server::default()
+                };
+                let name = format!("{name}, {level:?}, T = {tokens}, {threads} threads");
+                let stats = compare(&name, model, &server, &all, &want);
+                // All ran at once.
+                assert!(stats.rows >= 2 * stats.steps, "{name}: {stats:?}");
+            }
+        }
+    });
+}
+
+#[test]
+fn block_sizes_change_nothing() {
+    each(|name, model, prompt| {
+        let all = requests(prompt, Fan::ONE);
+        let want = alone(model, &plain(), &all);
+        for block in [1, 7, 48] {
+            let server = Server {
+                block,
+                pages: 2000,
+                ..Server::default()
+            };
+            compare(
+                &format!("{name}, blocks of {block}"),
+                model,
+                &server,
+                &all,
+                &want,
+            );
+        }
+    });
+}
+
+#[test]
+fn cached_prefixes_change_nothing() {
+    each(|name, model, prompt| {
+        let all = requests(prompt, Fan::ONE);
+        let want = alone(model, &plain(), &all);
+        let server = Server {
+            prefix_cache: true,
+            // One after the other, so that each finds what the one before left.
+            sequences: 1,
+            tokens: 64,
+            ..Server::default()
+        };
+        let stats = compare(name, model, &server, &all, &want);
+        assert!(stats.cached_tokens >= 7 * 32, "{name}: {stats:?}");
+    });
+}
+
+#[test]
+fn giving_way_changes_nothing() {
+    each(|name, model, prompt| {
+        let all = growing(prompt, Fan::ONE);
+        for kv in [DType::Bf16, DType::F32] {
+            let want = alone(model, &Server { kv, ..plain() }, &all);
+            for (preempt, swap) in [(Preempt::Swap, 400), (Preempt::Recompute, 0)] {
+                let server = model.tight(Server {
+                    kv,
+                    preempt,
+                    swap,
+                    block: 4,
+                    sequences: 4,
+                    ..Server::default()
+                });
+                let name = format!("{name}, {kv}, {preempt:?}");
+                let stats = compare(&name, model, &server, &all, &want);
+                let (out, again) = (stats.pages_in, stats.recomputed_tokens);
+                match preempt {
+                    Preempt::Swap => assert!(stats.swaps > 0 && out > 0, "{name}: {stats:?}"),
+                    _ => assert!(stats.recomputes > 0 && again > 0, "{name}: {stats:?}"),
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn forks_change_nothing() {
+    each(|name, model, prompt| {
+        let all = growing(prompt, Fan::Sample { n: 4, best_of: 4 });
+        let want = alone(model, &plain(), &all);
+        let server = Server {
+            threads: 2,
+            ..Server::default()
+        };
+        let stats = compare(name, model, &server, &all, &want);
+        assert!(stats.pages_copied > 0, "{name}: {stats:?}");
+        let tight = model.tight(Server {
+            block: 4,
+            swap: 400,
+            sequences: 12,
+            preempt: Preempt::Swap,
+            ..Server::default()
+        });
+        let stats = compare(
+            &format!("{name}, tight"),
+            model,
+            &tight,
+            &all[..4],
+            &cut(&want, 4),
+        );
+        assert!(
+            stats.swaps > 0 && stats.pages_copied > 0,
+            "{name}: {stats:?}"
+        );
+    });
+}
+
+fn cut(want: &(Vec<Vec<Vec<u32>>>, Seen), n: usize) -> (Vec<Vec<Vec<u32>>>, Seen) {
+    (want.0[..n].to_vec(), want.1.clone())
+}
+
+#[test]
+fn beams_change_nothing() {
+    let beam = Fan::Beam(Beam {
+        width: 4,
+        length_penalty: 1.0,
+        early_stopping: true,
+    });
+    each(|name, model, prompt| {
+        let all = growing(prompt, beam);
+        let (want, _) = alone(model, &plain(), &all);
+        let wide = Server {
+            block: 4,
+            threads: 2,
+            preempt: Preempt::Recompute,
+            ..Server::default()
+        };
+        for server in [wide.clone(), model.tight(wide)] {
+            let tight = server.pages < Server::default().pages;
+            let (done, _, stats) = model.serve(&server, &all);
+            for (i, tokens) in want.iter().enumerate() {
+                assert_eq!(&done[&(i as u64)], tokens, "{name}: request {i}");
+            }
+            assert!(stats.pages_copied > 0, "{name}: {stats:?}");
+            assert!(!tight || stats.recomputes > 0, "{name}: {stats:?}");
+        }
+    });
+}
+
+/// The guard of all of these: where attention reads a slot, damage shows.
+#[test]
+fn one_slot_that_is_overwritten_shows() {
+    each(|name, model, prompt| {
+        let server = Server::default();
+        let ask = [(prompt.to_vec(), 4, Fan::ONE)];
+        let (_, want, _) = model.serve(&server, &ask);
+        let mut engine = model.engine(&server);
+        let request = model.request(0, &ask[0]);
+        engine.submit(request).unwrap();
+        assert!(engine.step(|_| {}).unwrap());
+        let program = model.program(&server);
+        // A position that every layer of the first group still sees, in a page before the last.
+        let at = prompt.len() - 8;
+        let slots = usize::try_from(program.geometry.groups[0].slots).unwrap();
+        let page = engine.executor().table(SeqId(0), 0)[at / slots];
+        let bytes = program.geometry.page.get();
+        let group = &program.geometry.groups[0];
+        let layer = usize::try_from(group.rate.get() / 2).unwrap() * slots;
+        let part = plimsoll_runtime::Part {
+            offset: u64::from(page) * bytes,
+            len: bytes / 2,
+        };
+        let pages = engine
+            .executor_mut()
+            .pages_mut()
+            .view_mut::<u16>(part)
+            .unwrap();
+        // Every key of that slot in the group's last layer: rows of `slots` elements.
+        let last = layer * (usize::try_from(group.layers).unwrap() - 1);
+        pages[last + at % slots] ^= 0x4000;
+        while engine.step(|_| {}).unwrap() {}
+        let seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
+        let key = (0, 0, u32::try_from(prompt.len()).unwrap());
+        assert!(
+            seen[&key] != want[&key],
+            "{name}: nothing reads position {at}"
+        );
+    });
+}

@@ -1,0 +1,305 @@
+//! Checkpoints of `tests/fixtures` on the real path: config, lowering, weights, scheduler, pages, kernels.
+
+#![allow(dead_code, reason = "each test uses a part")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use plimsoll_kernels::Level;
+use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
+use plimsoll_model::{Assume, ModelSpec, from_config};
+use plimsoll_program::{KvRules, Limits as Sizes, Program, lower};
+use plimsoll_runtime::weights::{Checkpoint, load};
+use plimsoll_runtime::{Arena, Chooser, CpuExecutor, Engine, Memory};
+use plimsoll_schedule::{
+    AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
+    Row, RowOutput, Scheduler, SchedulerConfig, SeqEvent, Stats, Work,
+};
+use plimsoll_units::DType;
+
+pub(crate) fn fixtures() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let mut all: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_dir())
+        .collect();
+    all.sort();
+    all
+}
+
+pub(crate) fn spec(folder: &Path) -> ModelSpec {
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    from_config(&serde_json::from_str(&text).unwrap(), Assume::Nothing).unwrap()
+}
+
+/// The prompt and transformers' logits of each of its positions.
+pub(crate) fn expected(folder: &Path) -> (Vec<u32>, Vec<f32>) {
+    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+    let n = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+    let words = |name: &str| -> Vec<[u8; 4]> {
+        let at = |i: usize| {
+            let offset = header[name]["data_offsets"][i].as_u64().unwrap();
+            8 + n + usize::try_from(offset).unwrap()
+        };
+        let data = &bytes[at(0)..at(1)];
+        data.chunks(4).map(|c| c.try_into().unwrap()).collect()
+    };
+    let tokens = words("tokens")
+        .into_iter()
+        .map(u32::from_le_bytes)
+        .collect();
+    let logits = words("logits")
+        .into_iter()
+        .map(f32::from_le_bytes)
+        .collect();
+    (tokens, logits)
+}
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    pub(crate) kv: DType,
+    pub(crate) block: u64,
+    pub(crate) pages: u32,
+    pub(crate) swap: u32,
+    pub(crate) tokens: u32,
+    pub(crate) sequences: u32,
+    pub(crate) threads: usize,
+    pub(crate) level: Level,
+    pub(crate) prefix_cache: bool,
+    pub(crate) preempt: plimsoll_schedule::Preempt,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            kv: DType::Bf16,
+            block: 16,
+            pages: 400,
+            swap: 0,
+            tokens: 256,
+            sequences: 64,
+            threads: 1,
+            level: Level::detect(),
+            prefix_cache: false,
+            preempt: plimsoll_schedule::Preempt::Auto,
+        }
+    }
+}
+
+/// Logits by request, sequence and position, as bits.
+pub(crate) type Seen = BTreeMap<(u64, u32, u32), Vec<u32>>;
+
+/// The most likely token, always; and what every position's logits were.
+#[derive(Debug, Default)]
+pub(crate) struct Greedy {
+    pub(crate) seen: Seen,
+    /// Whether positions may be computed again to other logits: beams change places.
+    pub(crate) beams: bool,
+}
+
+fn best(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, x) in logits.iter().enumerate() {
+        if *x > logits[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+impl Chooser for Greedy {
+    fn row(&mut self, row: &Row, _: u32, logits: &mut [f32]) -> RowOutput {
+        let mut ranked: Vec<usize> = (0..logits.len()).collect();
+        ranked.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+        let draw = |i: usize| Draw {
+            token: u32::try_from(ranked[i]).unwrap(),
+            logprob: logits[ranked[i]],
+            ends: false,
+        };
+        match row.output {
+            Output::None => RowOutput::None,
+            Output::Sample { draws: 1 } => RowOutput::One(draw(row.index as usize)),
+            // Sequences of a request draw different tokens, so that they part.
+            Output::Sample { draws } => {
+                RowOutput::Many((0..draws).map(|i| draw((row.index + i) as usize)).collect())
+            }
+            Output::Candidates { k } => {
+                let top = best(logits);
+                let sum: f32 = logits.iter().map(|x| (x - logits[top]).exp()).sum();
+                let mut all: Vec<Draw> = (0..k as usize).map(draw).collect();
+                for d in &mut all {
+                    d.logprob = d.logprob - logits[top] - sum.ln();
+                }
+                RowOutput::Many(all)
+            }
+        }
+    }
+
+    fn event(&mut self, _: &SeqEvent) {}
+
+    fn wants_all(&self) -> bool {
+        true
+    }
+
+    fn position(&mut self, row: &Row, position: u32, logits: &[f32]) {
+        let bits: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
+        let key = (row.request.0, row.index, position);
+        if let Some(before) = self.seen.insert(key, bits.clone()) {
+            let same = before == bits || self.beams;
+            assert!(same, "request {} at {position}", row.request.0);
+        }
+    }
+}
+
+/// A model that is loaded once.
+pub(crate) struct Model {
+    spec: ModelSpec,
+    folder: PathBuf,
+}
+
+impl Model {
+    pub(crate) fn open(folder: &Path) -> Self {
+        Self {
+            spec: spec(folder),
+            folder: folder.to_owned(),
+        }
+    }
+
+    pub(crate) fn program(&self, server: &Server) -> Program {
+        let rules = KvRules {
+            dtype: server.kv,
+            state_dtype: DType::F32,
+            block_size: server.block,
+        };
+        let sizes = Sizes {
+            tokens: u64::from(server.tokens),
+            outputs: u64::from(server.tokens),
+            context: self.spec.max_context.unwrap(),
+        };
+        lower(&self.spec, &sizes, &rules).unwrap()
+    }
+
+    pub(crate) fn engine(&self, server: &Server) -> Engine<CpuExecutor<Greedy>, NoLog> {
+        let program = self.program(server);
+        let mut weights = Arena::new("weights", program.weight_bytes).unwrap();
+        let checkpoint = Checkpoint::open(&self.folder, &["model.safetensors"]).unwrap();
+        load(&program, &checkpoint, &mut weights, 1, &|_, _| {}).unwrap();
+        let layout = Layout::new(&program.geometry).unwrap();
+        let mut config = SchedulerConfig::new(self.limits());
+        config.max_batched_tokens = server.tokens;
+        config.max_seqs = server.sequences;
+        config.preempt = server.preempt;
+        // Whoever fits is let in, so that somebody has to give way.
+        config.headroom_tokens = 0;
+        let mut kv = KvConfig::new(layout, server.pages - 1);
+        kv.swap_pages = server.swap;
+        kv.prefix_cache = server.prefix_cache;
+        let scheduler = Scheduler::new(config, KvCache::new(kv), cost());
+        let memory = Memory {
+            weights,
+            pages: server.pages,
+            swap: server.swap,
+        };
+        let executor = CpuExecutor::new(
+            program,
+            memory,
+            server.threads,
+            server.level,
+            Greedy::default(),
+        );
+        let mut executor = executor.unwrap();
+        executor.poison();
+        Engine::new(scheduler, executor, NoLog)
+    }
+
+    /// `server` with pages for one request at its longest, of four sequences if so many run, and little more.
+    pub(crate) fn tight(&self, server: Server) -> Server {
+        let layout = Layout::new(&self.program(&server).geometry).unwrap();
+        // Prompts of the tests that use this have 9 to 16 tokens, answers 24: whoever is let in grows.
+        let (all, prompt) = (layout.peak(39, 39), layout.peak(16, 16));
+        let pages = match server.sequences {
+            0..8 => (all + 1).max(4 * prompt),
+            // Four sequences that share nothing.
+            _ => 4 * all + 4,
+        };
+        Server {
+            pages: u32::try_from(pages + 2).unwrap(),
+            ..server
+        }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            max_model_len: u32::try_from(self.spec.max_context.unwrap()).unwrap(),
+            vocab: u32::try_from(self.spec.vocab).unwrap(),
+            max_width: 16,
+            tenants: 1,
+        }
+    }
+
+    pub(crate) fn request(&self, id: u64, (prompt, max, fan): &(Vec<u32>, u32, Fan)) -> Request {
+        let prompt = prompt.clone().into();
+        let (id, scope) = (RequestId(id), Scope::default());
+        Request::new(id, prompt, *max, *fan, scope, &self.limits()).unwrap()
+    }
+
+    /// All requests at once: what was generated, every position's logits, and the scheduler's counters.
+    pub(crate) fn serve(
+        &self,
+        server: &Server,
+        requests: &[(Vec<u32>, u32, Fan)],
+    ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+        let mut engine = self.engine(server);
+        let beams = requests.iter().any(|r| matches!(r.2, Fan::Beam(_)));
+        engine.executor_mut().chooser_mut().beams = beams;
+        for (i, (prompt, max, fan)) in requests.iter().enumerate() {
+            let request = self.request(i as u64, &(prompt.clone(), *max, *fan));
+            engine.submit(request).unwrap();
+        }
+        let mut done = BTreeMap::new();
+        for _ in 0..100_000 {
+            let stepped = engine
+                .step(|n| {
+                    if let Notice::Finished(e) = n {
+                        let tokens = e.completions.into_iter().map(|c| c.tokens).collect();
+                        done.insert(e.request.0, tokens);
+                    }
+                })
+                .unwrap();
+            if !stepped {
+                break;
+            }
+        }
+        assert!(engine.is_idle() && done.len() == requests.len());
+        let stats = *engine.scheduler().stats();
+        let seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
+        (done, seen, stats)
+    }
+}
+
+fn cost() -> CostModel {
+    CostModel {
+        work: Work {
+            weight_bytes: 1_000_000,
+            token_flops: 1_000_000,
+            head_flops: 1_000,
+            attention: vec![AttentionWork {
+                reach: None,
+                token_bytes: 1_000,
+                pair_flops: 1_000,
+            }],
+        },
+        rates: Rates {
+            flops_per_s: 100_000_000_000,
+            memory_bytes_per_s: 10_000_000_000,
+            link_bytes_per_s: 10_000_000_000,
+            transfer_ns: 100,
+            transfers_per_block: 1,
+            step_ns: 1_000,
+            row_ns: 10,
+        },
+    }
+}

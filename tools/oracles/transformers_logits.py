@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Tiny checkpoints with the logits that transformers computes for them, for the tests of plimsoll-runtime, and
+rotary frequencies for those of plimsoll-program.
+
+    transformers_logits.py [--out DIR] [--rope FILE] [NAME ...]
+
+Writes DIR/NAME/{config.json, model.safetensors, expected.safetensors} for each NAME (all, where none is named)
+and DIR/README.md with versions. DIR is crates/runtime/tests/fixtures unless given, FILE
+crates/program/tests/rope.json.
+
+Weights are random, a function of family, tensor name and versions, and rounded to bfloat16. Gains are chosen so
+that attention decides: what each position adds to the logits of the last one is measured and printed, and a
+checkpoint whose last logits do not depend on a far token is refused. `expected.safetensors` holds `tokens` (I32)
+and `logits` (F32, one row per position): float32 arithmetic on the rounded weights, eager attention.
+
+Needs torch, transformers >= 5 and safetensors; a virtual environment with them from PyPI does. Nothing else is
+downloaded.
+"""
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+import safetensors
+import torch
+import transformers as T
+from safetensors.torch import save_file
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROMPT = 56
+VOCAB = 256
+COMMON = dict(
+    vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, rms_norm_eps=1e-5,
+    bos_token_id=0, eos_token_id=1, pad_token_id=2)
+IDS = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+
+
+def rope(theta, **more):
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": float(theta), **more}}
+
+
+FACTORS = dict(short_factor=[1.0, 1.05, 1.1, 1.2, 1.3, 1.5], long_factor=[1.1, 1.3, 1.8, 2.5, 3.5, 4.0])
+LLAMA3 = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN = dict(factor=4.0, original_max_position_embeddings=32)
+
+
+def cases():
+    """Every family once, each with a variant of what it may have that the others lack."""
+    return {
+        "llama": T.LlamaConfig(**COMMON, head_dim=16, **rope(500, **{**LLAMA3, "rope_type": "llama3"})),
+        "mistral": T.MistralConfig(**COMMON, head_dim=16, sliding_window=16, **rope(10000)),
+        # Windows in the upper layers only.
+        "qwen2": T.Qwen2Config(
+            **{**COMMON, "tie_word_embeddings": True}, use_sliding_window=True, sliding_window=16,
+            max_window_layers=1, **rope(10000)),
+        "qwen3": T.Qwen3Config(
+            **{**COMMON, "num_hidden_layers": 2}, head_dim=32, **rope(1000, **{**YARN, "rope_type": "yarn"})),
+        "phi3": T.Phi3Config(
+            **COMMON, original_max_position_embeddings=32, sliding_window=24,
+            **rope(10000, **FACTORS, rope_type="longrope", partial_rotary_factor=0.75,
+                   original_max_position_embeddings=32)),
+        "gemma": T.GemmaConfig(**{**COMMON, "tie_word_embeddings": True}, head_dim=16, **rope(10000)),
+        "gemma2": T.Gemma2Config(
+            **{**COMMON, "tie_word_embeddings": True}, head_dim=16, query_pre_attn_scalar=24, sliding_window=16,
+            attn_logit_softcapping=5.0, final_logit_softcapping=8.0, **rope(10000)),
+        "gemma3": T.Gemma3TextConfig(
+            **{**COMMON, "tie_word_embeddings": True}, head_dim=16, query_pre_attn_scalar=24, sliding_window=16,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
+        "granite": T.GraniteConfig(
+            **COMMON, embedding_multiplier=6.0, attention_multiplier=0.125, residual_multiplier=0.6,
+            logits_scaling=3.0, **rope(10000)),
+        "phi": T.PhiConfig(
+            vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=128, qk_layernorm=True, tie_word_embeddings=False,
+            **rope(10000, partial_rotary_factor=0.5), **IDS),
+        "opt": T.OPTConfig(
+            vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, ffn_dim=96, num_attention_heads=4,
+            max_position_embeddings=64, word_embed_proj_dim=64, do_layer_norm_before=True,
+            activation_function="relu", tie_word_embeddings=True, **IDS),
+        "gpt2": T.GPT2Config(
+            vocab_size=VOCAB, n_embd=64, n_layer=3, n_head=4, n_inner=96, n_positions=64, tie_word_embeddings=True, **IDS),
+        "gpt_neox": T.GPTNeoXConfig(
+            vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4,
+            max_position_embeddings=128, hidden_act="gelu", use_parallel_residual=True, tie_word_embeddings=False,
+            **rope(10000, partial_rotary_factor=0.25), **IDS),
+        # One after the other, as in RedPajama-INCITE.
+        "gpt_neox_serial": T.GPTNeoXConfig(
+            vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_attention_heads=4,
+            max_position_embeddings=128, hidden_act="gelu", use_parallel_residual=False, tie_word_embeddings=False,
+            **rope(10000, partial_rotary_factor=1.0), **IDS),
+    }
+
+
+# ---------------------------------------------------------------- weights
+def normal(name, shape, std):
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed)) * std
+
+
+def weight(case, config, name, shape):
+    """Hidden states of about 1, scores with a standard deviation of about 2, outputs of about 1."""
+    key = f"{case}:{name}"
+    plus_one = config.model_type.startswith("gemma")
+    inputs = shape[0] if case == "gpt2" and len(shape) == 2 and ".h." in name else shape[-1]
+    if re.search(r"(embed_tokens|embed_in|wte)\.weight$", name):
+        scaled = math.sqrt(config.hidden_size) if plus_one else getattr(config, "embedding_multiplier", 1.0)
+        return normal(key, shape, 1.0 / scaled)
+    if re.search(r"(embed_positions|wpe)\.weight$", name):
+        return normal(key, shape, 0.5)
+    if re.search(r"(norm|ln_\w)\.weight$", name):
+        gain = 1.4 if re.search(r"[qk]_norm", name) else 1.0
+        return gain - (1.0 if plus_one else 0.0) + normal(key, shape, 0.15)
+    if name.endswith("bias"):
+        return normal(key, shape, 0.2)
+    if re.search(r"(q_proj|k_proj|qkv_proj|query_key_value|c_attn)\.weight$", name):
+        return normal(key, shape, 1.4 / math.sqrt(inputs))
+    return normal(key, shape, (1.0 if "lm_head" in name or "embed_out" in name else 1.5) / math.sqrt(inputs))
+
+
+def build(case, config):
+    torch.manual_seed(0)
+    config._attn_implementation = "eager"
+    model = T.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(weight(case, config, name, p.shape).bfloat16())
+    return model
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(tokens[None], use_cache=False).logits[0].float()
+
+
+def fixture(case, config, out):
+    model = build(case, config)
+    tokens = torch.randint(3, VOCAB, (PROMPT,), generator=torch.Generator().manual_seed(7))
+    want = logits(model, tokens)
+    # What changes in the last row where one token is another, by distance.
+    effects = {}
+    for back in (1, 5, 12, 20, 30, 40, 50):
+        changed = tokens.clone()
+        changed[-1 - back] = (changed[-1 - back] + 101) % VOCAB
+        effects[back] = (logits(model, changed)[-1] - want[-1]).abs().max().item()
+    print(f"{case}: logits of std {want.std():.2f}; largest change by distance of a changed token "
+          + ", ".join(f"{b}: {e:.3f}" for b, e in effects.items()))
+    assert effects[30] > 0.05 * want.std(), f"{case}: attention does not reach"
+    folder = out / case
+    folder.mkdir(parents=True, exist_ok=True)
+    model.bfloat16().save_pretrained(folder, safe_serialization=True)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
+    save_file({"tokens": tokens.to(torch.int32), "logits": want.contiguous()}, folder / "expected.safetensors")
+    size = (folder / "model.safetensors").stat().st_size
+    assert size < 300_000, f"{case}: {size} bytes"
+
+
+# ---------------------------------------------------------------- frequencies
+def frequencies():
+    """inv_freq and the factor on cosines and sines, for configs as published and as transformers 5 writes them."""
+    base = dict(hidden_size=256, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=1,
+                intermediate_size=64, vocab_size=64, max_position_embeddings=4096)
+    longrope = dict(short_factor=[1.0 + 0.01 * i for i in range(32)], long_factor=[1.0 + 0.3 * i for i in range(32)])
+    scalings = {
+        "default": (10000.0, None),
+        "theta_500000": (500000.0, None),
+        "linear": (10000.0, dict(rope_type="linear", factor=4.0)),
+        "llama3": (500000.0, dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                  original_max_position_embeddings=1024)),
+        "yarn": (1000000.0, dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=1024)),
+        "yarn_odd": (150000.0, dict(rope_type="yarn", factor=32.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                                    original_max_position_embeddings=128)),
+        "yarn_mscale": (10000.0, dict(rope_type="yarn", factor=40.0, mscale=0.707, mscale_all_dim=1.0,
+                                      original_max_position_embeddings=1024)),
+        "longrope": (10000.0, dict(rope_type="longrope", original_max_position_embeddings=1024, **longrope)),
+    }
+    rows = []
+    for name, (theta, scaling) in scalings.items():
+        config = dict(base, architectures=["LlamaForCausalLM"], model_type="llama", rope_theta=theta)
+        if scaling:
+            config["rope_scaling"] = scaling
+        made = T.LlamaConfig(**{**base, "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": theta}})
+        kind = (scaling or {}).get("rope_type", "default")
+        lengths = [1024, 4096] if kind == "longrope" else [4096]
+        for length in lengths:
+            if kind == "default":
+                rotary = T.models.llama.modeling_llama.LlamaRotaryEmbedding(made)
+                inv, factor = rotary.inv_freq, rotary.attention_scaling
+            else:
+                inv, factor = ROPE_INIT_FUNCTIONS[kind](made, torch.device("cpu"), seq_len=length)
+            rows.append(dict(name=name, context=length, config=config, scale=factor,
+                             bits=[int(b) for b in inv.float().contiguous().view(torch.int32)]))
+    return rows
+
+
+def versions():
+    return f"transformers {T.__version__}, torch {torch.__version__.split('+')[0]}, safetensors {safetensors.__version__}"
+
+
+README = """# Checkpoints of every family, with logits
+
+Random weights in bfloat16 and, in `expected.safetensors`, a prompt (`tokens`) with the logits of each of its positions
+(`logits`), as transformers computes them in float32. Made by `tools/oracles/transformers_logits.py` with
+{versions}.
+"""
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--out", type=Path, default=REPOSITORY / "crates/runtime/tests/fixtures")
+    ap.add_argument("--rope", type=Path, default=REPOSITORY / "crates/program/tests/rope.json")
+    ap.add_argument("names", nargs="*")
+    a = ap.parse_args()
+    torch.set_num_threads(1)
+    for name, config in cases().items():
+        if not a.names or name in a.names:
+            fixture(name, config, a.out)
+    a.out.mkdir(parents=True, exist_ok=True)
+    (a.out / "README.md").write_text(README.format(versions=versions()))
+    rows = [json.dumps(r) for r in frequencies()]
+    a.rope.parent.mkdir(parents=True, exist_ok=True)
+    head = json.dumps(versions())
+    a.rope.write_text('{"made_by": ' + head + ', "cases": [\n' + ",\n".join(rows) + "\n]}\n")
+
+
+if __name__ == "__main__":
+    main()
