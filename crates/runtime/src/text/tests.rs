@@ -613,3 +613,62 @@ fn damaged_gguf_tokenizers_are_errors() {
         assert!(e.contains(says) && e.contains("m.gguf"), "{key}: {e}");
     }
 }
+
+/// Tokens and texts of SentencePiece itself (`tools/oracles/sentencepiece_tokens.py`).
+#[test]
+fn scores_merge_as_sentencepiece_does() {
+    let golden: Value = serde_json::from_str(include_str!("golden/sentencepiece.json")).unwrap();
+    let list = |key: &str| golden[key].as_array().unwrap().clone();
+    let text = gguf_text(&[
+        ("tokenizer.ggml.model", Meta::Text("llama")),
+        (
+            "tokenizer.ggml.tokens",
+            Meta::Texts(
+                list("tokens")
+                    .iter()
+                    .map(|t| t.as_str().unwrap().to_owned())
+                    .collect(),
+            ),
+        ),
+        (
+            "tokenizer.ggml.scores",
+            Meta::Floats(
+                list("scores")
+                    .iter()
+                    .map(|s| s.as_f64().unwrap() as f32)
+                    .collect(),
+            ),
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            Meta::Ints(
+                list("types")
+                    .iter()
+                    .map(|t| t.as_i64().unwrap() as i32)
+                    .collect(),
+            ),
+        ),
+        ("tokenizer.ggml.unknown_token_id", Meta::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(1)),
+    ])
+    .unwrap();
+    for case in list("texts") {
+        let t = case["text"].as_str().unwrap();
+        let want: Vec<u32> = case["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i.as_u64().unwrap() as u32)
+            .collect();
+        assert_eq!(text.tokenizer.encode(t, false).unwrap(), want, "{t:?}");
+        assert_eq!(
+            text.tokenizer.decode(&want, false).unwrap(),
+            case["decoded"].as_str().unwrap(),
+            "{t:?}"
+        );
+        assert_eq!(
+            text.tokenizer.encode(t, true).unwrap(),
+            [&[1], &want[..]].concat()
+        );
+    }
+}
