@@ -35,10 +35,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROMPT = 56
+# Larger than any published model's: a wrong one must show beside roundings.
+EPS = 1e-3
 VOCAB = 256
 COMMON = dict(
     vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, rms_norm_eps=1e-5,
+    num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, rms_norm_eps=EPS,
     bos_token_id=0, eos_token_id=1, pad_token_id=2)
 IDS = dict(bos_token_id=0, eos_token_id=1, pad_token_id=2)
 
@@ -82,22 +84,26 @@ def cases():
             logits_scaling=3.0, **rope(10000)),
         "phi": T.PhiConfig(
             vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=128, qk_layernorm=True, tie_word_embeddings=False,
+            num_key_value_heads=4, max_position_embeddings=128, qk_layernorm=True, layer_norm_eps=EPS,
+            tie_word_embeddings=False,
             **rope(10000, partial_rotary_factor=0.5), **IDS),
         "opt": T.OPTConfig(
             vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, ffn_dim=96, num_attention_heads=4,
             max_position_embeddings=64, word_embed_proj_dim=64, do_layer_norm_before=True,
             activation_function="relu", tie_word_embeddings=True, **IDS),
         "gpt2": T.GPT2Config(
-            vocab_size=VOCAB, n_embd=64, n_layer=3, n_head=4, n_inner=96, n_positions=64, tie_word_embeddings=True, **IDS),
+            vocab_size=VOCAB, n_embd=64, n_layer=3, n_head=4, n_inner=96, n_positions=64, layer_norm_epsilon=EPS,
+            tie_word_embeddings=True, **IDS),
         "gpt_neox": T.GPTNeoXConfig(
             vocab_size=VOCAB, hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4,
-            max_position_embeddings=128, hidden_act="gelu", use_parallel_residual=True, tie_word_embeddings=False,
+            max_position_embeddings=128, hidden_act="gelu", layer_norm_eps=EPS, use_parallel_residual=True,
+            tie_word_embeddings=False,
             **rope(10000, partial_rotary_factor=0.25), **IDS),
         # One after the other, as in RedPajama-INCITE.
         "gpt_neox_serial": T.GPTNeoXConfig(
             vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, intermediate_size=96, num_attention_heads=4,
-            max_position_embeddings=128, hidden_act="gelu", use_parallel_residual=False, tie_word_embeddings=False,
+            max_position_embeddings=128, hidden_act="gelu", layer_norm_eps=EPS, use_parallel_residual=False,
+            tie_word_embeddings=False,
             **rope(10000, partial_rotary_factor=1.0), **IDS),
     }
 

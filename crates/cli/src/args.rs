@@ -1,5 +1,6 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
+pub(crate) mod generate;
 mod rates;
 mod simulate;
 mod sweep;
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     Plan(Box<PlanArgs>),
     /// Run a workload through the scheduler and block manager under a virtual clock
     Simulate(Box<SimulateArgs>),
+    /// Run a model on this machine's processors
+    Generate(Box<generate::GenerateArgs>),
     /// Built-in models
     #[command(subcommand)]
     Models(ModelsCommand),

@@ -36,7 +36,7 @@ pub(crate) fn load(model: &str, assume: Assume, offline: bool) -> Result<Loaded,
 }
 
 /// What, where, why and next step, with the exit code of its kind.
-fn failure(e: &HostError) -> Failure {
+pub(crate) fn failure(e: &HostError) -> Failure {
     let (exit, code) = match e.kind() {
         Kind::NotFound => (Exit::NotFound, "E-MODEL-004"),
         Kind::Forbidden => (Exit::NotFound, "E-MODEL-005"),

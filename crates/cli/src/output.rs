@@ -37,6 +37,15 @@ impl Output {
         }
     }
 
+    /// Writes data as it comes.
+    pub(crate) fn text(&mut self, text: &str) -> Result<(), Failure> {
+        let written = self
+            .out
+            .write_all(text.as_bytes())
+            .and_then(|()| self.out.flush());
+        finished(written)
+    }
+
     /// Writes data and a line end. A reader that has gone away (`| head`) is no error.
     pub(crate) fn line(&mut self, text: &str) -> Result<(), Failure> {
         let written = self
@@ -50,20 +59,24 @@ impl Output {
                 }
             })
             .and_then(|()| self.out.flush());
-        match written {
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            Err(e) => Err(Failure::new(
-                Exit::Failure,
-                "E-IO-001",
-                format!("cannot write to stdout: {e}"),
-            )
-            .hint("free some space there, or send the output elsewhere")),
-            Ok(()) => Ok(()),
-        }
+        finished(written)
     }
 
     /// Talks to a person; losing it loses no data.
     pub(crate) fn talk(&mut self, text: &str) {
         let _ = writeln!(self.err, "{text}");
+    }
+}
+
+fn finished(written: io::Result<()>) -> Result<(), Failure> {
+    match written {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(e) => Err(Failure::new(
+            Exit::Failure,
+            "E-IO-001",
+            format!("cannot write to stdout: {e}"),
+        )
+        .hint("free some space there, or send the output elsewhere")),
+        Ok(()) => Ok(()),
     }
 }

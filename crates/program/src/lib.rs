@@ -1,8 +1,9 @@
 //! A model lowered, purely, to what one rank of a deployment holds.
 //!
 //! This covers weights (any engine's split, and Plimsoll's own packed layout), the KV pool's geometry and, for the
-//! families that run, the operations over buffers ([`lower`]). Promises: exact to the byte for what a checkpoint stores, and no rank is described twice in different words: planner
-//! and runtime both sum these functions. It does not know devices, budgets or other engines' rules.
+//! families that run, the operations over buffers ([`lower`]). Promises: exact to the byte for what a checkpoint
+//! stores, and no rank is described twice in different words: planner and runtime both sum these functions. It does
+//! not know devices, budgets or other engines' rules.
 
 mod lower;
 mod parallel;

@@ -5,6 +5,7 @@ pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;
+pub(crate) mod generate;
 pub(crate) mod models;
 pub(crate) mod plan;
 pub(crate) mod schema;

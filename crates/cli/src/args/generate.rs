@@ -1,0 +1,101 @@
+//! `plimsoll generate`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use plimsoll_units::{Bytes, DType};
+
+use super::tokens;
+
+/// Which instructions kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LevelArg {
+    /// The best that this processor has
+    Auto,
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it
+    pub(crate) model: String,
+    /// The text to go on from
+    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompts")]
+    pub(crate) prompt: Option<String>,
+    /// Many prompts: a file of JSON lines, each {"prompt": "...", "max_tokens": 64}; results are JSON lines too
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat"])]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Treat the prompt as a user's message, by the model's chat template
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) max_tokens: u32,
+    /// Answers to one prompt
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(crate) samples: u32,
+    /// 0 for the likeliest token, always (default: the model's own, else 1)
+    #[arg(long, value_name = "0..2", help_heading = "Sampling")]
+    pub(crate) temperature: Option<f32>,
+    /// Only the k likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
+    pub(crate) top_k: Option<u32>,
+    /// Only the likeliest tokens that have this probability together
+    #[arg(long, value_name = "0..1", help_heading = "Sampling")]
+    pub(crate) top_p: Option<f32>,
+    /// Only tokens of at least this share of the likeliest one's probability
+    #[arg(long, value_name = "0..1", help_heading = "Sampling")]
+    pub(crate) min_p: Option<f32>,
+    /// Divides the logits of tokens that occurred
+    #[arg(long, value_name = "X", help_heading = "Sampling")]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
+    pub(crate) seed: u64,
+    /// Go on past the model's end token
+    #[arg(long, help_heading = "Sampling")]
+    pub(crate) ignore_eos: bool,
+    /// Threads (default: processors)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Engine")]
+    pub(crate) threads: Option<u64>,
+    /// Which instructions kernels use; results are the same with all
+    #[arg(long, value_enum, default_value_t = LevelArg::Auto, help_heading = "Engine")]
+    pub(crate) cpu_level: LevelArg,
+    /// KV cache, in place of what the prompts can use
+    #[arg(long, value_name = "SIZE", help_heading = "Engine")]
+    pub(crate) kv_memory: Option<Bytes>,
+    /// Host memory for swapped KV blocks
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "0",
+        help_heading = "Engine"
+    )]
+    pub(crate) swap_space: Bytes,
+    /// Type of the KV cache: bf16 or f32
+    #[arg(
+        long,
+        visible_alias = "kv-dtype",
+        value_name = "TYPE",
+        default_value = "bf16",
+        help_heading = "Engine"
+    )]
+    pub(crate) kv_cache_dtype: DType,
+    /// Tokens per block
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536), help_heading = "Engine")]
+    pub(crate) block_size: u64,
+    /// Longest sequence accepted (default: the trained context, at most 8,192)
+    #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Engine")]
+    pub(crate) max_model_len: Option<u64>,
+    /// R: sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Engine")]
+    pub(crate) max_num_seqs: u32,
+    /// T: tokens per step
+    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = tokens, help_heading = "Engine")]
+    pub(crate) max_num_batched_tokens: u64,
+    /// Keep no cached prefixes
+    #[arg(long, help_heading = "Engine")]
+    pub(crate) no_enable_prefix_caching: bool,
+}

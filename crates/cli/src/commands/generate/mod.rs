@@ -1,0 +1,281 @@
+//! `plimsoll generate`: prompts through the engine on this machine.
+
+mod prompts;
+mod start;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use plimsoll_kv::Scope;
+use plimsoll_report::thousands;
+use plimsoll_runtime::text::{ChatTemplate, Detokenizer};
+use plimsoll_schedule::{Fan, Notice, Request, RequestId};
+use serde_json::{Value, json};
+
+use self::prompts::{Prompt, read};
+use self::start::{Started, start};
+use crate::args::generate::GenerateArgs;
+use crate::error::{Exit, Failure};
+use crate::output::Output;
+
+/// One prompt on its way.
+struct Running {
+    text: String,
+    prompt_tokens: usize,
+    /// Of the first answer, which is shown as it comes.
+    stream: Detokenizer,
+    began: Instant,
+    first: Option<Instant>,
+}
+
+pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+    let prompts = read(args)?;
+    let mut server = start(args)?;
+    let template = if args.chat {
+        let template = ChatTemplate::new(&server.tokenizer_config).map_err(|e| corrupt(&e))?;
+        Some(template.ok_or_else(|| {
+            Failure::new(Exit::Usage, "E-GEN-004", "this model has no chat template")
+                .hint("leave `--chat` out, or use a model trained for chats")
+        })?)
+    } else {
+        None
+    };
+    let single = args.prompts.is_none() && args.samples == 1;
+    let mut running = BTreeMap::new();
+    for (i, prompt) in prompts.into_iter().enumerate() {
+        let text = match &template {
+            Some(t) => t
+                .render(
+                    &[json!({ "role": "user", "content": prompt.text })],
+                    true,
+                    std::time::SystemTime::now(),
+                )
+                .map_err(|e| corrupt(&e))?,
+            None => prompt.text.clone(),
+        };
+        let one = submit(
+            args,
+            &mut server,
+            i as u64,
+            &prompt,
+            &text,
+            template.is_none(),
+        )?;
+        running.insert(RequestId(i as u64), one);
+    }
+    if single {
+        output.text(&running.values().next().map_or("", |r| &r.text))?;
+    }
+    let began = Instant::now();
+    let mut totals = Totals::default();
+    loop {
+        let mut notices = Vec::new();
+        let stepped = server.engine.step(|n| notices.push(n));
+        for notice in notices {
+            tell(
+                args,
+                &mut server,
+                &mut running,
+                &mut totals,
+                notice,
+                single,
+                output,
+            )?;
+        }
+        let stepped = stepped.map_err(|e| {
+            Failure::new(Exit::Failure, "E-GEN-005", e.to_string())
+                .hint("please report this with the command that led to it")
+        })?;
+        if let Some((_, e)) = server
+            .engine
+            .executor_mut()
+            .chooser_mut()
+            .take_failed()
+            .pop()
+        {
+            return Err(Failure::new(Exit::Corrupt, "E-GEN-006", e.to_string()));
+        }
+        if !stepped {
+            break;
+        }
+    }
+    totals.seconds = began.elapsed().as_secs_f64();
+    output.talk(&summary(&server, &totals));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn corrupt(e: &impl ToString) -> Failure {
+    Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string()).hint("fetch the model's files again")
+}
+
+fn submit(
+    args: &GenerateArgs,
+    server: &mut Started,
+    id: u64,
+    prompt: &Prompt,
+    text: &str,
+    special: bool,
+) -> Result<Running, Failure> {
+    let ids = server
+        .tokenizer
+        .encode(text, special)
+        .map_err(|e| corrupt(&e))?;
+    let bad = |e: String| Failure::new(Exit::Usage, "E-GEN-003", format!("prompt {}: {e}", id + 1));
+    let room = u64::from(server.limits.max_model_len).saturating_sub(ids.len() as u64);
+    let most = prompt.max_tokens.unwrap_or(args.max_tokens);
+    let max_tokens = u32::try_from(room.min(u64::from(most))).unwrap_or(most);
+    let params = server
+        .params(args, max_tokens)
+        .map_err(|e| bad(e.to_string()))?;
+    let fan = Fan::Sample {
+        n: args.samples,
+        best_of: args.samples,
+    };
+    let running = Running {
+        text: text.to_owned(),
+        prompt_tokens: ids.len(),
+        stream: Detokenizer::new(&ids, false),
+        began: Instant::now(),
+        first: None,
+    };
+    let chooser = server.engine.executor_mut().chooser_mut();
+    chooser.expect(RequestId(id), &ids, params);
+    let request = Request::new(
+        RequestId(id),
+        ids.into(),
+        max_tokens,
+        fan,
+        Scope::default(),
+        &server.limits,
+    )
+    .map_err(|e| bad(e.to_string()).hint("shorten the prompt, or raise `--max-model-len`"))?;
+    server
+        .engine
+        .submit(request)
+        .map_err(|e| bad(e.to_string()).hint("raise `--kv-memory`, or ask for fewer tokens"))?;
+    Ok(running)
+}
+
+/// Sums over all requests.
+#[derive(Default)]
+struct Totals {
+    requests: u64,
+    prompt_tokens: u64,
+    output_tokens: u64,
+    /// Seconds to first tokens.
+    first_s: f64,
+    /// Seconds from first tokens to last, and tokens in them.
+    decode_s: f64,
+    decoded: u64,
+    seconds: f64,
+}
+
+fn tell(
+    args: &GenerateArgs,
+    server: &mut Started,
+    running: &mut BTreeMap<RequestId, Running>,
+    totals: &mut Totals,
+    notice: Notice,
+    single: bool,
+    output: &mut Output,
+) -> Result<(), Failure> {
+    match notice {
+        Notice::Token {
+            request,
+            index,
+            draw,
+        } => {
+            let Some(r) = running.get_mut(&request) else {
+                return Ok(());
+            };
+            r.first.get_or_insert_with(Instant::now);
+            if single && index == 0 && !draw.ends {
+                let text = r.stream.push(&server.tokenizer, draw.token);
+                output.text(&text.map_err(|e| corrupt(&e))?)?;
+            }
+        }
+        Notice::Finished(ended) => {
+            let Some(mut r) = running.remove(&ended.request) else {
+                return Ok(());
+            };
+            server
+                .engine
+                .executor_mut()
+                .chooser_mut()
+                .forget(ended.request);
+            let tokens: u64 = ended
+                .completions
+                .iter()
+                .map(|c| c.tokens.len() as u64)
+                .sum();
+            let longest = ended
+                .completions
+                .iter()
+                .map(|c| c.tokens.len() as u64)
+                .max();
+            totals.requests += 1;
+            totals.prompt_tokens += r.prompt_tokens as u64;
+            totals.output_tokens += tokens;
+            let first = r.first.unwrap_or(r.began);
+            totals.first_s += first.duration_since(r.began).as_secs_f64();
+            totals.decode_s += first.elapsed().as_secs_f64();
+            totals.decoded += longest.unwrap_or(0).saturating_sub(1);
+            if single {
+                let rest = r
+                    .stream
+                    .finish(&server.tokenizer)
+                    .map_err(|e| corrupt(&e))?;
+                output.text(&format!("{rest}\n"))?;
+                return Ok(());
+            }
+            let mut answers = Vec::new();
+            for c in &ended.completions {
+                // The token that ends a text is no part of it.
+                let end = c.tokens.len() - usize::from(c.stopped);
+                let text = server.tokenizer.decode(&c.tokens[..end], false);
+                answers.push(text.map_err(|e| corrupt(&e))?);
+            }
+            if args.prompts.is_none() {
+                for a in answers {
+                    output.line(&format!("{}{a}\n---", r.text))?;
+                }
+                return Ok(());
+            }
+            let line: Value = json!({
+                "index": ended.request.0,
+                "texts": answers,
+                "prompt_tokens": r.prompt_tokens,
+                "output_tokens": tokens,
+                "cached_tokens": ended.cached_tokens,
+                "preemptions": ended.swaps + ended.recomputes,
+            });
+            output.line(&line.to_string())?;
+        }
+        Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
+    }
+    Ok(())
+}
+
+fn summary(server: &Started, t: &Totals) -> String {
+    let per_s = |n: u64, s: f64| if s > 0.0 { n as f64 / s } else { 0.0 };
+    let stats = server.engine.scheduler().stats();
+    let mut text = format!(
+        "\n{} of prompt, {} generated; first token after {:.0} ms, then {:.1} tokens/s each, {:.1} together\n",
+        thousands(t.prompt_tokens),
+        thousands(t.output_tokens),
+        1e3 * t.first_s / (t.requests.max(1) as f64),
+        per_s(t.decoded, t.decode_s),
+        per_s(t.output_tokens, t.seconds),
+    );
+    text.push_str(&server.memory());
+    if stats.swaps + stats.recomputes > 0 || stats.cached_tokens > 0 {
+        text.push_str(&format!(
+            "\npreempted {} times by swap, {} by recompute; {} prompt tokens from the prefix cache",
+            stats.swaps,
+            stats.recomputes,
+            thousands(stats.cached_tokens)
+        ));
+    }
+    text
+}
