@@ -436,7 +436,7 @@ fn tokens(json: &Value) -> (Vec<String>, Vec<i32>) {
 
 fn gguf_text(metadata: &[(&str, Meta)]) -> Result<ModelText, TextError> {
     let folder = Folder::new();
-    let mut all = vec![("general.architecture", Meta::Text("llama"))];
+    let mut all = vec![("general.architecture", Meta::Text("llama".into()))];
     all.extend(metadata.iter().cloned());
     folder.gguf("m.gguf", &all, &[("x", 0, &[1], vec![0; 4])]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.gguf"]).unwrap();
@@ -468,8 +468,8 @@ fn gguf_tokenizers_are_those_of_the_folder() {
         .collect();
     let end = tokens_.len() as u32 - 1;
     let gpt2 = [
-        ("tokenizer.ggml.model", Meta::Text("gpt2")),
-        ("tokenizer.ggml.pre", Meta::Text("gpt-2")),
+        ("tokenizer.ggml.model", Meta::Text("gpt2".into())),
+        ("tokenizer.ggml.pre", Meta::Text("gpt-2".into())),
         ("tokenizer.ggml.tokens", Meta::Texts(tokens_)),
         ("tokenizer.ggml.token_type", Meta::Ints(types)),
         ("tokenizer.ggml.merges", Meta::Texts(merges)),
@@ -477,7 +477,7 @@ fn gguf_tokenizers_are_those_of_the_folder() {
         ("tokenizer.ggml.eos_token_id", Meta::U32(end)),
         (
             "tokenizer.chat_template",
-            Meta::Text("{{ messages[0].content }}{{ eos_token }}"),
+            Meta::Text("{{ messages[0].content }}{{ eos_token }}".into()),
         ),
     ];
     let text = gguf_text(&gpt2).unwrap();
@@ -515,7 +515,7 @@ fn gguf_tokenizers_are_those_of_the_folder() {
         .map(|t| place(t).map_or(0.0, |i| -(i as f32)))
         .collect();
     let llama = [
-        ("tokenizer.ggml.model", Meta::Text("llama")),
+        ("tokenizer.ggml.model", Meta::Text("llama".into())),
         ("tokenizer.ggml.tokens", Meta::Texts(tokens_)),
         ("tokenizer.ggml.scores", Meta::Floats(scores)),
         ("tokenizer.ggml.token_type", Meta::Ints(types)),
@@ -551,8 +551,8 @@ fn gguf_tokenizers_are_those_of_the_folder() {
 #[test]
 fn damaged_gguf_tokenizers_are_errors() {
     let good = [
-        ("tokenizer.ggml.model", Meta::Text("gpt2")),
-        ("tokenizer.ggml.pre", Meta::Text("llama-bpe")),
+        ("tokenizer.ggml.model", Meta::Text("gpt2".into())),
+        ("tokenizer.ggml.pre", Meta::Text("llama-bpe".into())),
         (
             "tokenizer.ggml.tokens",
             Meta::Texts(vec!["a".into(), "b".into(), "ab".into()]),
@@ -574,8 +574,12 @@ fn damaged_gguf_tokenizers_are_errors() {
         gguf_text(&all).unwrap_err().to_string()
     };
     for (key, value, says) in [
-        ("tokenizer.ggml.model", Meta::Text("bert"), "`bert`"),
-        ("tokenizer.ggml.pre", Meta::Text("new-rule"), "`new-rule`"),
+        ("tokenizer.ggml.model", Meta::Text("bert".into()), "`bert`"),
+        (
+            "tokenizer.ggml.pre",
+            Meta::Text("new-rule".into()),
+            "`new-rule`",
+        ),
         ("tokenizer.ggml.tokens", Meta::Texts(vec![]), "0 tokens"),
         (
             "tokenizer.ggml.tokens",
@@ -620,7 +624,7 @@ fn scores_merge_as_sentencepiece_does() {
     let golden: Value = serde_json::from_str(include_str!("golden/sentencepiece.json")).unwrap();
     let list = |key: &str| golden[key].as_array().unwrap().clone();
     let text = gguf_text(&[
-        ("tokenizer.ggml.model", Meta::Text("llama")),
+        ("tokenizer.ggml.model", Meta::Text("llama".into())),
         (
             "tokenizer.ggml.tokens",
             Meta::Texts(

@@ -373,7 +373,7 @@ fn gguf_files_are_taken_as_they_lie() {
     let q8 = numbers_.chunks(32).flat_map(block).collect();
     folder.gguf(
         "m.gguf",
-        &[("general.architecture", Meta::Text("llama"))],
+        &[("general.architecture", Meta::Text("llama".into()))],
         &[
             (
                 "blk.0.ffn_gate_exps.weight",
