@@ -72,36 +72,26 @@ pub struct ModelText {
 }
 
 impl ModelText {
-    /// Reads what lies in the folder of a Hugging Face model.
+    /// Reads what belongs to a checkpoint: the metadata of a GGUF file, or the files beside the weights.
     ///
     /// # Errors
     /// [`TextError`].
-    pub fn from_folder(folder: &Path) -> Result<Self, TextError> {
-        let config = TokenizerConfig::from_folder(folder)?;
-        let tokenizer = Tokenizer::from_folder(folder, &config)?;
-        Ok(Self {
-            generation: GenerationConfig::from_folder(folder, &tokenizer, &config)?,
-            template: ChatTemplate::new(&config)?,
-            tokenizer,
-        })
-    }
-
-    /// Reads what a GGUF file holds; `None` where the checkpoint is none.
-    ///
-    /// # Errors
-    /// [`TextError`].
-    pub fn from_gguf(checkpoint: &Checkpoint) -> Result<Option<Self>, TextError> {
-        let Some(metadata) = checkpoint.metadata() else {
-            return Ok(None);
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, TextError> {
+        let (tokenizer, config, generation) = if let Some(metadata) = checkpoint.metadata() {
+            let vocabulary = checkpoint.vocabulary()?;
+            ggml::read(checkpoint.path(0), metadata, &vocabulary)?
+        } else {
+            let folder = checkpoint.folder();
+            let config = TokenizerConfig::from_folder(folder)?;
+            let tokenizer = Tokenizer::from_folder(folder, &config)?;
+            let generation = GenerationConfig::from_folder(folder, &tokenizer, &config)?;
+            (tokenizer, config, generation)
         };
-        let vocabulary = checkpoint.vocabulary()?;
-        let (tokenizer, config, generation) =
-            ggml::read(checkpoint.path(0), metadata, &vocabulary)?;
-        Ok(Some(Self {
+        Ok(Self {
             template: ChatTemplate::new(&config)?,
             tokenizer,
             generation,
-        }))
+        })
     }
 }
 

@@ -321,6 +321,45 @@ fn damaged_tokenizers_are_errors() {
 }
 
 #[test]
+fn changed_tokenizers_load_or_fail_but_never_panic_or_grow() {
+    let mut loaded = 0;
+    for json in [byte_level(), metaspace()] {
+        let good = serde_json::to_vec(&json).unwrap();
+        for seed in 0..300 {
+            let mut bytes = good.clone();
+            for n in numbers(seed, 1 << 31, 3).chunks(3) {
+                let at = n[0] as usize % bytes.len();
+                match n[1] % 4 {
+                    0 => bytes[at] ^= 1 << (n[2] % 8),
+                    1 => bytes[at] = b"0129{}[]\",:nu-e"[n[2] as usize % 15],
+                    2 => drop(bytes.drain(at..bytes.len().min(at + 1 + n[2] as usize % 20))),
+                    _ => bytes.insert(at, b"0129{}[]\",:nu-e"[n[2] as usize % 15]),
+                }
+            }
+            let Ok(t) = Tokenizer::from_json(&bytes, "changed", &TokenizerConfig::default()) else {
+                continue;
+            };
+            loaded += 1;
+            if let Ok(ids) = t.encode("hello wörld <s> 12", true) {
+                t.decode(&ids, false).ok();
+            }
+        }
+    }
+    assert!(loaded > 50, "{loaded}");
+    // Ids far apart must not become a table that long.
+    for id in [1_u32 << 31, u32::MAX - 1, u32::MAX] {
+        let mut json = byte_level();
+        json["model"]["vocab"]["zz"] = id.into();
+        if let Ok(t) = tokenizer(&json, &TokenizerConfig::default()) {
+            assert_eq!(t.vocab(), id + 1);
+        }
+        let mut json = byte_level();
+        json["added_tokens"][0]["id"] = id.into();
+        tokenizer(&json, &TokenizerConfig::default()).ok();
+    }
+}
+
+#[test]
 fn long_texts_without_spaces_are_encoded_in_time() {
     for json in [byte_level(), metaspace()] {
         let t = plain(&json);
@@ -348,7 +387,12 @@ fn configurations_say_what_ends_and_begins() {
         for (name, text) in files {
             std::fs::write(folder.0.join(name), text).unwrap();
         }
+        let weights = ("x", "F32", &[1][..], vec![0; 4]);
+        folder.safetensors("model.safetensors", &[weights]);
+        let checkpoint = Checkpoint::open(&folder.0, &["model.safetensors"]).unwrap();
+        let all = ModelText::of(&checkpoint)?;
         let config = TokenizerConfig::from_folder(&folder.0)?;
+        assert_eq!(all.template.is_some(), config.chat_template.is_some());
         let tokenizer = Tokenizer::from_folder(&folder.0, &config)?;
         let generation = GenerationConfig::from_folder(&folder.0, &tokenizer, &config)?;
         Ok::<_, TextError>((config, generation))
@@ -440,7 +484,7 @@ fn gguf_text(metadata: &[(&str, Meta)]) -> Result<ModelText, TextError> {
     all.extend(metadata.iter().cloned());
     folder.gguf("m.gguf", &all, &[("x", 0, &[1], vec![0; 4])]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.gguf"]).unwrap();
-    ModelText::from_gguf(&checkpoint).map(Option::unwrap)
+    ModelText::of(&checkpoint)
 }
 
 /// Texts of pieces that have and have not tokens.

@@ -1,7 +1,7 @@
 //! [`Checkpoint`]: the files of a model, and where each tensor lies in them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use plimsoll_host::{FileSource, HostError, Kind, Loaded, ModelRef, open_gguf, open_safetensors};
 use plimsoll_model::gguf::{Metadata, Vocabulary};
@@ -31,6 +31,7 @@ pub(super) struct Found<'a> {
 /// The files of a model.
 #[derive(Debug)]
 pub struct Checkpoint {
+    folder: PathBuf,
     files: Vec<(String, FileSource)>,
     tensors: BTreeMap<String, Stored>,
     /// Of the first GGUF file, where it is one.
@@ -64,6 +65,7 @@ impl Checkpoint {
     /// [`HostError`] where one cannot be read or trusted.
     pub fn open(folder: &Path, names: &[&str]) -> Result<Self, HostError> {
         let mut all = Self {
+            folder: folder.to_owned(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
             gguf: None,
@@ -160,6 +162,12 @@ impl Checkpoint {
                 reason: "the checkpoint has no such file".to_owned(),
             }),
         }
+    }
+
+    /// The folder that the files lie in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The path of a file, for people.
