@@ -18,11 +18,13 @@ const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const BYTE: u32 = 6;
 
-/// What a piece of text ends at, for the tokenizers of Llama 3, Qwen 2, GPT-4o and Mistral's Tekken.
+/// What a piece of text ends at, for the tokenizers of Llama 3, Qwen 2 and 3.5, GPT-4o and Mistral's Tekken.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How a BPE over bytes cuts a text before its merges.
 enum Cut {
@@ -42,10 +44,13 @@ fn pre(name: &str) -> Option<(Cut, bool, bool)> {
         "starcoder" | "refact" | "command-r" | "smollm" | "codeshell" | "exaone" => {
             (Cut::Digits, false, false)
         }
-        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" => (Cut::Rule(LLAMA3), true, true),
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "pixtral" | "lfm2" => {
+            (Cut::Rule(LLAMA3), true, true)
+        }
         "dbrx" | "smaug-bpe" => (Cut::Rule(LLAMA3), false, false),
         "qwen2" | "deepseek-r1-qwen" | "stablelm2" => (Cut::Rule(QWEN2), false, false),
-        "gpt-4o" => (Cut::Rule(GPT4O), false, false),
+        "qwen35" => (Cut::Rule(QWEN35), false, false),
+        "gpt-4o" | "llama4" => (Cut::Rule(GPT4O), false, false),
         "tekken" => (Cut::Rule(TEKKEN), true, true),
         _ => return None,
     })

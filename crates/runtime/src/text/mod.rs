@@ -56,7 +56,7 @@ pub enum TextError {
 fn corrupt(place: impl ToString, problem: impl ToString) -> TextError {
     TextError::Corrupt {
         place: place.to_string(),
-        problem: printable(&problem.to_string()),
+        problem: problem.to_string(),
     }
 }
 

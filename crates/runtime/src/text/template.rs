@@ -83,7 +83,7 @@ impl ChatTemplate {
         });
         let source = without_generation(source);
         env.add_template_owned("chat_template", source)
-            .map_err(|e| corrupt("chat_template", describe(&e)))?;
+            .map_err(|e| corrupt("chat_template", printable(&describe(&e))))?;
         Ok(Some(Self {
             environment: env,
             bos: config.bos.clone().unwrap_or_default(),

@@ -720,3 +720,49 @@ fn scores_merge_as_sentencepiece_does() {
         );
     }
 }
+
+/// Real vocabularies: `models/ggml-vocab-*.gguf` of llama.cpp, with texts and the tokens that the models' own
+/// tokenizers give them.
+#[test]
+#[ignore = "set VOCABULARIES to the folder `models` of llama.cpp"]
+fn real_vocabularies_give_the_tokens_of_their_models() {
+    let folder = std::path::PathBuf::from(std::env::var("VOCABULARIES").unwrap());
+    let mut agreed = 0;
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(file) = name.strip_suffix(".inp") else {
+            continue;
+        };
+        let checkpoint = Checkpoint::open(&folder, &[file]).unwrap();
+        let text = match ModelText::of(&checkpoint) {
+            Ok(text) => text,
+            // Kinds and rules that are not known are told, not guessed.
+            Err(e) => {
+                assert!(
+                    e.to_string()
+                        .contains("use the model's Hugging Face folder"),
+                    "{e}"
+                );
+                continue;
+            }
+        };
+        let read =
+            |end: &str| std::fs::read_to_string(folder.join(format!("{file}{end}"))).unwrap();
+        let (texts, ids) = (read(".inp"), read(".out"));
+        for (t, want) in texts.split("\n__ggml_vocab_test__\n").zip(ids.lines()) {
+            let want: Vec<u32> = want
+                .split_whitespace()
+                .map(|x| x.parse().unwrap())
+                .collect();
+            assert_eq!(
+                text.tokenizer.encode(t, false).unwrap(),
+                want,
+                "{file}: {t:?}"
+            );
+            assert_eq!(text.tokenizer.decode(&want, true).unwrap(), t, "{file}");
+        }
+        println!("{file}: {} texts", ids.lines().count());
+        agreed += 1;
+    }
+    assert!(agreed > 0, "no vocabulary in {}", folder.display());
+}
