@@ -330,6 +330,30 @@ mod tests {
         );
     }
 
+    /// Published templates, with what Jinja makes of them (`tools/oracles/chat_templates.py`).
+    #[test]
+    #[ignore = "set TEMPLATES to what tools/oracles/chat_templates.py writes"]
+    fn published_templates_give_the_prompts_of_jinja() {
+        let all = std::fs::read_to_string(std::env::var("TEMPLATES").unwrap()).unwrap();
+        let all: Value = serde_json::from_str(&all).unwrap();
+        let mut compared = 0;
+        for (name, t) in all["templates"].as_object().unwrap() {
+            let mut results = t["results"].as_array().unwrap().iter();
+            for chat in all["chats"].as_array().unwrap() {
+                for prompt in [true, false] {
+                    let now = UNIX_EPOCH + Duration::from_secs(all["now"].as_u64().unwrap());
+                    let t = template(t["source"].as_str().unwrap());
+                    let got = t.render(chat.as_array().unwrap(), prompt, now).ok();
+                    // Null where the template refuses.
+                    assert_eq!(got.as_deref(), results.next().unwrap().as_str(), "{name}");
+                    compared += 1;
+                }
+            }
+        }
+        println!("{compared} prompts agree");
+        assert!(compared > 0);
+    }
+
     #[test]
     fn dates_are_those_of_the_calendar() {
         for (days, want) in [
