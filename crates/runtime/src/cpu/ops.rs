@@ -205,10 +205,12 @@ impl<'a> Walk<'a> {
             }
             Op::Rotary(ref table) => {
                 let (positions, width) = (self.positions, self.width(table.out));
+                let divisors = table.divisors.map(|d| self.vector(d));
                 let ([], out) = self.views([], table.out);
                 pool.rows(out, width, |i, out| {
                     let (cos, sin) = out.split_at_mut(table.frequencies.len());
-                    for ((f, cos), sin) in table.frequencies.iter().zip(cos).zip(sin) {
+                    for (n, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
+                        let f = table.frequencies[n] / divisors.map_or(1.0, |d| d[n]);
                         // Models multiply in f32; the cosine of that product is then exact.
                         #[allow(clippy::cast_precision_loss, reason = "as models do")]
                         let angle = f64::from(positions[i] as f32 * f);
