@@ -23,6 +23,9 @@ pub fn gguf(data: &[u8]) {
     let Ok(header) = Header::read(data) else {
         return;
     };
+    let vocabulary = gguf::Vocabulary::read(data).unwrap_or_default();
+    let bytes: usize = vocabulary.tokens.iter().map(String::len).sum();
+    assert!(bytes <= 3 * data.len(), "more text than the file holds");
     for t in &header.tensors {
         assert!(
             header.data_start + t.end <= data.len() as u64,

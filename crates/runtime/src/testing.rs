@@ -1,4 +1,6 @@
-//! What tests share: folders, and small model files written by hand.
+//! What tests share, those in `tests/` too: folders, and small model files written by hand.
+
+#![allow(dead_code, reason = "each use needs a part")]
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -77,8 +79,9 @@ impl Drop for Folder {
 #[derive(Clone)]
 pub(crate) enum Meta {
     U32(u32),
+    F32(f32),
     Bool(bool),
-    Text(&'static str),
+    Text(String),
     Texts(Vec<String>),
     Floats(Vec<f32>),
     Ints(Vec<i32>),
@@ -95,6 +98,10 @@ impl Meta {
             Self::U32(n) => {
                 out.extend(4_u32.to_le_bytes());
                 out.extend(n.to_le_bytes());
+            }
+            Self::F32(x) => {
+                out.extend(6_u32.to_le_bytes());
+                out.extend(x.to_le_bytes());
             }
             Self::Bool(b) => {
                 out.extend(7_u32.to_le_bytes());

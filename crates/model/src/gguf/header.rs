@@ -12,7 +12,7 @@ use crate::json::printable;
 use crate::read_at::{NotAModel, ReadAt};
 
 /// Longest key, by the format.
-const MAX_KEY: u64 = 65_535;
+pub(super) const MAX_KEY: u64 = 65_535;
 /// Longest tensor name: `GGML_MAX_NAME` is 64 with the closing NUL.
 const MAX_NAME: u64 = 63;
 /// Alignment where the file states none, by the format.
@@ -20,13 +20,13 @@ const DEFAULT_ALIGNMENT: u32 = 32;
 /// Largest accepted alignment; no converter writes more than a page.
 const MAX_ALIGNMENT: u32 = 1 << 20;
 /// Least bytes of a key with its value: length, one letter, type, one byte.
-const LEAST_KEY: u64 = 8 + 1 + 4 + 1;
+pub(super) const LEAST_KEY: u64 = 8 + 1 + 4 + 1;
 /// Least bytes of a tensor's entry: length, one letter, dimensions, one of them, type, offset.
-const LEAST_TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
+pub(super) const LEAST_TENSOR: u64 = 8 + 1 + 4 + 8 + 4 + 8;
 /// Most tensors that are accepted; files of today have below 3,000.
-const MAX_TENSORS: u64 = 1 << 18;
+pub(super) const MAX_TENSORS: u64 = 1 << 18;
 /// Most keys that are accepted; files of today have below 100.
-const MAX_KEYS: u64 = 1 << 12;
+pub(super) const MAX_KEYS: u64 = 1 << 12;
 
 /// Metadata and tensors of one file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -120,7 +120,10 @@ impl Header {
 }
 
 /// Magic and version.
-fn preamble<S: ReadAt + ?Sized>(c: &mut Cursor<'_, S>, source: &S) -> Result<u32, GgufError> {
+pub(super) fn preamble<S: ReadAt + ?Sized>(
+    c: &mut Cursor<'_, S>,
+    source: &S,
+) -> Result<u32, GgufError> {
     let mut start = vec![0; usize::try_from(source.size().min(64)).unwrap_or(0)];
     source.read_at(0, &mut start).map_err(|err| GgufError {
         offset: 0,
@@ -153,7 +156,7 @@ fn preamble<S: ReadAt + ?Sized>(c: &mut Cursor<'_, S>, source: &S) -> Result<u32
 }
 
 /// A count whose entries have at least `least` bytes each.
-fn count<S: ReadAt + ?Sized>(
+pub(super) fn count<S: ReadAt + ?Sized>(
     c: &mut Cursor<'_, S>,
     what: &'static str,
     least: u64,
@@ -172,7 +175,7 @@ fn count<S: ReadAt + ?Sized>(
 }
 
 /// A key or tensor name: 1 to `max` bytes of UTF-8 without NUL.
-fn name<S: ReadAt + ?Sized>(
+pub(super) fn name<S: ReadAt + ?Sized>(
     c: &mut Cursor<'_, S>,
     what: &'static str,
     max: u64,

@@ -17,6 +17,7 @@ mod split;
 mod tensors;
 mod types;
 mod value;
+mod vocabulary;
 
 pub use config::to_config;
 pub use error::{GgufError, GgufProblem};
@@ -25,3 +26,4 @@ pub use split::{Split, SplitError, join, sibling_names, split_name};
 pub use tensors::{GgufSpecError, role_of, spec, tensors};
 pub use types::dtype;
 pub use value::{Array, Metadata, Value, ValueType};
+pub use vocabulary::Vocabulary;

@@ -193,7 +193,10 @@ pub(super) fn read<S: ReadAt + ?Sized>(
     Ok(Value::Array(array))
 }
 
-fn kind<S: ReadAt + ?Sized>(c: &mut Cursor<'_, S>, key: &str) -> Result<ValueType, GgufError> {
+pub(super) fn kind<S: ReadAt + ?Sized>(
+    c: &mut Cursor<'_, S>,
+    key: &str,
+) -> Result<ValueType, GgufError> {
     let found = c.u32("the type of a value")?;
     match ValueType::of(found) {
         Some(kind) => Ok(kind),

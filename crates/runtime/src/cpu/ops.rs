@@ -205,12 +205,13 @@ impl<'a> Walk<'a> {
             }
             Op::Rotary(ref table) => {
                 let (positions, width) = (self.positions, self.width(table.out));
-                let divisors = table.divisors.map(|d| self.vector(d));
+                let divisors = table.divisors.map(|w| self.vector(w));
                 let ([], out) = self.views([], table.out);
                 pool.rows(out, width, |i, out| {
                     let (cos, sin) = out.split_at_mut(table.frequencies.len());
-                    for (n, (cos, sin)) in cos.iter_mut().zip(sin).enumerate() {
-                        let f = table.frequencies[n] / divisors.map_or(1.0, |d| d[n]);
+                    let pairs = table.frequencies.iter().zip(cos).zip(sin);
+                    for (pair, ((f, cos), sin)) in pairs.enumerate() {
+                        let f = divisors.map_or(*f, |d| f / d[pair]);
                         // Models multiply in f32; the cosine of that product is then exact.
                         #[allow(clippy::cast_precision_loss, reason = "as models do")]
                         let angle = f64::from(positions[i] as f32 * f);

@@ -5,6 +5,7 @@
 //! or grow without bound.
 
 mod config;
+mod ggml;
 mod stops;
 mod stream;
 mod template;
@@ -14,6 +15,8 @@ use std::path::Path;
 
 use plimsoll_host::{HostError, read_whole};
 use plimsoll_model::json::printable;
+
+use crate::weights::Checkpoint;
 
 pub use config::{GenerationConfig, TokenizerConfig};
 pub use stops::{MAX_STOP_BYTES, MAX_STOPS, StopError, Stops};
@@ -54,6 +57,41 @@ fn corrupt(place: impl ToString, problem: impl ToString) -> TextError {
     TextError::Corrupt {
         place: place.to_string(),
         problem: printable(&problem.to_string()),
+    }
+}
+
+/// All that a model's files say of text.
+#[derive(Debug)]
+pub struct ModelText {
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// How it makes prompts of chats, where it does.
+    pub template: Option<ChatTemplate>,
+    /// How it is meant to be sampled, and what ends a text.
+    pub generation: GenerationConfig,
+}
+
+impl ModelText {
+    /// Reads what belongs to a checkpoint: the metadata of a GGUF file, or the files beside the weights.
+    ///
+    /// # Errors
+    /// [`TextError`].
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, TextError> {
+        let (tokenizer, config, generation) = if let Some(metadata) = checkpoint.metadata() {
+            let vocabulary = checkpoint.vocabulary()?;
+            ggml::read(checkpoint.path(0), metadata, &vocabulary)?
+        } else {
+            let folder = checkpoint.folder();
+            let config = TokenizerConfig::from_folder(folder)?;
+            let tokenizer = Tokenizer::from_folder(folder, &config)?;
+            let generation = GenerationConfig::from_folder(folder, &tokenizer, &config)?;
+            (tokenizer, config, generation)
+        };
+        Ok(Self {
+            template: ChatTemplate::new(&config)?,
+            tokenizer,
+            generation,
+        })
     }
 }
 

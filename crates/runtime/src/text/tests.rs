@@ -321,6 +321,45 @@ fn damaged_tokenizers_are_errors() {
 }
 
 #[test]
+fn changed_tokenizers_load_or_fail_but_never_panic_or_grow() {
+    let mut loaded = 0;
+    for json in [byte_level(), metaspace()] {
+        let good = serde_json::to_vec(&json).unwrap();
+        for seed in 0..300 {
+            let mut bytes = good.clone();
+            for n in numbers(seed, 1 << 31, 3).chunks(3) {
+                let at = n[0] as usize % bytes.len();
+                match n[1] % 4 {
+                    0 => bytes[at] ^= 1 << (n[2] % 8),
+                    1 => bytes[at] = b"0129{}[]\",:nu-e"[n[2] as usize % 15],
+                    2 => drop(bytes.drain(at..bytes.len().min(at + 1 + n[2] as usize % 20))),
+                    _ => bytes.insert(at, b"0129{}[]\",:nu-e"[n[2] as usize % 15]),
+                }
+            }
+            let Ok(t) = Tokenizer::from_json(&bytes, "changed", &TokenizerConfig::default()) else {
+                continue;
+            };
+            loaded += 1;
+            if let Ok(ids) = t.encode("hello wörld <s> 12", true) {
+                t.decode(&ids, false).ok();
+            }
+        }
+    }
+    assert!(loaded > 50, "{loaded}");
+    // Ids far apart must not become a table that long.
+    for id in [1_u32 << 31, u32::MAX - 1, u32::MAX] {
+        let mut json = byte_level();
+        json["model"]["vocab"]["zz"] = id.into();
+        if let Ok(t) = tokenizer(&json, &TokenizerConfig::default()) {
+            assert_eq!(t.vocab(), id + 1);
+        }
+        let mut json = byte_level();
+        json["added_tokens"][0]["id"] = id.into();
+        tokenizer(&json, &TokenizerConfig::default()).ok();
+    }
+}
+
+#[test]
 fn long_texts_without_spaces_are_encoded_in_time() {
     for json in [byte_level(), metaspace()] {
         let t = plain(&json);
@@ -348,7 +387,12 @@ fn configurations_say_what_ends_and_begins() {
         for (name, text) in files {
             std::fs::write(folder.0.join(name), text).unwrap();
         }
+        let weights = ("x", "F32", &[1][..], vec![0; 4]);
+        folder.safetensors("model.safetensors", &[weights]);
+        let checkpoint = Checkpoint::open(&folder.0, &["model.safetensors"]).unwrap();
+        let all = ModelText::of(&checkpoint)?;
         let config = TokenizerConfig::from_folder(&folder.0)?;
+        assert_eq!(all.template.is_some(), config.chat_template.is_some());
         let tokenizer = Tokenizer::from_folder(&folder.0, &config)?;
         let generation = GenerationConfig::from_folder(&folder.0, &tokenizer, &config)?;
         Ok::<_, TextError>((config, generation))
@@ -409,5 +453,270 @@ fn configurations_say_what_ends_and_begins() {
     ] {
         let e = read(&[(name, text)]).unwrap_err();
         assert!(e.to_string().contains(name), "{text}: {e}");
+    }
+}
+
+/// The tokens of a `tokenizer.json`, by id, and which of them are special.
+fn tokens(json: &Value) -> (Vec<String>, Vec<i32>) {
+    let vocab = json["model"]["vocab"].as_object().unwrap();
+    let mut all = vec![String::new(); vocab.len()];
+    for (token, id) in vocab {
+        all[id.as_u64().unwrap() as usize] = token.clone();
+    }
+    let mut types: Vec<i32> = all
+        .iter()
+        .map(|t| if t.starts_with("<0x") { 6 } else { 1 })
+        .collect();
+    for added in json["added_tokens"].as_array().unwrap() {
+        let id = added["id"].as_u64().unwrap() as usize;
+        if id == all.len() {
+            all.push(added["content"].as_str().unwrap().to_owned());
+            types.push(3);
+        }
+        types[id] = 3;
+    }
+    (all, types)
+}
+
+fn gguf_text(metadata: &[(&str, Meta)]) -> Result<ModelText, TextError> {
+    let folder = Folder::new();
+    let mut all = vec![("general.architecture", Meta::Text("llama".into()))];
+    all.extend(metadata.iter().cloned());
+    folder.gguf("m.gguf", &all, &[("x", 0, &[1], vec![0; 4])]);
+    let checkpoint = Checkpoint::open(&folder.0, &["m.gguf"]).unwrap();
+    ModelText::of(&checkpoint)
+}
+
+/// Texts of pieces that have and have not tokens.
+fn texts() -> impl Iterator<Item = String> {
+    let parts = [
+        "hello", " ", "world", "  ", "é", "\n", "12", "<s>", "hell", "o", "w", "日", "'s", "he",
+        "lll",
+    ];
+    (0..200).map(move |seed| {
+        numbers(seed, parts.len() as u64, 9)
+            .into_iter()
+            .map(|i| parts[i as usize])
+            .collect()
+    })
+}
+
+#[test]
+fn gguf_tokenizers_are_those_of_the_folder() {
+    let json = byte_level();
+    let (tokens_, types) = tokens(&json);
+    let merges = json["model"]["merges"].as_array().unwrap();
+    let merges = merges
+        .iter()
+        .map(|m| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()))
+        .collect();
+    let end = tokens_.len() as u32 - 1;
+    let gpt2 = [
+        ("tokenizer.ggml.model", Meta::Text("gpt2".into())),
+        ("tokenizer.ggml.pre", Meta::Text("gpt-2".into())),
+        ("tokenizer.ggml.tokens", Meta::Texts(tokens_)),
+        ("tokenizer.ggml.token_type", Meta::Ints(types)),
+        ("tokenizer.ggml.merges", Meta::Texts(merges)),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(end - 1)),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(end)),
+        (
+            "tokenizer.chat_template",
+            Meta::Text("{{ messages[0].content }}{{ eos_token }}".into()),
+        ),
+    ];
+    let text = gguf_text(&gpt2).unwrap();
+    assert_eq!(text.generation.eos, [end]);
+    let prompt = text
+        .template
+        .unwrap()
+        .render(&[json!({"content": "a"})], true, Now::now())
+        .unwrap();
+    assert_eq!(prompt, "a</s>");
+    let folder = plain(&json);
+    let mut longer = 0;
+    for t in texts() {
+        let want = folder.encode(&t, false).unwrap();
+        longer += usize::from(t.len() > want.len());
+        assert_eq!(text.tokenizer.encode(&t, false).unwrap(), want, "{t:?}");
+        assert_eq!(
+            text.tokenizer.decode(&want, true).unwrap(),
+            folder.decode(&want, true).unwrap()
+        );
+    }
+    assert!(longer > 150, "merges apply");
+
+    let json = metaspace();
+    let (tokens_, types) = tokens(&json);
+    // Scores as SentencePiece has them: the merges' order, downwards; what is no merge has none of them.
+    let merges = json["model"]["merges"].as_array().unwrap();
+    let place = |t: &String| {
+        merges
+            .iter()
+            .position(|m| format!("{}{}", m[0].as_str().unwrap(), m[1].as_str().unwrap()) == *t)
+    };
+    let scores = tokens_
+        .iter()
+        .map(|t| place(t).map_or(0.0, |i| -(i as f32)))
+        .collect();
+    let llama = [
+        ("tokenizer.ggml.model", Meta::Text("llama".into())),
+        ("tokenizer.ggml.tokens", Meta::Texts(tokens_)),
+        ("tokenizer.ggml.scores", Meta::Floats(scores)),
+        ("tokenizer.ggml.token_type", Meta::Ints(types)),
+        ("tokenizer.ggml.unknown_token_id", Meta::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(1)),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(2)),
+    ];
+    let text = gguf_text(&llama).unwrap();
+    let folder = plain(&json);
+    for t in texts() {
+        for special in [false, true] {
+            let want = folder.encode(&t, special).unwrap();
+            // The folder's own rule adds a second one where the text begins with it.
+            let want = if special && want.starts_with(&[1, 1]) {
+                &want[1..]
+            } else {
+                &want[..]
+            };
+            assert_eq!(text.tokenizer.encode(&t, special).unwrap(), want, "{t:?}");
+            assert_eq!(
+                text.tokenizer.decode(want, false).unwrap(),
+                folder.decode(want, false).unwrap()
+            );
+        }
+    }
+    let mut without = llama.to_vec();
+    without.push(("tokenizer.ggml.add_space_prefix", Meta::Bool(false)));
+    without.push(("tokenizer.ggml.add_bos_token", Meta::Bool(false)));
+    let t = gguf_text(&without).unwrap().tokenizer;
+    assert_eq!(t.encode("hello", true).unwrap(), [t.id("hello").unwrap()]);
+}
+
+#[test]
+fn damaged_gguf_tokenizers_are_errors() {
+    let good = [
+        ("tokenizer.ggml.model", Meta::Text("gpt2".into())),
+        ("tokenizer.ggml.pre", Meta::Text("llama-bpe".into())),
+        (
+            "tokenizer.ggml.tokens",
+            Meta::Texts(vec!["a".into(), "b".into(), "ab".into()]),
+        ),
+        ("tokenizer.ggml.merges", Meta::Texts(vec!["a b".into()])),
+        ("tokenizer.ggml.eos_token_id", Meta::U32(2)),
+    ];
+    assert_eq!(
+        gguf_text(&good)
+            .unwrap()
+            .tokenizer
+            .encode("ab", false)
+            .unwrap(),
+        [2]
+    );
+    let change = |key: &str, value: Meta| {
+        let mut all: Vec<_> = good.iter().filter(|m| m.0 != key).cloned().collect();
+        all.push((key, value));
+        gguf_text(&all).unwrap_err().to_string()
+    };
+    for (key, value, says) in [
+        ("tokenizer.ggml.model", Meta::Text("bert".into()), "`bert`"),
+        (
+            "tokenizer.ggml.pre",
+            Meta::Text("new-rule".into()),
+            "`new-rule`",
+        ),
+        ("tokenizer.ggml.tokens", Meta::Texts(vec![]), "0 tokens"),
+        (
+            "tokenizer.ggml.tokens",
+            Meta::Texts(vec!["a".into(), "b".into(), "a".into()]),
+            "both `a`",
+        ),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["a c".into()]),
+            "m.gguf",
+        ),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["ab".into()]),
+            "m.gguf",
+        ),
+        (
+            "tokenizer.ggml.merges",
+            Meta::Texts(vec!["é".into()]),
+            "m.gguf",
+        ),
+        (
+            "tokenizer.ggml.eos_token_id",
+            Meta::U32(3),
+            "there are 3 tokens",
+        ),
+        ("tokenizer.ggml.token_type", Meta::Ints(vec![1]), "1 types"),
+        (
+            "tokenizer.ggml.scores",
+            Meta::Floats(vec![f32::NAN; 3]),
+            "not a number",
+        ),
+    ] {
+        let e = change(key, value);
+        assert!(e.contains(says) && e.contains("m.gguf"), "{key}: {e}");
+    }
+}
+
+/// Tokens and texts of SentencePiece itself (`tools/oracles/sentencepiece_tokens.py`).
+#[test]
+fn scores_merge_as_sentencepiece_does() {
+    let golden: Value = serde_json::from_str(include_str!("golden/sentencepiece.json")).unwrap();
+    let list = |key: &str| golden[key].as_array().unwrap().clone();
+    let text = gguf_text(&[
+        ("tokenizer.ggml.model", Meta::Text("llama".into())),
+        (
+            "tokenizer.ggml.tokens",
+            Meta::Texts(
+                list("tokens")
+                    .iter()
+                    .map(|t| t.as_str().unwrap().to_owned())
+                    .collect(),
+            ),
+        ),
+        (
+            "tokenizer.ggml.scores",
+            Meta::Floats(
+                list("scores")
+                    .iter()
+                    .map(|s| s.as_f64().unwrap() as f32)
+                    .collect(),
+            ),
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            Meta::Ints(
+                list("types")
+                    .iter()
+                    .map(|t| t.as_i64().unwrap() as i32)
+                    .collect(),
+            ),
+        ),
+        ("tokenizer.ggml.unknown_token_id", Meta::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Meta::U32(1)),
+    ])
+    .unwrap();
+    for case in list("texts") {
+        let t = case["text"].as_str().unwrap();
+        let want: Vec<u32> = case["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i.as_u64().unwrap() as u32)
+            .collect();
+        assert_eq!(text.tokenizer.encode(t, false).unwrap(), want, "{t:?}");
+        assert_eq!(
+            text.tokenizer.decode(&want, false).unwrap(),
+            case["decoded"].as_str().unwrap(),
+            "{t:?}"
+        );
+        assert_eq!(
+            text.tokenizer.encode(t, true).unwrap(),
+            [&[1], &want[..]].concat()
+        );
     }
 }

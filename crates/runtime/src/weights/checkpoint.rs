@@ -1,50 +1,13 @@
 //! [`Checkpoint`]: the files of a model, and where each tensor lies in them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use plimsoll_host::{FileSource, HostError, Loaded, ModelRef, open_gguf, open_safetensors};
-use plimsoll_model::gguf::{Metadata, Value};
+use plimsoll_host::{FileSource, HostError, Kind, Loaded, ModelRef, open_gguf, open_safetensors};
+use plimsoll_model::gguf::{Metadata, Vocabulary};
 use plimsoll_model::json::printable;
 use plimsoll_model::read_at::{ReadAt as _, ReadError};
 use plimsoll_units::DType;
-
-use super::names;
-
-/// In which order the rows of a tensor lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
-    /// As the model has them.
-    Plain,
-    /// In each head of `head` rows, the first and second half alternate: llama.cpp turns neighbours by an angle
-    /// where Hugging Face's LLaMA turns rows that lie half a head apart (`permute` of its converter).
-    Alternating {
-        /// Rows of a head.
-        head: u64,
-    },
-}
-
-impl Order {
-    /// Where row `row` of the model lies.
-    pub(super) const fn stored(self, row: u64) -> u64 {
-        match self {
-            Self::Plain => row,
-            Self::Alternating { head } => {
-                let (start, row) = (row / head * head, row % head);
-                let half = head / 2;
-                start + row % half * 2 + row / half
-            }
-        }
-    }
-
-    /// The stored rows among which the model's rows `from..to` lie.
-    pub(super) const fn cover(self, from: u64, to: u64) -> (u64, u64) {
-        match self {
-            Self::Plain => (from, to),
-            Self::Alternating { head } => (from / head * head, to.div_ceil(head) * head),
-        }
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Stored {
@@ -55,7 +18,7 @@ struct Stored {
     begin: u64,
 }
 
-/// A tensor, or the part of one that an expert has.
+/// A tensor, and where it lies.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found<'a> {
     pub(super) name: &'a str,
@@ -63,14 +26,12 @@ pub(super) struct Found<'a> {
     pub(super) dtype: DType,
     pub(super) shape: &'a [u64],
     pub(super) begin: u64,
-    pub(super) order: Order,
-    /// Stored by a converter that transposes what is stored inputs first, and adds the 1 to norms that need it.
-    pub(super) converted: bool,
 }
 
 /// The files of a model.
 #[derive(Debug)]
 pub struct Checkpoint {
+    folder: PathBuf,
     files: Vec<(String, FileSource)>,
     tensors: BTreeMap<String, Stored>,
     /// Of the first GGUF file, where it is one.
@@ -104,6 +65,7 @@ impl Checkpoint {
     /// [`HostError`] where one cannot be read or trusted.
     pub fn open(folder: &Path, names: &[&str]) -> Result<Self, HostError> {
         let mut all = Self {
+            folder: folder.to_owned(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
             gguf: None,
@@ -156,88 +118,38 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The tensor that Hugging Face's checkpoint calls `name`.
+    /// The tensor with this stored name.
     pub(super) fn find(&self, name: &str) -> Option<Found<'_>> {
-        let Some(metadata) = &self.gguf else {
-            let (name, t) = self.tensors.get_key_value(name)?;
-            return Some(Found {
-                name,
-                file: t.file,
-                dtype: t.dtype,
-                shape: &t.shape,
-                begin: t.begin,
-                order: Order::Plain,
-                converted: false,
-            });
-        };
-        let text = |key: &str| metadata.get(key).and_then(Value::as_str);
-        let arch = text("general.architecture")?;
-        let (stored, expert) = names::gguf(arch, name)?;
-        let (name, t) = self.tensors.get_key_value(&stored)?;
-        let (mut shape, mut begin) = (t.shape.as_slice(), t.begin);
-        if let Some(expert) = expert {
-            let (&experts, one) = shape.split_first()?;
-            if expert >= experts {
-                return None;
-            }
-            let elements = one.iter().product();
-            // The header's bytes were found to be in the file.
-            begin += expert * t.dtype.bytes(elements).ok()?.get();
-            shape = one;
-        }
-        let order = match names::alternating(arch, name) {
-            None => Order::Plain,
-            Some(key) => {
-                let heads = metadata
-                    .get(&format!("{arch}.{key}"))
-                    .and_then(Value::as_u64);
-                // The keys' own number is optional where it is that of the queries.
-                let all = || {
-                    metadata
-                        .get(&format!("{arch}.attention.head_count"))?
-                        .as_u64()
-                };
-                let head = shape.first()?.checked_div(heads.or_else(all)?)?;
-                if head < 2 || head % 2 == 1 || shape.first()? % head != 0 {
-                    return None;
-                }
-                Order::Alternating { head }
-            }
-        };
-        Some(Found {
-            name,
-            file: t.file,
-            dtype: t.dtype,
-            shape,
-            begin,
-            order,
-            converted: true,
-        })
+        let (name, t) = self.tensors.get_key_value(name)?;
+        Some(found(name, t))
     }
 
-    /// All tensors, in the order of their data: name, file, first byte, type, shape.
+    /// All tensors, in the order of their data.
     pub(super) fn all(&self) -> Vec<Found<'_>> {
-        let mut all: Vec<Found<'_>> = self
-            .tensors
-            .iter()
-            .map(|(name, t)| Found {
-                name,
-                file: t.file,
-                dtype: t.dtype,
-                shape: &t.shape,
-                begin: t.begin,
-                order: Order::Plain,
-                converted: true,
-            })
-            .collect();
+        let mut all: Vec<Found<'_>> = self.tensors.iter().map(|(n, t)| found(n, t)).collect();
         all.sort_by_key(|t| (t.file, t.begin));
         all
     }
 
-    /// The metadata of a GGUF model, in which its tokenizer lies.
-    #[must_use]
-    pub const fn metadata(&self) -> Option<&Metadata> {
+    /// The metadata of a GGUF model, in which the rest of its tokenizer lies.
+    pub(crate) const fn metadata(&self) -> Option<&Metadata> {
         self.gguf.as_ref()
+    }
+
+    /// The vocabulary of a GGUF model; empty for others.
+    ///
+    /// # Errors
+    /// [`HostError`] where the file changed since it was opened, or has too large a one.
+    pub fn vocabulary(&self) -> Result<Vocabulary, HostError> {
+        match self.files.first().filter(|_| self.gguf.is_some()) {
+            None => Ok(Vocabulary::default()),
+            Some((path, source)) => Vocabulary::read(source).map_err(|e| {
+                HostError::new(Kind::Corrupt, "this GGUF file has no usable tokenizer")
+                    .at(format!("{path}, byte {}", e.offset))
+                    .because(&e.problem)
+                    .next(e.next_step())
+            }),
+        }
     }
 
     /// Reads bytes of a file.
@@ -252,8 +164,24 @@ impl Checkpoint {
         }
     }
 
+    /// The folder that the files lie in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The path of a file, for people.
-    pub(super) fn path(&self, file: usize) -> &str {
+    pub(crate) fn path(&self, file: usize) -> &str {
         self.files.get(file).map_or("", |f| f.0.as_str())
+    }
+}
+
+fn found<'a>(name: &'a str, t: &'a Stored) -> Found<'a> {
+    Found {
+        name,
+        file: t.file,
+        dtype: t.dtype,
+        shape: &t.shape,
+        begin: t.begin,
     }
 }

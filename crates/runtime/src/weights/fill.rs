@@ -6,7 +6,7 @@ use plimsoll_kernels::{PANEL, pack_columns, pack_rows};
 use plimsoll_model::json::printable;
 use plimsoll_units::DType;
 
-use super::checkpoint::{Checkpoint, Order};
+use super::checkpoint::Checkpoint;
 use super::{SCRATCH, WeightsError, decode};
 
 /// How the elements of a piece lie in its file.
@@ -33,7 +33,6 @@ pub(super) struct Piece {
     pub(super) begin: u64,
     pub(super) dtype: DType,
     pub(super) matrix: Matrix,
-    pub(super) order: Order,
     /// Added to every element.
     pub(super) plus: f32,
     /// Which rows of the weight they are.
@@ -144,7 +143,7 @@ impl Rows<'_> {
         let mut done = 0;
         while done < count {
             let n = step.min(count - done);
-            let (a, b) = piece.order.cover(from + done, from + done + n);
+            let (a, b) = (from + done, from + done + n);
             if !(a.is_multiple_of(block) && b.is_multiple_of(block)) {
                 return Err(WeightsError::DType {
                     tensor: printable(&piece.tensor),
@@ -156,8 +155,7 @@ impl Rows<'_> {
             self.read(a / block * size, &mut scratch.bytes)?;
             decode::floats(piece.dtype, &scratch.bytes, &mut scratch.floats);
             let out = &mut words[self.to + index(done)..][..index(n)];
-            for (row, out) in (from + done..).zip(out) {
-                let x = scratch.floats[index(piece.order.stored(row) - a)];
+            for (x, out) in scratch.floats.iter().zip(out) {
                 *out = (x + piece.plus).to_bits();
             }
             done += n;
@@ -171,20 +169,21 @@ impl Rows<'_> {
             piece, from, count, ..
         } = *self;
         let (block, size) = decode::block(piece.dtype);
-        let (a, b) = piece.order.cover(from, from + count);
         let k = index(k);
         let row_bytes = k / block * size;
-        scratch.bytes.resize(index(b - a) * row_bytes, 0);
-        self.read(a * row_bytes as u64, &mut scratch.bytes)?;
+        scratch.bytes.resize(index(count) * row_bytes, 0);
+        self.read(from * row_bytes as u64, &mut scratch.bytes)?;
         self.for_panels(words, k, |panel, lane, done, n| {
-            let halves = &mut scratch.halves;
-            halves.resize(n * k, 0);
-            for (i, halves) in halves.chunks_exact_mut(k.max(1)).enumerate() {
-                let row = piece.order.stored(from + (done + i) as u64) - a;
-                let bytes = &scratch.bytes[index(row) * row_bytes..][..row_bytes];
-                decode::halves(piece.dtype, bytes, piece.plus, halves);
+            let bytes = &scratch.bytes[done * row_bytes..][..n * row_bytes];
+            scratch.halves.resize(n * k, 0);
+            // Row by row: a row need not end where a strip of blocks does.
+            if k > 0 {
+                let rows = bytes.chunks_exact(row_bytes);
+                for (bytes, halves) in rows.zip(scratch.halves.chunks_exact_mut(k)) {
+                    decode::halves(piece.dtype, bytes, piece.plus, halves);
+                }
             }
-            pack_rows(panel, k, lane, halves);
+            pack_rows(panel, k, lane, &scratch.halves);
         });
         Ok(())
     }

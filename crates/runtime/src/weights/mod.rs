@@ -1,8 +1,8 @@
 //! Weights: a checkpoint streamed into its arena and packed on the way.
 //!
 //! Promises: every tensor that the program names is found, and its type and shape agree, before a byte of data is
-//! read; what is read lies in scratch of about [`SCRATCH`] bytes per thread (of one panel or attention head, where
-//! that is more), so the original is never resident twice; which thread packs what changes no bit. Matrices become bfloat16, rounded to
+//! read; what is read lies in scratch of [`SCRATCH`] bytes per thread (of one panel, where that is more), so the
+//! original is never resident twice; which thread packs what changes no bit. Matrices become bfloat16, rounded to
 //! the nearest, ties to even; vectors become f32, exactly. Files are read, not mapped: a mapped file counts as
 //! memory a second time, and one that shrinks ends the process.
 
@@ -11,7 +11,6 @@ mod check;
 mod checkpoint;
 mod decode;
 mod fill;
-mod names;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -212,7 +211,7 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
         let elements = Bytes::product(found.shape.iter().copied())
             .map_err(|e| wrong(weight, e))?
             .get();
-        let transposed = source.transposed && !found.converted;
+        let transposed = source.transposed;
         let (rows, matrix) = match weight.layout {
             WeightLayout::Packed { k, .. } => {
                 let last = found.shape.last().copied().unwrap_or(1);
@@ -249,7 +248,7 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
             .checked_add(len)
             .ok_or_else(|| wrong(weight, "its rows overflow"))?;
         let plus = match source.plus {
-            n if n != 0 && !found.converted => f32::from(n),
+            n if n != 0 => f32::from(n),
             // The number that changes none, −0 included.
             _ => -0.0,
         };
@@ -259,7 +258,6 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
             begin: found.begin,
             dtype: found.dtype,
             matrix,
-            order: found.order,
             plus,
             at: row..to,
             from: source.rows.start,

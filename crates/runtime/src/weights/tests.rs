@@ -357,101 +357,51 @@ fn checks_weights_by_tensor() {
     );
 }
 
-/// How llama.cpp's converter stores rows of queries and keys:
-/// `w.reshape(heads, 2, rows / heads / 2, k).swapaxes(1, 2).reshape(rows, k)`.
-fn permuted(w: &[f32], heads: usize, k: usize) -> Vec<f32> {
-    let rows = w.len() / k;
-    let half = rows / heads / 2;
-    let mut out = Vec::new();
-    for h in 0..heads {
-        for i in 0..half {
-            for side in 0..2 {
-                let row = (h * 2 + side) * half + i;
-                out.extend(&w[row * k..][..k]);
-            }
-        }
-    }
-    out
-}
-
 #[test]
-fn gguf_files_give_what_the_model_has() {
+fn gguf_files_are_taken_as_they_lie() {
     let folder = Folder::new();
     let k = 64;
-    // 4 heads of 24 rows, 2 of them for keys; 3 experts.
-    let (q, key, bias) = (numbers(1, 96 * k), numbers(2, 48 * k), numbers(3, 96));
     let (experts, norm) = (numbers(4, 3 * 40 * k), numbers(5, k));
-    // One block per 32 elements: scale 0.5, then the numbers themselves.
-    let embedding: Vec<i8> = (0..10 * k).map(|i| (i % 251) as u8 as i8).collect();
-    let q8 = embedding
-        .chunks(32)
-        .flat_map(|c| {
-            [0, 0x38]
-                .into_iter()
-                .chain(c.iter().map(|&x| x as u8))
-                .collect::<Vec<u8>>()
-        })
-        .collect();
+    // Blocks of 32 elements: a scale of 0.5, then the numbers themselves.
+    let numbers_: Vec<i8> = (0..70 * k).map(|i| (i % 251) as u8 as i8).collect();
+    let block = |c: &[i8]| {
+        [0, 0x38]
+            .into_iter()
+            .chain(c.iter().map(|&x| x as u8))
+            .collect::<Vec<u8>>()
+    };
+    let q8 = numbers_.chunks(32).flat_map(block).collect();
     folder.gguf(
         "m.gguf",
+        &[("general.architecture", Meta::Text("llama".into()))],
         &[
-            ("general.architecture", Meta::Text("llama")),
-            ("llama.attention.head_count", Meta::U32(4)),
-            ("llama.attention.head_count_kv", Meta::U32(2)),
-        ],
-        &[
-            (
-                "blk.0.attn_q.weight",
-                0,
-                &[96, k],
-                f32_bytes(&permuted(&q, 4, k as usize)),
-            ),
-            (
-                "blk.0.attn_q.bias",
-                0,
-                &[96],
-                f32_bytes(&permuted(&bias, 4, 1)),
-            ),
-            (
-                "blk.0.attn_k.weight",
-                30,
-                &[48, k],
-                bf16_bytes(&permuted(&key, 2, k as usize)),
-            ),
             (
                 "blk.0.ffn_gate_exps.weight",
-                0,
+                30,
                 &[3, 40, k],
-                f32_bytes(&experts),
+                bf16_bytes(&experts),
             ),
             ("blk.0.attn_norm.weight", 0, &[k], f32_bytes(&norm)),
-            ("token_embd.weight", 8, &[10, k], q8),
+            ("token_embd.weight", 8, &[70, k], q8),
         ],
     );
-    let layer = |t: &str, rows| source(&format!("model.layers.0.{t}"), rows);
-    let mut norm_source = layer("input_layernorm.weight", 0..k);
-    // Converters add the 1 of such norms themselves, and turn what is stored inputs first.
-    norm_source.plus = 1;
-    let mut k_source = layer("self_attn.k_proj.weight", 0..48);
-    k_source.transposed = true;
     let program = program(vec![
-        // From inside one head into another, and a panel's border inside a head.
-        (
-            WeightLayout::Packed { n: 100, k },
-            vec![layer("self_attn.q_proj.weight", 10..62), k_source],
-        ),
-        (
-            WeightLayout::F32 { n: 90 },
-            vec![layer("self_attn.q_proj.bias", 5..95)],
-        ),
+        // The second expert's rows.
         (
             WeightLayout::Packed { n: 35, k },
-            vec![layer("block_sparse_moe.experts.1.w1.weight", 2..37)],
+            vec![source("blk.0.ffn_gate_exps.weight", 42..77)],
         ),
-        (WeightLayout::F32 { n: k }, vec![norm_source]),
         (
-            WeightLayout::Packed { n: 10, k },
-            vec![source("model.embed_tokens.weight", 0..10)],
+            WeightLayout::F32 { n: k },
+            vec![source("blk.0.attn_norm.weight", 0..k)],
+        ),
+        (
+            WeightLayout::Packed { n: 64, k },
+            vec![source("token_embd.weight", 5..69)],
+        ),
+        (
+            WeightLayout::F32 { n: 64 },
+            vec![source("token_embd.weight", 32..96)],
         ),
     ]);
     let arena = loaded(&program, &folder.0, &["m.gguf"], 2).unwrap();
@@ -462,30 +412,28 @@ fn gguf_files_give_what_the_model_has() {
             .map(f32::from_bits)
             .collect::<Vec<_>>()
     };
-    let mut want = rows(&q, k)[10..62].to_vec();
-    want.extend(rows(&key, k));
-    assert_eq!(packed_words(0), packed(&want, k as usize));
-    assert_eq!(floats(1), bias[5..95]);
     assert_eq!(
-        packed_words(2),
+        packed_words(0),
         packed(&rows(&experts, k)[42..77], k as usize)
     );
-    assert_eq!(floats(3), norm);
-    let embedding: Vec<f32> = embedding.iter().map(|&x| f32::from(x) * 0.5).collect();
-    assert_eq!(packed_words(4), packed(&rows(&embedding, k), k as usize));
+    assert_eq!(floats(1), norm);
+    let values: Vec<f32> = numbers_.iter().map(|&x| f32::from(x) * 0.5).collect();
+    assert_eq!(
+        packed_words(2),
+        packed(&rows(&values, k)[5..69], k as usize)
+    );
+    assert_eq!(floats(3), values[32..96]);
 
-    let lacks = |s: Source| {
-        let p = self::program(vec![(WeightLayout::Packed { n: 1, k }, vec![s])]);
-        loaded(&p, &folder.0, &["m.gguf"], 1)
-            .unwrap_err()
-            .to_string()
-    };
-    for name in [
-        "block_sparse_moe.experts.3.w1.weight",
-        "self_attn.v_proj.weight",
-        "self_attn.kv_b_proj.weight",
-    ] {
-        let e = lacks(layer(name, 0..1));
-        assert!(e.contains(name) && e.contains("lacks"), "{e}");
-    }
+    // A vector cannot begin inside a block.
+    let inside = self::program(vec![(
+        WeightLayout::F32 { n: 32 },
+        vec![source("token_embd.weight", 16..48)],
+    )]);
+    let e = loaded(&inside, &folder.0, &["m.gguf"], 1)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        e.contains("`token_embd.weight`") && e.contains("q8_0"),
+        "{e}"
+    );
 }

@@ -158,6 +158,7 @@ impl Chooser for Greedy {
 pub(crate) struct Model {
     spec: ModelSpec,
     folder: PathBuf,
+    file: &'static str,
 }
 
 impl Model {
@@ -165,6 +166,20 @@ impl Model {
         Self {
             spec: spec(folder),
             folder: folder.to_owned(),
+            file: "model.safetensors",
+        }
+    }
+
+    /// `model.gguf` of a folder.
+    pub(crate) fn gguf(folder: &Path) -> Self {
+        let path = folder.join("model.gguf");
+        let (_, header) = plimsoll_host::open_gguf(&path).unwrap();
+        Self {
+            spec: plimsoll_model::gguf::spec(&header, Assume::Nothing)
+                .unwrap()
+                .1,
+            folder: folder.to_owned(),
+            file: "model.gguf",
         }
     }
 
@@ -185,7 +200,7 @@ impl Model {
     pub(crate) fn engine(&self, server: &Server) -> Engine<CpuExecutor<Greedy>, NoLog> {
         let program = self.program(server);
         let mut weights = Arena::new("weights", program.weight_bytes).unwrap();
-        let checkpoint = Checkpoint::open(&self.folder, &["model.safetensors"]).unwrap();
+        let checkpoint = Checkpoint::open(&self.folder, &[self.file]).unwrap();
         load(&program, &checkpoint, &mut weights, 1, &|_, _| {}).unwrap();
         let layout = Layout::new(&program.geometry).unwrap();
         let mut config = SchedulerConfig::new(self.limits());
