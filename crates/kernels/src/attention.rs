@@ -354,8 +354,10 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
             &[]
         }
     });
-    let mut keys = [C::default(); LANES * HEAD_MAX];
-    let mut values = [C::default(); LANES * HEAD_MAX];
+    // Where blocks are whole tiles, these are never touched.
+    let gathers = !shape.slots.is_multiple_of(LANES);
+    let size = if gathers { LANES * HEAD_MAX } else { 0 };
+    let (mut keys, mut values) = (vec![C::default(); size], vec![C::default(); size]);
     for tile in (from / LANES * LANES..to).step_by(LANES) {
         let (lo, hi) = (from.max(tile), to.min(tile + LANES));
         let (k, k_stride, v) = tile_of(item, tile, lo, hi, &mut keys, &mut values);

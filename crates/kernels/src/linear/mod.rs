@@ -32,6 +32,8 @@ const TILE: usize = 8;
 const GROUP: usize = 4;
 /// Rows times panels of one kernel call, at most.
 const SUMS: usize = 12;
+/// Rows of x up to which memory, not arithmetic, is what a kernel waits for.
+const FEW: usize = 4;
 /// k that a panel's pass covers before the next rows of x: what stays in the cache.
 const BLOCK: usize = 512;
 
@@ -156,7 +158,7 @@ impl<'a> Linear<'a> {
         out: Outputs,
         start: Start<'_>,
     ) {
-        if m <= ROWS {
+        if m <= FEW {
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
@@ -211,15 +213,15 @@ impl<'a> Linear<'a> {
             let pairs = (to - from).div_ceil(2);
             let start = if from == k.start { start } else { Start::Keep };
             let packed = &mut packed[..2 * pairs * rows];
-            for r in 0..rows {
-                let x = &x[(row + r) * self.k + from..][..to - from];
-                // An odd last column has a partner of zeros.
-                let x = x.iter().chain([&0.0; 1]);
-                packed[r..]
-                    .iter_mut()
-                    .step_by(rows)
-                    .zip(x)
-                    .for_each(|(p, x)| *p = *x);
+            let x = |r: usize| &x[(row + r) * self.k + from..][..to - from];
+            for (r, x) in (0..rows).map(x).enumerate() {
+                for (i, x) in x.iter().enumerate() {
+                    packed[i * rows + r] = *x;
+                }
+                if to - from < 2 * pairs {
+                    // An odd last column has a partner of zeros.
+                    packed[(to - from) * rows + r] = 0.0;
+                }
             }
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);

@@ -65,7 +65,7 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
         running.insert(RequestId(i as u64), one);
     }
     if single {
-        output.text(&running.values().next().map_or("", |r| &r.text))?;
+        output.text(running.values().next().map_or("", |r| &r.text))?;
     }
     let began = Instant::now();
     let mut totals = Totals::default();
