@@ -1,12 +1,15 @@
 //! [`Chooser`]: who turns logits into tokens; and [`Choices`], which does so as each request asks.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
+use plimsoll_units::SeqId;
 
 use crate::sample::{
     Histories, History, Place, PromptTokens, SampleError, Sampler, SamplingParams,
 };
+use crate::text::{Detokenizer, Stops, TextError, Tokenizer};
 
 /// Who turns logits into tokens.
 pub trait Chooser {
@@ -30,6 +33,37 @@ struct Asked {
     params: SamplingParams,
     prompt: PromptTokens,
     counts: bool,
+    /// Where its text stands when it begins, where it may end by a stop string.
+    text: Option<TextSoFar>,
+}
+
+/// The text of a sequence, as far as its tokens are known.
+#[derive(Clone, Debug)]
+struct TextSoFar {
+    detokenizer: Detokenizer,
+    stops: Stops,
+    /// Tokens taken in, the prompt's among them.
+    len: u32,
+}
+
+impl TextSoFar {
+    /// One more token; whether a stop string ends with it.
+    fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<bool, TextError> {
+        let text = self.detokenizer.push(tokenizer, token)?;
+        self.len += 1;
+        Ok(self.stops.push(&text).1)
+    }
+}
+
+/// Why the tokens of a request cannot be chosen.
+#[derive(Debug, thiserror::Error)]
+pub enum ChoiceError {
+    /// Its logits.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// Its text, in which stop strings are looked for.
+    #[error(transparent)]
+    Text(#[from] TextError),
 }
 
 /// The next tokens of all requests, by each one's parameters.
@@ -38,26 +72,35 @@ pub struct Choices {
     sampler: Sampler,
     histories: Histories,
     asked: BTreeMap<RequestId, Asked>,
-    failed: Vec<(RequestId, SampleError)>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    texts: BTreeMap<SeqId, TextSoFar>,
+    failed: Vec<(RequestId, ChoiceError)>,
     top: Vec<(u32, f32)>,
 }
 
 impl Choices {
-    /// For a vocabulary of so many tokens.
+    /// For a vocabulary of so many tokens; stop strings are looked for in the text that `tokenizer` makes.
     #[must_use]
-    pub fn new(vocab: u32) -> Self {
+    pub fn new(vocab: u32, tokenizer: Option<Arc<Tokenizer>>) -> Self {
         Self {
             sampler: Sampler::new(vocab),
             histories: Histories::default(),
             asked: BTreeMap::new(),
+            tokenizer,
+            texts: BTreeMap::new(),
             failed: Vec::new(),
             top: Vec::new(),
         }
     }
 
-    /// A request is about to come.
-    pub fn expect(&mut self, id: RequestId, prompt: &[u32], params: SamplingParams) {
+    /// A request is about to come, whose sequences end by `stops` too.
+    pub fn expect(&mut self, id: RequestId, prompt: &[u32], params: SamplingParams, stops: Stops) {
         let counts = params.has_penalties();
+        let text = (!stops.is_empty()).then(|| TextSoFar {
+            detokenizer: Detokenizer::new(prompt, false),
+            stops,
+            len: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+        });
         let prompt = PromptTokens::new(prompt, counts);
         self.asked.insert(
             id,
@@ -65,6 +108,7 @@ impl Choices {
                 params,
                 prompt,
                 counts,
+                text,
             },
         );
     }
@@ -75,7 +119,7 @@ impl Choices {
     }
 
     /// Requests whose tokens cannot be chosen, since the last call: they are to be cancelled.
-    pub fn take_failed(&mut self) -> Vec<(RequestId, SampleError)> {
+    pub fn take_failed(&mut self) -> Vec<(RequestId, ChoiceError)> {
         std::mem::take(&mut self.failed)
     }
 
@@ -84,23 +128,31 @@ impl Choices {
         row: &Row,
         position: u32,
         logits: &[f32],
-    ) -> Result<RowOutput, SampleError> {
+    ) -> Result<RowOutput, ChoiceError> {
         let Self {
             sampler,
             histories,
             asked,
+            tokenizer,
+            texts,
             top,
             ..
         } = self;
         let (Some(asked), Some(history)) = (asked.get(&row.request), histories.get(row.seq)) else {
-            return Err(SampleError::Nothing);
+            return Err(SampleError::Nothing.into());
         };
-        let mut draw = |i: u32| {
+        let ends = |token: u32| match (texts.get(&row.seq), &*tokenizer) {
+            (Some(text), Some(t)) => text.clone().push(t, token),
+            _ => Ok(false),
+        };
+        let mut draw = |i: u32| -> Result<Draw, ChoiceError> {
             let place = Place {
                 index: row.index + i,
                 position,
             };
-            sampler.draw(logits, &asked.params, history, place, top)
+            let mut draw = sampler.draw(logits, &asked.params, history, place, top)?;
+            draw.ends |= ends(draw.token)?;
+            Ok(draw)
         };
         Ok(match row.output {
             Output::None => RowOutput::None,
@@ -111,6 +163,9 @@ impl Choices {
             Output::Candidates { k } => {
                 let mut out = Vec::with_capacity(k as usize);
                 sampler.candidates(logits, &asked.params, history, k, &mut out)?;
+                for d in &mut out {
+                    d.ends |= ends(d.token)?;
+                }
                 RowOutput::Many(out)
             }
         })
@@ -139,6 +194,21 @@ impl Chooser for Choices {
 
     fn event(&mut self, event: &SeqEvent) {
         let asked = &self.asked;
+        match *event {
+            SeqEvent::Start { seq, request, .. } => {
+                let text = asked.get(&request).and_then(|a| a.text.clone());
+                self.texts.extend(text.map(|t| (seq, t)));
+            }
+            SeqEvent::Fork { seq, from, .. } => {
+                let text = self.texts.get(&from).cloned();
+                self.texts.extend(text.map(|t| (seq, t)));
+            }
+            SeqEvent::Drop { seq } => {
+                self.texts.remove(&seq);
+            }
+            // Tokens that were generated stay.
+            SeqEvent::Truncate { .. } => {}
+        }
         self.histories
             .follow(event, |request| match asked.get(&request) {
                 Some(a) => History::new(a.prompt.clone(), a.counts),
@@ -149,6 +219,15 @@ impl Chooser for Choices {
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {
         if let Some(h) = self.histories.get_mut(row.seq) {
             h.observe(row.start, tokens);
+        }
+        if let (Some(text), Some(t)) = (self.texts.get_mut(&row.seq), &self.tokenizer) {
+            let known = text.len.saturating_sub(row.start) as usize;
+            for &token in tokens.iter().skip(known) {
+                if let Err(e) = text.push(t, token) {
+                    self.failed.push((row.request, e.into()));
+                    return;
+                }
+            }
         }
     }
 }

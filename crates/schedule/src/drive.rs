@@ -73,6 +73,14 @@ impl Log for NoLog {
     fn input(&mut self, _: &Input) {}
 }
 
+impl<L: Log> Log for Option<L> {
+    fn input(&mut self, input: &Input) {
+        if let Some(log) = self {
+            log.input(input);
+        }
+    }
+}
+
 impl Log for Vec<Input> {
     fn input(&mut self, input: &Input) {
         self.push(input.clone());

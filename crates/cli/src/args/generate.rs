@@ -19,7 +19,7 @@ pub(crate) enum LevelArg {
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it
+    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, or a .gguf file
     pub(crate) model: String,
     /// The text to go on from
     #[arg(short, long, value_name = "TEXT", required_unless_present = "prompts")]
@@ -54,6 +54,9 @@ pub(crate) struct GenerateArgs {
     /// Seed of the draws
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Sampling")]
     pub(crate) seed: u64,
+    /// End where this text comes up; repeat for several
+    #[arg(long, value_name = "TEXT", help_heading = "Sampling")]
+    pub(crate) stop: Vec<String>,
     /// Go on past the model's end token
     #[arg(long, help_heading = "Sampling")]
     pub(crate) ignore_eos: bool,
@@ -98,4 +101,7 @@ pub(crate) struct GenerateArgs {
     /// Keep no cached prefixes
     #[arg(long, help_heading = "Engine")]
     pub(crate) no_enable_prefix_caching: bool,
+    /// Record every decision, for `simulate --replay`
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) log: Option<PathBuf>,
 }

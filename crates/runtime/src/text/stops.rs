@@ -59,6 +59,12 @@ impl Stops {
         })
     }
 
+    /// Whether there is no stop string.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.strings.is_empty()
+    }
+
     /// Takes new text; gives what may be shown, and whether the text ends with it.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);

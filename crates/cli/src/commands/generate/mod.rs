@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
-use plimsoll_runtime::text::{ChatTemplate, Detokenizer};
+use plimsoll_runtime::text::{Detokenizer, Stops};
 use plimsoll_schedule::{Fan, Notice, Request, RequestId};
 use serde_json::{Value, json};
 
 use self::prompts::{Prompt, read};
-use self::start::{Started, start};
+use self::start::{Started, cannot_write, start};
 use crate::args::generate::GenerateArgs;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
@@ -25,6 +25,7 @@ struct Running {
     prompt_tokens: usize,
     /// Of the first answer, which is shown as it comes.
     stream: Detokenizer,
+    stops: Stops,
     began: Instant,
     first: Option<Instant>,
 }
@@ -32,19 +33,16 @@ struct Running {
 pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     let prompts = read(args)?;
     let mut server = start(args)?;
-    let template = if args.chat {
-        let template = ChatTemplate::new(&server.tokenizer_config).map_err(|e| corrupt(&e))?;
-        Some(template.ok_or_else(|| {
+    if args.chat && server.template.is_none() {
+        return Err(
             Failure::new(Exit::Usage, "E-GEN-004", "this model has no chat template")
-                .hint("leave `--chat` out, or use a model trained for chats")
-        })?)
-    } else {
-        None
-    };
+                .hint("leave `--chat` out, or use a model trained for chats"),
+        );
+    }
     let single = args.prompts.is_none() && args.samples == 1;
     let mut running = BTreeMap::new();
     for (i, prompt) in prompts.into_iter().enumerate() {
-        let text = match &template {
+        let text = match server.template.as_ref().filter(|_| args.chat) {
             Some(t) => t
                 .render(
                     &[json!({ "role": "user", "content": prompt.text })],
@@ -54,14 +52,7 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
                 .map_err(|e| corrupt(&e))?,
             None => prompt.text.clone(),
         };
-        let one = submit(
-            args,
-            &mut server,
-            i as u64,
-            &prompt,
-            &text,
-            template.is_none(),
-        )?;
+        let one = submit(args, &mut server, i as u64, &prompt, &text, !args.chat)?;
         running.insert(RequestId(i as u64), one);
     }
     if single {
@@ -102,6 +93,10 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
     }
     totals.seconds = began.elapsed().as_secs_f64();
     output.talk(&summary(&server, &totals));
+    let hash = server.engine.scheduler().decision_hash();
+    if let (Some(path), Some(log)) = (&args.log, server.engine.into_log()) {
+        log.end(hash).map_err(|e| cannot_write(path, &e))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -128,6 +123,7 @@ fn submit(
     let params = server
         .params(args, max_tokens)
         .map_err(|e| bad(e.to_string()))?;
+    let stops = Stops::new(args.stop.clone(), false).map_err(|e| bad(e.to_string()))?;
     let fan = Fan::Sample {
         n: args.samples,
         best_of: args.samples,
@@ -136,11 +132,12 @@ fn submit(
         text: text.to_owned(),
         prompt_tokens: ids.len(),
         stream: Detokenizer::new(&ids, false),
+        stops: stops.clone(),
         began: Instant::now(),
         first: None,
     };
     let chooser = server.engine.executor_mut().chooser_mut();
-    chooser.expect(RequestId(id), &ids, params);
+    chooser.expect(RequestId(id), &ids, params, stops.clone());
     let request = Request::new(
         RequestId(id),
         ids.into(),
@@ -190,9 +187,9 @@ fn tell(
                 return Ok(());
             };
             r.first.get_or_insert_with(Instant::now);
-            if single && index == 0 && !draw.ends {
+            if single && index == 0 && (!draw.ends || !r.stops.is_empty()) {
                 let text = r.stream.push(&server.tokenizer, draw.token);
-                output.text(&text.map_err(|e| corrupt(&e))?)?;
+                output.text(&r.stops.push(&text.map_err(|e| corrupt(&e))?).0)?;
             }
         }
         Notice::Finished(ended) => {
@@ -226,7 +223,13 @@ fn tell(
                     .stream
                     .finish(&server.tokenizer)
                     .map_err(|e| corrupt(&e))?;
-                output.text(&format!("{rest}\n"))?;
+                let (shown, ended) = r.stops.push(&rest);
+                let held = if ended {
+                    String::new()
+                } else {
+                    r.stops.finish()
+                };
+                output.text(&format!("{shown}{held}\n"))?;
                 return Ok(());
             }
             let mut answers = Vec::new();

@@ -1,16 +1,22 @@
 //! From a MODEL argument to an engine: sizes first, then memory, then weights.
 
-use plimsoll_host::{Env, LoadOptions, ModelRef, locate};
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+use std::sync::Arc;
+
+use plimsoll_host::{Env, LoadOptions, locate};
 use plimsoll_kernels::Level;
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::sample::{Sampling, SamplingError, SamplingParams};
-use plimsoll_runtime::text::{GenerationConfig, Tokenizer, TokenizerConfig};
+use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::{Checkpoint, load as load_weights};
 use plimsoll_runtime::{Arena, Choices, CpuExecutor, Engine, Memory};
-use plimsoll_schedule::{CostModel, Limits, NoLog, Rates, Scheduler, SchedulerConfig, Work};
+use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
+use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType};
 
 use crate::args::generate::{GenerateArgs, LevelArg};
@@ -22,11 +28,14 @@ const MODEL_LEN: u64 = 8192;
 /// Kept for everything that is not in an arena: the tokenizer, stacks, tables, buffers of files.
 const RESERVE_MIB: u64 = 256;
 
+/// The event log of a run, for `simulate --replay`.
+type RunLog = LogWriter<BufWriter<File>>;
+
 /// An engine that is ready.
 pub(super) struct Started {
-    pub(super) engine: Engine<CpuExecutor<Choices>, NoLog>,
-    pub(super) tokenizer: Tokenizer,
-    pub(super) tokenizer_config: TokenizerConfig,
+    pub(super) engine: Engine<CpuExecutor<Choices>, Option<RunLog>>,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) template: Option<ChatTemplate>,
     generation: GenerationConfig,
     pub(super) limits: Limits,
     vocab: u32,
@@ -80,37 +89,26 @@ impl Started {
 
 pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     let reference = locate(&args.model).map_err(|e| crate::load::failure(&e))?;
-    let ModelRef::Folder(folder) = &reference else {
-        return Err(Failure::new(
-            Exit::Usage,
-            "E-GEN-007",
-            format!("{} is no folder with a model", args.model),
-        )
-        .why("today models are run from folders as transformers writes them: config.json, safetensors, tokenizer.json")
-        .hint("download the model into a folder and name that"));
-    };
     let mut options = LoadOptions::new(Env::process());
     options.offline = true;
     let loaded = plimsoll_host::load(&reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
-    let text = |e: plimsoll_runtime::text::TextError| {
-        Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string())
-            .hint("fetch the model's files again")
-    };
-    let tokenizer_config = TokenizerConfig::from_folder(folder).map_err(text)?;
-    let tokenizer = Tokenizer::from_folder(folder, &tokenizer_config).map_err(text)?;
-    let generation =
-        GenerationConfig::from_folder(folder, &tokenizer, &tokenizer_config).map_err(text)?;
     let checkpoint = Checkpoint::of(&reference, &loaded)
         .map_err(|e| crate::load::failure(&e))?
         .ok_or_else(|| {
             Failure::new(
                 Exit::NotFound,
                 "E-GEN-007",
-                format!("{} has a config and no weights", args.model),
+                format!("{} is no model on this machine with weights", args.model),
             )
-            .hint("download the .safetensors files too")
+            .why("today models run from a folder as transformers writes it, or a .gguf file")
+            .hint("download the model and name its folder or file")
         })?;
+    let text = ModelText::of(&checkpoint).map_err(|e| {
+        Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string())
+            .hint("fetch the model's files again")
+    })?;
+    let tokenizer = Arc::new(text.tokenizer);
 
     let context = args
         .max_model_len
@@ -161,22 +159,40 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     let mut kv = KvConfig::new(layout, pages - 1);
     kv.swap_pages = swap;
     kv.prefix_cache = !args.no_enable_prefix_caching;
-    let scheduler = Scheduler::new(config, KvCache::new(kv), cost(spec, &program)?);
+    let cost = cost(spec, &program)?;
+    let log = match &args.log {
+        None => None,
+        Some(path) => {
+            let file = File::create(path).map_err(|e| cannot_write(path, &e))?;
+            Some(LogWriter::new(BufWriter::new(file), &config, &kv, &cost))
+        }
+    };
+    let scheduler = Scheduler::new(config, KvCache::new(kv), cost);
     let memory = Memory {
         weights,
         pages,
         swap,
     };
-    let executor = CpuExecutor::new(program, memory, threads, level(args)?, Choices::new(vocab))
+    let choices = Choices::new(vocab, Some(Arc::clone(&tokenizer)));
+    let executor = CpuExecutor::new(program, memory, threads, level(args)?, choices)
         .map_err(|e| too_large(&e))?;
     Ok(Started {
-        engine: Engine::new(scheduler, executor, NoLog),
+        engine: Engine::new(scheduler, executor, log),
         tokenizer,
-        tokenizer_config,
-        generation,
+        template: text.template,
+        generation: text.generation,
         limits,
         vocab,
     })
+}
+
+pub(super) fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::new(
+        Exit::Failure,
+        "E-IO-004",
+        format!("cannot write {}: {e}", path.display()),
+    )
+    .hint("name a file in a folder that exists and has room")
 }
 
 fn level(args: &GenerateArgs) -> Result<Level, Failure> {
