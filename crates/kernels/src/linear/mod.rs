@@ -111,6 +111,9 @@ impl<'a> Linear<'a> {
         if let Start::Bias(b) = start {
             assert!(b.len() >= self.n);
         }
+        if m == 0 {
+            return;
+        }
         let panels = self.n.div_ceil(PANEL);
         // Some tiles per thread, so that a slow core takes fewer; no more panels than stay in a cache.
         let tile = panels

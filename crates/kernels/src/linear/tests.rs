@@ -42,7 +42,7 @@ fn every_level_batch_and_thread_count_gives_the_bits_of_one_chain() {
         for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
             for threads in [1, 3] {
                 let mut pool = Pool::new(threads).unwrap();
-                for m in [1, 2, 5, 12, 13, m_max] {
+                for m in [0, 1, 2, 5, 12, 13, m_max] {
                     for (start, first) in [
                         (Start::Zero, None),
                         (Start::Bias(&bias), Some(&bias)),
