@@ -114,8 +114,15 @@ impl Pool {
         let mine = catch_unwind(AssertUnwindSafe(|| claim(s, f, tiles)));
         // Whoever has not woken by now is not waited for.
         *s.job.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut spins = 0_u32;
         while s.busy.load(Ordering::Acquire) > 0 {
-            std::hint::spin_loop();
+            spins = spins.saturating_add(1);
+            if spins < SPINS / 8 {
+                std::hint::spin_loop();
+            } else {
+                // Whoever has the last tile may be waiting for this very processor.
+                std::thread::yield_now();
+            }
         }
         if let Err(panic) = mine {
             resume_unwind(panic);

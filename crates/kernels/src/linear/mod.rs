@@ -26,6 +26,8 @@ pub const PANEL: usize = 32;
 
 /// Rows of x that one kernel call computes together.
 const ROWS: usize = 12;
+/// Rows of x in a tile, where they are many.
+const CHUNK: usize = 96;
 /// Panels of a tile at most: what stays in a core's cache while rows of x pass.
 const TILE: usize = 8;
 /// Panels that few rows of x meet together, at most.
@@ -115,16 +117,18 @@ impl<'a> Linear<'a> {
             return;
         }
         let panels = self.n.div_ceil(PANEL);
-        // Some tiles per thread, so that a slow core takes fewer; no more panels than stay in a cache.
-        let tile = panels
-            .div_ceil(pool.threads() * 8)
-            .clamp(1, TILE)
-            .next_multiple_of(GROUP);
+        // At least two tiles per thread, so that a slow core takes fewer; no more panels than stay in a cache.
+        let per_thread = panels.div_ceil(pool.threads() * TILE).max(2);
+        let tile = panels.div_ceil(pool.threads() * per_thread);
+        let tiles = panels.div_ceil(tile.max(1));
+        let chunk = if m < 2 * CHUNK { m } else { CHUNK };
         let out = Outputs(y.as_mut_ptr());
-        pool.run(panels.div_ceil(tile), |i| {
-            let range = i * tile..((i + 1) * tile).min(panels);
-            // SAFETY: tiles write the outputs of their own panels only.
-            unsafe { self.tile(level, x, m, range, out, start) };
+        pool.run(tiles * m.div_ceil(chunk), |i| {
+            let panel = i % tiles * tile;
+            let row = i / tiles * chunk;
+            let (panels, rows) = (panel..(panel + tile).min(panels), row..(row + chunk).min(m));
+            // SAFETY: tiles write the outputs of their own panels and rows only.
+            unsafe { self.tile(level, x, rows, panels, out, start) };
         });
     }
 
@@ -151,23 +155,36 @@ impl<'a> Linear<'a> {
     }
 
     /// # Safety
-    /// Nobody else touches the outputs of these panels.
+    /// Nobody else touches the outputs of these panels and rows.
     unsafe fn tile(
         &self,
         level: Level,
         x: &[f32],
-        m: usize,
+        rows: Range<usize>,
         panels: Range<usize>,
         out: Outputs,
         start: Start<'_>,
     ) {
-        if m <= FEW {
+        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
+        let packed = &mut [0.0; ROWS * BLOCK];
+        if rows.len() <= FEW {
             // Few rows wait for weights: each panel is read from its start to its end.
-            let group = level.panels(m);
+            let group = level.panels(rows.len());
             for panel in panels.clone().step_by(group) {
                 let panels = panel..(panel + group).min(panels.end);
                 // SAFETY: the caller's.
-                unsafe { self.block(level, x, 0, m, panels, 0..self.k, out, start) };
+                unsafe {
+                    self.block(
+                        level,
+                        x,
+                        rows.clone(),
+                        panels,
+                        0..self.k,
+                        packed,
+                        out,
+                        start,
+                    )
+                };
             }
             return;
         }
@@ -176,10 +193,21 @@ impl<'a> Linear<'a> {
         while from < self.k || from == 0 {
             let k = from..(from + BLOCK).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
-            for row in (0..m).step_by(ROWS) {
-                let rows = (m - row).min(ROWS);
+            for row in rows.clone().step_by(ROWS) {
+                let rows = row..(row + ROWS).min(rows.end);
                 // SAFETY: the caller's.
-                unsafe { self.block(level, x, row, rows, panels.clone(), k.clone(), out, start) };
+                unsafe {
+                    self.block(
+                        level,
+                        x,
+                        rows,
+                        panels.clone(),
+                        k.clone(),
+                        packed,
+                        out,
+                        start,
+                    )
+                };
             }
             if k.end == self.k {
                 return;
@@ -200,16 +228,15 @@ impl<'a> Linear<'a> {
         &self,
         level: Level,
         x: &[f32],
-        row: usize,
-        rows: usize,
+        rows: Range<usize>,
         panels: Range<usize>,
         k: Range<usize>,
+        packed: &mut [f32; ROWS * BLOCK],
         out: Outputs,
         start: Start<'_>,
     ) {
+        let (row, rows) = (rows.start, rows.len());
         let group = level.panels(rows);
-        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let mut packed = [0.0; ROWS * BLOCK];
         let mut from = k.start;
         loop {
             let to = (from + BLOCK).min(k.end);
