@@ -17,6 +17,8 @@ use crate::pool::Pool;
 
 /// Queries that pass a tile together: those of one KV head, of neighbouring tokens.
 const QUERIES: usize = 8;
+/// Queries whose values are added together.
+const TOGETHER: usize = 4;
 /// Elements of a head at most.
 pub const HEAD_MAX: usize = 256;
 
@@ -362,15 +364,19 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
         let (lo, hi) = (from.max(tile), to.min(tile + LANES));
         let (k, k_stride, v) = tile_of(item, tile, lo, hi, &mut keys, &mut values);
         let s = scores_of::<V, C>(&q[..item.count], k, k_stride, shape.k_dim);
+        let mut p = [[0.0; LANES]; QUERIES];
+        // Keys of the tile that each query sees, and whether all see all of them.
+        let mut ranges = [(0, 0); QUERIES];
+        let mut whole = true;
         for (n, s) in s[..item.count].iter().enumerate() {
             let (first, end) = seen(n);
-            let (a, b) = (
-                first.max(tile) - tile,
-                end.min(tile + LANES).saturating_sub(tile),
-            );
+            let a = first.max(tile) - tile;
+            let b = end.min(tile + LANES).saturating_sub(tile);
+            whole &= (a, b) == (0, LANES);
             if a >= b {
                 continue;
             }
+            ranges[n] = (a, b);
             let mut s = s.mul(V::splat(scores.scale));
             if let Some(c) = scores.softcap {
                 s = s.mul(V::splat(1.0 / c)).tanh().mul(V::splat(c));
@@ -382,9 +388,9 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
                 .fold(m[n], |x, y| if *y > x { *y } else { x });
             let mut masked = [f32::NEG_INFINITY; LANES];
             masked[a..b].copy_from_slice(&s[a..b]);
-            let mut p = V::load(&masked).sub(V::splat(top)).exp().array();
-            p[..a].fill(0.0);
-            p[b..].fill(0.0);
+            p[n] = V::load(&masked).sub(V::splat(top)).exp().array();
+            p[n][..a].fill(0.0);
+            p[n][b..].fill(0.0);
             if top > m[n] {
                 // What was added up so far shrinks; at first there is nothing.
                 let shrink = V::splat(m[n] - top).exp();
@@ -394,8 +400,17 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
                 }
                 m[n] = top;
             }
-            l[n] = l[n].add(V::load(&p));
-            add_values::<V, C>(&p[a..b], &v[a * shape.v_dim..], shape.v_dim, &mut acc[n]);
+            l[n] = l[n].add(V::load(&p[n]));
+        }
+        // The same chains, key by key, several side by side where all queries see the whole tile.
+        let mut done = 0;
+        while whole && item.count - done >= TOGETHER && shape.v_dim.is_multiple_of(2 * LANES) {
+            add_values_of_some::<V, C>(&p[done..], v, shape.v_dim, &mut acc[done..]);
+            done += TOGETHER;
+        }
+        for n in done..item.count {
+            let (a, b) = ranges[n];
+            add_values::<V, C>(&p[n][a..b], &v[a * shape.v_dim..], shape.v_dim, &mut acc[n]);
         }
     }
     for (n, (row, _, head)) in queries.iter().enumerate() {
@@ -452,8 +467,19 @@ fn scores_of<V: Lanes, C: Cached>(
 ) -> [V; QUERIES] {
     let mut s = [V::splat(0.0); QUERIES];
     let mut n = 0;
+    if q.len() == QUERIES {
+        // As many chains at once as hide what one multiply-add waits for another.
+        let q: [&[f32]; QUERIES] = std::array::from_fn(|i| &q[i][..dim]);
+        for d in 0..dim {
+            let key = C::load::<V>(&k[d * stride..]);
+            for i in 0..QUERIES {
+                s[i] = key.fma(V::splat(q[i][d]), s[i]);
+            }
+        }
+        return s;
+    }
     while n < q.len() {
-        // Four chains at once, or what is left.
+        // Four chains, or what is left.
         if q.len() - n >= 4 {
             for d in 0..dim {
                 let key = C::load::<V>(&k[d * stride..]);
@@ -470,6 +496,34 @@ fn scores_of<V: Lanes, C: Cached>(
         }
     }
     s
+}
+
+/// [`add_values`] for [`TOGETHER`] queries that see all sixteen keys: values are read once for all.
+#[inline(always)]
+fn add_values_of_some<V: Lanes, C: Cached>(
+    p: &[[f32; LANES]],
+    v: &[C],
+    dim: usize,
+    acc: &mut [[f32; HEAD_MAX]],
+) {
+    for d in (0..dim).step_by(2 * LANES) {
+        let mut a = [[V::splat(0.0); 2]; TOGETHER];
+        for (a, acc) in a.iter_mut().zip(&*acc) {
+            *a = [V::load(&acc[d..]), V::load(&acc[d + LANES..])];
+        }
+        for i in 0..LANES {
+            let at = i * dim + d;
+            let (v0, v1) = (C::load::<V>(&v[at..]), C::load::<V>(&v[at + LANES..]));
+            for (a, p) in a.iter_mut().zip(p) {
+                let p = V::splat(p[i]);
+                *a = [v0.fma(p, a[0]), v1.fma(p, a[1])];
+            }
+        }
+        for (a, acc) in a.iter().zip(&mut *acc) {
+            a[0].store(&mut acc[d..]);
+            a[1].store(&mut acc[d + LANES..]);
+        }
+    }
 }
 
 /// `acc += p · v`, key by key.
