@@ -11,9 +11,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod groups;
 mod pack;
 mod scalar;
 
+pub use groups::Groups;
 pub use pack::{pack_columns, pack_rows};
 
 use std::ops::Range;
@@ -121,7 +123,16 @@ impl<'a> Linear<'a> {
         pool.run(panels.div_ceil(tile), |i| {
             let range = i * tile..((i + 1) * tile).min(panels);
             // SAFETY: tiles write the outputs of their own panels only.
-            unsafe { self.tile(level, x, m, range, out, start) };
+            unsafe {
+                self.tile(
+                    level,
+                    x,
+                    Rows::Run { first: 0, count: m },
+                    range,
+                    out,
+                    start,
+                )
+            };
         });
     }
 
@@ -148,23 +159,24 @@ impl<'a> Linear<'a> {
     }
 
     /// # Safety
-    /// Nobody else touches the outputs of these panels.
+    /// Nobody else touches the outputs of these panels and rows, which lie inside.
     unsafe fn tile(
         &self,
         level: Level,
         x: &[f32],
-        m: usize,
+        rows: Rows<'_>,
         panels: Range<usize>,
         out: Outputs,
         start: Start<'_>,
     ) {
+        let m = rows.len();
         if m <= FEW {
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
                 let panels = panel..(panel + group).min(panels.end);
                 // SAFETY: the caller's.
-                unsafe { self.block(level, x, 0, m, panels, 0..self.k, out, start) };
+                unsafe { self.block(level, x, rows, panels, 0..self.k, out, start) };
             }
             return;
         }
@@ -174,9 +186,9 @@ impl<'a> Linear<'a> {
             let k = from..(from + BLOCK).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
             for row in (0..m).step_by(ROWS) {
-                let rows = (m - row).min(ROWS);
+                let rows = rows.part(row, (m - row).min(ROWS));
                 // SAFETY: the caller's.
-                unsafe { self.block(level, x, row, rows, panels.clone(), k.clone(), out, start) };
+                unsafe { self.block(level, x, rows, panels.clone(), k.clone(), out, start) };
             }
             if k.end == self.k {
                 return;
@@ -197,13 +209,13 @@ impl<'a> Linear<'a> {
         &self,
         level: Level,
         x: &[f32],
-        row: usize,
-        rows: usize,
+        of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
         out: Outputs,
         start: Start<'_>,
     ) {
+        let rows = of.len();
         let group = level.panels(rows);
         // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
         let mut packed = [0.0; ROWS * BLOCK];
@@ -213,7 +225,7 @@ impl<'a> Linear<'a> {
             let pairs = (to - from).div_ceil(2);
             let start = if from == k.start { start } else { Start::Keep };
             let packed = &mut packed[..2 * pairs * rows];
-            let x = |r: usize| &x[(row + r) * self.k + from..][..to - from];
+            let x = |r: usize| &x[of.x(r) * self.k + from..][..to - from];
             for (r, x) in (0..rows).map(x).enumerate() {
                 for (i, x) in x.iter().enumerate() {
                     packed[i * rows + r] = *x;
@@ -232,12 +244,12 @@ impl<'a> Linear<'a> {
                 }
                 for (i, acc) in acc[..count * rows].iter_mut().enumerate() {
                     // SAFETY: the caller's.
-                    unsafe { self.load(first + i / rows, row + i % rows, out, start, acc) };
+                    unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
                 level.kernel()(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
-                    unsafe { self.store(first + i / rows, row + i % rows, out, acc) };
+                    unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
                 }
             }
             if to == k.end {
@@ -292,6 +304,52 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
     /// What lies there: the residual stream.
     Keep,
+}
+
+/// The rows of x that a matrix multiplies, and the rows of y that they become.
+#[derive(Clone, Copy, Debug)]
+enum Rows<'a> {
+    /// Some in a row, the same of x and of y.
+    Run { first: usize, count: usize },
+    /// These of y; `share` rows of y, one after the other, have one row of x.
+    Listed { rows: &'a [usize], share: usize },
+}
+
+impl Rows<'_> {
+    const fn len(self) -> usize {
+        match self {
+            Self::Run { count, .. } => count,
+            Self::Listed { rows, .. } => rows.len(),
+        }
+    }
+
+    /// `count` of them, from the one numbered `from`.
+    fn part(self, from: usize, count: usize) -> Self {
+        match self {
+            Self::Run { first, .. } => Self::Run {
+                first: first + from,
+                count,
+            },
+            Self::Listed { rows, share } => Self::Listed {
+                rows: &rows[from..from + count],
+                share,
+            },
+        }
+    }
+
+    const fn x(self, i: usize) -> usize {
+        match self {
+            Self::Run { first, .. } => first + i,
+            Self::Listed { rows, share } => rows[i] / share,
+        }
+    }
+
+    const fn y(self, i: usize) -> usize {
+        match self {
+            Self::Run { first, .. } => first + i,
+            Self::Listed { rows, .. } => rows[i],
+        }
+    }
 }
 
 /// Outputs that tiles write side by side.
