@@ -54,6 +54,9 @@ LLAMA3 = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_ma
 YARN = dict(factor=4.0, original_max_position_embeddings=32)
 
 
+EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, num_hidden_layers=2)
+
+
 def cases():
     """Every family once, each with a variant of what it may have that the others lack."""
     return {
@@ -105,6 +108,20 @@ def cases():
             max_position_embeddings=128, hidden_act="gelu", layer_norm_eps=EPS, use_parallel_residual=False,
             tie_word_embeddings=False,
             **rope(10000, partial_rotary_factor=1.0), **IDS),
+        # Panels of 32 rows end inside an expert's matrices.
+        "mixtral": T.MixtralConfig(
+            **{**COMMON, "intermediate_size": 24, "num_hidden_layers": 2}, head_dim=16, num_local_experts=8,
+            num_experts_per_tok=2, sliding_window=None, **rope(10000)),
+        # Weights over all experts, after a dense layer.
+        "qwen2_moe": T.Qwen2MoeConfig(
+            **{**COMMON, **EXPERTS}, shared_expert_intermediate_size=40, norm_topk_prob=False, mlp_only_layers=[0],
+            **rope(10000)),
+        "qwen3_moe": T.Qwen3MoeConfig(
+            **{**COMMON, **EXPERTS}, head_dim=24, norm_topk_prob=True, **rope(10000)),
+        "granite_moe": T.GraniteMoeConfig(
+            **{**COMMON, "intermediate_size": 24, "num_hidden_layers": 2}, num_local_experts=8, num_experts_per_tok=3,
+            embedding_multiplier=6.0, attention_multiplier=0.125, residual_multiplier=0.6, logits_scaling=3.0,
+            **rope(10000)),
     }
 
 
