@@ -152,6 +152,24 @@ const MISTAKES: &[Mistake] = &[
             _ => any,
         })
     }),
+    ("what experts add off by a hundredth", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::AddWeighted { scale, .. } => {
+                *scale *= 1.01;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("a shared expert without its sigmoid", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Activate { kind, .. } if *kind == ActivationKind::Sigmoid => {
+                *kind = ActivationKind::Relu;
+                true
+            }
+            _ => any,
+        })
+    }),
     ("no final norm", |p| {
         let outputs = |op: &Op| match op {
             Op::Norm { x, .. } => p.buffer(*x).rows == Rows::Outputs,

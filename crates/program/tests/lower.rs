@@ -396,6 +396,20 @@ fn dead_buffers_give_their_space_back() {
     assert_eq!(p.activation_bytes.get(), 2048 * row * 4);
 }
 
+#[test]
+fn experts_have_as_many_rows_as_a_token_takes_of_them() {
+    let spec = config(&catalogue::find("mixtral-8x7b").unwrap().config);
+    let limits = Limits {
+        tokens: 2048,
+        outputs: 16,
+        context: 8192,
+    };
+    let p = lower(&spec, &limits, &RULES).unwrap();
+    // At the widest place: residual, angles and routes, and for two experts gate and up, and their product.
+    let row = 4096 + 128 + 2 * 2 + 2 * 3 * 14_336;
+    assert_eq!(p.activation_bytes.get(), 2048 * row * 4);
+}
+
 // ---------------------------------------------------------------- weights
 
 #[test]
