@@ -11,7 +11,8 @@ crates/program/tests/rope.json.
 Weights are random, a function of family, tensor name and versions, and rounded to bfloat16. Gains are chosen so
 that attention decides: what each position adds to the logits of the last one is measured and printed, and a
 checkpoint whose last logits do not depend on a far token is refused. `expected.safetensors` holds `tokens` (I32)
-and `logits` (F32, one row per position): float32 arithmetic on the rounded weights, eager attention.
+and `logits` (F32, one row per position): float32 arithmetic on the rounded weights, eager attention. Models with
+experts have `logits_bf16` too, with keys and values rounded to bfloat16: that may change which experts a token takes.
 
 Needs torch, transformers >= 5 and safetensors; a virtual environment with them from PyPI does. Nothing else is
 downloaded.
@@ -52,6 +53,9 @@ def rope(theta, **more):
 FACTORS = dict(short_factor=[1.0, 1.05, 1.1, 1.2, 1.3, 1.5], long_factor=[1.1, 1.3, 1.8, 2.5, 3.5, 4.0])
 LLAMA3 = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 YARN = dict(factor=4.0, original_max_position_embeddings=32)
+
+
+EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, num_hidden_layers=2)
 
 
 def cases():
@@ -105,6 +109,20 @@ def cases():
             max_position_embeddings=128, hidden_act="gelu", layer_norm_eps=EPS, use_parallel_residual=False,
             tie_word_embeddings=False,
             **rope(10000, partial_rotary_factor=1.0), **IDS),
+        # Panels of 32 rows end inside an expert's matrices.
+        "mixtral": T.MixtralConfig(
+            **{**COMMON, "intermediate_size": 24, "num_hidden_layers": 2}, head_dim=16, num_local_experts=8,
+            num_experts_per_tok=2, sliding_window=None, **rope(10000)),
+        # Weights over all experts, after a dense layer.
+        "qwen2_moe": T.Qwen2MoeConfig(
+            **{**COMMON, **EXPERTS}, shared_expert_intermediate_size=40, norm_topk_prob=False, mlp_only_layers=[0],
+            **rope(10000)),
+        "qwen3_moe": T.Qwen3MoeConfig(
+            **{**COMMON, **EXPERTS}, head_dim=24, norm_topk_prob=True, **rope(10000)),
+        "granite_moe": T.GraniteMoeConfig(
+            **{**COMMON, "intermediate_size": 24, "num_hidden_layers": 2}, num_local_experts=8, num_experts_per_tok=3,
+            embedding_multiplier=6.0, attention_multiplier=0.125, residual_multiplier=0.6, logits_scaling=3.0,
+            **rope(10000)),
     }
 
 
@@ -149,10 +167,24 @@ def logits(model, tokens):
         return model(tokens[None], use_cache=False).logits[0].float()
 
 
+class Rounded(T.DynamicCache):
+    """Keys and values as a cache of bfloat16 gives them back."""
+
+    def update(self, keys, values, *args, **more):
+        return super().update(keys.bfloat16().float(), values.bfloat16().float(), *args, **more)
+
+
+def rounded_logits(model, tokens):
+    with torch.no_grad():
+        return model(tokens[None], past_key_values=Rounded(config=model.config), use_cache=True).logits[0].float()
+
+
 def fixture(case, config, out):
     model = build(case, config)
     tokens = torch.randint(3, VOCAB, (PROMPT,), generator=torch.Generator().manual_seed(7))
     want = logits(model, tokens)
+    experts = any("experts" in name for name, _ in model.named_parameters())
+    rounded = rounded_logits(model, tokens) if experts else None
     # What changes in the last row where one token is another, by distance.
     effects = {}
     for back in (1, 5, 12, 20, 30, 40, 50):
@@ -168,7 +200,10 @@ def fixture(case, config, out):
     (folder / "generation_config.json").unlink(missing_ok=True)
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
-    save_file({"tokens": tokens.to(torch.int32), "logits": want.contiguous()}, folder / "expected.safetensors")
+    expected = {"tokens": tokens.to(torch.int32), "logits": want.contiguous()}
+    if rounded is not None:
+        expected["logits_bf16"] = rounded.contiguous()
+    save_file(expected, folder / "expected.safetensors")
     size = (folder / "model.safetensors").stat().st_size
     assert size < 300_000, f"{case}: {size} bytes"
 
@@ -218,7 +253,8 @@ def versions():
 README = """# Checkpoints of every family, with logits
 
 Random weights in bfloat16 and, in `expected.safetensors`, a prompt (`tokens`) with the logits of each of its positions
-(`logits`), as transformers computes them in float32. Made by `tools/oracles/transformers_logits.py` with
+(`logits`), as transformers computes them in float32; with experts also those with keys and values rounded to bfloat16
+(`logits_bf16`). Made by `tools/oracles/transformers_logits.py` with
 {versions}.
 """
 

@@ -1,4 +1,4 @@
-//! Kernels that treat each token's row alone: norms, activations, rotary embeddings.
+//! Kernels that treat each token's row alone: norms, activations, rotary embeddings, the choice of experts.
 
 #![allow(unsafe_code)]
 
@@ -90,6 +90,8 @@ pub enum Activation {
     Gelu,
     /// max(x, 0).
     Relu,
+    /// 1 / (1 + e^−x).
+    Sigmoid,
 }
 
 /// `out = f(gate) * up`, where `up` is given; else `out = f(gate)`.
@@ -126,6 +128,7 @@ fn activate_of<V: Lanes>(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &
                 x.mul(s(0.5)).mul(V::load(&erf).add(s(1.0)))
             }
             Activation::Relu => x.max(s(0.0)),
+            Activation::Sigmoid => s(1.0).div(s(0.0).sub(x).exp().add(s(1.0))),
         };
         if let Some(up) = up {
             y = y.mul(V::load_some(&up[i * LANES..i * LANES + g.len()], 0.0));
@@ -160,6 +163,40 @@ fn rotate_of<V: Lanes>(x: &mut [f32], cos: &[f32], sin: &[f32]) {
         a.mul(c).sub(b.mul(s)).store_some(low);
         b.mul(c).add(a.mul(s)).store_some(high);
     }
+}
+
+/// A token's experts by its router's logits: the numbers of the `out.len() / 2` largest, of equal ones the first,
+/// ascending, then their weights. Weights are shares of the softmax over all experts, or over the chosen ones where
+/// `renormalise` is set.
+///
+/// # Panics
+/// Where there are fewer logits, or `out` is empty.
+pub fn route(logits: &[f32], renormalise: bool, out: &mut [f32]) {
+    let (experts, weights) = out.split_at_mut(out.len() / 2);
+    let mut all: Vec<usize> = (0..logits.len()).collect();
+    // 0 is added because −0 equals it.
+    let key = |e: usize| logits[e] + 0.0;
+    all.select_nth_unstable_by(experts.len() - 1, |a, b| {
+        key(*b).total_cmp(&key(*a)).then(a.cmp(b))
+    });
+    let chosen = &mut all[..experts.len()];
+    chosen.sort_unstable();
+    let top = chosen.iter().fold(f32::MIN, |top, e| top.max(logits[*e]));
+    let power = |l: f32| libm::expf(l - top);
+    for ((e, number), weight) in chosen.iter().zip(experts).zip(&mut *weights) {
+        #[allow(
+            clippy::cast_precision_loss,
+            reason = "there are fewer than 2^24 experts"
+        )]
+        let exact = *e as f32;
+        (*number, *weight) = (exact, power(logits[*e]));
+    }
+    let sum: f32 = if renormalise {
+        weights.iter().sum()
+    } else {
+        logits.iter().map(|l| power(*l)).sum()
+    };
+    weights.iter_mut().for_each(|w| *w /= sum);
 }
 
 #[cfg(test)]
@@ -215,12 +252,14 @@ mod tests {
             }
             Activation::Gelu => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
             Activation::Relu => x.max(0.0),
+            Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         };
         for f in [
             Activation::Silu,
             Activation::GeluTanh,
             Activation::Gelu,
             Activation::Relu,
+            Activation::Sigmoid,
         ] {
             let mut first = Vec::new();
             for level in levels() {
@@ -239,6 +278,44 @@ mod tests {
                         gate[i]
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_route_has_the_largest_logits_ascending_and_of_equal_ones_the_first() {
+        let inf = f32::INFINITY;
+        let cases: [(&[f32], [f32; 2]); 7] = [
+            (&[0.5, 2.0, -1.0, 1.0], [1.0, 3.0]),
+            (&[3.0, 2.0, -1.0, 1.0], [0.0, 1.0]),
+            (&[1.0, 1.0, 1.0, 1.0], [0.0, 1.0]),
+            (&[0.0, 1.0, 1.0, 1.0], [1.0, 2.0]),
+            (&[-0.0, -1.0, 0.0, 0.0], [0.0, 2.0]),
+            (&[-inf, -inf, -inf, 1.0], [0.0, 3.0]),
+            (&[-3.0, f32::NAN, -5.0, -2.0], [1.0, 3.0]),
+        ];
+        for (logits, want) in cases {
+            let mut out = [0.0; 4];
+            route(logits, true, &mut out);
+            assert_eq!(out[..2], want, "{logits:?}");
+        }
+    }
+
+    #[test]
+    fn weights_of_a_route_are_shares_of_all_or_of_the_chosen() {
+        let logits = numbers(11, 64);
+        let exact: Vec<f64> = logits.iter().map(|l| f64::from(*l).exp()).collect();
+        for renormalise in [false, true] {
+            let mut out = [0.0; 16];
+            route(&logits, renormalise, &mut out);
+            let chosen = &out[..8].iter().map(|e| *e as usize).collect::<Vec<_>>();
+            let sum: f64 = if renormalise {
+                chosen.iter().map(|e| exact[*e]).sum()
+            } else {
+                exact.iter().sum()
+            };
+            for (e, w) in chosen.iter().zip(&out[8..]) {
+                assert!((f64::from(*w) - exact[*e] / sum).abs() < 1e-7);
             }
         }
     }

@@ -20,6 +20,8 @@ pub struct Arithmetic {
     pub activation: Activation,
     /// Whether each query and key head is normalised.
     pub qk_norm: bool,
+    /// Whether the weights of a token's experts are shares of the softmax over these, not over all.
+    pub renormalise: bool,
     /// Whether a norm stands before the head.
     pub final_norm: bool,
     /// What embeddings are multiplied by.
@@ -204,6 +206,7 @@ impl Arithmetic {
             positions: Positions::rotary(text, head_dim, RopeDefaults::default())?,
             activation: Activation::read(text, "hidden_act", Activation::Silu)?,
             qk_norm: false,
+            renormalise: true,
             final_norm: true,
             embedding_scale: 1.0,
             attention_scale: inverse_root(head_dim),

@@ -1,8 +1,8 @@
 //! [`Program`]: a model lowered to operations over named buffers and packed weights.
 //!
 //! The planner sums it, the runtime walks it, kernels carry its operations out. Buffers hold f32, one row of
-//! `width` elements for each token of a step ([`Rows::Tokens`]) or for each row whose logits are wanted
-//! ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
+//! `width` elements for each token of a step ([`Rows::Tokens`]), for each of its experts ([`Rows::Routes`]) or for each
+//! row whose logits are wanted ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
 
 use plimsoll_model::Role;
 use plimsoll_units::{Bytes, DType, SizeOverflow};
@@ -22,8 +22,24 @@ pub struct WeightId(pub u32);
 pub enum Rows {
     /// Each query token of the step: at most T.
     Tokens,
+    /// Each query token of the step with each of so many experts that it takes: as many times T.
+    Routes(u64),
     /// Each row whose logits are wanted: at most R.
     Outputs,
+}
+
+impl Rows {
+    /// How many there are at most, for T and R.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn most(self, [tokens, outputs]: [u64; 2]) -> Result<u64, SizeOverflow> {
+        match self {
+            Self::Tokens => Ok(tokens),
+            Self::Routes(experts) => tokens.checked_mul(experts).ok_or(SizeOverflow),
+            Self::Outputs => Ok(outputs),
+        }
+    }
 }
 
 /// A buffer of f32.
@@ -111,6 +127,8 @@ pub enum ActivationKind {
     Gelu,
     /// max(x, 0).
     Relu,
+    /// 1 / (1 + e^−x).
+    Sigmoid,
 }
 
 /// Angles of a rotary embedding, made once in a step for all layers that share it: `width` cosines, then
@@ -254,6 +272,39 @@ pub enum Op {
         /// What it is multiplied by first.
         scale: f32,
     },
+    /// The experts that each token takes: those of the largest logits, of equal ones the first.
+    Route {
+        /// A logit for each expert.
+        logits: BufferId,
+        /// Twice as wide as a token takes experts: their numbers, ascending, then their weights.
+        out: BufferId,
+        /// Whether weights are shares of the softmax over the experts that are taken, not over all.
+        renormalise: bool,
+    },
+    /// `out = x Wᵀ`, each row of `out` with the matrix of its expert.
+    Experts {
+        /// Their matrices, packed and of one size.
+        weights: Vec<WeightId>,
+        /// Which expert each row has: what [`Op::Route`] wrote.
+        routes: BufferId,
+        /// Input: a row for each token, or one for each of its experts.
+        x: BufferId,
+        /// Result: a row for each expert of each token.
+        out: BufferId,
+    },
+    /// `out += scale · Σ weight · x` over the rows of `x` that a row of `out` has, in their order.
+    AddWeighted {
+        /// What is added.
+        x: BufferId,
+        /// A row for each row of `out`, with a weight for each of its rows of `x`.
+        weights: BufferId,
+        /// The first weight's place in its row.
+        from: u64,
+        /// To what.
+        out: BufferId,
+        /// What the sum is multiplied by first.
+        scale: f32,
+    },
     /// The rows whose logits are wanted: from a buffer of tokens to a buffer of outputs.
     Gather {
         /// Input.
@@ -332,6 +383,11 @@ impl Op {
             Self::Rotate { table, x, .. } => (vec![*table, *x], *x),
             Self::Attention(a) => (vec![a.q, a.k, a.v], a.out),
             Self::Add { x, out, .. } => (vec![*x, *out], *out),
+            Self::Route { logits, out, .. } => (vec![*logits], *out),
+            Self::Experts { routes, x, out, .. } => (vec![*routes, *x], *out),
+            Self::AddWeighted {
+                x, weights, out, ..
+            } => (vec![*x, *weights, *out], *out),
         }
     }
 }

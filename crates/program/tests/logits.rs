@@ -133,6 +133,43 @@ const MISTAKES: &[Mistake] = &[
         }
         any
     }),
+    ("weights of experts over all or over the chosen", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Route { renormalise, .. } => {
+                *renormalise = !*renormalise;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("the last two experts in each other's place", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Experts { weights, .. } => {
+                let last = weights.len() - 1;
+                weights.swap(last - 1, last);
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("what experts add off by a hundredth", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::AddWeighted { scale, .. } => {
+                *scale *= 1.01;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("a shared expert without its sigmoid", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Activate { kind, .. } if *kind == ActivationKind::Sigmoid => {
+                *kind = ActivationKind::Relu;
+                true
+            }
+            _ => any,
+        })
+    }),
     ("no final norm", |p| {
         let outputs = |op: &Op| match op {
             Op::Norm { x, .. } => p.buffer(*x).rows == Rows::Outputs,

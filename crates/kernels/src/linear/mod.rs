@@ -11,9 +11,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod groups;
 mod pack;
 mod scalar;
 
+pub use groups::Groups;
 pub use pack::{pack_columns, pack_rows};
 
 use std::ops::Range;
@@ -125,10 +127,11 @@ impl<'a> Linear<'a> {
         let out = Outputs(y.as_mut_ptr());
         pool.run(tiles * m.div_ceil(chunk), |i| {
             let panel = i % tiles * tile;
-            let row = i / tiles * chunk;
-            let (panels, rows) = (panel..(panel + tile).min(panels), row..(row + chunk).min(m));
+            let first = i / tiles * chunk;
+            let count = (m - first).min(chunk);
+            let panels = panel..(panel + tile).min(panels);
             // SAFETY: tiles write the outputs of their own panels and rows only.
-            unsafe { self.tile(level, x, rows, panels, out, start) };
+            unsafe { self.tile(level, x, Rows::Run { first, count }, panels, out, start) };
         });
     }
 
@@ -155,36 +158,26 @@ impl<'a> Linear<'a> {
     }
 
     /// # Safety
-    /// Nobody else touches the outputs of these panels and rows.
+    /// Nobody else touches the outputs of these panels and rows, which lie inside.
     unsafe fn tile(
         &self,
         level: Level,
         x: &[f32],
-        rows: Range<usize>,
+        rows: Rows<'_>,
         panels: Range<usize>,
         out: Outputs,
         start: Start<'_>,
     ) {
         // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
         let packed = &mut [0.0; ROWS * BLOCK];
-        if rows.len() <= FEW {
+        let m = rows.len();
+        if m <= FEW {
             // Few rows wait for weights: each panel is read from its start to its end.
-            let group = level.panels(rows.len());
+            let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
                 let panels = panel..(panel + group).min(panels.end);
                 // SAFETY: the caller's.
-                unsafe {
-                    self.block(
-                        level,
-                        x,
-                        rows.clone(),
-                        panels,
-                        0..self.k,
-                        packed,
-                        out,
-                        start,
-                    )
-                };
+                unsafe { self.block(level, x, rows, panels, 0..self.k, packed, out, start) };
             }
             return;
         }
@@ -193,8 +186,8 @@ impl<'a> Linear<'a> {
         while from < self.k || from == 0 {
             let k = from..(from + BLOCK).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
-            for row in rows.clone().step_by(ROWS) {
-                let rows = row..(row + ROWS).min(rows.end);
+            for row in (0..m).step_by(ROWS) {
+                let rows = rows.part(row, (m - row).min(ROWS));
                 // SAFETY: the caller's.
                 unsafe {
                     self.block(
@@ -228,14 +221,14 @@ impl<'a> Linear<'a> {
         &self,
         level: Level,
         x: &[f32],
-        rows: Range<usize>,
+        of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
         packed: &mut [f32; ROWS * BLOCK],
         out: Outputs,
         start: Start<'_>,
     ) {
-        let (row, rows) = (rows.start, rows.len());
+        let rows = of.len();
         let group = level.panels(rows);
         let mut from = k.start;
         loop {
@@ -243,7 +236,7 @@ impl<'a> Linear<'a> {
             let pairs = (to - from).div_ceil(2);
             let start = if from == k.start { start } else { Start::Keep };
             let packed = &mut packed[..2 * pairs * rows];
-            let x = |r: usize| &x[(row + r) * self.k + from..][..to - from];
+            let x = |r: usize| &x[of.x(r) * self.k + from..][..to - from];
             for (r, x) in (0..rows).map(x).enumerate() {
                 for (i, x) in x.iter().enumerate() {
                     packed[i * rows + r] = *x;
@@ -262,12 +255,12 @@ impl<'a> Linear<'a> {
                 }
                 for (i, acc) in acc[..count * rows].iter_mut().enumerate() {
                     // SAFETY: the caller's.
-                    unsafe { self.load(first + i / rows, row + i % rows, out, start, acc) };
+                    unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
                 level.kernel()(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
-                    unsafe { self.store(first + i / rows, row + i % rows, out, acc) };
+                    unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
                 }
             }
             if to == k.end {
@@ -322,6 +315,52 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
     /// What lies there: the residual stream.
     Keep,
+}
+
+/// The rows of x that a matrix multiplies, and the rows of y that they become.
+#[derive(Clone, Copy, Debug)]
+enum Rows<'a> {
+    /// Some in a row, the same of x and of y.
+    Run { first: usize, count: usize },
+    /// These of y; `share` rows of y, one after the other, have one row of x.
+    Listed { rows: &'a [usize], share: usize },
+}
+
+impl Rows<'_> {
+    const fn len(self) -> usize {
+        match self {
+            Self::Run { count, .. } => count,
+            Self::Listed { rows, .. } => rows.len(),
+        }
+    }
+
+    /// `count` of them, from the one numbered `from`.
+    fn part(self, from: usize, count: usize) -> Self {
+        match self {
+            Self::Run { first, .. } => Self::Run {
+                first: first + from,
+                count,
+            },
+            Self::Listed { rows, share } => Self::Listed {
+                rows: &rows[from..from + count],
+                share,
+            },
+        }
+    }
+
+    const fn x(self, i: usize) -> usize {
+        match self {
+            Self::Run { first, .. } => first + i,
+            Self::Listed { rows, share } => rows[i] / share,
+        }
+    }
+
+    const fn y(self, i: usize) -> usize {
+        match self {
+            Self::Run { first, .. } => first + i,
+            Self::Listed { rows, .. } => rows[i],
+        }
+    }
 }
 
 /// Outputs that tiles write side by side.

@@ -72,3 +72,46 @@ fn every_level_batch_and_thread_count_gives_the_bits_of_one_chain() {
         }
     }
 }
+
+/// Each row as it is by itself with its own matrix, whatever the others' experts are.
+#[test]
+fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
+    let (experts, share) = (5, 3);
+    for (n, k) in [(1, 1), (33, 65), (150, 1030)] {
+        let words: Vec<Vec<u32>> = (0..experts)
+            .map(|e| packed(&numbers(e as u64 + 1, n * k), n, k))
+            .collect();
+        // The last expert has no row, and no matrix: it must not be asked for.
+        let matrix = |e: usize| {
+            assert!(e + 1 < experts);
+            Linear::new(&words[e], n, k)
+        };
+        for tokens in [0, 1, 4, 31] {
+            let x = numbers(3, tokens * k);
+            let of = (0..tokens * share).map(|i| (i * i + i / 7) % (experts - 1));
+            let groups = Groups::new(experts, of.clone());
+            let mut alone = vec![0.0; tokens * share * n];
+            let mut pool = Pool::new(1).unwrap();
+            for (row, e) in of.enumerate() {
+                let (x, y) = (&x[row / share * k..], &mut alone[row * n..(row + 1) * n]);
+                matrix(e).run(&mut pool, Level::Scalar, x, 1, y, Start::Zero);
+            }
+            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                for threads in [1, 3] {
+                    let mut pool = Pool::new(threads).unwrap();
+                    let mut y = vec![f32::NAN; alone.len() + 1];
+                    groups.run(&mut pool, level, matrix, share, &x, &mut y);
+                    let same = y
+                        .iter()
+                        .zip(&alone)
+                        .all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(
+                        same,
+                        "{n} x {k}, {tokens} tokens, {level:?}, {threads} threads"
+                    );
+                    assert!(y[alone.len()].is_nan());
+                }
+            }
+        }
+    }
+}

@@ -97,6 +97,7 @@ fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError
         positions: Positions::Learned { offset: 0 },
         activation: Activation::read(config, "activation_function", Activation::GeluTanh)?,
         qk_norm: false,
+        renormalise: true,
         final_norm: true,
         embedding_scale: 1.0,
         attention_scale: if config.flag("scale_attn_weights", true)? {

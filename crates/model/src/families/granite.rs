@@ -22,7 +22,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     llama::stack(&text, b, &d, &reach)
 }
 
-fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+/// LLaMA's, multiplied.
+pub(super) fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
     let multiplier = |key: &str| Ok::<f64, ModelError>(text.positive(key)?.unwrap_or(1.0));
     Ok(Arithmetic {
         embedding_scale: multiplier("embedding_multiplier")?,

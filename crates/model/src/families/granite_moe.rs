@@ -3,7 +3,7 @@
 //!
 //! Source: transformers `models/granitemoe/modeling_granitemoe.py`.
 
-use super::{Family, decoder, moe, tie};
+use super::{Family, decoder, granite, moe, tie};
 use crate::builder::{attention_layer, columns};
 use crate::{Axis, Config, Ffn, Linear, ModelError, Reach, Role, SpecBuilder};
 
@@ -19,6 +19,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let text = config.text()?;
     let d = decoder(&text, b)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(granite::arithmetic(&text, &d));
     let moe = moe(&text, &["num_local_experts"], &["intermediate_size"], 0)?;
     let bias = text.flag("attention_bias", false)?;
     let attention = d.attention(Reach::Full);

@@ -5,7 +5,7 @@
 
 use super::{Defaults, Family, decoder_or, moe, reaches, tie, window};
 use crate::builder::{attention_layer, columns};
-use crate::{Config, Ffn, ModelError, Role, SpecBuilder};
+use crate::{Arithmetic, Config, Ffn, ModelError, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "mixtral",
@@ -26,6 +26,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         },
     )?;
     tie(config, &text, b, false)?;
+    b.arithmetic(Arithmetic::llama(&text, d.head_dim));
     let moe = moe(&text, &["num_local_experts"], &["intermediate_size"], 0)?;
     let reach = reaches(&text, d.layers, window(&text, None)?, |_| true)?;
     let (h, inner) = (d.hidden, moe.intermediate);

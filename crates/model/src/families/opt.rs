@@ -120,6 +120,7 @@ fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError
         },
         activation: Activation::read(config, "activation_function", Activation::Relu)?,
         qk_norm: false,
+        renormalise: true,
         final_norm: !config.flag("_remove_final_layer_norm", false)?,
         embedding_scale: 1.0,
         attention_scale: inverse_root(d.head_dim),

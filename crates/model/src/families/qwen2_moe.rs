@@ -33,6 +33,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let inner = sparse.dense_inner(&text, d.layers, 5632)?;
     let bias = text.flag("qkv_bias", true)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(qwen3_moe::arithmetic(&text, &d));
     let last = text.opt("max_window_layers")?.unwrap_or(28);
     let windowed = |i: u64| i.is_multiple_of(2) && i < last;
     let reach = reaches(&text, d.layers, qwen2::switched_window(&text)?, windowed)?;

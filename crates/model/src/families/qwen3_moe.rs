@@ -3,9 +3,9 @@
 //! Source: transformers `models/qwen3_moe/{configuration,modeling}_qwen3_moe.py`. Where the window is
 //! switched on, it is so in every layer.
 
-use super::{Defaults, Family, SparseLayers, decoder_or, qwen2, reaches, tie};
+use super::{Decoder, Defaults, Family, SparseLayers, decoder_or, qwen2, reaches, tie};
 use crate::builder::attention_layer;
-use crate::{Config, ModelError, Role, SpecBuilder};
+use crate::{Arithmetic, Config, ModelError, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3_moe",
@@ -29,6 +29,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let inner = sparse.dense_inner(&text, d.layers, 6144)?;
     let bias = text.flag("attention_bias", false)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(arithmetic(&text, &d).map(|a| Arithmetic { qk_norm: true, ..a }));
     let reach = reaches(&text, d.layers, qwen2::switched_window(&text)?, |_| true)?;
 
     b.embedding("model.embed_tokens.weight", d.vocab, d.hidden);
@@ -52,6 +53,14 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.norm("model.norm", d.hidden);
     b.head("lm_head", d.vocab, d.hidden);
     Ok(())
+}
+
+/// LLaMA's, with weights of experts as `norm_topk_prob` says.
+pub(super) fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    Ok(Arithmetic {
+        renormalise: text.flag("norm_topk_prob", false)?,
+        ..Arithmetic::llama(text, d.head_dim)?
+    })
 }
 
 /// The router and the routed experts, under the names that Qwen and DeepSeek share.

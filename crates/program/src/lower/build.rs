@@ -167,6 +167,54 @@ impl<'a> Builder<'a> {
         self.weight(named(layer, name), role, layout, sources)
     }
 
+    /// The matrices of a layer's experts, each of its own part of `parts`.
+    pub(super) fn experts(
+        &mut self,
+        layer: usize,
+        name: &str,
+        experts: u64,
+        parts: &[Part],
+        columns: u64,
+    ) -> Result<Vec<WeightId>, LowerError> {
+        let mut stored = Vec::new();
+        for part in parts {
+            let leaf = format!("{}.weight", part.module);
+            let t = self.take(Some(layer), &leaf, &[part.rows, columns])?;
+            if t.experts != Some(experts) {
+                return Err(LowerError::Tensor(format!(
+                    "`{}` is not of {experts} experts",
+                    t.name
+                )));
+            }
+            stored.push((t, part));
+        }
+        let mut all = Vec::new();
+        for e in 0..experts {
+            let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
+            for (t, part) in &stored {
+                // One tensor may have the matrices of all experts, one below the other.
+                let numbered = t.name.contains("{e}");
+                let before = if numbered { 0 } else { e };
+                let from = before.checked_mul(part.rows).ok_or(SizeOverflow)?;
+                let shift = |row: u64| row.checked_add(from).ok_or(SizeOverflow);
+                role = t.role;
+                for rows in &part.taken {
+                    n = n.checked_add(rows.end - rows.start).ok_or(SizeOverflow)?;
+                    sources.push(Source {
+                        tensor: t.name.replace("{e}", &e.to_string()),
+                        rows: shift(rows.start)?..shift(rows.end)?,
+                        transposed: false,
+                        plus: 0,
+                    });
+                }
+            }
+            let layout = WeightLayout::Packed { n, k: columns };
+            let name = named(Some(layer), &format!("experts.{e}.{name}"));
+            all.push(self.weight(name, role, layout, sources)?);
+        }
+        Ok(all)
+    }
+
     /// The biases of `parts`, where they have them.
     pub(super) fn biases(
         &mut self,

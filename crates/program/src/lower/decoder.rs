@@ -2,13 +2,13 @@
 //! final norm and head.
 
 use plimsoll_model::{
-    Activation, Arithmetic, Attention, Ffn, Mixer, ModelSpec, Norm, Positions, Reach, Residual,
-    Rope, RopeScaling,
+    Activation, Arithmetic, Attention, Ffn, Mixer, ModelSpec, Moe, Norm, Positions, Reach,
+    Residual, Rope, RopeScaling,
 };
 use plimsoll_units::SizeOverflow;
 
 use super::build::{Builder, Part};
-use super::names::{LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
+use super::names::{ExpertNames, LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
 use super::{LowerError, rope};
 use crate::pool::{KvRules, PoolGeometry, attention_group};
 use crate::program::{
@@ -70,17 +70,10 @@ pub(super) fn decoder(
         let (Mixer::Attention(attention), None) = (layer.mixer, layer.parallel) else {
             return Err(not_yet());
         };
-        let Ffn::Dense {
-            intermediate,
-            gated,
-        } = layer.ffn
-        else {
-            return Err(not_yet());
-        };
-        if attention.shared {
+        if attention.shared || layer.ffn == Ffn::None {
             return Err(not_yet());
         }
-        d.layer(b, i, &attention, [intermediate, u64::from(gated)])?;
+        d.layer(b, i, &attention, layer.ffn)?;
     }
     let last = b.buffer("last", Rows::Outputs, hidden)?;
     b.op(Op::Gather { x, out: last });
@@ -190,7 +183,7 @@ impl<'a> Decoder<'a> {
         b: &mut Builder<'_>,
         i: usize,
         attention: &Attention,
-        [inner, gates]: [u64; 2],
+        ffn: Ffn,
     ) -> Result<(), LowerError> {
         let (names, hidden) = (self.names, self.spec.hidden);
         let whole = [0, 1, hidden];
@@ -215,27 +208,29 @@ impl<'a> Decoder<'a> {
             let second = second.unwrap_or(first);
             self.norm(b, Some(i), second, self.x, normed, whole)?;
         }
+        match ffn {
+            Ffn::Dense {
+                intermediate,
+                gated,
+            } => self.dense(b, i, normed, [intermediate, u64::from(gated)]),
+            Ffn::Moe(moe) => self.experts(b, i, normed, &moe),
+            Ffn::None => Ok(()),
+        }
+    }
+
+    fn dense(
+        &self,
+        b: &mut Builder<'_>,
+        i: usize,
+        normed: BufferId,
+        [inner, gates]: [u64; 2],
+    ) -> Result<(), LowerError> {
+        let names = self.names;
         let rows = product(inner, 1 + gates)?;
-        let modules = names.mlp_in.len() as u64;
-        let parts: Vec<Part> = names
-            .mlp_in
-            .iter()
-            .map(|m| Part::whole(m, rows / modules))
-            .collect();
         let up = b.buffer("up", Rows::Tokens, rows)?;
-        self.linear(b, i, "mlp_in", &parts, normed, up)?;
+        self.linear(b, i, "mlp_in", &parts(names.mlp_in, rows), normed, up)?;
         let active = b.buffer("active", Rows::Tokens, inner)?;
-        b.op(Op::Activate {
-            kind: match self.a.activation {
-                Activation::Silu => ActivationKind::Silu,
-                Activation::GeluTanh => ActivationKind::GeluTanh,
-                Activation::Gelu => ActivationKind::Gelu,
-                Activation::Relu => ActivationKind::Relu,
-            },
-            x: up,
-            out: active,
-            gated: gates > 0,
-        });
+        self.activate(b, up, active, gates > 0);
         let down = Half {
             name: "mlp_out",
             module: names.mlp_out,
@@ -243,6 +238,126 @@ impl<'a> Decoder<'a> {
             columns: inner,
         };
         self.add(b, i, &down, active)
+    }
+
+    /// Routed experts, and the one that every token passes, where there is such.
+    fn experts(
+        &self,
+        b: &mut Builder<'_>,
+        i: usize,
+        normed: BufferId,
+        moe: &Moe,
+    ) -> Result<(), LowerError> {
+        let hidden = self.spec.hidden;
+        let Some(names) = self.names.experts else {
+            return Err(LowerError::Unsupported {
+                family: self.spec.family,
+                what: "experts of GGUF files do not run yet: use the checkpoint in safetensors"
+                    .to_owned(),
+            });
+        };
+        let scale = single(self.a.residual_scale);
+        let logits = b.buffer("router", Rows::Tokens, moe.experts)?;
+        let router = [Part::whole(names.router, moe.experts)];
+        self.linear(b, i, "router", &router, normed, logits)?;
+        let routes = b.buffer("routes", Rows::Tokens, product(2, moe.top_k)?)?;
+        b.op(Op::Route {
+            logits,
+            out: routes,
+            renormalise: self.a.renormalise,
+        });
+        let (each, inner) = (Rows::Routes(moe.top_k), moe.intermediate);
+        let rows = product(2, inner)?;
+        let up = b.buffer("expert_up", each, rows)?;
+        let input = parts(names.input, rows);
+        let weights = b.experts(i, "in", moe.experts, &input, hidden)?;
+        b.op(Op::Experts {
+            weights,
+            routes,
+            x: normed,
+            out: up,
+        });
+        let active = b.buffer("expert_active", each, inner)?;
+        self.activate(b, up, active, true);
+        let results = b.buffer("expert_out", each, hidden)?;
+        let output = [Part::whole(names.output, hidden)];
+        let weights = b.experts(i, "out", moe.experts, &output, inner)?;
+        b.op(Op::Experts {
+            weights,
+            routes,
+            x: active,
+            out: results,
+        });
+        b.op(Op::AddWeighted {
+            x: results,
+            weights: routes,
+            from: moe.top_k,
+            out: self.x,
+            scale,
+        });
+        if moe.shared > 0 {
+            self.shared_expert(b, i, normed, moe.shared, &names)?;
+        }
+        Ok(())
+    }
+
+    fn shared_expert(
+        &self,
+        b: &mut Builder<'_>,
+        i: usize,
+        normed: BufferId,
+        inner: u64,
+        names: &ExpertNames,
+    ) -> Result<(), LowerError> {
+        let hidden = self.spec.hidden;
+        let rows = product(2, inner)?;
+        let up = b.buffer("shared_up", Rows::Tokens, rows)?;
+        let input = parts(names.shared_input, rows);
+        self.linear(b, i, "shared_in", &input, normed, up)?;
+        let active = b.buffer("shared_active", Rows::Tokens, inner)?;
+        self.activate(b, up, active, true);
+        let result = b.buffer("projected", Rows::Tokens, hidden)?;
+        let output = [Part::whole(names.shared_output, hidden)];
+        let weight = b.matrix(Some(i), "shared_out", &output, inner, false)?;
+        b.op(Op::Linear {
+            weight,
+            bias: None,
+            x: active,
+            out: result,
+            add: false,
+        });
+        let gate = b.buffer("shared_gate", Rows::Tokens, 1)?;
+        let module = [Part::whole(names.shared_gate, 1)];
+        self.linear(b, i, "shared_gate", &module, normed, gate)?;
+        let share = b.buffer("shared_share", Rows::Tokens, 1)?;
+        b.op(Op::Activate {
+            kind: ActivationKind::Sigmoid,
+            x: gate,
+            out: share,
+            gated: false,
+        });
+        b.op(Op::AddWeighted {
+            x: result,
+            weights: share,
+            from: 0,
+            out: self.x,
+            scale: single(self.a.residual_scale),
+        });
+        Ok(())
+    }
+
+    fn activate(&self, b: &mut Builder<'_>, x: BufferId, out: BufferId, gated: bool) {
+        b.op(Op::Activate {
+            kind: match self.a.activation {
+                Activation::Silu => ActivationKind::Silu,
+                Activation::GeluTanh => ActivationKind::GeluTanh,
+                Activation::Gelu => ActivationKind::Gelu,
+                Activation::Relu => ActivationKind::Relu,
+            },
+            x,
+            out,
+            gated,
+        });
     }
 
     /// Projects, rotates and attends; returns where the heads' results are.
@@ -450,6 +565,12 @@ struct Half {
     /// Name and module of the norm that follows, where norms do.
     after: [&'static str; 2],
     columns: u64,
+}
+
+/// `modules`, which have `rows` rows together, each as many.
+fn parts(modules: &[&'static str], rows: u64) -> Vec<Part> {
+    let each = rows / modules.len() as u64;
+    modules.iter().map(|m| Part::whole(m, each)).collect()
 }
 
 /// Query, key and value rows of a module that has them head by head, one below the other.

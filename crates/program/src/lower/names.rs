@@ -27,6 +27,8 @@ pub(super) struct Names {
     /// Gate and up, or one module with both, or the only one of a feed-forward without gate.
     pub(super) mlp_in: &'static [&'static str],
     pub(super) mlp_out: &'static str,
+    /// A feed-forward of experts; `None` where we know no names for it.
+    pub(super) experts: Option<ExpertNames>,
     /// Norms of what attention and feed-forward give, where there are such.
     pub(super) after: [&'static str; 2],
     pub(super) final_norm: &'static str,
@@ -34,6 +36,46 @@ pub(super) struct Names {
     /// Whether the matrices of layers are stored with inputs first.
     pub(super) transposed: bool,
 }
+
+/// Modules of a feed-forward of experts: `{e}` stands for an expert's number, a module without it has all of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExpertNames {
+    pub(super) router: &'static str,
+    /// Gate and up, or one module with both.
+    pub(super) input: &'static [&'static str],
+    pub(super) output: &'static str,
+    /// The same of the expert that every token passes.
+    pub(super) shared_input: &'static [&'static str],
+    pub(super) shared_output: &'static str,
+    /// What says how much of it a token takes.
+    pub(super) shared_gate: &'static str,
+}
+
+const QWEN_EXPERTS: ExpertNames = ExpertNames {
+    router: "mlp.gate",
+    input: &["mlp.experts.{e}.gate_proj", "mlp.experts.{e}.up_proj"],
+    output: "mlp.experts.{e}.down_proj",
+    shared_input: &["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"],
+    shared_output: "mlp.shared_expert.down_proj",
+    shared_gate: "mlp.shared_expert_gate",
+};
+
+const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
+    router: "block_sparse_moe.gate",
+    input: &[
+        "block_sparse_moe.experts.{e}.w1",
+        "block_sparse_moe.experts.{e}.w3",
+    ],
+    output: "block_sparse_moe.experts.{e}.w2",
+    ..QWEN_EXPERTS
+};
+
+const GRANITE_EXPERTS: ExpertNames = ExpertNames {
+    router: "block_sparse_moe.router.layer",
+    input: &["block_sparse_moe.input_linear"],
+    output: "block_sparse_moe.output_linear",
+    ..QWEN_EXPERTS
+};
 
 const LLAMA: Names = Names {
     embedding: "embed_tokens",
@@ -46,6 +88,7 @@ const LLAMA: Names = Names {
     mlp_norm: Some("post_attention_layernorm"),
     mlp_in: &["mlp.gate_proj", "mlp.up_proj"],
     mlp_out: "mlp.down_proj",
+    experts: None,
     after: ["post_attention_layernorm", "post_feedforward_layernorm"],
     final_norm: "norm",
     head: "lm_head",
@@ -121,6 +164,7 @@ const GGUF: Names = Names {
     mlp_norm: Some("ffn_norm"),
     mlp_in: &["ffn_gate", "ffn_up"],
     mlp_out: "ffn_down",
+    experts: None,
     after: ["post_attention_norm", "post_ffw_norm"],
     final_norm: "output_norm",
     head: "output",
@@ -135,8 +179,15 @@ pub(super) const LONGROPE_DIVISORS: [&str; 2] =
 impl Names {
     /// Those of the model's family, or of its file's format.
     pub(super) fn of(spec: &ModelSpec, tensors: &Inventory<'_>) -> Option<Self> {
+        let with = |experts| Self {
+            experts: Some(experts),
+            ..LLAMA
+        };
         let family = match spec.family {
             "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "granite" => LLAMA,
+            "mixtral" => with(MIXTRAL_EXPERTS),
+            "qwen2_moe" | "qwen3_moe" => with(QWEN_EXPERTS),
+            "granite_moe" => with(GRANITE_EXPERTS),
             "gemma2" | "gemma3" => GEMMA2,
             "phi3" => PHI3,
             "phi" => PHI,

@@ -2,7 +2,7 @@
 
 use plimsoll_units::{Bytes, SizeOverflow};
 
-use crate::program::{Buffer, BufferId, Op, Rows};
+use crate::program::{Buffer, BufferId, Op};
 
 /// Buffers begin at cache lines.
 const ALIGNMENT: Bytes = Bytes::new(64);
@@ -13,15 +13,12 @@ pub(super) fn place(
     buffers: &mut [Buffer],
     ops: &[Op],
     result: BufferId,
-    [tokens, outputs]: [u64; 2],
+    limits: [u64; 2],
 ) -> Result<Bytes, SizeOverflow> {
     let sizes = buffers
         .iter()
         .map(|b| {
-            let rows = match b.rows {
-                Rows::Tokens => tokens,
-                Rows::Outputs => outputs,
-            };
+            let rows = b.rows.most(limits)?;
             Bytes::product([rows, b.width, 4])?.round_up(ALIGNMENT)
         })
         .collect::<Result<Vec<Bytes>, SizeOverflow>>()?;

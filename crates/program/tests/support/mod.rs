@@ -23,7 +23,7 @@ pub(crate) fn fixtures() -> Vec<PathBuf> {
         .filter(|p| p.is_dir())
         .collect();
     all.sort();
-    assert!(all.len() >= 13, "{all:?}");
+    assert!(all.len() >= 18, "{all:?}");
     all
 }
 
@@ -118,6 +118,12 @@ fn gathered(weight: &Weight, tensors: &Tensors) -> Vec<f64> {
     parts
         .flat_map(|s| rows(&tensors[&s.tensor], s, columns))
         .collect()
+}
+
+/// A small whole number.
+fn number(x: f64) -> usize {
+    let found = (0..1000).find(|n| f64::from(*n) == x);
+    found.unwrap().try_into().unwrap()
 }
 
 type Buffers = Vec<Vec<f64>>;
@@ -241,6 +247,72 @@ impl<'a> Reader<'a> {
                 let scale = f64::from(*scale);
                 let out = &mut all[usize::from(out.0)];
                 out.iter_mut().zip(x).for_each(|(o, x)| *o += x * scale);
+            }
+            Op::Route {
+                logits,
+                out,
+                renormalise,
+            } => {
+                let (n, k) = (self.width(*logits), self.width(*out) / 2);
+                let mut result = Vec::new();
+                for l in all[usize::from(logits.0)].chunks_exact(n) {
+                    let mut order: Vec<usize> = (0..n).collect();
+                    // A stable sort: of equal ones the first.
+                    order.sort_by(|a, b| l[*b].partial_cmp(&l[*a]).unwrap());
+                    let counted = if *renormalise { k } else { n };
+                    let sum: f64 = order[..counted].iter().map(|e| l[*e].exp()).sum();
+                    order.truncate(k);
+                    order.sort_unstable();
+                    let number = |e: &usize| f64::from(u32::try_from(*e).unwrap());
+                    result.extend(order.iter().map(number));
+                    result.extend(order.iter().map(|e| l[*e].exp() / sum));
+                }
+                all[usize::from(out.0)] = result;
+            }
+            Op::Experts {
+                weights,
+                routes,
+                x,
+                out,
+            } => {
+                let (k, n) = (self.width(*x), self.width(*out));
+                let wide = self.width(*routes);
+                let x = &all[usize::from(x.0)];
+                let tokens = x.chunks_exact(x.len() / tokens.len());
+                let mut result = Vec::new();
+                for (routes, x) in all[usize::from(routes.0)].chunks_exact(wide).zip(tokens) {
+                    // A token's row for all of its experts, or one for each.
+                    let inputs = x.chunks_exact(k).cycle();
+                    for (e, x) in routes[..wide / 2].iter().zip(inputs) {
+                        let w = self.weight(weights[number(*e)]);
+                        assert_eq!(w.len(), k * n);
+                        let dot = |row: &[f64]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f64>();
+                        result.extend(w.chunks_exact(k).map(dot));
+                    }
+                }
+                all[usize::from(out.0)] = result;
+            }
+            Op::AddWeighted {
+                x,
+                weights,
+                from,
+                out,
+                scale,
+            } => {
+                let (w, n) = (self.width(*out), self.width(*weights));
+                let x = all[usize::from(x.0)].clone();
+                let weights = all[usize::from(weights.0)].clone();
+                let shares = weights.chunks_exact(n).map(|r| &r[index(*from)..]);
+                let mut x = x.chunks_exact(w);
+                let rows = all[usize::from(out.0)].chunks_exact_mut(w);
+                for (row, shares) in rows.zip(shares) {
+                    for (share, x) in shares.iter().zip(&mut x) {
+                        for (o, x) in row.iter_mut().zip(x) {
+                            *o += share * x * f64::from(*scale);
+                        }
+                    }
+                }
+                assert!(x.next().is_none());
             }
             // Every row is wanted here.
             Op::Gather { x, out } => all[usize::from(out.0)] = all[usize::from(x.0)].clone(),
@@ -380,5 +452,6 @@ fn activation(kind: ActivationKind, x: f64) -> f64 {
         }
         ActivationKind::Gelu => x * (1.0 + libm::erf(x / 2.0_f64.sqrt())) / 2.0,
         ActivationKind::Relu => x.max(0.0),
+        ActivationKind::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     }
 }

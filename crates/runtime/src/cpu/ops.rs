@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Cached, Columns, KvShape, Linear, Norm, Pool, Queries, Reach, Scores, Start,
-    activate, attend, norm, rotate, write_kv,
+    Activation, Cached, Columns, Groups, KvShape, Linear, Norm, Pool, Queries, Reach, Scores,
+    Start, activate, attend, norm, rotate, route, write_kv,
 };
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, NormKind, Op, Program, Rows,
@@ -23,9 +23,10 @@ pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
     from..from + rows * size(b.width)
 }
 
-const fn rows_of(b: &Buffer, tokens: usize, outputs: usize) -> usize {
+fn rows_of(b: &Buffer, tokens: usize, outputs: usize) -> usize {
     match b.rows {
         Rows::Tokens => tokens,
+        Rows::Routes(experts) => tokens * size(experts),
         Rows::Outputs => outputs,
     }
 }
@@ -312,6 +313,7 @@ impl<'a> Walk<'a> {
                     ActivationKind::GeluTanh => Activation::GeluTanh,
                     ActivationKind::Gelu => Activation::Gelu,
                     ActivationKind::Relu => Activation::Relu,
+                    ActivationKind::Sigmoid => Activation::Sigmoid,
                 };
                 let (wide, width) = (self.width(x), self.width(out));
                 let ([x], out) = self.views([x], out);
@@ -327,6 +329,57 @@ impl<'a> Walk<'a> {
                 pool.rows(out, width, |i, out| {
                     let x = &x[i * width..(i + 1) * width];
                     out.iter_mut().zip(x).for_each(|(o, x)| *o += x * scale);
+                });
+            }
+            Op::Route {
+                logits,
+                out,
+                renormalise,
+            } => {
+                let (experts, width) = (self.width(logits), self.width(out));
+                let ([logits], out) = self.views([logits], out);
+                pool.rows(out, width, |i, out| {
+                    route(&logits[i * experts..(i + 1) * experts], renormalise, out);
+                });
+            }
+            Op::Experts {
+                ref weights,
+                routes,
+                x,
+                out,
+            } => {
+                let share = self.rows(out) / self.rows(x);
+                let wide = self.width(routes);
+                let matrices: Vec<Linear<'a>> = weights.iter().map(|w| self.matrix(*w)).collect();
+                let ([routes, x], out) = self.views([routes, x], out);
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "numbers of experts are whole"
+                )]
+                let experts = routes
+                    .chunks(wide)
+                    .flat_map(|r| r[..wide / 2].iter().map(|e| *e as usize));
+                let groups = Groups::new(matrices.len(), experts);
+                groups.run(pool, level, |e| matrices[e], share, x, out);
+            }
+            Op::AddWeighted {
+                x,
+                weights,
+                from,
+                out,
+                scale,
+            } => {
+                let (width, wide, from) = (self.width(out), self.width(weights), size(from));
+                let ([x, weights], out) = self.views([x, weights], out);
+                pool.rows(out, width, |i, out| {
+                    let weights = &weights[i * wide + from..(i + 1) * wide];
+                    let x = &x[i * weights.len() * width..][..weights.len() * width];
+                    let mut sum = vec![0.0; width];
+                    for (w, x) in weights.iter().zip(x.chunks(width)) {
+                        sum.iter_mut().zip(x).for_each(|(s, x)| *s += w * x);
+                    }
+                    out.iter_mut().zip(sum).for_each(|(o, s)| *o += s * scale);
                 });
             }
             Op::Gather { x, out } => {
