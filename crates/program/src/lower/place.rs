@@ -22,7 +22,7 @@ pub(super) fn place(
                 Rows::Tokens => tokens,
                 Rows::Outputs => outputs,
             };
-            Bytes::product([rows, b.width, 4])?.round_up(ALIGNMENT)
+            Bytes::product([rows, b.width, 4])
         })
         .collect::<Result<Vec<Bytes>, SizeOverflow>>()?;
     let together = alive_together(buffers.len(), ops, result);
@@ -42,7 +42,7 @@ pub(super) fn place(
             if at.add(sizes[i])? <= from {
                 break;
             }
-            at = at.max(to);
+            at = at.max(to.round_up(ALIGNMENT)?);
         }
         let end = at.add(sizes[i])?;
         buffers[i].offset = at;
