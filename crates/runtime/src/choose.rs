@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
+use plimsoll_units::Bytes;
 
 use crate::sample::{
     Histories, History, Place, PromptTokens, SampleError, Sampler, SamplingParams,
@@ -19,6 +20,10 @@ pub trait Chooser {
     /// Whether logits of every position are wanted, whatever rows ask for.
     fn wants_all(&self) -> bool {
         false
+    }
+    /// Buffers that it made at its start, and how much of them was used at most.
+    fn buffers(&self) -> (Bytes, Bytes) {
+        (Bytes::ZERO, Bytes::ZERO)
     }
     /// Logits of one position, where all are wanted.
     fn position(&mut self, _row: &Row, _position: u32, _logits: &[f32]) {}
@@ -144,6 +149,10 @@ impl Chooser for Choices {
                 Some(a) => History::new(a.prompt.clone(), a.counts),
                 None => History::new(PromptTokens::new(&[], false), false),
             });
+    }
+
+    fn buffers(&self) -> (Bytes, Bytes) {
+        self.sampler.buffers()
     }
 
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {

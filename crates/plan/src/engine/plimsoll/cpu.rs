@@ -35,8 +35,13 @@ pub(super) fn is_device(context: &Context<'_>) -> bool {
 pub(super) fn most(context: &Context<'_>, geometry: &PoolGeometry) -> Result<Bytes, SizeOverflow> {
     let chunk = batched_tokens(context).min(context.max_model_len);
     let each = geometry.held(Tokens(context.max_model_len - chunk), Tokens(chunk));
-    let pages = each.get().checked_mul(outputs(context)).ok_or(SizeOverflow)?;
-    geometry.page.times(pages.checked_add(1).ok_or(SizeOverflow)?)
+    let pages = each
+        .get()
+        .checked_mul(outputs(context))
+        .ok_or(SizeOverflow)?;
+    geometry
+        .page
+        .times(pages.checked_add(1).ok_or(SizeOverflow)?)
 }
 
 pub(super) fn terms(
@@ -60,7 +65,8 @@ pub(super) fn terms(
                 .input("bytes per page", page.get()),
         );
     }
-    let bound = |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
+    let bound =
+        |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
     terms.push(
         bound("process", Bytes::from_mib(PROCESS_MIB)?)
             .formula("fixed: the program, its libraries, the model's description"),
