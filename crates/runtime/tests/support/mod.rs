@@ -297,7 +297,7 @@ impl Model {
     }
 }
 
-fn cost() -> CostModel {
+pub(crate) fn cost() -> CostModel {
     CostModel {
         work: Work {
             weight_bytes: 1_000_000,

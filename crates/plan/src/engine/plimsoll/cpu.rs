@@ -16,8 +16,10 @@ pub(super) const SEQUENCES: u64 = 16;
 const PROCESS_MIB: u64 = 24;
 /// A thread's stack and what the allocator keeps for it; tiles that span blocks are gathered there.
 const THREAD_KIB: u64 = 512;
+/// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
+const LOADING_MIB: u64 = 16;
 /// A token in a tokenizer: its text twice (to and from ids), its merges, and their maps at their emptiest.
-const TOKENIZER_TOKEN: u64 = 512;
+const TOKENIZER_TOKEN: u64 = 1024;
 /// A page in the block manager: its counts, its place in lists, its name in the prefix index.
 const PAGE: u64 = 256;
 /// A token of a sequence: in its request, in its history for penalties, in its answer, grown by doubling.
@@ -81,6 +83,14 @@ pub(super) fn terms(
         bound("threads", Bytes::product([threads, THREAD_KIB, 1024])?)
             .formula(format!("threads x {THREAD_KIB} KiB"))
             .input("threads", threads),
+    );
+    terms.push(
+        bound(
+            "loading",
+            Bytes::product([threads, LOADING_MIB, 1024, 1024])?,
+        )
+        .formula(format!("threads x {LOADING_MIB} MiB"))
+        .input("threads", threads),
     );
     // The pool is not known before this is, but no more than all of it can become pages.
     let pool = match context.settings.kv_memory {
