@@ -206,8 +206,8 @@ pub(crate) struct DeviceArgs {
     /// How many there are; without it, the plan chooses the fewest
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
     pub(crate) gpus: Option<u64>,
-    /// Memory of one device, instead of a known kind
-    #[arg(long, value_name = "SIZE", conflicts_with = "gpu")]
+    /// Memory of one device, instead of a known kind; with `--gpu cpu`, the budget
+    #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<Bytes>,
     /// What other processes use on each device
     #[arg(long, value_name = "SIZE", default_value = "0")]
@@ -309,6 +309,9 @@ pub(crate) struct EngineArgs {
     /// Host memory for swapped KV blocks, per device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
+    /// Threads, with `--gpu cpu` (default: processors)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) threads: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

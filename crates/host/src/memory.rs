@@ -46,21 +46,30 @@ pub fn host() -> HostMemory {
     host_in(&Roots::default())
 }
 
+/// What this process has in memory, and the most that it had; nothing where the system does not say.
+#[must_use]
+pub fn resident() -> Option<(Bytes, Bytes)> {
+    let text = std::fs::read_to_string(Roots::default().proc.join("self/status")).ok()?;
+    kib_of(&text, "VmRSS").zip(kib_of(&text, "VmHWM"))
+}
+
+/// The bytes of a line such as `VmRSS:   1024 kB`.
+fn kib_of(text: &str, key: &str) -> Option<Bytes> {
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024).map(Bytes::new)
+}
+
 /// Memory as shown under these roots; what is not shown is absent.
 #[must_use]
 pub fn host_in(roots: &Roots) -> HostMemory {
     let text = std::fs::read_to_string(roots.proc.join("meminfo")).unwrap_or_default();
-    let field = |key: &str| {
-        let line = text
-            .lines()
-            .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))?;
-        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-        kib.checked_mul(1024).map(Bytes::new)
-    };
     let group = limit(roots);
     HostMemory {
-        total: field("MemTotal"),
-        available: field("MemAvailable"),
+        total: kib_of(&text, "MemTotal"),
+        available: kib_of(&text, "MemAvailable"),
         limit: group.map(|(l, _)| Bytes::new(l)),
         limit_used: group.and_then(|(_, u)| u).map(Bytes::new),
     }

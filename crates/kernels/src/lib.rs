@@ -19,4 +19,4 @@ pub use bf16::{bf16_from_f32, f32_from_bf16};
 pub use cpu::Level;
 pub use linear::{Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, packed_bytes};
 pub use pool::Pool;
-pub use rows::{Activation, Norm, activate, norm, rotate, route};
+pub use rows::{Activation, Norm, activate, norm, norm_in_place, rotate, route};

@@ -37,9 +37,28 @@ pub fn norm(
     at_level!(level, norm_row(kind, x, weight, bias, out));
 }
 
+/// As [`norm`], in place.
+///
+/// # Panics
+/// Where lengths differ.
+pub fn norm_in_place(
+    level: Level,
+    kind: Norm,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    x: &mut [f32],
+) {
+    assert!(weight.is_none_or(|w| w.len() == x.len()) && bias.is_none_or(|b| b.len() == x.len()));
+    at_level!(level, norm_row_in_place(kind, weight, bias, x));
+}
+
 for_levels!(
     norm_row,
     norm_of(kind: Norm, x: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, out: &mut [f32])
+);
+for_levels!(
+    norm_row_in_place,
+    norm_in_place_of(kind: Norm, weight: Option<&[f32]>, bias: Option<&[f32]>, x: &mut [f32])
 );
 
 #[inline(always)]
@@ -50,6 +69,28 @@ fn norm_of<V: Lanes>(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
+    let (mean, scale) = mean_and_scale::<V>(kind, x);
+    for (i, (x, out)) in x.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
+        normalised::<V>(i * LANES, x, mean, scale, weight, bias).store_some(out);
+    }
+}
+
+#[inline(always)]
+fn norm_in_place_of<V: Lanes>(
+    kind: Norm,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+    x: &mut [f32],
+) {
+    let (mean, scale) = mean_and_scale::<V>(kind, x);
+    for (i, x) in x.chunks_mut(LANES).enumerate() {
+        normalised::<V>(i * LANES, x, mean, scale, weight, bias).store_some(x);
+    }
+}
+
+/// What is taken from each element, and what it is multiplied by then.
+#[inline(always)]
+fn mean_and_scale<V: Lanes>(kind: Norm, x: &[f32]) -> (f32, f32) {
     let n = x.len() as f32;
     let (mean, eps) = match kind {
         Norm::Rms { eps } => (0.0, eps),
@@ -65,18 +106,29 @@ fn norm_of<V: Lanes>(
         let d = V::load_some(x, mean).sub(m);
         d.fma(d, s)
     });
-    let scale = V::splat(1.0 / (squares.sum() / n + eps).sqrt());
-    for (i, (x, out)) in x.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
-        let at = i * LANES;
-        let mut y = V::load_some(x, mean).sub(m).mul(scale);
-        if let Some(w) = weight {
-            y = y.mul(V::load_some(&w[at..at + x.len()], 0.0));
-        }
-        if let Some(b) = bias {
-            y = y.add(V::load_some(&b[at..at + x.len()], 0.0));
-        }
-        y.store_some(out);
+    (mean, 1.0 / (squares.sum() / n + eps).sqrt())
+}
+
+/// The elements of a row from `at` on, at most a register of them.
+#[inline(always)]
+fn normalised<V: Lanes>(
+    at: usize,
+    x: &[f32],
+    mean: f32,
+    scale: f32,
+    weight: Option<&[f32]>,
+    bias: Option<&[f32]>,
+) -> V {
+    let mut y = V::load_some(x, mean)
+        .sub(V::splat(mean))
+        .mul(V::splat(scale));
+    if let Some(w) = weight {
+        y = y.mul(V::load_some(&w[at..at + x.len()], 0.0));
     }
+    if let Some(b) = bias {
+        y = y.add(V::load_some(&b[at..at + x.len()], 0.0));
+    }
+    y
 }
 
 /// A function of one number.

@@ -6,7 +6,7 @@ use plimsoll_model::{Ffn, ModelSpec, quant};
 use plimsoll_program::Stage;
 use plimsoll_units::Bytes;
 
-use crate::engine::{self, Budget, Context, Engine, EngineStage};
+use crate::engine::{self, Budget, Context, Engine, EngineStage, Takes};
 use crate::error::PlanError;
 use crate::kv::{Capacity, KvLaw, MixedLaw, Need};
 use crate::settings::{Deployment, Load, Settings};
@@ -236,8 +236,11 @@ pub(crate) fn evaluate_prepared(
         };
         let engine = engine::stage(&context)?;
         let engine = EngineStage {
-            takes_rest: engine.takes_rest
-                && (!deployment.device.is_unlimited() || settings.kv_memory.is_some()),
+            takes: if deployment.device.is_unlimited() && settings.kv_memory.is_none() {
+                Takes::Need
+            } else {
+                engine.takes
+            },
             kv: match &settings.lengths {
                 Some(lengths) => Box::new(MixedLaw {
                     inner: engine.kv,
@@ -310,12 +313,27 @@ fn judge(
     let need = engine.kv.need(share)?;
     let beside_terms = engine.kv.beside_terms(share)?;
     let beside = Bytes::sum(beside_terms.iter().map(Term::high))?;
-    let [pool, pool_low, pool_high] = [room, room_low, room_high].map(|r| r.saturating_sub(beside));
+    let mut pools = [room, room_low, room_high].map(|r| r.saturating_sub(beside));
+    if let Takes::AtMost(most) = engine.takes {
+        let most = if settings.kv_memory.is_some() {
+            pools[0]
+        } else {
+            most
+        };
+        let block = engine.kv.capacity(most, max_model_len)?.bytes_per_block;
+        for pool in &mut pools {
+            *pool = block.times((*pool).min(most).whole(block))?;
+        }
+    }
+    let [pool, pool_low, pool_high] = pools;
     let capacity = engine.kv.capacity(pool, max_model_len)?;
-    let taken = if engine.takes_rest { pool } else { need.pool };
-    let exact = engine.terms.iter().all(|t| t.kind == Kind::Exact) || settings.kv_memory.is_some();
+    let takes_rest = engine.takes != Takes::Need;
+    let taken = if takes_rest { pool } else { need.pool };
+    let exact = engine.terms.iter().all(|t| t.kind == Kind::Exact)
+        || settings.kv_memory.is_some()
+        || pool_low == pool_high;
     let kv_term = Term::exact(Region::KvCache, "kv cache", taken)
-        .kind(if exact || !engine.takes_rest {
+        .kind(if exact || !takes_rest {
             Kind::Exact
         } else {
             Kind::Calibrated {
@@ -325,7 +343,11 @@ fn judge(
         })
         .formula(match settings.kv_memory {
             Some(_) => "given (--kv-memory)".to_owned(),
-            None if engine.takes_rest => {
+            None if matches!(engine.takes, Takes::AtMost(_)) => format!(
+                "the smaller of R sequences of the longest length and budget ({}) - all other terms",
+                engine.budget.formula
+            ),
+            None if takes_rest => {
                 format!("budget ({}) - all other terms", engine.budget.formula)
             }
             None => "what the load needs".to_owned(),

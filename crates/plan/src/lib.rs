@@ -19,6 +19,7 @@ mod error;
 mod evaluate;
 pub mod kv;
 pub mod log;
+mod map;
 pub mod measured;
 mod rule_of_thumb;
 mod settings;
@@ -29,6 +30,7 @@ pub use answer::{Answer, OneDevice, Question, Way, Ways, answer};
 pub use engine::{Engine, EngineVersion, Reserve, Version};
 pub use error::PlanError;
 pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate, prepared};
+pub use map::MemoryMap;
 pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
 pub use settings::{Deployment, KvType, Load, Lora, Settings, StateMode};
 pub use solve::{

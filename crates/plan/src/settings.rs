@@ -166,6 +166,8 @@ pub struct Settings {
     pub swa_full: bool,
     /// `--swap-space` on the host, per device.
     pub swap: Bytes,
+    /// `--threads` of a server on processors; `None` for one.
+    pub threads: Option<u64>,
     /// `--mtp`: load the checkpoint's multi-token-prediction layers and speculate with them.
     pub mtp: bool,
     /// `--speculative-model`: a draft model beside the target.
@@ -213,6 +215,7 @@ impl Settings {
             kv_unified: false,
             swa_full: false,
             swap: Bytes::ZERO,
+            threads: None,
             mtp: false,
             draft: None,
             lora: None,

@@ -27,7 +27,7 @@ pub enum Region {
     Collectives,
     /// Context and modules of the driver, library handles.
     Driver,
-    /// What the engine's budget rule leaves unused.
+    /// What the engine's budget rule leaves unused, or what our server keeps beside its arenas.
     Reserve,
     /// What other processes use.
     InUse,

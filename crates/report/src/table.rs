@@ -32,6 +32,7 @@ const REGIONS: &[(&str, char, u8)] = &[
     ("collectives", 'c', 35),
     ("driver", 'd', 35),
     ("kv_cache", 'K', 32),
+    ("swap", 's', 36),
     ("in_use", 'x', 31),
     ("reserve", '.', 90),
 ];

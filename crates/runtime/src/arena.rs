@@ -2,7 +2,8 @@
 //!
 //! Every region of the plan that the engine holds is one arena. Its pages are touched at once, so that a machine
 //! that has not enough says so at start and never in the middle of a step; nothing grows afterwards. The
-//! high-water mark is the end of the last byte that was ever lent, to be compared with the plan.
+//! high-water mark is the end of the last byte that was ever lent, to be compared with the plan; who borrows the
+//! whole says which bytes it used.
 
 #![allow(unsafe_code)]
 
@@ -211,6 +212,19 @@ impl Arena {
             .collect())
     }
 
+    /// All of it, to write. Nothing counts as lent: the borrower [`mark`](Self::mark)s what it used.
+    pub fn whole_mut<T: Element>(&mut self) -> &mut [T] {
+        let len = self.bytes / size_of::<T>();
+        // SAFETY: inside the block, which begins at a page; as in `views_mut`.
+        unsafe { self.slice_mut(0, len) }
+    }
+
+    /// The bytes before `end` were used.
+    pub fn mark(&self, end: Bytes) {
+        let end = usize::try_from(end.min(self.bytes()).get()).unwrap_or(self.bytes);
+        self.high_water.fetch_max(end, Ordering::Relaxed);
+    }
+
     /// # Safety
     /// `len` elements from byte `at` on lie inside and aligned; nobody else has them while the result lives.
     unsafe fn slice_mut<'a, T: Element>(&self, at: usize, len: usize) -> &'a mut [T] {
@@ -219,7 +233,20 @@ impl Arena {
     }
 
     /// First byte and elements of a part, as found to lie inside; counted as lent.
-    fn locate<T>(&self, part: Part) -> Result<(usize, usize), ArenaError> {
+    fn locate<T: Element>(&self, part: Part) -> Result<(usize, usize), ArenaError> {
+        let (at, len) = self.find::<T>(part)?;
+        if len > 0 {
+            let end = at + len * size_of::<T>();
+            self.high_water.fetch_max(end, Ordering::Relaxed);
+        }
+        Ok((at, len))
+    }
+
+    /// First byte and elements of a part that could be lent.
+    ///
+    /// # Errors
+    /// As [`Arena::view`].
+    pub fn find<T: Element>(&self, part: Part) -> Result<(usize, usize), ArenaError> {
         let size = size_of::<T>();
         let outside = || ArenaError::Outside {
             arena: self.name,
@@ -230,8 +257,7 @@ impl Arena {
         };
         let at = usize::try_from(part.offset).map_err(|_| outside())?;
         let len = usize::try_from(part.len).map_err(|_| outside())?;
-        let end = len
-            .checked_mul(size)
+        len.checked_mul(size)
             .and_then(|b| b.checked_add(at))
             .filter(|&end| end <= self.bytes)
             .ok_or_else(outside)?;
@@ -241,9 +267,6 @@ impl Arena {
                 offset: part.offset,
                 size,
             });
-        }
-        if len > 0 {
-            self.high_water.fetch_max(end, Ordering::Relaxed);
         }
         Ok((at, len))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
-use plimsoll_units::SeqId;
+use plimsoll_units::{Bytes, SeqId};
 
 use crate::sample::{
     Histories, History, Place, PromptTokens, SampleError, Sampler, SamplingParams,
@@ -22,6 +22,10 @@ pub trait Chooser {
     /// Whether logits of every position are wanted, whatever rows ask for.
     fn wants_all(&self) -> bool {
         false
+    }
+    /// Buffers that it made at its start, and how much of them was used at most.
+    fn buffers(&self) -> (Bytes, Bytes) {
+        (Bytes::ZERO, Bytes::ZERO)
     }
     /// Logits of one position, where all are wanted.
     fn position(&mut self, _row: &Row, _position: u32, _logits: &[f32]) {}
@@ -214,6 +218,10 @@ impl Chooser for Choices {
                 Some(a) => History::new(a.prompt.clone(), a.counts),
                 None => History::new(PromptTokens::new(&[], false), false),
             });
+    }
+
+    fn buffers(&self) -> (Bytes, Bytes) {
+        self.sampler.buffers()
     }
 
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {

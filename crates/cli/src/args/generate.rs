@@ -66,7 +66,13 @@ pub(crate) struct GenerateArgs {
     /// Which instructions kernels use; results are the same with all
     #[arg(long, value_enum, default_value_t = LevelArg::Auto, help_heading = "Engine")]
     pub(crate) cpu_level: LevelArg,
-    /// KV cache, in place of what the prompts can use
+    /// Budget for everything (default: what the machine and its control group leave, less a reserve for others)
+    #[arg(long, value_name = "SIZE", help_heading = "Engine")]
+    pub(crate) memory: Option<Bytes>,
+    /// Write what each region of memory was planned, committed and used at most, as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    pub(crate) memory_map: Option<PathBuf>,
+    /// KV cache, in place of what R sequences of the longest length can use
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub(crate) kv_memory: Option<Bytes>,
     /// Host memory for swapped KV blocks

@@ -60,20 +60,33 @@ pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> 
     Ok(ExitCode::SUCCESS)
 }
 
-/// This machine's processors, with the memory that this process may use.
-pub(crate) fn cpu() -> Result<Device, Failure> {
-    let usable = host().usable().ok_or_else(|| {
-        Failure::new(
-            Exit::Usage,
-            "E-DEVICE-005",
-            "this machine does not say how much memory it has",
-        )
-        .hint("plan with `--memory 64GiB`")
-    })?;
+/// Left to the system and to other processes where no budget is given.
+const OTHERS_MIB: u64 = 256;
+
+/// This machine's processors with a budget of `memory`, else with what this process may take.
+pub(crate) fn cpu(memory: Option<Bytes>) -> Result<Device, Failure> {
+    let (usable, source) = match memory {
+        Some(given) => (given, "given (--memory)".to_owned()),
+        None => {
+            let usable = host().usable().ok_or_else(|| {
+                Failure::new(
+                    Exit::Usage,
+                    "E-DEVICE-005",
+                    "this machine does not say how much memory it has",
+                )
+                .hint("give a budget with `--memory 64GiB`")
+            })?;
+            let others = Bytes::new(OTHERS_MIB << 20);
+            let source = format!(
+                "what this machine and its control group's limit leave, less {OTHERS_MIB} MiB for others"
+            );
+            (usable.saturating_sub(others), source)
+        }
+    };
     Ok(Device {
         name: "cpu".to_owned(),
         vendor: "cpu".to_owned(),
-        memory_source: "this machine's memory, and its control group's limit".to_owned(),
+        memory_source: source,
         ..Device::of_size(usable)
     })
 }

@@ -10,3 +10,8 @@ pub(crate) mod models;
 pub(crate) mod plan;
 pub(crate) mod schema;
 pub(crate) mod simulate;
+
+/// Processors that this process may use.
+pub(crate) fn processors() -> u64 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u64)
+}

@@ -278,6 +278,7 @@ fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
 }
 
 fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
+    let on_cpu = |name: &String| name.eq_ignore_ascii_case("cpu");
     if let Some(memory) = args.device.memory {
         if memory == Bytes::ZERO {
             return Err(Failure::new(
@@ -287,7 +288,12 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
             )
             .hint("give what the card offers, such as 24GiB"));
         }
-        return Ok(Some(Device::of_size(memory)));
+        return match &args.device.gpu {
+            None => Ok(Some(Device::of_size(memory))),
+            Some(name) if on_cpu(name) => crate::commands::doctor::cpu(Some(memory)).map(Some),
+            Some(_) => Err(usage("--memory takes the place of a known kind of device")
+                .hint("leave `--gpu` out, or name `cpu`")),
+        };
     }
     let Some(name) = &args.device.gpu else {
         return Ok(None);
@@ -295,8 +301,8 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
     if name == "auto" {
         return crate::commands::doctor::detected().map(Some);
     }
-    if name.eq_ignore_ascii_case("cpu") {
-        return crate::commands::doctor::cpu().map(Some);
+    if on_cpu(name) {
+        return crate::commands::doctor::cpu(None).map(Some);
     }
     plimsoll_device::find(name)
         .cloned()
@@ -359,6 +365,7 @@ fn the_settings(
         kv_unified: args.kv_unified,
         swa_full: args.swa_full,
         swap: args.swap_space,
+        threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
         mtp: args.mtp,
         draft: draft.cloned(),
         lora: args.max_loras.map(|slots| Lora {

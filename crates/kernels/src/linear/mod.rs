@@ -140,16 +140,30 @@ impl<'a> Linear<'a> {
     /// # Panics
     /// Where the row lies outside or `out` is too short.
     pub fn row(&self, row: usize, out: &mut [f32]) {
+        let out = out[..self.k].iter_mut();
+        out.zip(self.elements(row)).for_each(|(out, x)| *out = x);
+    }
+
+    /// Adds one output row's elements: a row of a table of positions.
+    ///
+    /// # Panics
+    /// As [`Linear::row`].
+    pub fn add_row(&self, row: usize, out: &mut [f32]) {
+        let out = out[..self.k].iter_mut();
+        out.zip(self.elements(row)).for_each(|(out, x)| *out += x);
+    }
+
+    fn elements(&self, row: usize) -> impl Iterator<Item = f32> {
         assert!(row < self.n);
         let words = self.words(row / PANEL);
-        for (i, out) in out[..self.k].iter_mut().enumerate() {
+        (0..self.k).map(move |i| {
             let word = words[i / 2 * PANEL + row % PANEL];
-            *out = f32::from_bits(if i % 2 == 0 {
+            f32::from_bits(if i % 2 == 0 {
                 word << 16
             } else {
                 word & 0xffff_0000
-            });
-        }
+            })
+        })
     }
 
     fn words(&self, panel: usize) -> &'a [u32] {

@@ -5,7 +5,7 @@
 use plimsoll_program::WeightRules;
 
 use super::ideal::{token_law, whole_device};
-use super::{Context, EngineStage, Reserve, in_use, weight_terms};
+use super::{Context, EngineStage, Reserve, Takes, in_use, weight_terms};
 use crate::error::PlanError;
 use crate::kv::ContiguousLaw;
 
@@ -29,7 +29,7 @@ pub(super) fn stage(context: &Context<'_>, reserve: Reserve) -> Result<EngineSta
         outside: in_use(context).into_iter().collect(),
         host: Vec::new(),
         kv: Box::new(law),
-        takes_rest: true,
+        takes: Takes::Rest,
         notes: vec![
             "the KV allocator alone is modelled: activations and driver are left out".to_owned(),
             "window layers keep every token, as contiguous servers do".to_owned(),

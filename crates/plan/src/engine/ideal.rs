@@ -5,7 +5,7 @@
 use plimsoll_program::{KvRules, PoolGeometry, WeightRules};
 use plimsoll_units::DType;
 
-use super::{Budget, Context, EngineStage, in_use, plain_kv_dtype, weight_terms};
+use super::{Budget, Context, EngineStage, Takes, in_use, plain_kv_dtype, weight_terms};
 use crate::error::PlanError;
 use crate::kv::TokenLaw;
 use crate::settings::KvType;
@@ -22,7 +22,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         outside: in_use(context).into_iter().collect(),
         host: Vec::new(),
         kv: Box::new(token_law(context, "ideal")?),
-        takes_rest: true,
+        takes: Takes::Rest,
         notes: vec!["a lower bound: no activations, buffers, driver or rounding".to_owned()],
     })
 }

@@ -223,6 +223,17 @@ pub struct Context<'a> {
     pub users: u64,
 }
 
+/// How large an engine makes its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// What the load needs.
+    Need,
+    /// The whole rest of the budget.
+    Rest,
+    /// Whole blocks of the rest of the budget, at most so many bytes, since no more can be used.
+    AtMost(Bytes),
+}
+
 /// What an engine allocates on one rank of one stage.
 pub struct EngineStage {
     /// The layers that it runs, where the engine divides them in its own way.
@@ -237,8 +248,8 @@ pub struct EngineStage {
     pub host: Vec<Term>,
     /// How it allocates the KV cache.
     pub kv: Box<dyn KvLaw>,
-    /// Whether the engine takes the whole rest of the budget for its pool, or only what it needs.
-    pub takes_rest: bool,
+    /// How large its pool becomes.
+    pub takes: Takes,
     /// What the reader should know.
     pub notes: Vec<String>,
 }

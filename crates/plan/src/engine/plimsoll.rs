@@ -5,8 +5,10 @@ use plimsoll_model::{Ffn, Mixer};
 use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, WeightRules, lower};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
+mod cpu;
+
 use super::ideal::{state_dtype, whole_device};
-use super::{Context, EngineStage, extras, in_use, plain_kv_dtype, weight_terms};
+use super::{Context, EngineStage, Takes, extras, in_use, plain_kv_dtype, weight_terms};
 use crate::error::PlanError;
 use crate::kv::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
 use crate::term::{Kind, Region, Term};
@@ -28,9 +30,12 @@ const DRIVER_BOUND_MIB: u64 = 640;
 
 pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let mut notes = Vec::new();
+    let on_cpu = cpu::is_device(context);
     let mut terms = match program(context)? {
         Ok(program) => {
-            notes.push("sampling and driver are bounds until the runtime lands".to_owned());
+            if !on_cpu {
+                notes.push("sampling and driver are bounds until the runtime lands".to_owned());
+            }
             if context.spec.encoder.is_some() {
                 notes.push(
                     "the vision or audio tower does not run yet and is not loaded".to_owned(),
@@ -43,17 +48,28 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
             bounds(context)?
         }
     };
-    terms.push(sampling(context)?);
-    let driver = Bytes::from_mib(DRIVER_BOUND_MIB)?;
-    terms.push(
-        Term::exact(Region::Driver, "context and modules", driver)
-            .kind(Kind::Bound)
-            .formula("fixed bound until warm-up measures it")
-            .source("plimsoll-plan: engine/plimsoll.rs"),
-    );
+    let rules = kv_rules(context)?;
+    let parallel = &context.deployment.parallel;
+    let geometry = PoolGeometry::new(context.spec, parallel, context.stage, &rules)?;
+    let mut law = law(&geometry)?;
+    let mut takes = Takes::Rest;
+    if on_cpu {
+        takes = Takes::AtMost(cpu::most(context, &geometry)?);
+        law.start = StartRule::GroupsAndNull;
+        terms.extend(cpu::terms(context, &geometry)?);
+    } else {
+        terms.push(sampling(context)?);
+        let driver = Bytes::from_mib(DRIVER_BOUND_MIB)?;
+        terms.push(
+            Term::exact(Region::Driver, "context and modules", driver)
+                .kind(Kind::Bound)
+                .formula("fixed bound until warm-up measures it")
+                .source("plimsoll-plan: engine/plimsoll.rs"),
+        );
+    }
     terms.extend(extras::adapters(context)?);
     let mut host = Vec::new();
-    if context.settings.swap > Bytes::ZERO {
+    if context.settings.swap > Bytes::ZERO && !on_cpu {
         host.push(
             Term::exact(Region::Swap, "swap space", context.settings.swap)
                 .formula("given (--swap-space), pinned at start")
@@ -66,8 +82,8 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         terms,
         outside: in_use(context).into_iter().collect(),
         host,
-        kv: Box::new(law(context)?),
-        takes_rest: true,
+        kv: Box::new(law),
+        takes,
         notes,
     })
 }
@@ -140,18 +156,24 @@ fn bounds(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
 
 fn batched_tokens(context: &Context<'_>) -> u64 {
     let stated = context.settings.max_num_batched_tokens;
+    if cpu::is_device(context) {
+        // A step has room for a token of every sequence.
+        return stated.unwrap_or(cpu::BATCHED_TOKENS).max(outputs(context));
+    }
     stated.unwrap_or(BATCHED_TOKENS)
 }
 
 fn outputs(context: &Context<'_>) -> u64 {
-    let stated = context.settings.max_num_seqs.unwrap_or(SEQUENCES);
+    let default = if cpu::is_device(context) {
+        cpu::SEQUENCES
+    } else {
+        SEQUENCES
+    };
+    let stated = context.settings.max_num_seqs.unwrap_or(default);
     stated.max(context.users.min(SEQUENCES))
 }
 
-fn law(context: &Context<'_>) -> Result<PagedLaw, PlanError> {
-    let rules = kv_rules(context)?;
-    let parallel = &context.deployment.parallel;
-    let geometry = PoolGeometry::new(context.spec, parallel, context.stage, &rules)?;
+fn law(geometry: &PoolGeometry) -> Result<PagedLaw, PlanError> {
     let groups = geometry
         .groups
         .iter()

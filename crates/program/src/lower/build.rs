@@ -123,8 +123,8 @@ impl<'a> Builder<'a> {
         sources: Vec<Source>,
     ) -> Result<WeightId, LowerError> {
         let id = u32::try_from(self.weights.len()).map_err(|_| SizeOverflow)?;
-        let offset = self.weight_bytes;
-        self.weight_bytes = offset.add(layout.bytes()?)?.round_up(ALIGNMENT)?;
+        let offset = self.weight_bytes.round_up(ALIGNMENT)?;
+        self.weight_bytes = offset.add(layout.bytes()?)?;
         self.weights.push(Weight {
             name,
             role,

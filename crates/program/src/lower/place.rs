@@ -19,7 +19,7 @@ pub(super) fn place(
         .iter()
         .map(|b| {
             let rows = b.rows.most(limits)?;
-            Bytes::product([rows, b.width, 4])?.round_up(ALIGNMENT)
+            Bytes::product([rows, b.width, 4])
         })
         .collect::<Result<Vec<Bytes>, SizeOverflow>>()?;
     let together = alive_together(buffers.len(), ops, result);
@@ -39,7 +39,7 @@ pub(super) fn place(
             if at.add(sizes[i])? <= from {
                 break;
             }
-            at = at.max(to);
+            at = at.max(to.round_up(ALIGNMENT)?);
         }
         let end = at.add(sizes[i])?;
         buffers[i].offset = at;

@@ -1,8 +1,9 @@
 //! [`CpuExecutor`]: steps on this machine's processors.
 //!
-//! It owns three blocks of memory, made once: weights, KV pages, activations. A step moves pages first, as it
-//! says, then walks the program's operations over all rows at once. Nothing is allocated for tokens: a row's
-//! keys and values go to the pages that the block tables name, and everything else to the program's buffers.
+//! It is given the arenas of its map: weights, KV pages, swap space, activations. A step moves pages first, as it
+//! says, then walks the program's operations over all rows at once. A row's keys and values go to the pages that
+//! the block tables name, and everything else to the program's buffers; only lists of rows are made for a step, which
+//! the reserve counts.
 
 mod ops;
 mod tables;
@@ -10,23 +11,52 @@ mod tables;
 use std::time::Instant;
 
 use plimsoll_kernels::{Level, Pool};
+use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::Program;
 use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
-use plimsoll_units::{DType, Nanos, SeqId, SizeOverflow};
+use plimsoll_units::{Bytes, DType, Nanos, SeqId, SizeOverflow};
 
 use self::tables::Tables;
 use crate::arena::{Arena, ArenaError, Part};
 use crate::choose::Chooser;
 
-/// What an executor holds.
+/// What an executor holds: an arena for each region of its map that has one.
 #[derive(Debug)]
 pub struct Memory {
     /// Weights, as the program lays them out.
     pub weights: Arena,
     /// Pages, the null page among them.
-    pub pages: u32,
-    /// Places in swap space.
-    pub swap: u32,
+    pub pages: Arena,
+    /// Places of pages in swap space.
+    pub swap: Arena,
+    /// The program's buffers.
+    pub activations: Arena,
+}
+
+impl Memory {
+    /// Commits the arenas of a map, exactly.
+    ///
+    /// # Errors
+    /// [`ArenaError::Memory`].
+    pub fn commit(map: &MemoryMap) -> Result<Self, ArenaError> {
+        Ok(Self {
+            weights: Arena::new("weights", map.region(Region::Weights))?,
+            pages: Arena::new("KV pages", map.region(Region::KvCache))?,
+            swap: Arena::new("swap space", map.region(Region::Swap))?,
+            activations: Arena::new("activations", map.region(Region::Activations))?,
+        })
+    }
+}
+
+/// What a region took, as its allocator says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Which.
+    pub region: Region,
+    /// What was committed at start.
+    pub committed: Bytes,
+    /// The end of the last byte that was ever used.
+    pub high_water: Bytes,
 }
 
 /// Why an executor cannot start.
@@ -41,6 +71,16 @@ pub enum StartError {
     /// A type of cached keys and values that no kernel reads.
     #[error("a KV cache of {0} cannot be served on the CPU yet: choose bf16 or f32")]
     KvType(DType),
+    /// An arena of another size than the program's.
+    #[error("{region}: {committed} were committed, and the program has {needed}")]
+    Map {
+        /// Its region.
+        region: Region,
+        /// Its size.
+        committed: Bytes,
+        /// What the program needs.
+        needed: Bytes,
+    },
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -55,6 +95,10 @@ pub struct CpuExecutor<S> {
     swap: Arena,
     generations: Vec<u32>,
     activations: Arena,
+    /// Positions of a step's tokens.
+    positions: Vec<u32>,
+    /// A step's tokens whose logits are wanted.
+    wanted: Vec<u32>,
     pool: Pool,
     level: Level,
     tables: Tables,
@@ -76,9 +120,28 @@ impl<S: Chooser> CpuExecutor<S> {
         chooser: S,
     ) -> Result<Self, StartError> {
         let page = program.geometry.page;
-        let pages = Arena::new("KV pages", page.times(u64::from(memory.pages))?)?;
-        let swap = Arena::new("swap space", page.times(u64::from(memory.swap))?)?;
-        let activations = Arena::new("activations", program.activation_bytes)?;
+        let whole = |arena: &Arena| page.times(arena.bytes().whole(page));
+        for (region, arena, needed) in [
+            (Region::Weights, &memory.weights, program.weight_bytes),
+            (Region::KvCache, &memory.pages, whole(&memory.pages)?),
+            (Region::Swap, &memory.swap, whole(&memory.swap)?),
+            (
+                Region::Activations,
+                &memory.activations,
+                program.activation_bytes,
+            ),
+        ] {
+            let committed = arena.bytes();
+            if committed != needed {
+                return Err(StartError::Map {
+                    region,
+                    committed,
+                    needed,
+                });
+            }
+        }
+        let places = usize::try_from(memory.swap.bytes().whole(page)).unwrap_or(usize::MAX);
+        let tokens = usize::try_from(program.tokens).unwrap_or(usize::MAX);
         if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
             return Err(StartError::KvType(program.kv_dtype));
         }
@@ -86,13 +149,15 @@ impl<S: Chooser> CpuExecutor<S> {
             // Whatever the program asks for later is there.
             let len = w.layout.bytes()?.get() / 4;
             let offset = w.offset.get();
-            memory.weights.view::<u32>(Part { offset, len })?;
+            memory.weights.find::<u32>(Part { offset, len })?;
         }
         Ok(Self {
-            pages,
-            swap,
-            generations: vec![0; memory.swap as usize],
-            activations,
+            pages: memory.pages,
+            swap: memory.swap,
+            generations: vec![0; places],
+            activations: memory.activations,
+            positions: Vec::with_capacity(tokens),
+            wanted: Vec::with_capacity(tokens),
             tables: Tables::new(program.geometry.groups.len()),
             weights: memory.weights,
             program,
@@ -119,9 +184,25 @@ impl<S: Chooser> CpuExecutor<S> {
         &self.program
     }
 
-    /// Its blocks of memory: weights, pages, swap space, activations.
-    pub const fn arenas(&self) -> [&Arena; 4] {
-        [&self.weights, &self.pages, &self.swap, &self.activations]
+    /// What each region took so far, in the order of the map.
+    pub fn usage(&self) -> Vec<Usage> {
+        let arena = |region, arena: &Arena| Usage {
+            region,
+            committed: arena.bytes(),
+            high_water: arena.high_water(),
+        };
+        let sampling = self.chooser.buffers();
+        vec![
+            arena(Region::Weights, &self.weights),
+            arena(Region::KvCache, &self.pages),
+            arena(Region::Activations, &self.activations),
+            Usage {
+                region: Region::Workspace,
+                committed: sampling.0,
+                high_water: sampling.1,
+            },
+            arena(Region::Swap, &self.swap),
+        ]
     }
 
     /// A sequence's pages of one group, by block.
@@ -220,7 +301,8 @@ impl<S: Chooser> Executor for CpuExecutor<S> {
         };
         self.move_pages(step).map_err(|e| failed(e.to_string()))?;
         let all = self.chooser.wants_all();
-        let mut wanted = Vec::new();
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.clear();
         for row in &step.rows {
             let tokens = row.tokens.start..row.tokens.end;
             self.chooser.tokens(
@@ -233,8 +315,10 @@ impl<S: Chooser> Executor for CpuExecutor<S> {
                 wanted.push(tokens.end - 1);
             }
         }
-        self.run(step, &wanted).map_err(failed)?;
-        let rows = self.sample(step, &wanted);
+        let ran = self.run(step, &wanted).map_err(failed);
+        let rows = ran.map(|()| self.sample(step, &wanted));
+        self.wanted = wanted;
+        let rows = rows?;
         let elapsed = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.output = Some(StepOutput {
             rows,

@@ -4,17 +4,17 @@ use std::ops::Range;
 
 use plimsoll_kernels::{
     Activation, Cached, Columns, Groups, KvShape, Linear, Norm, Pool, Queries, Reach, Scores,
-    Start, activate, attend, norm, rotate, route, write_kv,
+    Start, activate, attend, norm, norm_in_place, rotate, route, write_kv,
 };
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, NormKind, Op, Program, Rows,
     WeightId, WeightLayout,
 };
 use plimsoll_schedule::Step;
-use plimsoll_units::DType;
+use plimsoll_units::{Bytes, DType};
 
 use super::CpuExecutor;
-use crate::arena::{Arena, ArenaError, Element, Part};
+use crate::arena::{Arena, Element, Part};
 use crate::choose::Chooser;
 
 /// Where `rows` rows of a buffer lie, in f32 from the arena's start.
@@ -44,6 +44,8 @@ struct Walk<'a> {
     positions: &'a [u32],
     tokens: &'a [u32],
     wanted: &'a [u32],
+    /// End of the last element that an operation had, in f32.
+    used: usize,
 }
 
 impl<S: Chooser> CpuExecutor<S> {
@@ -52,6 +54,7 @@ impl<S: Chooser> CpuExecutor<S> {
     /// # Errors
     /// Where the step does not fit the program.
     pub(super) fn run(&mut self, step: &Step, wanted: &[u32]) -> Result<(), String> {
+        self.mark_pages(step);
         let program = &self.program;
         if step.tokens.len() as u64 > program.tokens || wanted.len() as u64 > program.outputs {
             return Err(format!(
@@ -68,31 +71,24 @@ impl<S: Chooser> CpuExecutor<S> {
         if step.rows.is_empty() {
             return Ok(());
         }
-        let mut positions = vec![0; step.tokens.len()];
+        let positions = &mut self.positions;
+        positions.clear();
+        positions.resize(step.tokens.len(), 0);
         for r in &step.rows {
             let tokens = r.tokens.start as usize..r.tokens.end as usize;
             (r.start..)
                 .zip(&mut positions[tokens])
                 .for_each(|(p, at)| *at = p);
         }
-        let used = program
-            .buffers
-            .iter()
-            .map(|b| range(b, rows_of(b, step.tokens.len(), wanted.len())).end)
-            .max();
-        let used = Part {
-            offset: 0,
-            len: used.unwrap_or(0) as u64,
-        };
-        let activations = self.activations.view_mut(used).map_err(|e| e.to_string())?;
         let pages = &mut self.pages;
         let mut walk = Walk {
             program,
             weights: &self.weights,
-            activations,
-            positions: &positions,
+            activations: self.activations.whole_mut(),
+            positions,
             tokens: &step.tokens,
             wanted,
+            used: 0,
         };
         let level = self.level;
         for op in &program.ops {
@@ -115,12 +111,32 @@ impl<S: Chooser> CpuExecutor<S> {
                         }
                         _ => walk.attention::<u16>(&mut self.pool, level, a, &queries, pages),
                     }
-                    .map_err(|e| e.to_string())?;
                 }
                 other => walk.op(&mut self.pool, level, other),
             }
         }
+        let used = Bytes::new(4 * walk.used as u64);
+        self.activations.mark(used);
         Ok(())
+    }
+
+    /// Marks the pages that the step's tokens are written to.
+    fn mark_pages(&self, step: &Step) {
+        for (i, group) in self.program.geometry.groups.iter().enumerate() {
+            let slots = size(group.slots.max(1));
+            let last = step.rows.iter().filter_map(|r| {
+                let n = (r.tokens.end - r.tokens.start) as usize;
+                let (from, to) = (
+                    r.start as usize / slots,
+                    (r.start as usize + n).div_ceil(slots),
+                );
+                self.tables.get(r.seq, i).get(from..to)?.iter().max()
+            });
+            if let Some(page) = last.max() {
+                let end = (u64::from(*page) + 1).saturating_mul(self.program.geometry.page.get());
+                self.pages.mark(Bytes::new(end));
+            }
+        }
     }
 }
 
@@ -146,6 +162,8 @@ impl<'a> Walk<'a> {
     ) -> ([&[f32]; N], &mut [f32]) {
         let read = read.map(|b| self.range(b));
         let write = self.range(write);
+        let ends = read.iter().chain([&write]).map(|r| r.end);
+        self.used = ends.fold(self.used, usize::max);
         let (low, rest) = self.activations.split_at_mut(write.start);
         let (out, high) = rest.split_at_mut(write.len());
         let (low, high) = (&*low, &*high);
@@ -199,9 +217,7 @@ impl<'a> Walk<'a> {
                 let (m, positions, width) = (self.matrix(table), self.positions, self.width(x));
                 let ([], x) = self.views([], x);
                 pool.rows(x, width, |i, x| {
-                    let mut row = vec![0.0; width];
-                    m.row(positions[i] as usize + size(offset), &mut row);
-                    x.iter_mut().zip(row).for_each(|(x, p)| *x += p);
+                    m.add_row(positions[i] as usize + size(offset), x);
                 });
             }
             Op::Rotary(ref table) => {
@@ -242,10 +258,8 @@ impl<'a> Walk<'a> {
                 if x == out {
                     let ([], out) = self.views([], out);
                     pool.rows(out, width, |_, row| {
-                        let mut before = vec![0.0; head];
-                        for y in row[from..from + heads * head].chunks_mut(head) {
-                            before.copy_from_slice(y);
-                            norm(level, kind, &before, weight, bias, y);
+                        for x in row[from..from + heads * head].chunks_mut(head) {
+                            norm_in_place(level, kind, weight, bias, x);
                         }
                     });
                 } else {
@@ -412,12 +426,9 @@ impl<'a> Walk<'a> {
         a: &AttentionOp,
         queries: &[Queries<'_>],
         pages: &mut Arena,
-    ) -> Result<(), ArenaError> {
+    ) {
         let each = size_of::<C>() as u64;
-        let pages = pages.view_mut::<C>(Part {
-            offset: 0,
-            len: pages.bytes().get() / each,
-        })?;
+        let pages = pages.whole_mut::<C>();
         let group = &self.program.geometry.groups[size(a.group)];
         let rate = size(group.rate.get() / each);
         let shape = KvShape {
@@ -448,6 +459,5 @@ impl<'a> Walk<'a> {
         });
         write_kv(pool, &shape, pages, queries, k, v);
         attend(pool, level, &shape, pages, queries, &scores, q, out);
-        Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod params;
 mod softmax;
 
 use plimsoll_schedule::Draw;
+use plimsoll_units::Bytes;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
@@ -63,6 +64,8 @@ pub struct Sampler {
     /// Tokens with their logits, sorted as far as needed.
     keys: Vec<u64>,
     vocab: usize,
+    /// Most of each that was used: logits and keys.
+    used: [usize; 2],
 }
 
 /// A logit and its token as one number: the larger the logit the smaller it is, then the lower the token.
@@ -87,17 +90,29 @@ impl Sampler {
     #[must_use]
     pub fn new(vocab: u32) -> Self {
         let vocab = vocab as usize;
+        // Written, so that the system gives the memory now.
+        let (mut logits, mut keys) = (Vec::with_capacity(vocab), Vec::with_capacity(vocab));
+        logits.resize(vocab, f32::NEG_INFINITY);
+        keys.resize(vocab, u64::MAX);
         Self {
-            logits: Vec::with_capacity(vocab),
-            keys: Vec::with_capacity(vocab),
+            logits,
+            keys,
             vocab,
+            used: [0; 2],
         }
     }
 
-    /// Bytes of the buffers for rows of `vocab` logits.
+    /// Bytes of its buffers, and how many of them were used at most.
     #[must_use]
-    pub const fn bytes(vocab: u32) -> u64 {
-        vocab as u64 * (size_of::<f32>() + size_of::<u64>()) as u64
+    pub fn buffers(&self) -> (Bytes, Bytes) {
+        let bytes = |logits: usize, keys: usize| {
+            Bytes::new((logits * size_of::<f32>() + keys * size_of::<u64>()) as u64)
+        };
+        let [logits, keys] = self.used;
+        (
+            bytes(self.logits.capacity(), self.keys.capacity()),
+            bytes(logits, keys),
+        )
     }
 
     /// Draws the next token of a sequence. `top` becomes the likeliest tokens with their log probabilities, as
@@ -207,6 +222,7 @@ impl Sampler {
     fn change(&mut self, row: &[f32], params: &SamplingParams, history: &History) {
         self.logits.clear();
         self.logits.extend_from_slice(row);
+        self.used[0] = self.used[0].max(row.len());
         let logits = &mut self.logits;
         let asked = &params.asked;
         let mut at = |token: u32, f: &dyn Fn(f32) -> f32| {
@@ -250,6 +266,7 @@ impl Sampler {
         self.keys.clear();
         self.keys
             .extend(logits.iter().enumerate().map(|(i, &x)| key(x, i)));
+        self.used[1] = self.used[1].max(self.keys.len());
         sort_first(&mut self.keys, k);
         self.keys.truncate(k);
     }
@@ -274,6 +291,7 @@ impl Sampler {
             .enumerate()
             .filter(|w| *w.1 > 0.0 && *w.1 >= asked.min_p);
         self.keys.extend(kept.map(|(i, &w)| key(w, i)));
+        self.used[1] = self.used[1].max(self.keys.len());
         let weight = |k: &u64| weights[token(*k) as usize];
         if asked.top_k > 0 {
             let k = (asked.top_k as usize).min(self.keys.len());

@@ -208,9 +208,16 @@ impl Model {
 
     pub(crate) fn engine(&self, server: &Server) -> Engine<CpuExecutor<Greedy>, NoLog> {
         let program = self.program(server);
-        let mut weights = Arena::new("weights", program.weight_bytes).unwrap();
+        let page = program.geometry.page;
+        let arena = |bytes| Arena::new("test", bytes).unwrap();
+        let mut memory = Memory {
+            weights: arena(program.weight_bytes),
+            pages: arena(page.times(server.pages.into()).unwrap()),
+            swap: arena(page.times(server.swap.into()).unwrap()),
+            activations: arena(program.activation_bytes),
+        };
         let checkpoint = Checkpoint::open(&self.folder, &[self.file]).unwrap();
-        load(&program, &checkpoint, &mut weights, 1, &|_, _| {}).unwrap();
+        load(&program, &checkpoint, &mut memory.weights, 1, &|_, _| {}).unwrap();
         let layout = Layout::new(&program.geometry).unwrap();
         let mut config = SchedulerConfig::new(self.limits());
         config.max_batched_tokens = server.tokens;
@@ -222,11 +229,6 @@ impl Model {
         kv.swap_pages = server.swap;
         kv.prefix_cache = server.prefix_cache;
         let scheduler = Scheduler::new(config, KvCache::new(kv), cost());
-        let memory = Memory {
-            weights,
-            pages: server.pages,
-            swap: server.swap,
-        };
         let executor = CpuExecutor::new(
             program,
             memory,
@@ -304,7 +306,7 @@ impl Model {
     }
 }
 
-fn cost() -> CostModel {
+pub(crate) fn cost() -> CostModel {
     CostModel {
         work: Work {
             weight_bytes: 1_000_000,

@@ -1,5 +1,6 @@
 //! `plimsoll generate`: prompts through the engine on this machine.
 
+mod memory;
 mod prompts;
 mod start;
 
@@ -93,6 +94,9 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
     }
     totals.seconds = began.elapsed().as_secs_f64();
     output.talk(&summary(&server, &totals));
+    if let Some(path) = &args.memory_map {
+        server.memory().write(path)?;
+    }
     let hash = server.engine.scheduler().decision_hash();
     if let (Some(path), Some(log)) = (&args.log, server.engine.into_log()) {
         log.end(hash).map_err(|e| cannot_write(path, &e))?;
@@ -271,7 +275,7 @@ fn summary(server: &Started, t: &Totals) -> String {
         per_s(t.decoded, t.decode_s),
         per_s(t.output_tokens, t.seconds),
     );
-    text.push_str(&server.memory());
+    text.push_str(&server.memory().text());
     if stats.swaps + stats.recomputes > 0 || stats.cached_tokens > 0 {
         text.push_str(&format!(
             "\npreempted {} times by swap, {} by recompute; {} prompt tokens from the prefix cache",

@@ -9,24 +9,24 @@ use plimsoll_host::{Env, LoadOptions, locate};
 use plimsoll_kernels::Level;
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
+use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::sample::{Sampling, SamplingError, SamplingParams};
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::{Checkpoint, load as load_weights};
-use plimsoll_runtime::{Arena, Choices, CpuExecutor, Engine, Memory};
+use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType};
 
+use super::memory::{self, Report};
 use crate::args::generate::{GenerateArgs, LevelArg};
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
 /// Longest sequence unless told.
 const MODEL_LEN: u64 = 8192;
-/// Kept for everything that is not in an arena: the tokenizer, stacks, tables, buffers of files.
-const RESERVE_MIB: u64 = 256;
 
 /// The event log of a run, for `simulate --replay`.
 type RunLog = LogWriter<BufWriter<File>>;
@@ -39,6 +39,9 @@ pub(super) struct Started {
     generation: GenerationConfig,
     pub(super) limits: Limits,
     vocab: u32,
+    map: MemoryMap,
+    /// What the process had in memory when it was ready.
+    ready: Option<Bytes>,
 }
 
 impl Started {
@@ -69,21 +72,13 @@ impl Started {
         SamplingParams::new(asked, self.vocab, &own.eos, max_tokens)
     }
 
-    /// What was committed, and how much of it was used at most.
-    pub(super) fn memory(&self) -> String {
-        let parts: Vec<String> = ["weights", "KV", "swap", "activations"]
-            .iter()
-            .zip(self.engine.executor().arenas())
-            .filter(|(_, a)| a.bytes() > Bytes::ZERO)
-            .map(|(name, a)| {
-                format!(
-                    "{name} {} ({} used)",
-                    short_bytes(a.bytes().get()),
-                    short_bytes(a.high_water().get())
-                )
-            })
-            .collect();
-        format!("committed: {}", parts.join(", "))
+    /// What was planned, committed and used at most.
+    pub(super) fn memory(&self) -> Report<'_> {
+        Report {
+            map: &self.map,
+            usage: self.engine.executor().usage(),
+            ready: self.ready,
+        }
     }
 }
 
@@ -93,6 +88,15 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     options.offline = true;
     let loaded = plimsoll_host::load(&reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
+    let context = args
+        .max_model_len
+        .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
+    let threads = args.threads.unwrap_or_else(crate::commands::processors);
+    let program = lowered(args, spec, context)?;
+    let layout = Layout::new(&program.geometry).map_err(|e| {
+        Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
+    })?;
+    let map = memory::plan(args, spec, context, threads)?;
     let checkpoint = Checkpoint::of(&reference, &loaded)
         .map_err(|e| crate::load::failure(&e))?
         .ok_or_else(|| {
@@ -110,28 +114,17 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     })?;
     let tokenizer = Arc::new(text.tokenizer);
 
-    let context = args
-        .max_model_len
-        .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
-    let program = lowered(args, spec, context)?;
-    let layout = Layout::new(&program.geometry).map_err(|e| {
-        Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
-    })?;
-    let (pages, swap) = pages(args, &program, &layout, context)?;
     let too_large = |e: &dyn std::fmt::Display| {
         Failure::new(Exit::DoesNotFit, "E-FIT-001", e.to_string())
             .hint("lower `--max-num-seqs`, `--max-model-len` or `--kv-memory`")
     };
-    let mut weights = Arena::new("weights", program.weight_bytes).map_err(|e| too_large(&e))?;
-    let threads = args
-        .threads
-        .and_then(|n| usize::try_from(n).ok())
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let mut memory = Memory::commit(&map).map_err(|e| too_large(&e))?;
+    let threads = usize::try_from(threads).unwrap_or(1);
     let progress = Progress::new();
     load_weights(
         &program,
         &checkpoint,
-        &mut weights,
+        &mut memory.weights,
         threads,
         &|done, all| {
             progress.show(|| {
@@ -156,8 +149,12 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     let mut config = SchedulerConfig::new(limits);
     config.max_seqs = args.max_num_seqs;
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
-    let mut kv = KvConfig::new(layout, pages - 1);
-    kv.swap_pages = swap;
+    let pages = |region| {
+        let n = map.region(region).whole(program.geometry.page);
+        u32::try_from(n).unwrap_or(u32::MAX)
+    };
+    let mut kv = KvConfig::new(layout, pages(Region::KvCache).saturating_sub(1));
+    kv.swap_pages = pages(Region::Swap);
     kv.prefix_cache = !args.no_enable_prefix_caching;
     let cost = cost(spec, &program)?;
     let log = match &args.log {
@@ -168,11 +165,6 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
         }
     };
     let scheduler = Scheduler::new(config, KvCache::new(kv), cost);
-    let memory = Memory {
-        weights,
-        pages,
-        swap,
-    };
     let choices = Choices::new(vocab, Some(Arc::clone(&tokenizer)));
     let executor = CpuExecutor::new(program, memory, threads, level(args)?, choices)
         .map_err(|e| too_large(&e))?;
@@ -183,6 +175,8 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
         generation: text.generation,
         limits,
         vocab,
+        map,
+        ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
 
@@ -234,61 +228,6 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
         };
         Failure::new(exit, "E-GEN-010", e.to_string())
     })
-}
-
-/// Pages of the pool, the null page among them, and of swap space.
-fn pages(
-    args: &GenerateArgs,
-    program: &Program,
-    layout: &Layout,
-    context: u64,
-) -> Result<(u32, u32), Failure> {
-    let overflow = |_| {
-        Failure::new(
-            Exit::Usage,
-            "E-FIT-001",
-            "the KV cache is larger than 2^64 bytes",
-        )
-    };
-    let page = layout.page;
-    // What R sequences of the longest length hold, and the null page.
-    let most = layout
-        .peak(context, program.tokens)
-        .saturating_mul(u64::from(args.max_num_seqs))
-        .saturating_add(1);
-    let fixed = program
-        .weight_bytes
-        .add(program.activation_bytes)
-        .and_then(|b| b.add(args.swap_space))
-        .and_then(|b| b.add(Bytes::from_mib(RESERVE_MIB)?))
-        .map_err(overflow)?;
-    let usable = plimsoll_host::memory::host().usable();
-    let left = usable.map(|u| u.saturating_sub(fixed));
-    let wanted = match args.kv_memory {
-        Some(given) => given.whole(page),
-        None => left.map_or(most, |l| most.min(l.whole(page))),
-    };
-    let least = layout.peak(context.min(64), program.tokens) + 1;
-    let too_much = left.is_some_and(|l| wanted.saturating_mul(page.get()) > l.get());
-    if wanted < least || too_much {
-        let need = least.max(wanted).saturating_mul(page.get());
-        return Err(Failure::new(
-            Exit::DoesNotFit,
-            "E-FIT-001",
-            format!(
-                "{} of weights, {} of activations and {} of KV cache do not fit into {} of free memory",
-                program.weight_bytes,
-                program.activation_bytes,
-                Bytes::new(need),
-                usable.map_or_else(|| "an unknown amount".to_owned(), |u| u.to_string()),
-            ),
-        )
-        .why(format!("{RESERVE_MIB} MiB are kept for everything else"))
-        .hint("lower `--kv-memory` or `--max-num-batched-tokens`, or choose a smaller model"));
-    }
-    let pages = u32::try_from(wanted).unwrap_or(u32::MAX);
-    let swap = u32::try_from(args.swap_space.whole(page)).unwrap_or(u32::MAX);
-    Ok((pages, swap))
 }
 
 /// What the scheduler believes of this machine until step times teach it: rates of a server core.

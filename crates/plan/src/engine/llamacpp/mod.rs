@@ -31,7 +31,7 @@ pub use version::{Day, Rules};
 pub use weights::{WeightBytes, weight_bytes};
 
 use super::ideal::whole_device;
-use super::{Context, EngineStage, EngineVersion, in_use};
+use super::{Context, EngineStage, EngineVersion, Takes, in_use};
 use crate::error::PlanError;
 use crate::settings::KvType;
 use crate::term::{Kind, Region, Term};
@@ -151,7 +151,7 @@ pub(super) fn stage(
         outside: in_use(context).into_iter().collect(),
         host: Vec::new(),
         kv: Box::new(law),
-        takes_rest: false,
+        takes: Takes::Need,
         notes,
     })
 }

@@ -16,7 +16,7 @@ use plimsoll_model::ModelSpec;
 use plimsoll_program::{Parallel, Stage};
 use plimsoll_units::Bytes;
 
-use super::{Budget, Context, EngineStage, Version, extras, in_use};
+use super::{Budget, Context, EngineStage, Takes, Version, extras, in_use};
 use crate::error::PlanError;
 use crate::settings::{Deployment, Settings};
 use crate::term::{Region, Term, total};
@@ -107,7 +107,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         outside,
         host: Vec::new(),
         kv: Box::new(law),
-        takes_rest: true,
+        takes: Takes::Rest,
         notes,
     })
 }

@@ -1,0 +1,230 @@
+//! The memory of a run: planned before anything is read, and compared with what was used in the end.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use plimsoll_host::memory::resident;
+use plimsoll_model::ModelSpec;
+use plimsoll_plan::{
+    Deployment, Engine, Evaluation, KvType, Load, MemoryMap, PlanError, Region, Settings, Verdict,
+    evaluate,
+};
+use plimsoll_program::Parallel;
+use plimsoll_report::{short_bytes, thousands};
+use plimsoll_runtime::Usage;
+use plimsoll_units::Bytes;
+use serde_json::json;
+
+use crate::args::generate::GenerateArgs;
+use crate::commands::doctor;
+use crate::error::{Exit, Failure};
+
+/// Shortest sequence and fewest tokens of a step that a refusal offers.
+const LEAST_TOKENS: u64 = 64;
+
+/// T, R and the longest sequence.
+#[derive(Clone, Copy)]
+struct Sizes {
+    tokens: u64,
+    sequences: u64,
+    context: u64,
+}
+
+/// The map of a server with these settings, as `plan --engine plimsoll --gpu cpu` prints it.
+pub(super) fn plan(
+    args: &GenerateArgs,
+    spec: &ModelSpec,
+    context: u64,
+    threads: u64,
+) -> Result<MemoryMap, Failure> {
+    let deployment = Deployment {
+        device: doctor::cpu(args.memory)?,
+        parallel: Parallel::default(),
+        in_use: Bytes::ZERO,
+    };
+    let judge = |s: Sizes, kv_memory: Option<Bytes>| -> Result<Evaluation, PlanError> {
+        let settings = Settings {
+            kv_type: KvType::Plain(args.kv_cache_dtype),
+            block_size: Some(args.block_size),
+            max_model_len: Some(s.context),
+            max_num_seqs: Some(s.sequences),
+            max_num_batched_tokens: Some(s.tokens),
+            kv_memory,
+            swap: args.swap_space,
+            threads: Some(threads),
+            ..Settings::new(Engine::Plimsoll)
+        };
+        evaluate(spec, &deployment, &settings, &Load::plain(1, s.context))
+    };
+    let asked = Sizes {
+        tokens: args.max_num_batched_tokens,
+        sequences: u64::from(args.max_num_seqs),
+        context,
+    };
+    let evaluation = judge(asked, args.kv_memory)?;
+    let Some(rank) = evaluation.stages.first() else {
+        return Err(Failure::new(
+            Exit::Failure,
+            "E-FIT-001",
+            "the plan is empty",
+        ));
+    };
+    let map = MemoryMap::of(rank).map_err(PlanError::from)?;
+    if evaluation.verdict != Verdict::No {
+        return Ok(map);
+    }
+    let mut parts = String::new();
+    for (region, bytes) in map.regions().iter().filter(|r| r.0 != Region::KvCache) {
+        let _ = write!(parts, "{} {bytes}, ", region.name().replace('_', " "));
+    }
+    let need = args.kv_memory.unwrap_or(rank.need.pool);
+    let fits = |s: Sizes, kv| judge(s, kv).is_ok_and(|e| e.verdict != Verdict::No);
+    Err(Failure::new(
+        Exit::DoesNotFit,
+        "E-FIT-001",
+        format!(
+            "{parts}and KV cache of {need} for one sequence of {} tokens do not fit into {}",
+            thousands(context),
+            deployment.device.usable
+        ),
+    )
+    .why(format!("the budget is {}", deployment.device.memory_source))
+    .hint(nearest(asked, args.kv_memory, &fits)))
+}
+
+/// The settings nearest to those asked for that fit.
+fn nearest(
+    asked: Sizes,
+    kv_memory: Option<Bytes>,
+    fits: &dyn Fn(Sizes, Option<Bytes>) -> bool,
+) -> String {
+    if kv_memory.is_some() && fits(asked, None) {
+        return "leave `--kv-memory` out: then this fits".to_owned();
+    }
+    let with = |s: Sizes| fits(s, kv_memory);
+    // The largest value that fits, where the least does.
+    let most = |least: u64, asked: u64, fits: &dyn Fn(u64) -> bool| {
+        let (mut low, mut high) = (least.min(asked), asked);
+        if !fits(low) {
+            return None;
+        }
+        while low + 1 < high {
+            let middle = low + (high - low) / 2;
+            if fits(middle) {
+                low = middle;
+            } else {
+                high = middle;
+            }
+        }
+        Some(low)
+    };
+    let context = |context| Sizes { context, ..asked };
+    if let Some(n) = most(LEAST_TOKENS, asked.context, &|n| with(context(n))) {
+        return format!("`--max-model-len {n}` is the longest that fits");
+    }
+    let sequences = |n| Sizes {
+        sequences: n,
+        ..asked
+    };
+    if let Some(n) = most(1, asked.sequences, &|n| with(sequences(n))) {
+        return format!("`--max-num-seqs {n}` is the most that fit");
+    }
+    let small = |context| Sizes {
+        tokens: asked.tokens.min(LEAST_TOKENS),
+        sequences: 1,
+        context,
+    };
+    let flags = format!(
+        "`--max-num-seqs 1 --max-num-batched-tokens {}",
+        small(1).tokens
+    );
+    if with(small(asked.context)) {
+        return format!("{flags}` fits");
+    }
+    if let Some(n) = most(LEAST_TOKENS, asked.context, &|n| with(small(n))) {
+        return format!("{flags} --max-model-len {n}` fits");
+    }
+    "no setting makes it fit: raise `--memory`, or choose a smaller model".to_owned()
+}
+
+/// What was planned, committed and used.
+pub(super) struct Report<'a> {
+    pub(super) map: &'a MemoryMap,
+    pub(super) usage: Vec<Usage>,
+    pub(super) ready: Option<Bytes>,
+}
+
+impl Report<'_> {
+    /// Of the reserve nothing is committed; what it took is what the process had beside its arenas, at most.
+    fn reserve_used(&self) -> Option<Bytes> {
+        let committed = self.usage.iter().map(|u| u.committed.get()).sum();
+        let (_, peak) = resident()?;
+        Some(peak.saturating_sub(Bytes::new(committed)))
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut text = String::from("memory: planned, committed, used at most");
+        for &(region, planned) in self.map.regions() {
+            let name = region.name().replace('_', " ");
+            let used = self.usage.iter().find(|u| u.region == region);
+            let (committed, high) = match used {
+                Some(u) => (Some(u.committed), Some(u.high_water)),
+                None => (None, self.reserve_used()),
+            };
+            let size =
+                |b: Option<Bytes>| b.map_or_else(|| "-".to_owned(), |b| short_bytes(b.get()));
+            let _ = write!(
+                text,
+                "\n  {name:<12} {:>10} {:>10} {:>10}",
+                short_bytes(planned.get()),
+                size(committed),
+                size(high)
+            );
+        }
+        text
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), Failure> {
+        let regions: Vec<_> = self
+            .map
+            .regions()
+            .iter()
+            .map(|&(region, planned)| {
+                let used = self.usage.iter().find(|u| u.region == region);
+                let high_water = match used {
+                    Some(u) => Some(u.high_water),
+                    None => self.reserve_used(),
+                };
+                json!({
+                    "region": region.name(),
+                    "planned_bytes": planned.get(),
+                    "committed_bytes": used.map(|u| u.committed.get()),
+                    "high_water_bytes": high_water.map(Bytes::get),
+                })
+            })
+            .collect();
+        let terms: Vec<_> = self
+            .map
+            .terms()
+            .iter()
+            .map(|t| {
+                json!({
+                    "region": t.region.name(),
+                    "name": t.name,
+                    "bytes": t.bytes.get(),
+                    "kind": t.kind.name(),
+                })
+            })
+            .collect();
+        let value = json!({
+            "schema": "plimsoll.memory-map/1",
+            "regions": regions,
+            "terms": terms,
+            "resident_bytes_at_ready": self.ready.map(Bytes::get),
+        });
+        std::fs::write(path, format!("{value:#}\n")).map_err(|e| {
+            let what = format!("cannot write {}: {e}", path.display());
+            Failure::new(Exit::Failure, "E-IO-002", what)
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! Our server on processors: what it commits beside weights and activations, and what it keeps for everything that
+//! lies in no arena. There is no driver, and swap space is taken from the same memory.
+
+use plimsoll_program::PoolGeometry;
+use plimsoll_units::{Bytes, SizeOverflow, Tokens};
+
+use super::{Context, batched_tokens, outputs};
+use crate::error::PlanError;
+use crate::term::{Kind, Region, Term};
+
+/// T unless `--max-num-batched-tokens` says otherwise.
+pub(super) const BATCHED_TOKENS: u64 = 512;
+/// R unless `--max-num-seqs` says otherwise.
+pub(super) const SEQUENCES: u64 = 16;
+/// The program's own pages and libraries, the model's description, and what the allocator cannot give back.
+const PROCESS_MIB: u64 = 24;
+/// A thread's stack and what the allocator keeps for it; tiles that span blocks are gathered there.
+const THREAD_KIB: u64 = 512;
+/// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
+const LOADING_MIB: u64 = 16;
+/// A token in a tokenizer: its text twice (to and from ids), its merges, and their maps at their emptiest.
+const TOKENIZER_TOKEN: u64 = 1024;
+/// A page in the block manager: its counts, its place in lists, its name in the prefix index.
+const PAGE: u64 = 256;
+/// A token of a sequence: in its request, in its history for penalties, in its answer, grown by doubling.
+const TOKEN: u64 = 48;
+/// A sequence: its place in the scheduler, its rows and what they yield.
+const SEQUENCE: u64 = 16 << 10;
+
+const SOURCE: &str = "plimsoll-plan: engine/plimsoll/cpu.rs";
+
+pub(super) fn is_device(context: &Context<'_>) -> bool {
+    context.deployment.device.vendor == "cpu"
+}
+
+/// The most that a pool can use: R sequences of the longest length, and the null page.
+pub(super) fn most(context: &Context<'_>, geometry: &PoolGeometry) -> Result<Bytes, SizeOverflow> {
+    let chunk = batched_tokens(context).min(context.max_model_len);
+    let each = geometry.held(Tokens(context.max_model_len - chunk), Tokens(chunk));
+    let pages = each
+        .get()
+        .checked_mul(outputs(context))
+        .ok_or(SizeOverflow)?;
+    geometry
+        .page
+        .times(pages.checked_add(1).ok_or(SizeOverflow)?)
+}
+
+pub(super) fn terms(
+    context: &Context<'_>,
+    geometry: &PoolGeometry,
+) -> Result<Vec<Term>, PlanError> {
+    let (t, r) = (batched_tokens(context), outputs(context));
+    let length = context.max_model_len;
+    let vocab = context.spec.vocab;
+    let page = geometry.page;
+    let mut terms = vec![
+        Term::exact(Region::Workspace, "sampling", Bytes::product([vocab, 12])?)
+            .formula("vocabulary x (4 logits of one row, as changed + 8 sorting keys)")
+            .input("vocabulary", vocab),
+    ];
+    let swap = page.times(context.settings.swap.whole(page))?;
+    if swap > Bytes::ZERO {
+        terms.push(
+            Term::exact(Region::Swap, "swap space", swap)
+                .formula("whole pages of --swap-space")
+                .input("bytes per page", page.get()),
+        );
+    }
+    let bound =
+        |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
+    terms.push(
+        bound("process", Bytes::from_mib(PROCESS_MIB)?)
+            .formula("fixed: the program, its libraries, the model's description"),
+    );
+    terms.push(
+        bound("tokenizer", Bytes::product([vocab, TOKENIZER_TOKEN])?)
+            .formula(format!("vocabulary x {TOKENIZER_TOKEN}"))
+            .input("vocabulary", vocab),
+    );
+    let threads = context.settings.threads.unwrap_or(1);
+    terms.push(
+        bound("threads", Bytes::product([threads, THREAD_KIB, 1024])?)
+            .formula(format!("threads x {THREAD_KIB} KiB"))
+            .input("threads", threads),
+    );
+    terms.push(
+        bound(
+            "loading",
+            Bytes::product([threads, LOADING_MIB, 1024, 1024])?,
+        )
+        .formula(format!("threads x {LOADING_MIB} MiB"))
+        .input("threads", threads),
+    );
+    // The pool is not known before this is, but no more than all of it can become pages.
+    let pool = match context.settings.kv_memory {
+        Some(given) => given,
+        None => most(context, geometry)?.min(context.deployment.device.usable),
+    };
+    let pages = pool.add(swap)?.whole(page);
+    let slots = geometry.groups.iter().map(|g| g.slots).max().unwrap_or(0);
+    let manager = Bytes::product([pages, PAGE + 4 * slots])?;
+    terms.push(
+        bound("block manager", manager)
+            .formula(format!("pages x ({PAGE} + 4 x tokens per block)"))
+            .input("pages at most", pages)
+            .input("tokens per block", slots),
+    );
+    let tokens = Bytes::product([r, length, TOKEN])?;
+    terms.push(
+        bound(
+            "scheduler",
+            tokens
+                .add(Bytes::product([r, SEQUENCE])?)?
+                .add(Bytes::product([t, TOKEN])?)?,
+        )
+        .formula(format!(
+            "R x (longest sequence x {TOKEN} + {SEQUENCE}) + T x {TOKEN}"
+        ))
+        .input("R", r)
+        .input("longest sequence", length)
+        .input("T", t),
+    );
+    Ok(terms.into_iter().map(|t| t.source(SOURCE)).collect())
+}

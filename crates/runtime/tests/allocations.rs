@@ -1,0 +1,338 @@
+//! What the allocator says: in a worst-case step every arena is used to its last byte, everything else stays within
+//! the plan's reserve, and thousands of steps leave nothing behind.
+
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    reason = "an allocator that counts; helpers of tests"
+)]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use plimsoll_device::Device;
+use plimsoll_kernels::Level;
+use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
+use plimsoll_model::ModelSpec;
+use plimsoll_plan::{
+    Deployment, Engine as Engines, KvType, Load, MemoryMap, Region, Settings, evaluate,
+};
+use plimsoll_program::{GroupKind, KvRules, Limits as Sizes, Parallel, Program, lower};
+use plimsoll_runtime::sample::{Sampling, SamplingParams};
+use plimsoll_runtime::text::Stops;
+use plimsoll_runtime::text::{Tokenizer, TokenizerConfig};
+use plimsoll_runtime::weights::{Checkpoint, load};
+use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
+use plimsoll_schedule::{
+    Fan, Limits, NoLog, Notice, Request, RequestId, Scheduler, SchedulerConfig,
+};
+use plimsoll_units::{Bytes, DType};
+use support::fixtures;
+
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn more(n: usize) {
+    let live = LIVE.fetch_add(n, Ordering::Relaxed) + n;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+// SAFETY: the system's allocator does everything.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: AllocLayout) -> *mut u8 {
+        more(layout.size());
+        // SAFETY: the caller's.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: AllocLayout) -> *mut u8 {
+        more(layout.size());
+        // SAFETY: the caller's.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: AllocLayout, size: usize) -> *mut u8 {
+        // Both may exist at once.
+        more(size);
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's.
+        unsafe { System.realloc(at, layout, size) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: AllocLayout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// One test counts at a time.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn live() -> usize {
+    LIVE.load(Ordering::Relaxed)
+}
+
+const TOKENS: u64 = 64;
+const SEQUENCES: u32 = 4;
+const LENGTH: u32 = 64;
+const BLOCK: u64 = 16;
+
+fn map(spec: &ModelSpec) -> MemoryMap {
+    let deployment = Deployment {
+        device: Device {
+            vendor: "cpu".to_owned(),
+            ..Device::of_size(Bytes::new(1 << 30))
+        },
+        parallel: Parallel::default(),
+        in_use: Bytes::ZERO,
+    };
+    let settings = Settings {
+        kv_type: KvType::Plain(DType::Bf16),
+        block_size: Some(BLOCK),
+        max_model_len: Some(LENGTH.into()),
+        max_num_seqs: Some(SEQUENCES.into()),
+        max_num_batched_tokens: Some(TOKENS),
+        threads: Some(2),
+        ..Settings::new(Engines::Plimsoll)
+    };
+    let load = Load::plain(1, LENGTH.into());
+    let e = evaluate(spec, &deployment, &settings, &load).unwrap();
+    MemoryMap::of(&e.stages[0]).unwrap()
+}
+
+fn planned(spec: &ModelSpec) -> (Program, MemoryMap) {
+    let rules = KvRules {
+        dtype: DType::Bf16,
+        state_dtype: DType::F32,
+        block_size: BLOCK,
+    };
+    let sizes = Sizes {
+        tokens: TOKENS,
+        outputs: SEQUENCES.into(),
+        context: LENGTH.into(),
+    };
+    let program = lower(spec, &sizes, &rules).unwrap();
+    (program, map(spec))
+}
+
+fn bytes(map: &MemoryMap, name: &str) -> usize {
+    let term = map.terms().iter().find(|t| t.name == name).unwrap();
+    usize::try_from(term.bytes.get()).unwrap()
+}
+
+struct Served {
+    engine: Engine<CpuExecutor<Choices>, NoLog>,
+    limits: Limits,
+    next: u64,
+    steps: u64,
+}
+
+impl Served {
+    fn start(program: Program, mut memory: Memory, checkpoint: &Checkpoint) -> Self {
+        load(&program, checkpoint, &mut memory.weights, 1, &|_, _| {}).unwrap();
+        let layout = Layout::new(&program.geometry).unwrap();
+        let vocab = u32::try_from(program.vocab).unwrap();
+        let limits = Limits {
+            max_model_len: LENGTH,
+            vocab,
+            max_width: SEQUENCES,
+            tenants: 1,
+        };
+        let mut config = SchedulerConfig::new(limits);
+        config.max_seqs = SEQUENCES;
+        config.max_batched_tokens = u32::try_from(TOKENS).unwrap();
+        let pages = memory.pages.bytes().whole(program.geometry.page);
+        let mut kv = KvConfig::new(layout, u32::try_from(pages).unwrap() - 1);
+        kv.prefix_cache = true;
+        let scheduler = Scheduler::new(config, KvCache::new(kv), support::cost());
+        let choices = Choices::new(vocab, None);
+        let executor = CpuExecutor::new(program, memory, 2, Level::detect(), choices).unwrap();
+        Self {
+            engine: Engine::new(scheduler, executor, NoLog),
+            limits,
+            next: 0,
+            steps: 0,
+        }
+    }
+
+    /// R requests whose prompts fill a step of T tokens, to their longest.
+    fn round(&mut self) {
+        let prompt = u32::try_from(TOKENS).unwrap() / SEQUENCES;
+        for _ in 0..SEQUENCES {
+            let id = RequestId(self.next);
+            let first = u32::try_from(self.next % 250).unwrap();
+            let ids: Vec<u32> = (0..prompt).map(|i| (first + i * 7) % 250).collect();
+            let asked = Sampling {
+                temperature: 1.0,
+                logprobs: 1,
+                repetition_penalty: 1.1,
+                ignore_eos: true,
+                seed: self.next,
+                ..Sampling::default()
+            };
+            let most = LENGTH - prompt;
+            let params = SamplingParams::new(asked, self.limits.vocab, &[], most).unwrap();
+            let chooser = self.engine.executor_mut().chooser_mut();
+            chooser.expect(id, &ids, params, Stops::default());
+            let scope = Scope::default();
+            let request = Request::new(id, ids.into(), most, Fan::ONE, scope, &self.limits);
+            self.engine.submit(request.unwrap()).unwrap();
+            self.next += 1;
+        }
+        let mut ended = Vec::new();
+        while self
+            .engine
+            .step(|n| {
+                if let Notice::Finished(e) = n {
+                    assert_eq!(e.completions[0].tokens.len() as u32, LENGTH - prompt);
+                    ended.push(e.request);
+                }
+            })
+            .unwrap()
+        {
+            self.steps += 1;
+        }
+        assert_eq!(ended.len() as u32, SEQUENCES);
+        let chooser = self.engine.executor_mut().chooser_mut();
+        assert!(chooser.take_failed().is_empty());
+        ended.into_iter().for_each(|id| chooser.forget(id));
+    }
+}
+
+#[test]
+fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
+    let _turn = TURN.lock().unwrap();
+    for folder in fixtures() {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        let spec = support::spec(&folder);
+        let (program, map) = planned(&spec);
+        let full = program
+            .geometry
+            .groups
+            .iter()
+            .all(|g| g.kind == GroupKind::Full);
+        let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
+        let memory = Memory::commit(&map).unwrap();
+        let mut served = Served::start(program, memory, &checkpoint);
+        let before = served.engine.executor().usage();
+        let mark = |of: &[plimsoll_runtime::Usage], r| {
+            of.iter().find(|u| u.region == r).unwrap().high_water
+        };
+        for region in [Region::KvCache, Region::Activations, Region::Workspace] {
+            assert_eq!(
+                mark(&before, region),
+                Bytes::ZERO,
+                "{name}: {region} at the start"
+            );
+        }
+        served.round();
+        for u in served.engine.executor().usage() {
+            let planned = map.region(u.region);
+            assert_eq!(u.committed, planned, "{name}: {}", u.region);
+            // Windows overlap less than the plan allows for, wherever chunks begin.
+            if u.region == Region::KvCache && !full {
+                assert!(u.high_water <= planned);
+                continue;
+            }
+            assert_eq!(u.high_water, planned, "{name}: {}", u.region);
+        }
+    }
+}
+
+#[test]
+fn thousands_of_steps_leave_nothing_behind_and_stay_within_the_reserve() {
+    let _turn = TURN.lock().unwrap();
+    let folder = fixtures()
+        .into_iter()
+        .find(|f| f.ends_with("llama"))
+        .unwrap();
+    let (program, map) = planned(&support::spec(&folder));
+    let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
+    let base = live();
+    let memory = Memory::commit(&map).unwrap();
+    let mut served = Served::start(program, memory, &checkpoint);
+    // Loading has its own term.
+    PEAK.store(live(), Ordering::Relaxed);
+    let mut early = 0;
+    while served.steps < 5_000 {
+        served.round();
+        early = early.max(if served.steps > 500 { live() } else { 0 });
+    }
+    let mut late = 0;
+    while served.steps < 15_000 {
+        served.round();
+        late = late.max(live());
+    }
+    let arenas: u64 = served
+        .engine
+        .executor()
+        .usage()
+        .iter()
+        .map(|u| u.committed.get())
+        .sum();
+    let used = PEAK.load(Ordering::Relaxed) - base - usize::try_from(arenas).unwrap();
+    let reserve = ["threads", "block manager", "scheduler"].map(|n| bytes(&map, n));
+    println!(
+        "{} steps: {early} bytes, then {late}; beside arenas {used} of {reserve:?}",
+        served.steps
+    );
+    assert!(late <= early, "{late} bytes, and {early} before");
+    assert!(used <= reserve[1] + reserve[2], "{used} of {reserve:?}");
+}
+
+#[test]
+fn a_tokenizer_of_262144_words_fits_its_term() {
+    let _turn = TURN.lock().unwrap();
+    let vocab = 1_u64 << 18;
+    let mut spec = support::spec(&fixtures()[0]);
+    let words = |i: u64| -> String {
+        // Pairs of letters of an alphabet of 512: every word beyond it is a merge.
+        let letter = |n: u64| char::from_u32(0x4e00 + u32::try_from(n).unwrap()).unwrap();
+        match i.checked_sub(512) {
+            None => letter(i).to_string(),
+            Some(n) => [letter(n / 512), letter(n % 512)].iter().collect(),
+        }
+    };
+    let ids: serde_json::Map<_, _> = (0..vocab).map(|i| (words(i), i.into())).collect();
+    let merges: Vec<_> = (512..vocab)
+        .map(|i| {
+            let pair: Vec<String> = words(i).chars().map(String::from).collect();
+            serde_json::Value::from(pair)
+        })
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": ids, "merges": merges},
+    });
+    let json = serde_json::to_vec(&json).unwrap();
+    spec.vocab = vocab;
+    let base = live();
+    PEAK.store(base, Ordering::Relaxed);
+    let tokenizer = Tokenizer::from_json(&json, "test", &TokenizerConfig::default()).unwrap();
+    let (kept, peak) = (
+        live() - base,
+        PEAK.load(Ordering::Relaxed) - base + json.len(),
+    );
+    assert_eq!(u64::from(tokenizer.vocab()), vocab);
+    let planned = bytes(&map(&spec), "tokenizer");
+    println!("kept {kept}, {peak} at most with the file, planned {planned}");
+    assert!(kept <= peak && peak <= planned, "{peak} of {planned}");
+    let text: String = (0..2000).map(|i| words(512 + i * 97)).collect();
+    let before = live();
+    for _ in 0..3 {
+        drop(tokenizer.encode(&text, false).unwrap());
+    }
+    let warm = live();
+    for _ in 0..50 {
+        drop(tokenizer.encode(&text, false).unwrap());
+    }
+    assert!(live() <= warm, "{} then {warm} then {}", before, live());
+}
