@@ -201,7 +201,9 @@ fn p_flags_out_of_range() {
 #[test]
 fn p_flags_that_contradict_each_other_or_the_model() {
     for (flags, part) in [
-        ("--gpu h100 --memory 24GiB", "cannot be used with"),
+        ("--gpu h100 --memory 24GiB", "--memory"),
+        ("--gpu any --memory 24GiB", "--memory"),
+        ("--gpu h100 --threads 2", "--threads"),
         ("--n 2 --beam-width 2", "cannot be used with"),
         (
             "--enable-prefix-caching --no-enable-prefix-caching",

@@ -342,6 +342,9 @@ fn judge(
             }
         })
         .formula(match settings.kv_memory {
+            Some(_) if matches!(engine.takes, Takes::AtMost(_)) => {
+                "whole blocks of --kv-memory".to_owned()
+            }
             Some(_) => "given (--kv-memory)".to_owned(),
             None if matches!(engine.takes, Takes::AtMost(_)) => format!(
                 "the smaller of R sequences of the longest length and budget ({}) - all other terms",

@@ -132,6 +132,12 @@ fn usage(what: impl Into<String>) -> Failure {
     Failure::new(Exit::Usage, "E-USAGE-007", what)
 }
 
+/// Whether this machine's processors are asked for.
+fn on_cpu(args: &PlanArgs) -> bool {
+    let gpu = args.device.gpu.as_deref();
+    gpu.is_some_and(|name| name.eq_ignore_ascii_case("cpu"))
+}
+
 /// Flags that contradict each other or that would silently do nothing.
 fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
     let d = &args.device;
@@ -140,6 +146,16 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
             usage("`--explain` and `--method rule-of-thumb` print text, not JSON")
                 .hint("leave `--json` out; a plan's JSON holds every formula already"),
         );
+    }
+    if d.memory.is_some() && d.gpu.is_some() && !on_cpu(args) {
+        return Err(usage(
+            "--memory takes the place of a known kind of device, so `--gpu` contradicts it",
+        )
+        .hint("leave one of them out; `--gpu cpu --memory 24GiB` is a budget"));
+    }
+    if args.engine.threads.is_some() && !on_cpu(args) {
+        return Err(usage("--threads says nothing without processors")
+            .hint("add `--gpu cpu`, or leave it out"));
     }
     let no_device = d.gpu.is_none() && d.memory.is_none();
     for (flag, given) in [
@@ -278,7 +294,6 @@ fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
 }
 
 fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
-    let on_cpu = |name: &String| name.eq_ignore_ascii_case("cpu");
     if let Some(memory) = args.device.memory {
         if memory == Bytes::ZERO {
             return Err(Failure::new(
@@ -288,11 +303,10 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
             )
             .hint("give what the card offers, such as 24GiB"));
         }
-        return match &args.device.gpu {
-            None => Ok(Some(Device::of_size(memory))),
-            Some(name) if on_cpu(name) => crate::commands::doctor::cpu(Some(memory)).map(Some),
-            Some(_) => Err(usage("--memory takes the place of a known kind of device")
-                .hint("leave `--gpu` out, or name `cpu`")),
+        return if on_cpu(args) {
+            crate::commands::doctor::cpu(Some(memory)).map(Some)
+        } else {
+            Ok(Some(Device::of_size(memory)))
         };
     }
     let Some(name) = &args.device.gpu else {
@@ -301,7 +315,7 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
     if name == "auto" {
         return crate::commands::doctor::detected().map(Some);
     }
-    if on_cpu(name) {
+    if on_cpu(args) {
         return crate::commands::doctor::cpu(None).map(Some);
     }
     plimsoll_device::find(name)

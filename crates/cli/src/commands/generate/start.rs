@@ -213,6 +213,13 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
         state_dtype: DType::F32,
         block_size: args.block_size,
     };
+    if !matches!(rules.dtype, DType::Bf16 | DType::F32) {
+        let what = format!(
+            "a KV cache of {} cannot be served on processors yet",
+            rules.dtype
+        );
+        return Err(Failure::new(Exit::Usage, "E-GEN-010", what).hint("choose bf16 or f32"));
+    }
     let sizes = Sizes {
         // A step has room for a token of every sequence.
         tokens: args
