@@ -227,7 +227,7 @@ fn what_cannot_be_run_is_one_clear_error() {
     fails(&[&model, "-p", &words(0, 300)], 2, "prompt 1");
     fails(
         &[&model, "-p", "w5", "--kv-cache-dtype", "fp8"],
-        3,
+        2,
         "KV cache",
     );
     let file = dir.path("model.safetensors");

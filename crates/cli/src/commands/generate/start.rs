@@ -88,15 +88,6 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     options.offline = true;
     let loaded = plimsoll_host::load(&reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
-    let context = args
-        .max_model_len
-        .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
-    let threads = args.threads.unwrap_or_else(crate::commands::processors);
-    let program = lowered(args, spec, context)?;
-    let layout = Layout::new(&program.geometry).map_err(|e| {
-        Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
-    })?;
-    let map = memory::plan(args, spec, context, threads)?;
     let checkpoint = Checkpoint::of(&reference, &loaded)
         .map_err(|e| crate::load::failure(&e))?
         .ok_or_else(|| {
@@ -108,6 +99,15 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
             .why("today models run from a folder as transformers writes it, or a .gguf file")
             .hint("download the model and name its folder or file")
         })?;
+    let context = args
+        .max_model_len
+        .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
+    let threads = args.threads.unwrap_or_else(crate::commands::processors);
+    let program = lowered(args, spec, context)?;
+    let layout = Layout::new(&program.geometry).map_err(|e| {
+        Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
+    })?;
+    let map = memory::plan(args, spec, context, threads)?;
     let text = ModelText::of(&checkpoint).map_err(|e| {
         Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string())
             .hint("fetch the model's files again")
