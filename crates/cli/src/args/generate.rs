@@ -7,6 +7,9 @@ use plimsoll_units::{Bytes, DType};
 
 use super::tokens;
 
+/// R for a file of prompts unless told: what a plan for processors takes too.
+const SEQUENCES: u32 = 16;
+
 /// Which instructions kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LevelArg {
@@ -98,9 +101,9 @@ pub(crate) struct GenerateArgs {
     /// Longest sequence accepted (default: the trained context, at most 8,192)
     #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Engine")]
     pub(crate) max_model_len: Option<u64>,
-    /// R: sequences that run at once
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Engine")]
-    pub(crate) max_num_seqs: u32,
+    /// R: sequences that run at once (default: 16 for a file of prompts, --samples for one prompt)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Engine")]
+    pub(crate) max_num_seqs: Option<u32>,
     /// T: tokens per step
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = tokens, help_heading = "Engine")]
     pub(crate) max_num_batched_tokens: u64,
@@ -110,4 +113,12 @@ pub(crate) struct GenerateArgs {
     /// Record every decision, for `simulate --replay`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) log: Option<PathBuf>,
+}
+
+impl GenerateArgs {
+    /// R.
+    pub(crate) fn sequences(&self) -> u32 {
+        let most = if self.prompts.is_some() { SEQUENCES } else { 1 };
+        self.max_num_seqs.unwrap_or(most.max(self.samples))
+    }
 }

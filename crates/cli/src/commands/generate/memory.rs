@@ -58,7 +58,7 @@ pub(super) fn plan(
     };
     let asked = Sizes {
         tokens: args.max_num_batched_tokens,
-        sequences: u64::from(args.max_num_seqs),
+        sequences: u64::from(args.sequences()),
         context,
     };
     let evaluation = judge(asked, args.kv_memory)?;

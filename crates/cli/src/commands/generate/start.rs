@@ -143,11 +143,11 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     let limits = Limits {
         max_model_len: u32::try_from(context).unwrap_or(u32::MAX),
         vocab,
-        max_width: args.max_num_seqs,
+        max_width: args.sequences(),
         tenants: 1,
     };
     let mut config = SchedulerConfig::new(limits);
-    config.max_seqs = args.max_num_seqs;
+    config.max_seqs = args.sequences();
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
     let pages = |region| {
         let n = map.region(region).whole(program.geometry.page);
@@ -222,10 +222,8 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
     }
     let sizes = Sizes {
         // A step has room for a token of every sequence.
-        tokens: args
-            .max_num_batched_tokens
-            .max(u64::from(args.max_num_seqs)),
-        outputs: u64::from(args.max_num_seqs),
+        tokens: args.max_num_batched_tokens.max(u64::from(args.sequences())),
+        outputs: u64::from(args.sequences()),
         context,
     };
     lower(spec, &sizes, &rules).map_err(|e| {
