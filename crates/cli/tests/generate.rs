@@ -197,6 +197,109 @@ fn a_stop_string_ends_the_text_before_it() {
     assert_eq!(shown, answer[..at]);
 }
 
+/// Each answer of several is a text of its own, by the same rules as one that is shown as it comes.
+#[test]
+fn the_first_of_several_answers_is_the_only_one_of_one() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let prompt = words(2, 8);
+    let base = [
+        &model[..],
+        "-p",
+        &prompt,
+        "-n",
+        "30",
+        "--ignore-eos",
+        "--seed",
+        "5",
+    ];
+    let several = |more: &[&str]| -> Vec<String> {
+        let text = generate(&[&base[..], &["--samples", "3"], more].concat());
+        let answers = text.split("\n---\n").filter(|a| !a.is_empty());
+        answers.map(str::to_owned).collect()
+    };
+    let all = several(&[]);
+    assert_eq!(all.len(), 3);
+    assert_eq!(all[0], generate(&base).trim_end_matches('\n'));
+    assert!(all[0] != all[1] && all[1] != all[2]);
+    // A word in the middle of the second ends it there, and the others where they have it.
+    let word = all[1][prompt.len()..].split_whitespace().nth(9).unwrap();
+    let stop = format!("{word} ");
+    let cut = |text: &String| -> String {
+        let answer = &text[prompt.len()..];
+        let end = answer.find(&stop).unwrap_or(answer.len());
+        text[..prompt.len() + end].to_owned()
+    };
+    let stopped = several(&["--stop", &stop]);
+    assert_eq!(stopped, all.iter().map(cut).collect::<Vec<_>>());
+    assert_ne!(stopped[1], all[1]);
+    // And nothing is generated behind it: the space in the stop comes with the word after.
+    let until = |text: &String| {
+        let words: Vec<&str> = text[prompt.len()..].split_whitespace().collect();
+        let at = words[..words.len() - 1].iter().position(|w| *w == word);
+        at.map_or(30, |i| i as u64 + 2)
+    };
+    let line = json!({ "prompt": prompt, "max_tokens": 30 }).to_string();
+    let file = dir.write("one.jsonl", line);
+    let args = [
+        "--prompts",
+        &file,
+        "--samples",
+        "3",
+        "--ignore-eos",
+        "--seed",
+        "5",
+    ];
+    let out = generate(&[&[&model[..]], &args[..], &["--stop", &stop]].concat());
+    let out: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        out["output_tokens"],
+        json!(all.iter().map(until).sum::<u64>())
+    );
+}
+
+#[test]
+fn weights_that_are_rounded_are_told() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let args = [
+        "generate",
+        &model[..],
+        "-p",
+        "w7 w9",
+        "-n",
+        "12",
+        "--temperature",
+        "0",
+    ];
+    let before = plimsoll(&args);
+    assert!(!String::from_utf8_lossy(&before.stderr).contains("rounded"));
+    // The same numbers, stored as float32.
+    let file = dir.path("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let n = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header = String::from_utf8(bytes[8..8 + n].to_vec()).unwrap();
+    let mut header: serde_json::Map<String, Value> = serde_json::from_str(&header).unwrap();
+    for (_, t) in header.iter_mut().filter(|(k, _)| *k != "__metadata__") {
+        t["dtype"] = json!("F32");
+        for i in 0..2 {
+            t["data_offsets"][i] = json!(2 * t["data_offsets"][i].as_u64().unwrap());
+        }
+    }
+    let header = Value::Object(header).to_string();
+    let mut wide = (header.len() as u64).to_le_bytes().to_vec();
+    wide.extend(header.as_bytes());
+    wide.extend(bytes[8 + n..].chunks(2).flat_map(|b| [0, 0, b[0], b[1]]));
+    std::fs::write(&file, wide).unwrap();
+    let after = plimsoll(&args);
+    assert!(after.status.success(), "{after:?}");
+    assert!(
+        String::from_utf8_lossy(&after.stderr).contains("f32"),
+        "{after:?}"
+    );
+    assert_eq!(before.stdout, after.stdout);
+}
+
 #[test]
 fn what_cannot_be_run_is_one_clear_error() {
     let dir = Dir::new();
@@ -224,7 +327,18 @@ fn what_cannot_be_run_is_one_clear_error() {
         3,
         "do not fit",
     );
-    fails(&[&model, "-p", &words(0, 300)], 2, "prompt 1");
+    fails(
+        &[&model, "-p", &words(0, 300)],
+        2,
+        "300 tokens leave no room",
+    );
+    fails(&[&model, "-p", ""], 2, "something to go on from");
+    let narrow = ["--samples", "4", "--max-num-seqs", "1"];
+    fails(
+        &[&[&model[..], "-p", "w5"], &narrow[..]].concat(),
+        2,
+        "--max-num-seqs",
+    );
     fails(
         &[&model, "-p", "w5", "--kv-cache-dtype", "fp8"],
         2,

@@ -10,9 +10,9 @@ mod tables;
 
 use std::time::Instant;
 
-use plimsoll_kernels::{Level, Pool};
+use plimsoll_kernels::{HEAD_MAX, Level, Pool};
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::Program;
+use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
 use plimsoll_units::{Bytes, DType, Nanos, SeqId, SizeOverflow};
 
@@ -81,9 +81,33 @@ pub enum StartError {
         /// What the program needs.
         needed: Bytes,
     },
+    /// Heads that no kernel has room for.
+    #[error(
+        "attention heads of {0} elements cannot be served on the CPU yet: at most {HEAD_MAX} can"
+    )]
+    Head(u64),
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
+}
+
+/// Whether the kernels of this machine's processors can carry `program` out: known before any memory is taken.
+///
+/// # Errors
+/// [`StartError::KvType`] or [`StartError::Head`].
+pub fn check(program: &Program) -> Result<(), StartError> {
+    if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
+        return Err(StartError::KvType(program.kv_dtype));
+    }
+    for op in &program.ops {
+        if let Op::Attention(a) = op {
+            let head = a.k_dim.max(a.v_dim);
+            if head > HEAD_MAX as u64 {
+                return Err(StartError::Head(head));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Steps on this machine's processors.
@@ -142,9 +166,7 @@ impl<S: Chooser> CpuExecutor<S> {
         }
         let places = usize::try_from(memory.swap.bytes().whole(page)).unwrap_or(usize::MAX);
         let tokens = usize::try_from(program.tokens).unwrap_or(usize::MAX);
-        if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
-            return Err(StartError::KvType(program.kv_dtype));
-        }
+        check(&program)?;
         for w in &program.weights {
             // Whatever the program asks for later is there.
             let len = w.layout.bytes()?.get() / 4;

@@ -1,5 +1,6 @@
 //! `plimsoll generate`: prompts through the engine on this machine.
 
+mod answer;
 mod memory;
 mod prompts;
 mod start;
@@ -10,10 +11,11 @@ use std::time::Instant;
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
-use plimsoll_runtime::text::{Detokenizer, Stops};
-use plimsoll_schedule::{Fan, Notice, Request, RequestId};
+use plimsoll_runtime::text::Stops;
+use plimsoll_schedule::{Fan, Notice, Request, RequestError, RequestId};
 use serde_json::{Value, json};
 
+use self::answer::Answer;
 use self::prompts::{Prompt, read};
 use self::start::{Started, cannot_write, start};
 use crate::args::generate::GenerateArgs;
@@ -24,9 +26,8 @@ use crate::output::Output;
 struct Running {
     text: String,
     prompt_tokens: usize,
-    /// Of the first answer, which is shown as it comes.
-    stream: Detokenizer,
-    stops: Stops,
+    /// The first answer, which is shown as it comes; where there are several, what each begins from.
+    answer: Answer,
     began: Instant,
     first: Option<Instant>,
 }
@@ -34,6 +35,9 @@ struct Running {
 pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     let prompts = read(args)?;
     let mut server = start(args)?;
+    if let Some(note) = &server.note {
+        output.talk(note);
+    }
     if args.chat && server.template.is_none() {
         return Err(
             Failure::new(Exit::Usage, "E-GEN-004", "this model has no chat template")
@@ -121,7 +125,16 @@ fn submit(
         .encode(text, special)
         .map_err(|e| corrupt(&e))?;
     let bad = |e: String| Failure::new(Exit::Usage, "E-GEN-003", format!("prompt {}: {e}", id + 1));
-    let room = u64::from(server.limits.max_model_len).saturating_sub(ids.len() as u64);
+    let longest = u64::from(server.limits.max_model_len);
+    let room = longest.saturating_sub(ids.len() as u64);
+    if room == 0 {
+        let has = thousands(ids.len() as u64);
+        let longest = thousands(longest);
+        return Err(bad(format!(
+            "its {has} tokens leave no room for an answer: sequences have at most {longest}"
+        ))
+        .hint("shorten the prompt, or raise `--max-model-len`"));
+    }
     let most = prompt.max_tokens.unwrap_or(args.max_tokens);
     let max_tokens = u32::try_from(room.min(u64::from(most))).unwrap_or(most);
     let params = server
@@ -135,13 +148,12 @@ fn submit(
     let running = Running {
         text: text.to_owned(),
         prompt_tokens: ids.len(),
-        stream: Detokenizer::new(&ids, false),
-        stops: stops.clone(),
+        answer: Answer::new(&ids, stops.clone()),
         began: Instant::now(),
         first: None,
     };
     let chooser = server.engine.executor_mut().chooser_mut();
-    chooser.expect(RequestId(id), &ids, params, stops.clone());
+    chooser.expect(RequestId(id), &ids, params, stops);
     let request = Request::new(
         RequestId(id),
         ids.into(),
@@ -150,7 +162,14 @@ fn submit(
         Scope::default(),
         &server.limits,
     )
-    .map_err(|e| bad(e.to_string()).hint("shorten the prompt, or raise `--max-model-len`"))?;
+    .map_err(|e| {
+        let hint = match e {
+            RequestError::EmptyPrompt => "give the model something to go on from",
+            RequestError::Width { .. } => "raise `--max-num-seqs`, or ask for fewer `--samples`",
+            _ => "shorten the prompt, or raise `--max-model-len`",
+        };
+        bad(e.to_string()).hint(hint)
+    })?;
     server
         .engine
         .submit(request)
@@ -191,9 +210,10 @@ fn tell(
                 return Ok(());
             };
             r.first.get_or_insert_with(Instant::now);
-            if single && index == 0 && (!draw.ends || !r.stops.is_empty()) {
-                let text = r.stream.push(&server.tokenizer, draw.token);
-                output.text(&r.stops.push(&text.map_err(|e| corrupt(&e))?).0)?;
+            if single && index == 0 {
+                let ends = server.ends(args, draw.token);
+                let text = r.answer.push(&server.tokenizer, draw.token, ends);
+                output.text(&text.map_err(|e| corrupt(&e))?)?;
             }
         }
         Notice::Finished(ended) => {
@@ -223,25 +243,22 @@ fn tell(
             totals.decode_s += first.elapsed().as_secs_f64();
             totals.decoded += longest.unwrap_or(0).saturating_sub(1);
             if single {
-                let rest = r
-                    .stream
-                    .finish(&server.tokenizer)
-                    .map_err(|e| corrupt(&e))?;
-                let (shown, ended) = r.stops.push(&rest);
-                let held = if ended {
-                    String::new()
-                } else {
-                    r.stops.finish()
-                };
-                output.text(&format!("{shown}{held}\n"))?;
+                let rest = r.answer.finish(&server.tokenizer);
+                output.text(&format!("{}\n", rest.map_err(|e| corrupt(&e))?))?;
                 return Ok(());
             }
             let mut answers = Vec::new();
             for c in &ended.completions {
-                // The token that ends a text is no part of it.
-                let end = c.tokens.len() - usize::from(c.stopped);
-                let text = server.tokenizer.decode(&c.tokens[..end], false);
-                answers.push(text.map_err(|e| corrupt(&e))?);
+                let mut answer = r.answer.clone();
+                let mut text = String::new();
+                for &token in &c.tokens {
+                    let ends = server.ends(args, token);
+                    let more = answer.push(&server.tokenizer, token, ends);
+                    text.push_str(&more.map_err(|e| corrupt(&e))?);
+                }
+                let rest = answer.finish(&server.tokenizer);
+                text.push_str(&rest.map_err(|e| corrupt(&e))?);
+                answers.push(text);
             }
             if args.prompts.is_none() {
                 for a in answers {

@@ -42,9 +42,16 @@ pub(super) struct Started {
     map: MemoryMap,
     /// What the process had in memory when it was ready.
     ready: Option<Bytes>,
+    /// What a user should know of how the model is run.
+    pub(super) note: Option<String>,
 }
 
 impl Started {
+    /// Whether `token` is one that ends the model's texts and is no part of them.
+    pub(super) fn ends(&self, args: &GenerateArgs, token: u32) -> bool {
+        !args.ignore_eos && self.generation.eos.binary_search(&token).is_ok()
+    }
+
     /// How tokens are chosen: what was asked for, else what the model's own configuration says.
     pub(super) fn params(
         &self,
@@ -176,6 +183,7 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
         limits,
         vocab,
         map,
+        note: converted(spec),
         ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
@@ -213,25 +221,48 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
         state_dtype: DType::F32,
         block_size: args.block_size,
     };
-    if !matches!(rules.dtype, DType::Bf16 | DType::F32) {
-        let what = format!(
-            "a KV cache of {} cannot be served on processors yet",
-            rules.dtype
-        );
-        return Err(Failure::new(Exit::Usage, "E-GEN-010", what).hint("choose bf16 or f32"));
-    }
     let sizes = Sizes {
         // A step has room for a token of every sequence.
         tokens: args.max_num_batched_tokens.max(u64::from(args.sequences())),
         outputs: u64::from(args.sequences()),
         context,
     };
-    lower(spec, &sizes, &rules).map_err(|e| {
+    let program = lower(spec, &sizes, &rules).map_err(|e| {
         let exit = match e {
             LowerError::NotYet { .. } | LowerError::Unsupported { .. } => Exit::Usage,
             _ => Exit::Corrupt,
         };
-        Failure::new(exit, "E-GEN-010", e.to_string())
+        let hint = match e {
+            LowerError::NotYet { .. } => {
+                "choose a model of a family that runs: README.md lists them"
+            }
+            _ => "change what it names, or choose another model",
+        };
+        Failure::new(exit, "E-GEN-010", e.to_string()).hint(hint)
+    })?;
+    plimsoll_runtime::check(&program).map_err(|e| {
+        Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(
+            "choose bf16 or f32 with `--kv-cache-dtype`, and a model that the processor can run",
+        )
+    })?;
+    Ok(program)
+}
+
+/// Matrices that are stored in another type than the one they are packed in, if any.
+fn converted(spec: &ModelSpec) -> Option<String> {
+    let matrices = spec.tensors.iter().filter(|t| t.linear.is_some());
+    let mut types: Vec<String> = matrices
+        .map(|t| t.dtype)
+        .filter(|d| *d != DType::Bf16)
+        .map(|d| d.to_string())
+        .collect();
+    types.sort();
+    types.dedup();
+    (!types.is_empty()).then(|| {
+        format!(
+            "note: matrices stored as {} are computed as bf16, rounded",
+            types.join(", ")
+        )
     })
 }
 

@@ -1,0 +1,30 @@
+//! What the kernels cannot carry out is refused before any memory is taken.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod support;
+
+use plimsoll_program::Op;
+use plimsoll_runtime::{StartError, check};
+use plimsoll_units::DType;
+use support::{Model, Server, fixtures};
+
+#[test]
+fn programs_that_no_kernel_carries_out_are_refused() {
+    let model = Model::open(&fixtures()[0]);
+    let good = model.program(&Server::default());
+    check(&good).unwrap();
+    let mut wide = good.clone();
+    for op in &mut wide.ops {
+        if let Op::Attention(a) = op {
+            a.v_dim = 512;
+        }
+    }
+    assert!(matches!(check(&wide), Err(StartError::Head(512))));
+    let mut narrow = good;
+    narrow.kv_dtype = DType::F16;
+    assert!(matches!(
+        check(&narrow),
+        Err(StartError::KvType(DType::F16))
+    ));
+}
