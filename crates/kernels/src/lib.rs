@@ -11,6 +11,7 @@ mod cpu;
 
 mod lanes;
 mod linear;
+mod peaks;
 mod pool;
 mod rows;
 
@@ -18,5 +19,6 @@ pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, 
 pub use bf16::{bf16_from_f32, f32_from_bf16};
 pub use cpu::Level;
 pub use linear::{Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, packed_bytes};
+pub use peaks::{flops_per_s, read_bytes_per_s};
 pub use pool::Pool;
 pub use rows::{Activation, Norm, activate, norm, norm_in_place, rotate, route};

@@ -417,6 +417,34 @@ impl Program {
         Ok(rows)
     }
 
+    /// Bytes of weights that a step of one token reads: every matrix and vector that it is multiplied with, and
+    /// of experts those that it takes.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn read_by_one_token(&self) -> Result<Bytes, SizeOverflow> {
+        let of = |id: WeightId| self.weight(id).layout.bytes();
+        let mut all = Bytes::ZERO;
+        for op in &self.ops {
+            match op {
+                Op::Linear { weight, bias, .. } => {
+                    all = all.add(of(*weight)?)?;
+                    if let Some(bias) = bias {
+                        all = all.add(of(*bias)?)?;
+                    }
+                }
+                Op::Experts { weights, out, .. } => {
+                    let taken = self.buffer(*out).rows.most([1, 1])?;
+                    if let Some(&one) = weights.first() {
+                        all = all.add(of(one)?.times(taken)?)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(all)
+    }
+
     /// A weight.
     #[must_use]
     pub fn weight(&self, id: WeightId) -> &Weight {

@@ -59,6 +59,15 @@ pub struct Usage {
     pub high_water: Bytes,
 }
 
+/// What the processors can do at most, by their own measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peaks {
+    /// Reading the weights, in bytes per second.
+    pub read_bytes_per_s: u64,
+    /// f32 fused multiply-adds, two operations each, per second.
+    pub flops_per_s: u64,
+}
+
 /// Why an executor cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -204,6 +213,20 @@ impl<S: Chooser> CpuExecutor<S> {
     /// The program.
     pub const fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// Measures what the processors can do, in some tenths of a second.
+    pub fn peaks(&mut self) -> Peaks {
+        let all = Part {
+            offset: 0,
+            len: self.weights.bytes().get() / 4,
+        };
+        // An arena lends its whole length, so there is always something to read.
+        let words = self.weights.view::<u32>(all).unwrap_or(&[]);
+        Peaks {
+            read_bytes_per_s: plimsoll_kernels::read_bytes_per_s(&mut self.pool, words),
+            flops_per_s: plimsoll_kernels::flops_per_s(&mut self.pool, self.level),
+        }
     }
 
     /// What each region took so far, in the order of the map.
