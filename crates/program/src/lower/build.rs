@@ -159,12 +159,54 @@ impl<'a> Builder<'a> {
                     tensor: t.name.clone(),
                     rows: rows.clone(),
                     transposed,
+                    input: 0,
                     plus: 0,
                 });
             }
         }
         let layout = WeightLayout::Packed { n, k: columns };
         self.weight(named(layer, name), role, layout, sources)
+    }
+
+    /// The matrices that take each head to the latents of width `rank`, and back: `up` has, for each head, `key` rows of
+    /// its keys and `value` rows of its values.
+    pub(super) fn latent_heads(
+        &mut self,
+        layer: usize,
+        up: &str,
+        [heads, key, value, rank]: [u64; 4],
+    ) -> Result<[Vec<WeightId>; 2], LowerError> {
+        let each = key.checked_add(value).ok_or(SizeOverflow)?;
+        let rows = heads.checked_mul(each).ok_or(SizeOverflow)?;
+        let t = self.take(Some(layer), up, &[rows, rank])?;
+        let mut ways = [Vec::new(), Vec::new()];
+        for h in 0..heads {
+            let from = h * each;
+            // A query's head is multiplied by what would make its keys, the other way around.
+            let to_latent = Source {
+                tensor: t.name.clone(),
+                rows: 0..rank,
+                transposed: true,
+                input: from,
+                plus: 0,
+            };
+            let back = Source {
+                rows: from + key..from + each,
+                transposed: false,
+                input: 0,
+                ..to_latent.clone()
+            };
+            let sides = [
+                ("absorb", to_latent, [rank, key]),
+                ("values", back, [value, rank]),
+            ];
+            for (way, (name, source, [n, k])) in ways.iter_mut().zip(sides) {
+                let name = named(Some(layer), &format!("heads.{h}.{name}"));
+                let layout = WeightLayout::Packed { n, k };
+                way.push(self.weight(name, t.role, layout, vec![source])?);
+            }
+        }
+        Ok(ways)
     }
 
     /// The matrices of a layer's experts, each of its own part of `parts`.
@@ -204,6 +246,7 @@ impl<'a> Builder<'a> {
                         tensor: t.name.replace("{e}", &e.to_string()),
                         rows: shift(rows.start)?..shift(rows.end)?,
                         transposed: false,
+                        input: 0,
                         plus: 0,
                     });
                 }
@@ -297,6 +340,7 @@ fn vector(tensor: &str, rows: Range<u64>, plus: i8) -> Source {
         tensor: tensor.to_owned(),
         rows,
         transposed: false,
+        input: 0,
         plus,
     }
 }

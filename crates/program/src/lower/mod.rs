@@ -6,6 +6,7 @@
 
 mod build;
 mod decoder;
+mod latent;
 mod names;
 mod place;
 mod rope;

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use plimsoll_model::safetensors::{SafetensorsHeader, spec_with_headers};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{
-    ActivationKind, AttentionOp, BufferId, GroupKind, NormKind, Op, Program, Source, Weight,
-    WeightId, WeightLayout,
+    ActivationKind, AttentionOp, BufferId, GroupKind, LatentOp, NormKind, Op, Program, Source,
+    Weight, WeightId, WeightLayout,
 };
 use plimsoll_units::DType;
 
@@ -95,7 +95,7 @@ fn index(n: u64) -> usize {
 fn rows(tensor: &Tensor, source: &Source, columns: u64) -> Vec<f64> {
     let at = |row: u64, column: u64| {
         let place = if source.transposed {
-            column * tensor.shape[1] + row
+            (source.input + column) * tensor.shape[1] + row
         } else {
             row * columns + column
         };
@@ -225,6 +225,19 @@ impl<'a> Reader<'a> {
             }
             Op::Rotate { .. } => self.rotate(op, all),
             Op::Attention(a) => self.attend(a, all),
+            Op::Latent(a) => self.attend_latents(a, all),
+            Op::Heads { weights, x, out } => {
+                let heads = weights.len();
+                let (k, n) = (self.width(*x) / heads, self.width(*out) / heads);
+                let mut result = Vec::new();
+                for (i, x) in all[usize::from(x.0)].chunks_exact(k).enumerate() {
+                    let w = self.weight(weights[i % heads]);
+                    assert_eq!(w.len(), k * n);
+                    let dot = |row: &[f64]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f64>();
+                    result.extend(w.chunks_exact(k).map(dot));
+                }
+                all[usize::from(out.0)] = result;
+            }
             Op::Activate {
                 kind,
                 x,
@@ -252,20 +265,48 @@ impl<'a> Reader<'a> {
                 logits,
                 out,
                 renormalise,
+                sigmoid,
+                bias,
+                groups,
             } => {
                 let (n, k) = (self.width(*logits), self.width(*out) / 2);
+                let bias = bias.map(|b| self.weight(b));
                 let mut result = Vec::new();
                 for l in all[usize::from(logits.0)].chunks_exact(n) {
-                    let mut order: Vec<usize> = (0..n).collect();
+                    let whole: f64 = l.iter().map(|l| l.exp()).sum();
+                    let score = |e: usize| match sigmoid {
+                        true => 1.0 / (1.0 + (-l[e]).exp()),
+                        false => l[e].exp() / whole,
+                    };
+                    let key = |e: usize| score(e) + bias.map_or(0.0, |b| b[e]);
                     // A stable sort: of equal ones the first.
-                    order.sort_by(|a, b| l[*b].partial_cmp(&l[*a]).unwrap());
-                    let counted = if *renormalise { k } else { n };
-                    let sum: f64 = order[..counted].iter().map(|e| l[*e].exp()).sum();
-                    order.truncate(k);
+                    let largest = |of: Vec<usize>, key: &dyn Fn(usize) -> f64, k: usize| {
+                        let mut order = of;
+                        order.sort_by(|a, b| key(*b).partial_cmp(&key(*a)).unwrap());
+                        order.truncate(k);
+                        order
+                    };
+                    let mut open: Vec<usize> = (0..n).collect();
+                    if let Some(g) = groups {
+                        let each = n / index(g.count);
+                        let members = |group: usize| (group * each..(group + 1) * each).collect();
+                        let judged = |group: usize| -> f64 {
+                            let best = largest(members(group), &key, index(g.best));
+                            best.into_iter().map(key).sum()
+                        };
+                        let all = (0..index(g.count)).collect();
+                        let taken = largest(all, &judged, index(g.taken));
+                        open.retain(|e| taken.contains(&(e / each)));
+                    }
+                    let mut order = largest(open, &key, k);
+                    let sum: f64 = match renormalise {
+                        true => order.iter().map(|e| score(*e)).sum(),
+                        false => 1.0,
+                    };
                     order.sort_unstable();
                     let number = |e: &usize| f64::from(u32::try_from(*e).unwrap());
                     result.extend(order.iter().map(number));
-                    result.extend(order.iter().map(|e| l[*e].exp() / sum));
+                    result.extend(order.iter().map(|e| score(*e) / sum));
                 }
                 all[usize::from(out.0)] = result;
             }
@@ -396,6 +437,31 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+    }
+
+    fn attend_latents(&self, a: &LatentOp, all: &mut Buffers) {
+        let group = &self.program.geometry.groups[index(a.group)];
+        assert!(group.kind == GroupKind::Latent && a.index < group.layers);
+        let (rank, rope) = (index(a.rank), index(a.rope_dim));
+        let rows = |b: BufferId, w: usize| all[usize::from(b.0)].chunks_exact(w);
+        let keys: Vec<&[f64]> = rows(a.latent, rank + rope).collect();
+        let queries = rows(a.q, rank).zip(rows(a.q_rope, rope));
+        let mut out = Vec::new();
+        for (i, (low, rotated)) in queries.enumerate() {
+            let seen = &keys[..i / index(a.heads) + 1];
+            let score = |key: &&[f64]| {
+                let pairs = low.iter().chain(rotated).zip(*key);
+                pairs.map(|(q, k)| q * k).sum::<f64>() * f64::from(a.scale)
+            };
+            let scores: Vec<f64> = seen.iter().map(score).collect();
+            let top = scores.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            for d in 0..rank {
+                let terms = scores.iter().zip(seen);
+                out.push(terms.map(|(s, key)| (s - top).exp() / sum * key[d]).sum());
+            }
+        }
+        all[usize::from(a.out.0)] = out;
     }
 
     fn attend(&self, a: &AttentionOp, all: &mut Buffers) {

@@ -18,6 +18,8 @@ pub(super) enum Matrix {
     Columns {
         /// Outputs of the stored matrix.
         stride: u64,
+        /// The first of k.
+        input: u64,
     },
     /// One element per row.
     Vector,
@@ -110,8 +112,8 @@ pub(super) fn item(
         };
         match (&mut dest, piece.matrix) {
             (Dest::Floats(words), _) => rows.floats(words, scratch)?,
-            (Dest::Panels { words, k }, Matrix::Columns { stride }) => {
-                rows.columns(words, *k, stride, scratch)?;
+            (Dest::Panels { words, k }, Matrix::Columns { stride, input }) => {
+                rows.columns(words, *k, [stride, input], scratch)?;
             }
             (Dest::Panels { words, k }, _) => rows.matrix(words, *k, scratch)?,
         }
@@ -193,7 +195,7 @@ impl Rows<'_> {
         &self,
         words: &mut [u32],
         k: u64,
-        stride: u64,
+        [stride, input]: [u64; 2],
         scratch: &mut Scratch,
     ) -> Result<(), WeightsError> {
         let Self {
@@ -204,7 +206,7 @@ impl Rows<'_> {
         while done < count {
             let (matrix, column) = ((from + done) / stride, (from + done) % stride);
             let n = (stride - column).min(count - done);
-            let begin = matrix * k * stride + column;
+            let begin = (matrix * k + input) * stride + column;
             scratch.bytes.resize(index(k * n * size), 0);
             let mut bytes = std::mem::take(&mut scratch.bytes);
             if n == stride {

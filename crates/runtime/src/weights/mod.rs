@@ -218,11 +218,26 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
                 // Higher ranks are matrices one below the other.
                 let (rows, matrix) = if transposed {
                     let inputs = found.shape.iter().rev().nth(1).copied();
-                    if inputs != Some(k) {
-                        return Err(shape_error(format!("[…, {k}, outputs] is needed")));
+                    let inputs = inputs.unwrap_or(0);
+                    // Part of the inputs only of one matrix; higher ranks of whole ones.
+                    let part = found.shape.len() == 2
+                        && source.input.checked_add(k).is_some_and(|to| to <= inputs);
+                    if !part && (inputs != k || source.input > 0) {
+                        let from = source.input;
+                        let wanted = format!("[…, {k}, outputs] is needed, from input {from} on");
+                        return Err(shape_error(wanted));
                     }
-                    let blocks = elements.checked_div(k.saturating_mul(last)).unwrap_or(0);
-                    (blocks * last, Matrix::Columns { stride: last })
+                    let blocks = elements
+                        .checked_div(inputs.saturating_mul(last))
+                        .unwrap_or(0);
+                    let input = source.input;
+                    (
+                        blocks * last,
+                        Matrix::Columns {
+                            stride: last,
+                            input,
+                        },
+                    )
                 } else {
                     if last != k || found.shape.len() < 2 {
                         return Err(shape_error(format!("[…, {k}] is needed")));

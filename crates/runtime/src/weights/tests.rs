@@ -21,6 +21,7 @@ fn source(tensor: &str, rows: std::ops::Range<u64>) -> Source {
         tensor: tensor.to_owned(),
         rows,
         transposed: false,
+        input: 0,
         plus: 0,
     }
 }
@@ -177,6 +178,33 @@ fn stacks_parts_of_all_types_from_all_files() {
         assert_eq!(
             arena.high_water().get().next_multiple_of(64),
             arena.bytes().get()
+        );
+    }
+}
+
+#[test]
+fn some_inputs_of_a_matrix_are_taken_as_its_columns() {
+    let folder = Folder::new();
+    // Nine inputs of sixty outputs each, of which four are taken.
+    let x = numbers(6, 9 * 60);
+    let files = &["m.safetensors"];
+    folder.safetensors("m.safetensors", &[("x", "BF16", &[9, 60], bf16_bytes(&x))]);
+    let turned = |input| {
+        let mut s = source("x", 7..60);
+        (s.transposed, s.input) = (true, input);
+        program(vec![(WeightLayout::Packed { n: 53, k: 4 }, vec![s])])
+    };
+    let program = turned(3);
+    let arena = loaded(&program, &folder.0, files, 1).unwrap();
+    let want: Vec<Vec<f32>> = (7..60)
+        .map(|column| (3..7).map(|i| x[i * 60 + column]).collect())
+        .collect();
+    assert_eq!(words(&arena, &program.weights[0]), packed(&want, 4));
+    for input in [6, u64::MAX] {
+        let e = loaded(&turned(input), &folder.0, files, 1).unwrap_err();
+        assert!(
+            e.to_string().contains(&format!("from input {input} on")),
+            "{e}"
         );
     }
 }
