@@ -24,5 +24,6 @@ pub use linear::{
 };
 pub use pool::Pool;
 pub use rows::{
-    Activation, Choice, ExpertGroups, Norm, activate, norm, norm_in_place, rotate, route,
+    Activation, Choice, ExpertGroups, Norm, activate, clamped_swiglu, norm, norm_in_place, rotate,
+    route,
 };

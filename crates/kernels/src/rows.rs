@@ -189,6 +189,36 @@ fn activate_of<V: Lanes>(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &
     }
 }
 
+/// `out = (u + 1) · g · sigmoid(alpha · g)`, of pairs of a gate g, at most `limit`, and an u, between −`limit` and `limit`.
+///
+/// # Panics
+/// Where `x` is not twice as long as `out`.
+pub fn clamped_swiglu(level: Level, limit: f32, alpha: f32, x: &[f32], out: &mut [f32]) {
+    assert!(x.len() == 2 * out.len());
+    at_level!(level, clamped_swiglu_row(limit, alpha, x, out));
+}
+
+for_levels!(
+    clamped_swiglu_row,
+    clamped_swiglu_of(limit: f32, alpha: f32, x: &[f32], out: &mut [f32])
+);
+
+#[inline(always)]
+fn clamped_swiglu_of<V: Lanes>(limit: f32, alpha: f32, x: &[f32], out: &mut [f32]) {
+    let s = V::splat;
+    for (pairs, out) in x.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
+        let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
+        for (i, pair) in pairs.chunks_exact(2).enumerate() {
+            (gate[i], up[i]) = (pair[0], pair[1]);
+        }
+        // In this order NaN stays.
+        let gate = s(limit).min(V::load(&gate));
+        let up = s(-limit).max(s(limit).min(V::load(&up)));
+        let share = s(0.0).sub(gate.mul(s(alpha))).exp().add(s(1.0));
+        gate.div(share).mul(up.add(s(1.0))).store_some(out);
+    }
+}
+
 /// Turns the first `2 * cos.len()` elements of a head: element i with element i + `cos.len()`.
 ///
 /// # Panics
@@ -399,6 +429,36 @@ mod tests {
                     );
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_clamped_swiglu_is_right_and_alike_at_every_level() {
+        // Gates and ups on both sides of the limit.
+        let x: Vec<f32> = numbers(12, 2 * 50).iter().map(|x| x * 20.0).collect();
+        assert!(x.iter().any(|x| *x > 7.0) && x.iter().any(|x| *x < -7.0));
+        let mut first = Vec::new();
+        for level in levels() {
+            let mut out = vec![0.0; 50];
+            clamped_swiglu(level, 7.0, 1.702, &x, &mut out);
+            if first.is_empty() {
+                first = bits(&out);
+            }
+            assert_eq!(first, bits(&out), "{level:?}");
+            for (pair, out) in x.chunks(2).zip(&out) {
+                let (g, u) = (
+                    f64::from(pair[0]).min(7.0),
+                    f64::from(pair[1]).clamp(-7.0, 7.0),
+                );
+                let y = (u + 1.0) * g / (1.0 + (-1.702 * g).exp());
+                assert!(
+                    (f64::from(*out) - y).abs() <= 4e-6 * y.abs().max(0.1),
+                    "{pair:?}: {out}"
+                );
+            }
+            let mut out = vec![0.0; 2];
+            clamped_swiglu(level, 7.0, 1.702, &[f32::NAN, 1.0, 1.0, f32::NAN], &mut out);
+            assert!(out.iter().all(|x| x.is_nan()));
         }
     }
 

@@ -82,8 +82,12 @@ pub struct Source {
     pub rows: std::ops::Range<u64>,
     /// Set where it is stored with inputs first (GPT-2): rows are then its columns.
     pub transposed: bool,
-    /// Where it is stored so, the first of its inputs that is taken; there are as many as the weight has columns.
-    pub input: u64,
+    /// Where it is stored so and only some of its inputs are taken, the first; there are as many as the weight has
+    /// columns.
+    pub input: Option<u64>,
+    /// Where it is stored as MXFP4, the tensor with a power of two for each 32 elements of a row; the stored tensor then
+    /// has two elements a byte.
+    pub scales: Option<String>,
     /// Added to every element (norms whose gain is stored as 1 + w).
     pub plus: i8,
 }
@@ -315,6 +319,18 @@ pub enum Op {
         /// Whether `x` holds gates and ups.
         gated: bool,
     },
+    /// `out = (u + 1) · g · sigmoid(alpha · g)`: `x` has pairs of a gate g, at most `limit`, and an u, between −`limit` and
+    /// `limit`.
+    ClampedSwiglu {
+        /// Input.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+        /// The limit.
+        limit: f32,
+        /// What the sigmoid's argument is multiplied by.
+        alpha: f32,
+    },
     /// `out += x · scale`.
     Add {
         /// What is added.
@@ -340,10 +356,12 @@ pub enum Op {
         /// The groups that a token is limited to.
         groups: Option<ExpertGroups>,
     },
-    /// `out = x Wᵀ`, each row of `out` with the matrix of its expert.
+    /// `out = x Wᵀ + bias`, each row of `out` with the matrix and the bias of its expert.
     Experts {
         /// Their matrices, packed and of one size.
         weights: Vec<WeightId>,
+        /// Their biases, one after the other.
+        biases: Option<WeightId>,
         /// Which expert each row has: what [`Op::Route`] wrote.
         routes: BufferId,
         /// Input: a row for each token, or one for each of its experts.
@@ -442,7 +460,7 @@ impl Op {
             Self::Rotate { table, x, .. } => (vec![*table, *x], *x),
             Self::Attention(a) => (vec![a.q, a.k, a.v], a.out),
             Self::Latent(a) => (vec![a.q, a.q_rope, a.latent], a.out),
-            Self::Heads { x, out, .. } => (vec![*x], *out),
+            Self::Heads { x, out, .. } | Self::ClampedSwiglu { x, out, .. } => (vec![*x], *out),
             Self::Add { x, out, .. } => (vec![*x, *out], *out),
             Self::Route { logits, out, .. } => (vec![*logits], *out),
             Self::Experts { routes, x, out, .. } => (vec![*routes, *x], *out),

@@ -199,6 +199,38 @@ const MISTAKES: &[Mistake] = &[
         }
         any
     }),
+    ("attention without its sinks", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Attention(a) => a.sinks.take().is_some() || any,
+            _ => any,
+        })
+    }),
+    ("a limit off by a hundredth", |p| {
+        let mut reached = false;
+        for op in &mut p.ops {
+            if let Op::ClampedSwiglu { limit, .. } = op {
+                // The published limit is beyond what these weights give.
+                reached = *limit < 2.0;
+                *limit *= 1.01;
+            }
+        }
+        reached
+    }),
+    ("a sigmoid's factor off by a hundredth", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::ClampedSwiglu { alpha, .. } => {
+                *alpha *= 1.01;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("experts without their biases", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Experts { biases, .. } => biases.take().is_some() || any,
+            _ => any,
+        })
+    }),
     ("the last two experts in each other's place", |p| {
         p.ops.iter_mut().fold(false, |any, op| match op {
             Op::Experts { weights, .. } => {

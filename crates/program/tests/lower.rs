@@ -82,8 +82,11 @@ impl Dump<'_> {
         let [q, k, v] = [a.q, a.k, a.v].map(|b| self.buffer(b));
         let [q_at, k_at, v_at] = a.at;
         let cap = a.softcap.map_or_else(String::new, |c| format!(", cap {c}"));
+        let sinks = a
+            .sinks
+            .map_or_else(String::new, |s| format!(", {}", self.weight(s)));
         format!(
-            "{} = attention({q}[{q_at}..] {} x {}, {k}[{k_at}..] {} x {}, {v}[{v_at}..] x {}) scale {}{cap}, group {} layer {}",
+            "{} = attention({q}[{q_at}..] {} x {}, {k}[{k_at}..] {} x {}, {v}[{v_at}..] x {}) scale {}{cap}{sinks}, group {} layer {}",
             self.buffer(a.out),
             a.q_heads,
             a.k_dim,
@@ -214,17 +217,25 @@ impl Dump<'_> {
                     format!(", in {} of {} groups by {}", g.taken, g.count, g.best)
                 }),
             ),
+            Op::ClampedSwiglu {
+                x,
+                out,
+                limit,
+                alpha,
+            } => format!("{} = swiglu({}) within {limit}, x {alpha}", b(out), b(x)),
             Op::Experts {
                 weights,
+                biases,
                 routes,
                 x,
                 out,
             } => format!(
-                "{} = {} by {}:{}",
+                "{} = {} by {}:{}{}",
                 b(out),
                 b(x),
                 b(routes),
                 weights.iter().fold(String::new(), |s, id| s + " " + w(id)),
+                self.bias(*biases),
             ),
             Op::AddWeighted {
                 x,
@@ -288,17 +299,19 @@ impl Dump<'_> {
             for part in &w.sources {
                 let turned = match (part.transposed, part.input) {
                     (false, _) => String::new(),
-                    (true, 0) => " turned".to_owned(),
-                    (true, input) => format!(" turned from {input}"),
+                    (true, None) => " turned".to_owned(),
+                    (true, Some(input)) => format!(" turned from {input}"),
                 };
                 let plus = if part.plus == 0 {
                     String::new()
                 } else {
                     format!(" + {}", part.plus)
                 };
+                let scales = part.scales.as_ref();
+                let scales = scales.map_or_else(String::new, |s| format!(" x 2^{s}"));
                 write!(
                     s,
-                    " {}[{}..{}]{turned}{plus}",
+                    " {}[{}..{}]{turned}{plus}{scales}",
                     part.tensor, part.rows.start, part.rows.end
                 )
                 .unwrap();
@@ -373,7 +386,7 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
                 Op::Rotate { table, x, .. } => vec![*table, *x],
                 Op::Attention(a) => vec![a.q, a.k, a.v],
                 Op::Latent(a) => vec![a.q, a.q_rope, a.latent],
-                Op::Heads { x, .. } => vec![*x],
+                Op::Heads { x, .. } | Op::ClampedSwiglu { x, .. } => vec![*x],
                 Op::Add { x, out, .. } => vec![*x, *out],
                 Op::Route { logits, .. } => vec![*logits],
                 Op::Experts { routes, x, .. } => vec![*routes, *x],
@@ -390,7 +403,7 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
             Op::Rotary(t) => t.out,
             Op::Attention(a) => a.out,
             Op::Latent(a) => a.out,
-            Op::Heads { out, .. } => *out,
+            Op::Heads { out, .. } | Op::ClampedSwiglu { out, .. } => *out,
         };
         for (i, op) in p.ops.iter().enumerate() {
             for id in reads(op) {
@@ -452,6 +465,8 @@ fn every_stored_element_is_used_once() {
     for (name, spec, p) in programs() {
         let mut end = 0;
         // Rows and columns of the stored tensors, higher ranks as matrices one below the other.
+        let turned = spec.tensors.iter().filter(|t| t.shape.len() == 2);
+        let widths: BTreeMap<&str, u64> = turned.map(|t| (&*t.name, t.shape[1])).collect();
         let mut used: BTreeMap<&str, Vec<[std::ops::Range<u64>; 2]>> = BTreeMap::new();
         for w in &p.weights {
             assert_eq!(
@@ -468,10 +483,22 @@ fn every_stored_element_is_used_once() {
             let rows: u64 = w.sources.iter().map(|s| s.rows.end - s.rows.start).sum();
             assert_eq!(rows, n, "{name}: {}", w.name);
             for s in &w.sources {
-                let taken = if s.transposed {
-                    [s.input..s.input + k, s.rows.clone()]
-                } else {
-                    [s.rows.clone(), 0..k]
+                // Experts with inputs first lie one below the other.
+                let width = widths.get(s.tensor.as_str()).copied().unwrap_or(u64::MAX);
+                let taken = match &s.scales {
+                    _ if s.transposed => {
+                        let from = s.rows.start / width * k + s.input.unwrap_or(0);
+                        let column = s.rows.start % width;
+                        let end = column + (s.rows.end - s.rows.start);
+                        [from..from + k, column..end]
+                    }
+                    None => [s.rows.clone(), 0..k],
+                    // Two elements a byte, and a scale for 32.
+                    Some(scales) => {
+                        let of = [s.rows.clone(), 0..k / 32];
+                        used.entry(scales).or_default().push(of);
+                        [s.rows.clone(), 0..k / 2]
+                    }
                 };
                 used.entry(&s.tensor).or_default().push(taken);
             }
@@ -507,11 +534,8 @@ fn every_stored_element_is_used_once() {
                 let elements = t.shape.iter().product::<u64>() * together;
                 let sum: u64 = taken.iter().map(area).sum();
                 assert_eq!(sum, elements, "{name}: {stored} {taken:?}");
-                let [rows, columns] = match t.shape[..] {
-                    [rows] => [rows, 1],
-                    [rows, columns] => [rows * together, columns],
-                    _ => panic!("{name}: {stored} {:?}", t.shape),
-                };
+                let rows = t.shape[0] * together;
+                let columns = t.shape[1..].iter().product();
                 let inside = |[r, c]: &[std::ops::Range<u64>; 2]| r.end <= rows && c.end <= columns;
                 assert!(taken.iter().all(inside), "{name}: {stored} {taken:?}");
             }
@@ -726,15 +750,14 @@ fn families_without_a_lowering_say_so() {
         };
         if let Err(e) = lower(&spec, &limits, &RULES) {
             assert!(e.to_string().contains(spec.family), "{}: {e}", entry.name);
-            not_yet.push(spec.family);
+            if !e.to_string().contains("weights are quantised") {
+                not_yet.push(spec.family);
+            }
         }
     }
     not_yet.sort_unstable();
     not_yet.dedup();
-    assert!(
-        not_yet.contains(&"gpt_oss") && not_yet.contains(&"qwen3_next"),
-        "{not_yet:?}"
-    );
+    assert!(not_yet.contains(&"qwen3_next"), "{not_yet:?}");
     for runs in [
         "llama",
         "mistral",
@@ -747,6 +770,8 @@ fn families_without_a_lowering_say_so() {
         "gpt2",
         "mixtral",
         "qwen3_moe",
+        "deepseek",
+        "gpt_oss",
     ] {
         assert!(!not_yet.contains(&runs), "{runs}");
     }
@@ -801,6 +826,32 @@ fn longrope_takes_its_divisors_by_the_longest_sequence() {
     assert_ne!(frequencies(32), frequencies(33));
 }
 
+/// Published configs keep the part that is rotated beside `rope_scaling`, not in it.
+#[test]
+fn phi_4_mini_lowers_from_its_published_config() {
+    let factors = vec![1.5; 48];
+    let spec = config(&json!({
+        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 2, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200_064,
+        "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096, "sliding_window": 262_144,
+        "partial_rotary_factor": 0.75, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
+        "attention_bias": false, "full_attn_mod": 1, "interpolate_factor": 1, "hidden_act": "silu",
+        "rope_scaling": {"long_factor": factors, "short_factor": factors, "type": "longrope"},
+    }));
+    let p = lower(&spec, &LIMITS, &RULES).unwrap();
+    let turned = p.ops.iter().filter_map(|op| match op {
+        Op::Rotate { heads, head, .. } => Some((*heads, *head)),
+        _ => None,
+    });
+    assert!(turned.eq([(32, 128), (32, 128)]));
+    let frequencies = p.ops.iter().find_map(|op| match op {
+        Op::Rotary(t) => Some(t.frequencies.len()),
+        _ => None,
+    });
+    assert_eq!(frequencies, Some(48));
+    assert!(!p.weights.iter().any(|w| w.role == Role::Head));
+}
+
 /// The header of a file whose data is not there.
 struct Headless {
     size: u64,
@@ -839,7 +890,11 @@ fn gguf_files_lower_as_their_checkpoints_do() {
         };
         let file = match lower(&spec, &LIMITS, &RULES) {
             Err(LowerError::NotYet { .. }) => continue,
-            Err(e) if e.to_string().contains("of GGUF files") => {
+            Err(e)
+                if e.to_string().contains("of GGUF files")
+                // Older converters left out how gpt-oss rotates.
+                || e.to_string().contains("`rope_scaling` is missing") =>
+            {
                 refused.push(spec.family);
                 continue;
             }
@@ -867,5 +922,5 @@ fn gguf_files_lower_as_their_checkpoints_do() {
     );
     refused.sort_unstable();
     refused.dedup();
-    assert_eq!(refused, ["deepseek", "mixtral", "qwen3_moe"]);
+    assert_eq!(refused, ["deepseek", "gpt_oss", "mixtral", "qwen3_moe"]);
 }

@@ -298,19 +298,31 @@ impl<'a> Decoder<'a> {
         let up = b.buffer("expert_up", each, rows)?;
         let input = parts(names.input, rows);
         let weights = b.experts(i, "in", moe.experts, &input, hidden)?;
+        let biases = b.expert_biases(i, "in", moe.experts, &input)?;
         b.op(Op::Experts {
             weights,
+            biases,
             routes,
             x: normed,
             out: up,
         });
         let active = b.buffer("expert_active", each, inner)?;
-        self.activate(b, up, active, true);
+        match self.a.clamped {
+            Some(c) => b.op(Op::ClampedSwiglu {
+                x: up,
+                out: active,
+                limit: single(c.limit),
+                alpha: single(c.alpha),
+            }),
+            None => self.activate(b, up, active, true),
+        }
         let results = b.buffer("expert_out", each, hidden)?;
         let output = [Part::whole(names.output, hidden)];
         let weights = b.experts(i, "out", moe.experts, &output, inner)?;
+        let biases = b.expert_biases(i, "out", moe.experts, &output)?;
         b.op(Op::Experts {
             weights,
+            biases,
             routes,
             x: active,
             out: results,
@@ -454,6 +466,12 @@ impl<'a> Decoder<'a> {
                 });
             }
         }
+        let sinks = if b.has(Some(i), self.names.sinks) {
+            let heads = at.q_heads;
+            Some(b.vector(Some(i), "sinks", self.names.sinks, heads, 0)?)
+        } else {
+            None
+        };
         let out = b.buffer("attended", Rows::Tokens, product(at.q_heads, at.v_dim)?)?;
         let (group, index) = self.place(at)?;
         b.op(Op::Attention(AttentionOp {
@@ -470,7 +488,7 @@ impl<'a> Decoder<'a> {
             index,
             scale: single(self.a.attention_scale),
             softcap: self.a.attention_softcap.map(single),
-            sinks: None,
+            sinks,
         }));
         Ok(out)
     }

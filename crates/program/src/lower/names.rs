@@ -22,6 +22,8 @@ pub(super) struct Names {
     /// Norms of query and key heads.
     pub(super) qk_norms: [&'static str; 2],
     pub(super) output: &'static str,
+    /// A logit per query head beside those of the keys, where there is such.
+    pub(super) sinks: &'static str,
     /// Latent attention; `None` where we know no names for it.
     pub(super) latent: Option<LatentNames>,
     /// The feed-forward's norm; `None` where it shares that of attention.
@@ -114,6 +116,13 @@ const GRANITE_EXPERTS: ExpertNames = ExpertNames {
     ..QWEN_EXPERTS
 };
 
+const GPT_OSS_EXPERTS: ExpertNames = ExpertNames {
+    router: "mlp.router",
+    input: &["mlp.experts.gate_up_proj"],
+    output: "mlp.experts.down_proj",
+    ..QWEN_EXPERTS
+};
+
 const LLAMA: Names = Names {
     embedding: "embed_tokens",
     positions: "embed_positions",
@@ -122,6 +131,7 @@ const LLAMA: Names = Names {
     by_head: false,
     qk_norms: ["self_attn.q_norm", "self_attn.k_norm"],
     output: "self_attn.o_proj",
+    sinks: "self_attn.sinks",
     latent: None,
     mlp_norm: Some("post_attention_layernorm"),
     mlp_in: &["mlp.gate_proj", "mlp.up_proj"],
@@ -199,6 +209,7 @@ const GGUF: Names = Names {
     by_head: false,
     qk_norms: ["attn_q_norm", "attn_k_norm"],
     output: "attn_output",
+    sinks: "attn_sinks.weight",
     latent: None,
     mlp_norm: Some("ffn_norm"),
     mlp_in: &["ffn_gate", "ffn_up"],
@@ -230,6 +241,7 @@ impl Names {
                 latent: Some(DEEPSEEK_LATENT),
                 ..with(DEEPSEEK_EXPERTS)
             },
+            "gpt_oss" => with(GPT_OSS_EXPERTS),
             "granite_moe" => with(GRANITE_EXPERTS),
             "gemma2" | "gemma3" => GEMMA2,
             "phi3" => PHI3,

@@ -66,6 +66,7 @@ pub(crate) fn tensors(path: &Path) -> Tensors {
                 .chunks_exact(4)
                 .map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap())))
                 .collect(),
+            DType::U8 => raw.iter().map(|b| f64::from(*b)).collect(),
             other => panic!("{other}"),
         };
         let shape = t.shape.clone();
@@ -92,10 +93,34 @@ fn index(n: u64) -> usize {
     usize::try_from(n).unwrap()
 }
 
-fn rows(tensor: &Tensor, source: &Source, columns: u64) -> Vec<f64> {
+/// MXFP4 by its definition: sign, exponent, mantissa of four bits, and a power of two for 32 of them.
+fn mxfp4(code: u8, scale: f64) -> f64 {
+    let (e, m) = (i32::from(code >> 1 & 3), f64::from(code & 1));
+    let size = match e {
+        0 => m / 2.0,
+        _ => (1.0 + m / 2.0) * 2_f64.powi(e - 1),
+    };
+    let sign = if code >> 3 == 1 { -1.0 } else { 1.0 };
+    sign * size * (scale - 127.0).exp2()
+}
+
+fn rows(tensors: &Tensors, source: &Source, columns: u64) -> Vec<f64> {
+    let tensor = &tensors[&source.tensor];
+    if let Some(scales) = &source.scales {
+        let scales = &tensors[scales].values;
+        let elements = source.rows.start * columns..source.rows.end * columns;
+        let value = |i: usize| {
+            let byte = u8::try_from(number(tensor.values[i / 2])).unwrap();
+            mxfp4(byte >> (4 * (i % 2)) & 15, scales[i / 32])
+        };
+        return elements.map(|i| value(index(i))).collect();
+    }
+    // Matrices with inputs first lie one below the other.
+    let width = *tensor.shape.last().unwrap();
+    let height = tensor.shape.iter().rev().nth(1).copied().unwrap_or(1);
     let at = |row: u64, column: u64| {
         let place = if source.transposed {
-            (source.input + column) * tensor.shape[1] + row
+            (row / width * height + source.input.unwrap_or(0) + column) * width + row % width
         } else {
             row * columns + column
         };
@@ -115,9 +140,7 @@ fn gathered(weight: &Weight, tensors: &Tensors) -> Vec<f64> {
         WeightLayout::F32 { .. } => 1,
     };
     let parts = weight.sources.iter();
-    parts
-        .flat_map(|s| rows(&tensors[&s.tensor], s, columns))
-        .collect()
+    parts.flat_map(|s| rows(tensors, s, columns)).collect()
 }
 
 /// A small whole number.
@@ -310,8 +333,23 @@ impl<'a> Reader<'a> {
                 }
                 all[usize::from(out.0)] = result;
             }
+            Op::ClampedSwiglu {
+                x,
+                out,
+                limit,
+                alpha,
+            } => {
+                let (limit, alpha) = (f64::from(*limit), f64::from(*alpha));
+                let value = |pair: &[f64]| {
+                    let (gate, up) = (pair[0].min(limit), pair[1].clamp(-limit, limit));
+                    (up + 1.0) * gate / (1.0 + (-alpha * gate).exp())
+                };
+                let pairs = all[usize::from(x.0)].chunks_exact(2);
+                all[usize::from(out.0)] = pairs.map(value).collect();
+            }
             Op::Experts {
                 weights,
+                biases,
                 routes,
                 x,
                 out,
@@ -328,7 +366,9 @@ impl<'a> Reader<'a> {
                         let w = self.weight(weights[number(*e)]);
                         assert_eq!(w.len(), k * n);
                         let dot = |row: &[f64]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f64>();
-                        result.extend(w.chunks_exact(k).map(dot));
+                        let bias = |i| biases.map_or(0.0, |b| self.weight(b)[number(*e) * n + i]);
+                        let outputs = w.chunks_exact(k).map(dot).enumerate();
+                        result.extend(outputs.map(|(i, y)| y + bias(i)));
                     }
                 }
                 all[usize::from(out.0)] = result;
@@ -493,8 +533,10 @@ impl<'a> Reader<'a> {
                         .map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
                 };
                 let scores: Vec<f64> = seen.clone().map(score).collect();
-                let top = scores.iter().copied().fold(f64::MIN, f64::max);
-                let all: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                // A sink takes part without a value.
+                let sink = a.sinks.map_or(f64::NEG_INFINITY, |s| self.weight(s)[h]);
+                let top = scores.iter().copied().fold(sink, f64::max);
+                let all = scores.iter().map(|s| (s - top).exp()).sum::<f64>() + (sink - top).exp();
                 let mut sum = vec![0.0; vd];
                 for (j, s) in seen.zip(&scores) {
                     let v = row(a.v, vw, v_at, h / shared, vd, j);

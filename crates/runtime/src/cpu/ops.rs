@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use plimsoll_kernels::{
     Activation, Cached, Choice, Columns, ExpertGroups, Groups, KvShape, LatentShape, Linear, Norm,
-    Pool, Queries, Reach, Scores, Start, activate, attend, attend_latents, norm, norm_in_place,
-    rotate, route, run_heads, write_kv, write_latents,
+    Pool, Queries, Reach, Scores, Start, activate, attend, attend_latents, clamped_swiglu, norm,
+    norm_in_place, rotate, route, run_heads, write_kv, write_latents,
 };
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, LatentOp, NormKind, Op, Program,
@@ -345,6 +345,19 @@ impl<'a> Walk<'a> {
                     activate(level, f, gate, gated.then_some(up), out);
                 });
             }
+            Op::ClampedSwiglu {
+                x,
+                out,
+                limit,
+                alpha,
+            } => {
+                let width = self.width(out);
+                let ([x], out) = self.views([x], out);
+                pool.rows(out, width, |i, out| {
+                    let x = &x[2 * i * width..2 * (i + 1) * width];
+                    clamped_swiglu(level, limit, alpha, x, out);
+                });
+            }
             Op::Add { x, out, scale } => {
                 let width = self.width(out);
                 let ([x], out) = self.views([x], out);
@@ -389,12 +402,14 @@ impl<'a> Walk<'a> {
             }
             Op::Experts {
                 ref weights,
+                biases,
                 routes,
                 x,
                 out,
             } => {
                 let share = self.rows(out) / self.rows(x);
-                let wide = self.width(routes);
+                let (wide, width) = (self.width(routes), self.width(out));
+                let biases = biases.map(|b| self.vector(b));
                 let matrices: Vec<Linear<'a>> = weights.iter().map(|w| self.matrix(*w)).collect();
                 let ([routes, x], out) = self.views([routes, x], out);
                 #[allow(
@@ -406,7 +421,11 @@ impl<'a> Walk<'a> {
                     .chunks(wide)
                     .flat_map(|r| r[..wide / 2].iter().map(|e| *e as usize));
                 let groups = Groups::new(matrices.len(), experts);
-                groups.run(pool, level, |e| matrices[e], share, x, out);
+                let expert = |e: usize| {
+                    let start = biases.map_or(Start::Zero, |b| Start::Bias(&b[e * width..]));
+                    (matrices[e], start)
+                };
+                groups.run(pool, level, expert, share, x, out);
             }
             Op::AddWeighted {
                 x,
