@@ -238,7 +238,10 @@ fn activations(context: &Context<'_>) -> Result<Term, PlanError> {
                 (a.q_heads * (a.k_dim + a.v_dim) + a.elements_per_token(a.kv_heads)) / tp
             }
             Mixer::Latent(a) => {
-                a.q_heads * (a.rank + a.rope_dim + a.nope_dim + a.v_dim) / tp + a.rank + a.rope_dim
+                // Queries in the latents' space, and what they found there.
+                a.q_heads * (2 * a.rank + a.rope_dim + a.nope_dim + a.v_dim) / tp
+                    + a.rank
+                    + a.rope_dim
             }
             Mixer::State(s) => (s.conv_channels * 2 + s.heads * (s.rows + s.cols)) / tp,
             Mixer::None => 0,
