@@ -12,10 +12,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod groups;
+mod heads;
 mod pack;
 mod scalar;
 
 pub use groups::Groups;
+pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
 
 use std::ops::Range;
@@ -336,6 +338,12 @@ pub enum Start<'a> {
 enum Rows<'a> {
     /// Some in a row, the same of x and of y.
     Run { first: usize, count: usize },
+    /// Every `step`-th, the same of x and of y.
+    Spaced {
+        first: usize,
+        step: usize,
+        count: usize,
+    },
     /// These of y; `share` rows of y, one after the other, have one row of x.
     Listed { rows: &'a [usize], share: usize },
 }
@@ -343,7 +351,7 @@ enum Rows<'a> {
 impl Rows<'_> {
     const fn len(self) -> usize {
         match self {
-            Self::Run { count, .. } => count,
+            Self::Run { count, .. } | Self::Spaced { count, .. } => count,
             Self::Listed { rows, .. } => rows.len(),
         }
     }
@@ -353,6 +361,11 @@ impl Rows<'_> {
         match self {
             Self::Run { first, .. } => Self::Run {
                 first: first + from,
+                count,
+            },
+            Self::Spaced { first, step, .. } => Self::Spaced {
+                first: first + from * step,
+                step,
                 count,
             },
             Self::Listed { rows, share } => Self::Listed {
@@ -365,6 +378,7 @@ impl Rows<'_> {
     const fn x(self, i: usize) -> usize {
         match self {
             Self::Run { first, .. } => first + i,
+            Self::Spaced { first, step, .. } => first + i * step,
             Self::Listed { rows, share } => rows[i] / share,
         }
     }
@@ -372,6 +386,7 @@ impl Rows<'_> {
     const fn y(self, i: usize) -> usize {
         match self {
             Self::Run { first, .. } => first + i,
+            Self::Spaced { first, step, .. } => first + i * step,
             Self::Listed { rows, .. } => rows[i],
         }
     }

@@ -10,7 +10,7 @@ mod tables;
 
 use std::time::Instant;
 
-use plimsoll_kernels::{HEAD_MAX, Level, Pool};
+use plimsoll_kernels::{HEAD_MAX, LATENT_MAX, Level, Pool};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
@@ -95,6 +95,9 @@ pub enum StartError {
         "attention heads of {0} elements cannot be served on the CPU yet: at most {HEAD_MAX} can"
     )]
     Head(u64),
+    /// Latents that no kernel has room for.
+    #[error("latents of {0} elements cannot be served on the CPU yet: at most {LATENT_MAX} can")]
+    Latent(u64),
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -103,17 +106,20 @@ pub enum StartError {
 /// Whether the kernels of this machine's processors can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// [`StartError::KvType`] or [`StartError::Head`].
+/// [`StartError::KvType`], [`StartError::Head`] or [`StartError::Latent`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
         return Err(StartError::KvType(program.kv_dtype));
     }
     for op in &program.ops {
-        if let Op::Attention(a) = op {
-            let head = a.k_dim.max(a.v_dim);
-            if head > HEAD_MAX as u64 {
-                return Err(StartError::Head(head));
+        match op {
+            Op::Attention(a) if a.k_dim.max(a.v_dim) > HEAD_MAX as u64 => {
+                return Err(StartError::Head(a.k_dim.max(a.v_dim)));
             }
+            Op::Latent(a) if a.rank.saturating_add(a.rope_dim) > LATENT_MAX as u64 => {
+                return Err(StartError::Latent(a.rank.saturating_add(a.rope_dim)));
+            }
+            _ => {}
         }
     }
     Ok(())

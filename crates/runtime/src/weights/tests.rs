@@ -21,6 +21,8 @@ fn source(tensor: &str, rows: std::ops::Range<u64>) -> Source {
         tensor: tensor.to_owned(),
         rows,
         transposed: false,
+        input: None,
+        scales: None,
         plus: 0,
     }
 }
@@ -179,6 +181,77 @@ fn stacks_parts_of_all_types_from_all_files() {
             arena.bytes().get()
         );
     }
+}
+
+#[test]
+fn some_inputs_of_a_matrix_are_taken_as_its_columns() {
+    let folder = Folder::new();
+    // Nine inputs of sixty outputs each, of which four are taken.
+    let x = numbers(6, 9 * 60);
+    let files = &["m.safetensors"];
+    folder.safetensors("m.safetensors", &[("x", "BF16", &[9, 60], bf16_bytes(&x))]);
+    let turned = |input| {
+        let mut s = source("x", 7..60);
+        (s.transposed, s.input) = (true, Some(input));
+        program(vec![(WeightLayout::Packed { n: 53, k: 4 }, vec![s])])
+    };
+    let program = turned(3);
+    let arena = loaded(&program, &folder.0, files, 1).unwrap();
+    let want: Vec<Vec<f32>> = (7..60)
+        .map(|column| (3..7).map(|i| x[i * 60 + column]).collect())
+        .collect();
+    assert_eq!(words(&arena, &program.weights[0]), packed(&want, 4));
+    for input in [6, u64::MAX] {
+        let e = loaded(&turned(input), &folder.0, files, 1).unwrap_err();
+        assert!(e.to_string().contains(&format!("from {input} on")), "{e}");
+    }
+}
+
+#[test]
+fn mxfp4_becomes_the_bf16_that_it_says() {
+    let folder = Folder::new();
+    // Two experts of forty rows of three blocks.
+    let (rows, k) = (2 * 40, 96);
+    let blocks: Vec<u8> = (0..rows * k / 2).map(|i| (i * 37 % 251) as u8).collect();
+    let scales: Vec<u8> = (0..rows * k / 32).map(|i| (100 + i % 50) as u8).collect();
+    let shape = [2, 40, 3, 16];
+    folder.safetensors(
+        "b.safetensors",
+        &[("x_blocks", "U8", &shape, blocks.clone())],
+    );
+    let others = [
+        ("x_scales", "U8", &shape[..3], scales.clone()),
+        ("few", "U8", &[2, 40, 2][..], vec![0; 160]),
+        ("floats", "F16", &shape[..3], vec![0; 480]),
+    ];
+    folder.safetensors("s.safetensors", &others);
+    let files = &["b.safetensors", "s.safetensors"];
+    let of = |scales: &str, rows: std::ops::Range<u64>, k| {
+        let n = rows.end - rows.start;
+        let mut s = source("x_blocks", rows);
+        s.scales = Some(scales.to_owned());
+        program(vec![(WeightLayout::Packed { n, k }, vec![s])])
+    };
+    // Rows of both experts, the first of a panel none of them.
+    let good = of("x_scales", 7..75, 96);
+    let arena = loaded(&good, &folder.0, files, 2).unwrap();
+    let sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let value = |i: usize| {
+        let code = usize::from(blocks[i / 2] >> (4 * (i % 2)) & 15);
+        let sign = if code >= 8 { -1.0 } else { 1.0 };
+        sign * sizes[code % 8] * 2_f32.powi(i32::from(scales[i / 32]) - 127)
+    };
+    let want: Vec<Vec<f32>> = (7..75)
+        .map(|row| (row * 96..(row + 1) * 96).map(value).collect())
+        .collect();
+    assert_eq!(words(&arena, &good.weights[0]), packed(&want, 96));
+
+    let error = |p: &Program| loaded(p, &folder.0, files, 1).unwrap_err().to_string();
+    assert!(error(&of("gone", 0..4, 96)).contains("`gone`"));
+    assert!(error(&of("few", 0..4, 96)).contains("`few`"));
+    assert!(error(&of("floats", 0..4, 96)).contains("stored as f16"));
+    assert!(error(&of("x_scales", 0..81, 96)).contains("81 rows"));
+    assert!(error(&of("x_scales", 0..4, 64)).contains("`x_blocks`"));
 }
 
 #[test]
