@@ -248,7 +248,9 @@ impl Scheduler {
                 _ => kv.keys(group.request.scope(), tokens),
             };
             // At least one token is always run.
-            hit = kv.lookup(&keys, tokens, len - 1);
+            if group.request.reads_cache() {
+                hit = kv.lookup(&keys, tokens, len - 1);
+            }
             group.keys = Some(keys);
         }
         let chunk = config.max_batched_tokens;

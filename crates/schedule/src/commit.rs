@@ -5,7 +5,7 @@ use plimsoll_kv::planted::{self, Bug};
 use plimsoll_units::Nanos;
 
 use crate::beam::{self, Decision};
-use crate::group::{Completion, Group, Phase, Sequence};
+use crate::group::{Completion, End, Group, Phase, Sequence};
 use crate::learn::Learned;
 use crate::notice::{Ended, Notice};
 use crate::request::{Beam, Fan, RequestId};
@@ -201,6 +201,10 @@ impl Scheduler {
             let left = std::mem::take(&mut group.promised);
             self.promised -= u64::from(left);
         }
+        if outputs.contains(&RowOutput::Failed) {
+            self.finish_failed(gi, now);
+            return;
+        }
         let group = self.group_mut(gi);
         if group.waits_for_leader() {
             let early = planted::is(Bug::RejoinTooEarly);
@@ -319,7 +323,7 @@ impl Scheduler {
                 tokens: s.tokens[prompt..].to_vec(),
                 logprob: s.score,
                 score: s.score,
-                stopped: draw.ends,
+                end: if draw.ends { End::Stop } else { End::Length },
             };
             group.done.push(done);
         }
@@ -363,7 +367,7 @@ impl Scheduler {
         for c in finished {
             let tokens = continued(group, c.parent, c.draw, prompt);
             let score = beam::score(&beam, c.logprob, tokens.len());
-            keep_best(group, width, c.parent, tokens, c.logprob, score, true);
+            keep_best(group, width, c.parent, tokens, c.logprob, score, End::Stop);
         }
         let length = group.seqs.first().map_or(0, |s| s.tokens.len() - prompt) + 1;
         let worst = (group.done.len() >= width)
@@ -376,7 +380,15 @@ impl Scheduler {
                 for c in &live {
                     let tokens = continued(group, c.parent, c.draw, prompt);
                     let score = beam::score(&beam, c.logprob, tokens.len());
-                    keep_best(group, width, c.parent, tokens, c.logprob, score, false);
+                    keep_best(
+                        group,
+                        width,
+                        c.parent,
+                        tokens,
+                        c.logprob,
+                        score,
+                        End::Length,
+                    );
                 }
             }
             self.finish(gi, beam.width, now);
@@ -435,6 +447,27 @@ impl Scheduler {
         }
     }
 
+    /// All sequences of a request end with what they have.
+    fn finish_failed(&mut self, gi: u32, now: Nanos) {
+        let group = self.group_mut(gi);
+        let prompt = group.request.prompt_len() as usize;
+        for d in &mut group.done {
+            d.end = End::Error;
+        }
+        group.done.extend(group.seqs.iter().map(|s| Completion {
+            index: s.index,
+            tokens: s.tokens[prompt..].to_vec(),
+            logprob: s.score,
+            score: s.score,
+            end: End::Error,
+        }));
+        let wanted = match group.request.fan() {
+            Fan::Sample { n, .. } => n,
+            Fan::Beam(b) => b.width,
+        };
+        self.finish(gi, wanted, now);
+    }
+
     fn finish(&mut self, gi: u32, n: u32, now: Nanos) {
         let Some(group) = self.remove(gi) else { return };
         let mut completions = group.done;
@@ -480,7 +513,7 @@ fn keep_best(
     tokens: Vec<u32>,
     logprob: f64,
     score: f64,
-    stopped: bool,
+    end: End,
 ) {
     let at = group.done.partition_point(|d| d.score >= score);
     let done = Completion {
@@ -488,7 +521,7 @@ fn keep_best(
         tokens,
         logprob,
         score,
-        stopped,
+        end,
     };
     group.done.insert(at, done);
     group.done.truncate(width);

@@ -54,6 +54,17 @@ pub(crate) struct Sequence {
     pub(crate) ended: bool,
 }
 
+/// Why a sequence came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A token or a text that ends it.
+    Stop,
+    /// Its length.
+    Length,
+    /// [`RowOutput::Failed`](crate::RowOutput::Failed), of any sequence of its request.
+    Error,
+}
+
 /// A finished sequence, or a finished beam.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
@@ -65,8 +76,8 @@ pub struct Completion {
     pub logprob: f64,
     /// What it is ranked by: the sum, or the beam's length-penalised score.
     pub score: f64,
-    /// Whether it ended by itself, not by its length.
-    pub stopped: bool,
+    /// Why it ended.
+    pub end: End,
 }
 
 /// A request in flight.

@@ -33,7 +33,7 @@ pub use commit::OutputMismatch;
 pub use config::{Admission, Preempt, SchedulerConfig, Tenant};
 pub use cost::{AttentionWork, CostModel, Rates, StepLoad, Work};
 pub use drive::{Driver, Input, Log, NoLog, Turn, replay};
-pub use group::Completion;
+pub use group::{Completion, End};
 pub use notice::{Ended, Notice, Reason, Refusal, Stats};
 pub use request::{Beam, Fan, Limits, Request, RequestError, RequestId};
 pub use scheduler::Scheduler;

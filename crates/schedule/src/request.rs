@@ -130,6 +130,7 @@ pub struct Request {
     fan: Fan,
     scope: Scope,
     priority: i32,
+    reads_cache: bool,
 }
 
 impl Request {
@@ -197,6 +198,7 @@ impl Request {
             fan,
             scope,
             priority: 0,
+            reads_cache: true,
         })
     }
 
@@ -204,6 +206,14 @@ impl Request {
     #[must_use]
     pub fn with_priority(mut self, priority: i32) -> Self {
         self.priority = priority;
+        self
+    }
+
+    /// The same request, all of whose prompt is computed: for the logits of its positions. Others find its blocks
+    /// in the prefix cache as they find anybody's.
+    #[must_use]
+    pub fn without_cached_prefix(mut self) -> Self {
+        self.reads_cache = false;
         self
     }
 
@@ -242,6 +252,12 @@ impl Request {
     #[must_use]
     pub const fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Whether it begins with what the prefix cache has of its prompt.
+    #[must_use]
+    pub const fn reads_cache(&self) -> bool {
+        self.reads_cache
     }
 
     /// Its class.

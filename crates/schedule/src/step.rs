@@ -41,7 +41,8 @@ pub enum SeqEvent {
         /// Its place among the request's sequences.
         index: u32,
     },
-    /// It begins with the tables and state of another.
+    /// It begins with the tables and state of another; where it is known already, its tables are another's again, who
+    /// has computed their prompt, and tokens that were generated stay.
     Fork {
         /// Which.
         seq: SeqId,
@@ -120,6 +121,8 @@ pub enum RowOutput {
     One(Draw),
     /// Several draws or candidates, best first for candidates.
     Many(Vec<Draw>),
+    /// Nothing can be chosen (its logits are no numbers): its request ends here, and no other.
+    Failed,
 }
 
 impl RowOutput {
@@ -127,7 +130,7 @@ impl RowOutput {
     #[must_use]
     pub fn draws(&self) -> &[Draw] {
         match self {
-            Self::None => &[],
+            Self::None | Self::Failed => &[],
             Self::One(d) => std::slice::from_ref(d),
             Self::Many(d) => d,
         }

@@ -146,6 +146,9 @@ enum Line {
         adapter: Option<u64>,
         media: Vec<[u8; 32]>,
         priority: i32,
+        /// Whether the prefix cache is not read.
+        #[serde(default, skip_serializing_if = "is_false")]
+        uncached: bool,
     },
     Cancel {
         at: u64,
@@ -157,6 +160,9 @@ enum Line {
         elapsed: u64,
         failed: Vec<u64>,
         rows: Vec<Vec<(u32, u32, bool)>>,
+        /// Rows of which nothing could be chosen, by number.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        broken: Vec<usize>,
     },
     Failed(u64),
     Believe(CostWire),
@@ -165,6 +171,11 @@ enum Line {
         decision_hash: String,
         digest: String,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_false(x: &bool) -> bool {
+    !*x
 }
 
 /// A prompt: its tokens, or how many blanks it is where nobody looks at them.
@@ -470,6 +481,7 @@ impl<W: Write> Log for LogWriter<W> {
                     adapter: request.scope().adapter,
                     media: request.scope().media.clone(),
                     priority: request.priority(),
+                    uncached: !request.reads_cache(),
                 }
             }
             Input::Cancel { at, id } => Line::Cancel { at: at.0, id: id.0 },
@@ -487,6 +499,10 @@ impl<W: Write> Log for LogWriter<W> {
                             .map(|d| (d.token, d.logprob.to_bits(), d.ends))
                             .collect()
                     })
+                    .collect(),
+                broken: (output.rows.iter().enumerate())
+                    .filter(|(_, r)| **r == RowOutput::Failed)
+                    .map(|(i, _)| i)
                     .collect(),
             },
             Input::Failed { at } => Line::Failed(at.0),
@@ -570,6 +586,7 @@ impl Line {
                 adapter,
                 media,
                 priority,
+                uncached,
             } => {
                 let prompt: Vec<u32> = match prompt {
                     Prompt::Blank(n) if n > u64::from(limits.max_model_len) => {
@@ -596,9 +613,12 @@ impl Line {
                     adapter,
                     media,
                 };
-                let request =
+                let mut request =
                     Request::new(RequestId(id), prompt.into(), max_tokens, fan, scope, limits)
                         .map_err(|e| e.to_string())?;
+                if uncached {
+                    request = request.without_cached_prefix();
+                }
                 Input::Arrive {
                     at: Nanos(at),
                     request: request.with_priority(priority),
@@ -614,13 +634,14 @@ impl Line {
                 elapsed,
                 failed,
                 rows,
+                broken,
             } => {
                 let draw = |(token, bits, ends): (u32, u32, bool)| Draw {
                     token,
                     logprob: f32::from_bits(bits),
                     ends,
                 };
-                let rows = rows
+                let mut rows: Vec<RowOutput> = rows
                     .into_iter()
                     .map(|mut r| match r.len() {
                         0 => RowOutput::None,
@@ -628,6 +649,9 @@ impl Line {
                         _ => RowOutput::Many(r.into_iter().map(draw).collect()),
                     })
                     .collect();
+                for i in broken {
+                    *rows.get_mut(i).ok_or("a broken row that is not there")? = RowOutput::Failed;
+                }
                 Input::Output {
                     at: Nanos(at),
                     output: StepOutput {
