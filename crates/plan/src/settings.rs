@@ -168,6 +168,8 @@ pub struct Settings {
     pub swap: Bytes,
     /// `--threads` of a server on processors; `None` for one.
     pub threads: Option<u64>,
+    /// Alternatives told with the log probability of each token; `None` where none are told.
+    pub logprobs: Option<u64>,
     /// `--mtp`: load the checkpoint's multi-token-prediction layers and speculate with them.
     pub mtp: bool,
     /// `--speculative-model`: a draft model beside the target.
@@ -216,6 +218,7 @@ impl Settings {
             swa_full: false,
             swap: Bytes::ZERO,
             threads: None,
+            logprobs: None,
             mtp: false,
             draft: None,
             lora: None,

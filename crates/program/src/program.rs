@@ -472,6 +472,17 @@ impl Op {
 }
 
 impl Program {
+    /// Where the head's operations begin, those over rows whose logits are wanted. What they read stays until the last
+    /// of them, so they can be carried out several times.
+    #[must_use]
+    pub fn head(&self) -> usize {
+        let head = self
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::Gather { .. }));
+        head.unwrap_or(self.ops.len())
+    }
+
     /// A buffer.
     #[must_use]
     pub fn buffer(&self, id: BufferId) -> &Buffer {

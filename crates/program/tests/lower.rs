@@ -427,6 +427,12 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
         }
         let at = lines(p.logits);
         assert_eq!(owned.get(&at.start), Some(&(at.end, p.logits)), "{name}");
+        // The head can be carried out again: what it reads is still there.
+        let Op::Gather { x, .. } = p.ops[p.head()] else {
+            panic!("{name}: no rows are gathered");
+        };
+        let at = lines(x);
+        assert_eq!(owned.get(&at.start), Some(&(at.end, x)), "{name}");
     }
 }
 

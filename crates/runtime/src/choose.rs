@@ -7,7 +7,8 @@ use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
 use plimsoll_units::{Bytes, SeqId};
 
 use crate::sample::{
-    Histories, History, Place, PromptTokens, SampleError, Sampler, SamplingParams,
+    Histories, History, Logprobs, Place, PromptTokens, SampleError, Sampler, SamplingParams,
+    TokenLogprobs,
 };
 use crate::text::{Detokenizer, Stops, TextError, Tokenizer};
 
@@ -19,16 +20,18 @@ pub trait Chooser {
     fn event(&mut self, event: &SeqEvent);
     /// Tokens of a row, before it is computed: what a sequence's history is made of.
     fn tokens(&mut self, _row: &Row, _tokens: &[u32]) {}
-    /// Whether logits of every position are wanted, whatever rows ask for.
-    fn wants_all(&self) -> bool {
+    /// Whether logits of every position of a row are wanted, whatever it asks for.
+    fn wants_all(&self, _row: &Row) -> bool {
         false
     }
     /// Buffers that it made at its start, and how much of them was used at most.
     fn buffers(&self) -> (Bytes, Bytes) {
         (Bytes::ZERO, Bytes::ZERO)
     }
-    /// Logits of one position, where all are wanted.
-    fn position(&mut self, _row: &Row, _position: u32, _logits: &[f32]) {}
+    /// Logits of one position, where all are wanted; whether they are numbers.
+    fn position(&mut self, _row: &Row, _position: u32, _logits: &[f32]) -> bool {
+        true
+    }
 }
 
 /// What one request asks for.
@@ -36,6 +39,9 @@ pub trait Chooser {
 struct Asked {
     params: SamplingParams,
     prompt: PromptTokens,
+    /// The whole prompt, where log probabilities of its tokens are told.
+    told: Vec<u32>,
+    logprobs: Logprobs,
     counts: bool,
     /// Where its text stands when it begins, where it may end by a stop string.
     text: Option<TextSoFar>,
@@ -80,6 +86,7 @@ pub struct Choices {
     texts: BTreeMap<SeqId, TextSoFar>,
     failed: Vec<(RequestId, ChoiceError)>,
     top: Vec<(u32, f32)>,
+    vocab: u32,
 }
 
 impl Choices {
@@ -94,6 +101,7 @@ impl Choices {
             texts: BTreeMap::new(),
             failed: Vec::new(),
             top: Vec::new(),
+            vocab,
         }
     }
 
@@ -105,12 +113,18 @@ impl Choices {
             stops,
             len: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
         });
+        let told = match params.asked().prompt_logprobs {
+            Some(_) => prompt.to_vec(),
+            None => Vec::new(),
+        };
         let prompt = PromptTokens::new(prompt, counts);
         self.asked.insert(
             id,
             Asked {
                 params,
                 prompt,
+                told,
+                logprobs: Logprobs::default(),
                 counts,
                 text,
             },
@@ -122,7 +136,15 @@ impl Choices {
         self.asked.remove(&id);
     }
 
-    /// Requests whose tokens cannot be chosen, since the last call: they are to be cancelled.
+    /// Takes a request's log probabilities, as they were asked for. A beam search has none of what it generates.
+    pub fn take_logprobs(&mut self, id: RequestId) -> Logprobs {
+        let asked = self.asked.get_mut(&id);
+        asked
+            .map(|a| std::mem::take(&mut a.logprobs))
+            .unwrap_or_default()
+    }
+
+    /// Requests whose tokens could not be chosen, since the last call: they have ended.
     pub fn take_failed(&mut self) -> Vec<(RequestId, ChoiceError)> {
         std::mem::take(&mut self.failed)
     }
@@ -140,11 +162,17 @@ impl Choices {
             tokenizer,
             texts,
             top,
+            vocab,
             ..
         } = self;
-        let (Some(asked), Some(history)) = (asked.get(&row.request), histories.get(row.seq)) else {
+        let (Some(asked), Some(history)) = (asked.get_mut(&row.request), histories.get(row.seq))
+        else {
             return Err(SampleError::Nothing.into());
         };
+        let Asked {
+            params, logprobs, ..
+        } = asked;
+        let alternatives = params.asked().logprobs.map(|k| k.min(*vocab) as usize);
         let ends = |token: u32| match (texts.get(&row.seq), &*tokenizer) {
             (Some(text), Some(t)) => text.clone().push(t, token),
             _ => Ok(false),
@@ -154,8 +182,15 @@ impl Choices {
                 index: row.index + i,
                 position,
             };
-            let mut draw = sampler.draw(logits, &asked.params, history, place, top)?;
+            let mut draw = sampler.draw(logits, params, history, place, top)?;
             draw.ends |= ends(draw.token)?;
+            if let Some(alternatives) = alternatives {
+                let most = params.max_tokens() as usize;
+                let new = || TokenLogprobs::new(most, alternatives);
+                let told = logprobs.sequences.entry(place.index).or_insert_with(new);
+                let generated = history.generated() as usize;
+                told.put(generated, (draw.token, draw.logprob), top);
+            }
             Ok(draw)
         };
         Ok(match row.output {
@@ -166,7 +201,7 @@ impl Choices {
             }
             Output::Candidates { k } => {
                 let mut out = Vec::with_capacity(k as usize);
-                sampler.candidates(logits, &asked.params, history, k, &mut out)?;
+                sampler.candidates(logits, params, history, k, &mut out)?;
                 for d in &mut out {
                     d.ends |= ends(d.token)?;
                 }
@@ -178,22 +213,50 @@ impl Choices {
 
 impl Chooser for Choices {
     fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput {
+        if self.failed.iter().any(|f| f.0 == row.request) {
+            return RowOutput::Failed;
+        }
         self.draws(row, position, logits).unwrap_or_else(|e| {
             self.failed.push((row.request, e));
-            // It is cancelled before anybody sees this.
-            let end = Draw {
-                token: 0,
-                logprob: f32::NEG_INFINITY,
-                ends: true,
-            };
-            match row.output {
-                Output::None => RowOutput::None,
-                Output::Sample { draws: 1 } => RowOutput::One(end),
-                Output::Sample { draws: n } | Output::Candidates { k: n } => {
-                    RowOutput::Many(vec![end; n as usize])
-                }
-            }
+            RowOutput::Failed
         })
+    }
+
+    fn wants_all(&self, row: &Row) -> bool {
+        let end = row.start + (row.tokens.end - row.tokens.start);
+        self.asked.get(&row.request).is_some_and(|a| {
+            // What is computed again was told before.
+            let known = a.logprobs.prompt.len();
+            known + 1 < a.told.len() && (end as usize) > known
+        })
+    }
+
+    fn position(&mut self, row: &Row, position: u32, logits: &[f32]) -> bool {
+        let Some(asked) = self.asked.get_mut(&row.request) else {
+            return true;
+        };
+        let (at, k) = (
+            position as usize,
+            asked.params.asked().prompt_logprobs.unwrap_or(0),
+        );
+        // The token that these logits are about.
+        let Some(&next) = asked.told.get(at + 1) else {
+            return true;
+        };
+        match self.sampler.logprob(logits, next, k, &mut self.top) {
+            Ok(logprob) => {
+                if asked.logprobs.prompt.is_empty() {
+                    let alternatives = k.min(self.vocab) as usize;
+                    asked.logprobs.prompt = TokenLogprobs::new(asked.told.len() - 1, alternatives);
+                }
+                asked.logprobs.prompt.put(at, (next, logprob), &self.top);
+                true
+            }
+            Err(e) => {
+                self.failed.push((row.request, e.into()));
+                false
+            }
+        }
     }
 
     fn event(&mut self, event: &SeqEvent) {
@@ -204,8 +267,11 @@ impl Chooser for Choices {
                 self.texts.extend(text.map(|t| (seq, t)));
             }
             SeqEvent::Fork { seq, from, .. } => {
-                let text = self.texts.get(&from).cloned();
-                self.texts.extend(text.map(|t| (seq, t)));
+                // As in `Histories::follow`: whoever is known only gets blocks.
+                if !self.texts.contains_key(&seq) {
+                    let text = self.texts.get(&from).cloned();
+                    self.texts.extend(text.map(|t| (seq, t)));
+                }
             }
             SeqEvent::Drop { seq } => {
                 self.texts.remove(&seq);

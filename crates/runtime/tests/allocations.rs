@@ -170,7 +170,7 @@ impl Served {
             let ids: Vec<u32> = (0..prompt).map(|i| (first + i * 7) % 250).collect();
             let asked = Sampling {
                 temperature: 1.0,
-                logprobs: 1,
+                logprobs: Some(1),
                 repetition_penalty: 1.1,
                 ignore_eos: true,
                 seed: self.next,

@@ -93,11 +93,12 @@ fn batches_chunks_threads_and_instructions_change_nothing() {
         let all = requests(prompt, Fan::ONE);
         let want = alone(model, &plain(), &all);
         for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
-            for (tokens, threads) in [(256, 1), (8, 2), (19, 1), (64, 2)] {
+            for (tokens, threads, outputs) in [(256, 1, 256), (8, 2, 3), (19, 1, 1), (64, 2, 64)] {
                 let server = Server {
                     level,
                     tokens,
                     threads,
+                    outputs,
                     sequences: 8,
                     ..Server::default()
                 };

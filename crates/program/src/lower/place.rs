@@ -54,6 +54,12 @@ fn alive_together(n: usize, ops: &[Op], result: BufferId) -> Vec<Vec<bool>> {
     let mut together = vec![vec![false; n]; n];
     let mut alive = vec![false; n];
     alive[usize::from(result.0)] = true;
+    // What comes after the rows are gathered can be done again for others.
+    for op in ops {
+        if let Op::Gather { x, .. } = op {
+            alive[usize::from(x.0)] = true;
+        }
+    }
     for op in ops.iter().rev() {
         let (reads, write) = op.buffers();
         let here = |i: usize| {

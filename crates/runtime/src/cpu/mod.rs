@@ -307,7 +307,8 @@ impl<S: Chooser> CpuExecutor<S> {
             .collect()
     }
 
-    fn sample(&mut self, step: &Step, wanted: &[u32]) -> Vec<RowOutput> {
+    /// What is wanted of the tokens numbered `wanted`, whose logits were computed last: `out` has a place for each row.
+    fn choose(&mut self, step: &Step, wanted: &[u32], out: &mut [RowOutput]) {
         let vocab = usize::try_from(self.program.vocab).unwrap_or(usize::MAX);
         let at = ops::range(self.program.buffer(self.program.logits), wanted.len());
         let part = Part {
@@ -316,28 +317,59 @@ impl<S: Chooser> CpuExecutor<S> {
         };
         // It was written by the program's last operation.
         let logits = self.activations.view_mut::<f32>(part).unwrap_or_default();
-        let all = self.chooser.wants_all();
-        let mut next = 0;
-        let mut out = Vec::with_capacity(step.rows.len());
-        for row in &step.rows {
-            let n = row.tokens.end - row.tokens.start;
-            if all {
-                for i in 0..n {
-                    let logits = &logits[(next + i as usize) * vocab..][..vocab];
-                    self.chooser.position(row, row.start + i, logits);
-                }
-                next += n as usize - 1;
+        let mut rows = step.rows.iter().zip(out);
+        let mut next = rows.next();
+        for (&token, logits) in wanted.iter().zip(logits.chunks_mut(vocab)) {
+            while next
+                .as_ref()
+                .is_some_and(|(row, _)| row.tokens.end <= token)
+            {
+                next = rows.next();
             }
-            if row.output == Output::None {
-                next += usize::from(all);
-                out.push(RowOutput::None);
-                continue;
+            let Some((row, out)) = &mut next else { return };
+            let position = row.start + (token - row.tokens.start);
+            if self.chooser.wants_all(row) && !self.chooser.position(row, position, logits) {
+                **out = RowOutput::Failed;
             }
-            let logits = &mut logits[next * vocab..][..vocab];
-            out.push(self.chooser.row(row, row.start + n, logits));
-            next += 1;
+            let last = token + 1 == row.tokens.end && row.output != Output::None;
+            if last && **out != RowOutput::Failed {
+                **out = self.chooser.row(row, position + 1, logits);
+            }
         }
-        out
+    }
+
+    /// Computes a step's rows, and what comes out of each.
+    fn compute(&mut self, step: &Step) -> Result<Vec<RowOutput>, String> {
+        let mut out = vec![RowOutput::None; step.rows.len()];
+        if step.rows.is_empty() {
+            return Ok(out);
+        }
+        self.begin(step)?;
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.clear();
+        for row in &step.rows {
+            let tokens = row.tokens.clone();
+            self.chooser.tokens(
+                row,
+                &step.tokens[tokens.start as usize..tokens.end as usize],
+            );
+            if self.chooser.wants_all(row) {
+                wanted.extend(tokens);
+            } else if row.output != Output::None {
+                wanted.push(tokens.end - 1);
+            }
+        }
+        let ops = self.program.ops.len();
+        let head = self.program.head();
+        self.run(step, 0..head, &[]);
+        // More rows of logits than were planned are computed some at a time.
+        let most = usize::try_from(self.program.outputs).unwrap_or(usize::MAX);
+        for some in wanted.chunks(most.max(1)) {
+            self.run(step, head..ops, some);
+            self.choose(step, some, &mut out);
+        }
+        self.wanted = wanted;
+        Ok(out)
     }
 }
 
@@ -351,25 +383,7 @@ impl<S: Chooser> Executor for CpuExecutor<S> {
             reason,
         };
         self.move_pages(step).map_err(|e| failed(e.to_string()))?;
-        let all = self.chooser.wants_all();
-        let mut wanted = std::mem::take(&mut self.wanted);
-        wanted.clear();
-        for row in &step.rows {
-            let tokens = row.tokens.start..row.tokens.end;
-            self.chooser.tokens(
-                row,
-                &step.tokens[tokens.start as usize..tokens.end as usize],
-            );
-            if all {
-                wanted.extend(tokens);
-            } else if row.output != Output::None {
-                wanted.push(tokens.end - 1);
-            }
-        }
-        let ran = self.run(step, &wanted).map_err(failed);
-        let rows = ran.map(|()| self.sample(step, &wanted));
-        self.wanted = wanted;
-        let rows = rows?;
+        let rows = self.compute(step).map_err(failed)?;
         let elapsed = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.output = Some(StepOutput {
             rows,

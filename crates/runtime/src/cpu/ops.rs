@@ -50,27 +50,22 @@ struct Walk<'a> {
 }
 
 impl<S: Chooser> CpuExecutor<S> {
-    /// Computes a step's rows; the logits of the tokens numbered `wanted` are in their buffer then.
+    /// Checks a step and notes where its tokens stand.
     ///
     /// # Errors
     /// Where the step does not fit the program.
-    pub(super) fn run(&mut self, step: &Step, wanted: &[u32]) -> Result<(), String> {
+    pub(super) fn begin(&mut self, step: &Step) -> Result<(), String> {
         self.mark_pages(step);
         let program = &self.program;
-        if step.tokens.len() as u64 > program.tokens || wanted.len() as u64 > program.outputs {
+        if step.tokens.len() as u64 > program.tokens {
             return Err(format!(
-                "{} tokens and {} rows of logits, for which at most {} and {} were planned",
+                "{} tokens, for which at most {} were planned",
                 step.tokens.len(),
-                wanted.len(),
                 program.tokens,
-                program.outputs
             ));
         }
         if step.tokens.iter().any(|t| u64::from(*t) >= program.vocab) {
             return Err("a token outside the vocabulary".to_owned());
-        }
-        if step.rows.is_empty() {
-            return Ok(());
         }
         let positions = &mut self.positions;
         positions.clear();
@@ -81,6 +76,14 @@ impl<S: Chooser> CpuExecutor<S> {
                 .zip(&mut positions[tokens])
                 .for_each(|(p, at)| *at = p);
         }
+        Ok(())
+    }
+
+    /// Carries some of the program's operations out over a step's rows. The logits of the tokens numbered `wanted`,
+    /// at most R, are in their buffer after the last.
+    pub(super) fn run(&mut self, step: &Step, ops: Range<usize>, wanted: &[u32]) {
+        let program = &self.program;
+        let positions = &self.positions;
         let pages = &mut self.pages;
         let mut walk = Walk {
             program,
@@ -102,7 +105,7 @@ impl<S: Chooser> CpuExecutor<S> {
             };
             step.rows.iter().map(of).collect()
         };
-        for op in &program.ops {
+        for op in &program.ops[ops] {
             match op {
                 Op::Latent(a) => {
                     let queries = queries(a.group);
@@ -125,7 +128,6 @@ impl<S: Chooser> CpuExecutor<S> {
         }
         let used = Bytes::new(4 * walk.used as u64);
         self.activations.mark(used);
-        Ok(())
     }
 
     /// Marks the pages that the step's tokens are written to.

@@ -115,9 +115,12 @@ impl Histories {
             SeqEvent::Fork {
                 seq, from, request, ..
             } => {
-                let history = self.by_seq.get(&from).cloned();
-                let history = history.unwrap_or_else(|| start(request));
-                self.by_seq.insert(seq, history);
+                // Whoever is known gets the prompt's blocks after it was computed again; its tokens are its own.
+                if !self.by_seq.contains_key(&seq) {
+                    let history = self.by_seq.get(&from).cloned();
+                    let history = history.unwrap_or_else(|| start(request));
+                    self.by_seq.insert(seq, history);
+                }
             }
             // Tables are cut; the tokens stay.
             SeqEvent::Truncate { .. } => {}
@@ -209,6 +212,15 @@ mod tests {
         all.get_mut(b).unwrap().observe(2, &[9]);
         all.follow(&SeqEvent::Truncate { seq: b, to: 0 }, start);
         assert_eq!(all.get(a).unwrap().counts(), [(8, 1)]);
+        assert_eq!(all.get(b).unwrap().counts(), [(8, 1), (9, 1)]);
+        // The prompt was computed again, and `b` gets its blocks: it used to get the counts of `a` too.
+        let again = SeqEvent::Fork {
+            seq: b,
+            from: a,
+            request,
+            index: 1,
+        };
+        all.follow(&again, start);
         assert_eq!(all.get(b).unwrap().counts(), [(8, 1), (9, 1)]);
         all.follow(&SeqEvent::Drop { seq: a }, start);
         assert_eq!((all.get(a), all.len(), all.is_empty()), (None, 1, false));

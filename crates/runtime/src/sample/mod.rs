@@ -8,6 +8,7 @@
 //! length, biases and penalties, which change greedy choices too; then temperature, min-p, top-k and top-p.
 
 mod history;
+mod logprobs;
 mod params;
 mod softmax;
 
@@ -17,6 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 pub use history::{Histories, History, PromptTokens};
+pub use logprobs::{Logprobs, TokenLogprobs};
 pub use params::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, Sampling, SamplingError, SamplingParams};
 use softmax::{exp, log_sum_exp, sum};
 
@@ -128,16 +130,8 @@ impl Sampler {
         place: Place,
         top: &mut Vec<(u32, f32)>,
     ) -> Result<Draw, SampleError> {
-        let max = self.check(row)?;
         let asked = &params.asked;
-        let off = log_sum_exp(row, max);
-        top.clear();
-        if asked.logprobs > 0 {
-            self.best(row, asked.logprobs as usize);
-            for &k in &self.keys {
-                top.push((token(k), logprob(row, token(k), off)));
-            }
-        }
+        let off = self.raw(row, asked.logprobs.unwrap_or(0), top)?;
         self.change(row, params, history);
         let max = largest(&self.logits).1;
         if max == f32::NEG_INFINITY {
@@ -186,13 +180,35 @@ impl Sampler {
         Ok(())
     }
 
-    /// The log probability of `token`, for prompts.
+    /// The log probability of `token`, for prompts; `top` becomes the `k` likeliest tokens with theirs, best first.
     ///
     /// # Errors
     /// [`SampleError`].
-    pub fn logprob(&self, row: &[f32], token: u32) -> Result<f32, SampleError> {
+    pub fn logprob(
+        &mut self,
+        row: &[f32],
+        token: u32,
+        k: u32,
+        top: &mut Vec<(u32, f32)>,
+    ) -> Result<f32, SampleError> {
+        let off = self.raw(row, k, top)?;
+        Ok(logprob(row, token, off))
+    }
+
+    /// What is taken off the logits of a row to get log probabilities, and the `k` largest of these.
+    fn raw(&mut self, row: &[f32], k: u32, top: &mut Vec<(u32, f32)>) -> Result<f64, SampleError> {
         let max = self.check(row)?;
-        Ok(logprob(row, token, log_sum_exp(row, max)))
+        let off = log_sum_exp(row, max);
+        top.clear();
+        if k > 0 {
+            self.best(row, k as usize);
+            top.extend(
+                self.keys
+                    .iter()
+                    .map(|&k| (token(k), logprob(row, token(k), off))),
+            );
+        }
+        Ok(off)
     }
 
     /// The largest logit of a row that has no odd one.

@@ -31,8 +31,10 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// What the draws depend on, with sequence and position.
     pub seed: u64,
-    /// Alternatives to report, 0 to 20.
-    pub logprobs: u32,
+    /// Whether log probabilities of tokens are told, and of how many alternatives beside: 0 to 20.
+    pub logprobs: Option<u32>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<u32>,
     /// Tokens before an end is possible.
     pub min_tokens: u32,
     /// Tokens that end a sequence, beside the model's own.
@@ -53,7 +55,8 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: 0,
-            logprobs: 0,
+            logprobs: None,
+            prompt_logprobs: None,
             min_tokens: 0,
             stop_token_ids: Vec::new(),
             ignore_eos: false,
@@ -113,6 +116,8 @@ pub struct SamplingParams {
     pub(super) asked: Sampling,
     /// Tokens that end a sequence, sorted.
     pub(super) ends: Vec<u32>,
+    /// Tokens at most.
+    max_tokens: u32,
 }
 
 impl SamplingParams {
@@ -170,12 +175,17 @@ impl SamplingParams {
         ] {
             range(name, value, (-2.0..=2.0).contains(&value), "-2 to 2")?;
         }
-        if asked.logprobs > MAX_LOGPROBS {
-            return Err(SamplingError::Range {
-                name: "logprobs",
-                value: asked.logprobs.into(),
-                range: "0 to 20",
-            });
+        for (name, count) in [
+            ("logprobs", asked.logprobs),
+            ("prompt_logprobs", asked.prompt_logprobs),
+        ] {
+            if let Some(count) = count.filter(|n| *n > MAX_LOGPROBS) {
+                return Err(SamplingError::Range {
+                    name,
+                    value: count.into(),
+                    range: "0 to 20",
+                });
+            }
         }
         if asked.min_tokens > max_tokens {
             return Err(SamplingError::MinTokens {
@@ -226,13 +236,23 @@ impl SamplingParams {
         ends.retain(|&t| t < vocab);
         ends.sort_unstable();
         ends.dedup();
-        Ok(Self { asked, ends })
+        Ok(Self {
+            asked,
+            ends,
+            max_tokens,
+        })
     }
 
     /// What was asked for, as it is used.
     #[must_use]
     pub const fn asked(&self) -> &Sampling {
         &self.asked
+    }
+
+    /// Tokens of a sequence at most.
+    #[must_use]
+    pub const fn max_tokens(&self) -> u32 {
+        self.max_tokens
     }
 
     /// Whether `token` ends a sequence.
@@ -311,8 +331,9 @@ mod tests {
             check(|a| a.temperature = 1e-45).unwrap().asked.temperature,
             LEAST_TEMPERATURE
         );
-        assert!(check(|a| a.logprobs = 20).is_ok());
-        assert!(check(|a| a.logprobs = 21).is_err());
+        assert!(check(|a| a.logprobs = Some(20)).is_ok());
+        assert!(check(|a| a.logprobs = Some(21)).is_err());
+        assert!(check(|a| a.prompt_logprobs = Some(21)).is_err());
         assert!(check(|a| a.min_tokens = 10).is_ok());
         assert!(matches!(
             check(|a| a.min_tokens = 11),

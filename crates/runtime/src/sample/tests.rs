@@ -280,7 +280,7 @@ const PINNED_UNIFORM: u64 = 4_600_610_751_452_861_146;
 fn ties_go_to_the_lower_token() {
     let greedy = Sampling {
         temperature: 0.0,
-        logprobs: 4,
+        logprobs: Some(4),
         ..Sampling::default()
     };
     let row = [1.0, 2.0, -0.0, 2.0, 0.0, 2.0];
@@ -325,7 +325,7 @@ fn log_probabilities_are_of_the_raw_row() {
         temperature: 0.5,
         top_k: 3,
         logit_bias: vec![(17, 50.0)],
-        logprobs: 20,
+        logprobs: Some(20),
         ..Sampling::default()
     };
     let mut top = Vec::new();
@@ -344,7 +344,10 @@ fn log_probabilities_are_of_the_raw_row() {
         !top.iter()
             .any(|t| row.iter().filter(|&&x| x > row[t.0 as usize]).count() >= 20)
     );
-    assert_eq!(s.logprob(&row, 17).unwrap().to_bits(), d.logprob.to_bits());
+    assert_eq!(
+        s.logprob(&row, 17, 0, &mut top).unwrap().to_bits(),
+        d.logprob.to_bits()
+    );
 }
 
 #[test]

@@ -74,6 +74,8 @@ pub(crate) struct Server {
     pub(crate) pages: u32,
     pub(crate) swap: u32,
     pub(crate) tokens: u32,
+    /// Rows of logits that are computed at once.
+    pub(crate) outputs: u32,
     pub(crate) sequences: u32,
     pub(crate) threads: usize,
     pub(crate) level: Level,
@@ -89,6 +91,7 @@ impl Default for Server {
             pages: 400,
             swap: 0,
             tokens: 256,
+            outputs: 256,
             sequences: 64,
             threads: 1,
             level: Level::detect(),
@@ -149,17 +152,18 @@ impl Chooser for Greedy {
 
     fn event(&mut self, _: &SeqEvent) {}
 
-    fn wants_all(&self) -> bool {
+    fn wants_all(&self, _: &Row) -> bool {
         true
     }
 
-    fn position(&mut self, row: &Row, position: u32, logits: &[f32]) {
+    fn position(&mut self, row: &Row, position: u32, logits: &[f32]) -> bool {
         let bits: Vec<u32> = logits.iter().map(|x| x.to_bits()).collect();
         let key = (row.request.0, row.index, position);
         if let Some(before) = self.seen.insert(key, bits.clone()) {
             let same = before == bits || self.beams;
             assert!(same, "request {} at {position}", row.request.0);
         }
+        true
     }
 }
 
@@ -200,13 +204,21 @@ impl Model {
         };
         let sizes = Sizes {
             tokens: u64::from(server.tokens),
-            outputs: u64::from(server.tokens),
+            outputs: u64::from(server.outputs),
             context: self.spec.max_context.unwrap(),
         };
         lower(&self.spec, &sizes, &rules).unwrap()
     }
 
     pub(crate) fn engine(&self, server: &Server) -> Engine<CpuExecutor<Greedy>, NoLog> {
+        self.engine_with(server, Greedy::default())
+    }
+
+    pub(crate) fn engine_with<S: Chooser>(
+        &self,
+        server: &Server,
+        chooser: S,
+    ) -> Engine<CpuExecutor<S>, NoLog> {
         let program = self.program(server);
         let page = program.geometry.page;
         let arena = |bytes| Arena::new("test", bytes).unwrap();
@@ -229,13 +241,7 @@ impl Model {
         kv.swap_pages = server.swap;
         kv.prefix_cache = server.prefix_cache;
         let scheduler = Scheduler::new(config, KvCache::new(kv), cost());
-        let executor = CpuExecutor::new(
-            program,
-            memory,
-            server.threads,
-            server.level,
-            Greedy::default(),
-        );
+        let executor = CpuExecutor::new(program, memory, server.threads, server.level, chooser);
         let mut executor = executor.unwrap();
         executor.poison();
         Engine::new(scheduler, executor, NoLog)

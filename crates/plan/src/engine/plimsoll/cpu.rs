@@ -24,6 +24,8 @@ const TOKENIZER_TOKEN: u64 = 1024;
 const PAGE: u64 = 256;
 /// A token of a sequence: in its request, in its history for penalties, in its answer, grown by doubling.
 const TOKEN: u64 = 48;
+/// A token's log probability, or an alternative's, with its id.
+const LOGPROB: u64 = 8;
 /// A sequence: its place in the scheduler, its rows and what they yield.
 const SEQUENCE: u64 = 16 << 10;
 
@@ -121,5 +123,20 @@ pub(super) fn terms(
         .input("longest sequence", length)
         .input("T", t),
     );
+    if let Some(alternatives) = context.settings.logprobs {
+        let each = alternatives.checked_add(1).ok_or(SizeOverflow)?;
+        terms.push(
+            bound(
+                "log probabilities",
+                Bytes::product([r, length, each, LOGPROB])?,
+            )
+            .formula(format!(
+                "R x longest sequence x (1 + alternatives) x {LOGPROB}"
+            ))
+            .input("R", r)
+            .input("longest sequence", length)
+            .input("alternatives", alternatives),
+        );
+    }
     Ok(terms.into_iter().map(|t| t.source(SOURCE)).collect())
 }
