@@ -30,10 +30,8 @@ fn main() -> ExitCode {
         Command::Accuracy(a) => a.json,
         Command::Devices { json } | Command::Doctor { json } => *json,
         Command::Bench(a) => a.json,
-        Command::Generate(_)
-        | Command::Models(_)
-        | Command::Schema { .. }
-        | Command::Completions { .. } => false,
+        Command::Generate(a) => a.json,
+        Command::Models(_) | Command::Schema { .. } | Command::Completions { .. } => false,
     };
     let result = match cli.command {
         Command::Plan(args) => commands::plan::run(&args, &mut output),

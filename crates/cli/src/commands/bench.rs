@@ -62,6 +62,7 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         sequences: widest,
         context: Some(u64::from(context)),
         log: None,
+        logprobs: None,
     })?;
     if let Some(note) = &server.note {
         output.talk(note);

@@ -53,6 +53,7 @@ pub(crate) fn plan(
             kv_memory,
             swap: args.swap_space,
             threads: Some(threads),
+            logprobs: what.logprobs.map(u64::from),
             ..Settings::new(Engine::Plimsoll)
         };
         evaluate(spec, &deployment, &settings, &Load::plain(1, s.context))

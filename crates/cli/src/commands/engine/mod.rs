@@ -1,6 +1,7 @@
 //! From a MODEL argument to an engine: sizes first, then memory, then weights.
 
 pub(crate) mod memory;
+mod weights;
 
 use std::fs::File;
 use std::io::BufWriter;
@@ -42,6 +43,8 @@ pub(crate) struct Start<'a> {
     pub(crate) context: Option<u64>,
     /// Where decisions are recorded.
     pub(crate) log: Option<&'a Path>,
+    /// Most alternatives that are told with log probabilities of tokens.
+    pub(crate) logprobs: Option<u32>,
 }
 
 /// An engine that is ready.
@@ -102,6 +105,9 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
     })?;
     let map = memory::plan(what, spec, context, threads)?;
+    if args.check_weights {
+        weights::check(&checkpoint)?;
+    }
     let text = ModelText::of(&checkpoint).map_err(|e| {
         Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string())
             .hint("fetch the model's files again")

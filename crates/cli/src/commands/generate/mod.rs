@@ -1,21 +1,24 @@
 //! `plimsoll generate`: prompts through the engine on this machine.
 
 mod answer;
+mod asked;
 mod prompts;
+mod result;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
-use plimsoll_runtime::sample::{Sampling, SamplingError, SamplingParams};
-use plimsoll_runtime::text::Stops;
-use plimsoll_schedule::{Fan, Notice, Request, RequestError, RequestId};
-use serde_json::{Value, json};
+use plimsoll_runtime::ChoiceError;
+use plimsoll_schedule::{End, Ended, Notice, Request, RequestError, RequestId};
+use serde_json::json;
 
 use self::answer::Answer;
 use self::prompts::{Prompt, read};
+use self::result::{Answered, Choice};
 use crate::args::generate::GenerateArgs;
 use crate::commands::engine::{Start, Started, cannot_write, start};
 use crate::error::{Exit, Failure};
@@ -24,21 +27,47 @@ use crate::output::Output;
 /// One prompt on its way.
 struct Running {
     text: String,
-    prompt_tokens: usize,
+    ids: Vec<u32>,
     /// The first answer, which is shown as it comes; where there are several, what each begins from.
     answer: Answer,
+    /// Whether the model's end token is a token as others.
+    ignore_eos: bool,
+    /// Whether its own log probabilities are told.
+    told: bool,
+    seed: Option<u64>,
     began: Instant,
     first: Option<Instant>,
 }
 
+/// All prompts of a run.
+struct Batch<'a> {
+    args: &'a GenerateArgs,
+    server: Started,
+    running: BTreeMap<RequestId, Running>,
+    totals: Totals,
+    /// Whether the one answer is shown as it comes.
+    streams: bool,
+    /// Requests that ended by an error, and the first one's.
+    failed: u64,
+    error: Option<String>,
+}
+
 pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+    let tells = args.json || args.prompts.is_some();
+    if !tells && (args.logprobs.is_some() || args.prompt_logprobs.is_some()) {
+        let what = "log probabilities have no place in text";
+        return Err(Failure::new(Exit::Usage, "E-GEN-003", what).hint("add `--json`"));
+    }
     let prompts = read(args)?;
-    let mut server = start(&Start {
+    let widest = prompts.iter().map(|p| p.asked.width()).max().unwrap_or(1);
+    let told = |p: &Prompt| p.asked.logprobs.max(p.asked.prompt_logprobs);
+    let server = start(&Start {
         model: &args.model,
         engine: &args.engine,
-        sequences: args.sequences(),
+        sequences: args.sequences(widest),
         context: None,
         log: args.log.as_deref(),
+        logprobs: prompts.iter().filter_map(told).max(),
     })?;
     if let Some(note) = &server.note {
         output.talk(note);
@@ -49,10 +78,70 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
                 .hint("leave `--chat` out, or use a model trained for chats"),
         );
     }
-    let single = args.prompts.is_none() && args.samples == 1;
-    let mut running = BTreeMap::new();
+    let mut batch = Batch {
+        args,
+        server,
+        running: BTreeMap::new(),
+        totals: Totals::default(),
+        streams: args.prompts.is_none() && !args.json && widest == 1,
+        failed: 0,
+        error: None,
+    };
+    let drawn = drawn_seed();
+    let mut told = false;
     for (i, prompt) in prompts.into_iter().enumerate() {
-        let text = match server.template.as_ref().filter(|_| args.chat) {
+        // Prompts that are alike get answers that are not.
+        let one = batch.submit(i as u64, &prompt, drawn.wrapping_add(i as u64))?;
+        if one.seed.is_some() && prompt.asked.lacks_seed() && !told {
+            told = true;
+            let more = match args.prompts {
+                Some(_) => ", one more for each prompt after the first",
+                None => "",
+            };
+            output.talk(&format!(
+                "seed {}{more}: `--seed` draws again",
+                drawn.wrapping_add(i as u64)
+            ));
+        }
+        batch.running.insert(RequestId(i as u64), one);
+    }
+    if batch.streams {
+        output.text(batch.running.values().next().map_or("", |r| &r.text))?;
+    }
+    let began = Instant::now();
+    let mut notices = Vec::new();
+    loop {
+        let stepped = batch.server.engine.step(|n| notices.push(n));
+        let chooser = batch.server.engine.executor_mut().chooser_mut();
+        let errors = chooser.take_failed();
+        for notice in notices.drain(..) {
+            batch.tell(notice, &errors, output)?;
+        }
+        let stepped = stepped.map_err(|e| {
+            Failure::new(Exit::Failure, "E-GEN-005", e.to_string())
+                .hint("please report this with the command that led to it")
+        })?;
+        if !stepped {
+            break;
+        }
+    }
+    batch.totals.seconds = began.elapsed().as_secs_f64();
+    batch.finish(output)
+}
+
+/// A seed that differs from run to run, and that every reader of JSON can hold.
+fn drawn_seed() -> u64 {
+    RandomState::new().build_hasher().finish() >> 32
+}
+
+fn corrupt(e: &impl ToString) -> Failure {
+    Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string()).hint("fetch the model's files again")
+}
+
+impl Batch<'_> {
+    fn submit(&mut self, id: u64, prompt: &Prompt, drawn: u64) -> Result<Running, Failure> {
+        let server = &mut self.server;
+        let text = match server.template.as_ref().filter(|_| self.args.chat) {
             Some(t) => t
                 .render(
                     &[json!({ "role": "user", "content": prompt.text })],
@@ -62,154 +151,184 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
                 .map_err(|e| corrupt(&e))?,
             None => prompt.text.clone(),
         };
-        let one = submit(args, &mut server, i as u64, &prompt, &text, !args.chat)?;
-        running.insert(RequestId(i as u64), one);
-    }
-    if single {
-        output.text(running.values().next().map_or("", |r| &r.text))?;
-    }
-    let began = Instant::now();
-    let mut totals = Totals::default();
-    loop {
-        let mut notices = Vec::new();
-        let stepped = server.engine.step(|n| notices.push(n));
-        for notice in notices {
-            tell(
-                args,
-                &mut server,
-                &mut running,
-                &mut totals,
-                notice,
-                single,
-                output,
-            )?;
+        let ids = server
+            .tokenizer
+            .encode(&text, !self.args.chat)
+            .map_err(|e| corrupt(&e))?;
+        let bad =
+            |e: String| Failure::new(Exit::Usage, "E-GEN-003", format!("{}: {e}", prompt.place));
+        let longest = u64::from(server.limits.max_model_len);
+        let room = longest.saturating_sub(ids.len() as u64);
+        if room == 0 {
+            let has = thousands(ids.len() as u64);
+            let longest = thousands(longest);
+            return Err(bad(format!(
+                "its {has} tokens leave no room for an answer: sequences have at most {longest}"
+            ))
+            .hint("shorten the prompt, or raise `--max-model-len`"));
         }
-        let stepped = stepped.map_err(|e| {
-            Failure::new(Exit::Failure, "E-GEN-005", e.to_string())
-                .hint("please report this with the command that led to it")
+        let most = prompt.asked.max_tokens.unwrap_or(self.args.max_tokens);
+        let max_tokens = u32::try_from(room.min(u64::from(most))).unwrap_or(most);
+        let ask = prompt.asked.ask(server, max_tokens, drawn).map_err(bad)?;
+        let asked = ask.params.asked();
+        let running = Running {
+            text,
+            answer: Answer::new(&ids, ask.stops.clone()),
+            ids: ids.clone(),
+            ignore_eos: asked.ignore_eos,
+            told: asked.prompt_logprobs.is_some(),
+            seed: ask.seed,
+            began: Instant::now(),
+            first: None,
+        };
+        let mut request = Request::new(
+            RequestId(id),
+            ids.as_slice().into(),
+            max_tokens,
+            ask.fan,
+            Scope::default(),
+            &server.limits,
+        )
+        .map_err(|e| {
+            let hint = match e {
+                RequestError::EmptyPrompt => "give the model something to go on from",
+                RequestError::Width { .. } => {
+                    "raise `--max-num-seqs`, or ask for fewer answers or beams"
+                }
+                RequestError::BestOf { .. } | RequestError::LengthPenalty(_) => "change that",
+                _ => "shorten the prompt, or raise `--max-model-len`",
+            };
+            bad(e.to_string()).hint(hint)
         })?;
-        if let Some((_, e)) = server
+        if running.told {
+            request = request.without_cached_prefix();
+        }
+        let chooser = server.engine.executor_mut().chooser_mut();
+        chooser.expect(RequestId(id), &ids, ask.params, ask.stops);
+        server
             .engine
-            .executor_mut()
-            .chooser_mut()
-            .take_failed()
-            .pop()
-        {
-            return Err(Failure::new(Exit::Corrupt, "E-GEN-006", e.to_string()));
-        }
-        if !stepped {
-            break;
-        }
+            .submit(request)
+            .map_err(|e| bad(e.to_string()).hint("raise `--kv-memory`, or ask for fewer tokens"))?;
+        Ok(running)
     }
-    totals.seconds = began.elapsed().as_secs_f64();
-    output.talk(&summary(&server, &totals));
-    if let Some(path) = &args.memory_map {
-        server.memory().write(path)?;
-    }
-    let hash = server.engine.scheduler().decision_hash();
-    if let (Some(path), Some(log)) = (&args.log, server.engine.into_log()) {
-        log.end(hash).map_err(|e| cannot_write(path, &e))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
 
-fn corrupt(e: &impl ToString) -> Failure {
-    Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string()).hint("fetch the model's files again")
+    fn tell(
+        &mut self,
+        notice: Notice,
+        errors: &[(RequestId, ChoiceError)],
+        output: &mut Output,
+    ) -> Result<(), Failure> {
+        match notice {
+            Notice::Token {
+                request,
+                index,
+                draw,
+            } => {
+                let Some(r) = self.running.get_mut(&request) else {
+                    return Ok(());
+                };
+                r.first.get_or_insert_with(Instant::now);
+                if self.streams && index == 0 {
+                    let ends = ends(r, &self.server, draw.token);
+                    let text = r.answer.push(&self.server.tokenizer, draw.token, ends);
+                    output.text(&text.map_err(|e| corrupt(&e))?)?;
+                }
+                Ok(())
+            }
+            Notice::Finished(ended) => {
+                let error = errors.iter().find(|e| e.0 == ended.request);
+                self.ended(&ended, error.map(|e| e.1.to_string()), output)
+            }
+            Notice::Preempted { .. } | Notice::Cancelled { .. } => Ok(()),
+        }
+    }
+
+    /// A prompt has all its answers: they are shown.
+    fn ended(
+        &mut self,
+        ended: &Ended,
+        error: Option<String>,
+        output: &mut Output,
+    ) -> Result<(), Failure> {
+        let Some(mut r) = self.running.remove(&ended.request) else {
+            return Ok(());
+        };
+        let chooser = self.server.engine.executor_mut().chooser_mut();
+        let logprobs = chooser.take_logprobs(ended.request);
+        chooser.forget(ended.request);
+        self.totals.add(&r, ended);
+        if ended.completions.iter().any(|c| c.end == End::Error) {
+            self.failed += 1;
+            self.error = self.error.take().or_else(|| error.clone());
+        }
+        let tokenizer = &self.server.tokenizer;
+        if self.streams {
+            let rest = r.answer.finish(tokenizer).map_err(|e| corrupt(&e))?;
+            return output.text(&format!("{rest}\n"));
+        }
+        let mut choices = Vec::new();
+        for c in &ended.completions {
+            let mut answer = r.answer.clone();
+            let mut text = String::new();
+            for &token in &c.tokens {
+                let ends = ends(&r, &self.server, token);
+                let more = answer.push(tokenizer, token, ends);
+                text.push_str(&more.map_err(|e| corrupt(&e))?);
+            }
+            let rest = answer.finish(tokenizer);
+            text.push_str(&rest.map_err(|e| corrupt(&e))?);
+            choices.push(Choice {
+                text,
+                completion: c,
+                logprobs: logprobs.sequences.get(&c.index),
+            });
+        }
+        if self.args.prompts.is_none() && !self.args.json {
+            for c in choices {
+                output.line(&format!("{}{}\n---", r.text, c.text))?;
+            }
+            return Ok(());
+        }
+        let result = Answered {
+            ended,
+            choices,
+            prompt: &r.ids,
+            prompt_logprobs: r.told.then_some(&logprobs.prompt),
+            seed: r.seed,
+            error,
+        };
+        let line = result.json(tokenizer).map_err(|e| corrupt(&e))?;
+        output.line(&line.to_string())
+    }
+
+    fn finish(self, output: &mut Output) -> Result<ExitCode, Failure> {
+        let args = self.args;
+        output.talk(&summary(&self.server, &self.totals));
+        if let Some(path) = &args.memory_map {
+            self.server.memory().write(path)?;
+        }
+        let hash = self.server.engine.scheduler().decision_hash();
+        if let (Some(path), Some(log)) = (&args.log, self.server.engine.into_log()) {
+            log.end(hash).map_err(|e| cannot_write(path, &e))?;
+        }
+        if self.failed == 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let what = format!(
+            "{} of {} prompts ended with an error",
+            thousands(self.failed),
+            thousands(self.totals.requests)
+        );
+        let why = self.error.unwrap_or_default();
+        Err(Failure::new(Exit::Corrupt, "E-GEN-006", what)
+            .why(why)
+            .hint("run with `--check-weights`"))
+    }
 }
 
 /// Whether `token` is one that ends the model's texts and is no part of them.
-fn ends(args: &GenerateArgs, server: &Started, token: u32) -> bool {
-    !args.ignore_eos && server.generation.eos.binary_search(&token).is_ok()
-}
-
-/// How tokens are chosen: what was asked for, else what the model's own configuration says.
-fn params(
-    args: &GenerateArgs,
-    server: &Started,
-    max_tokens: u32,
-) -> Result<SamplingParams, SamplingError> {
-    let own = &server.generation;
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "rounds; ranges are checked after"
-    )]
-    let of = |given: Option<f32>, own: Option<f64>, other: f32| {
-        given.or(own.map(|x| x as f32)).unwrap_or(other)
-    };
-    let asked = Sampling {
-        temperature: of(args.temperature, own.temperature, 1.0),
-        top_k: args.top_k.or(own.top_k).unwrap_or(0),
-        top_p: of(args.top_p, own.top_p, 1.0),
-        min_p: of(args.min_p, own.min_p, 0.0),
-        repetition_penalty: of(args.repetition_penalty, own.repetition_penalty, 1.0),
-        seed: args.seed,
-        ignore_eos: args.ignore_eos,
-        ..Sampling::default()
-    };
-    SamplingParams::new(asked, server.vocab, &own.eos, max_tokens)
-}
-
-fn submit(
-    args: &GenerateArgs,
-    server: &mut Started,
-    id: u64,
-    prompt: &Prompt,
-    text: &str,
-    special: bool,
-) -> Result<Running, Failure> {
-    let ids = server
-        .tokenizer
-        .encode(text, special)
-        .map_err(|e| corrupt(&e))?;
-    let bad = |e: String| Failure::new(Exit::Usage, "E-GEN-003", format!("prompt {}: {e}", id + 1));
-    let longest = u64::from(server.limits.max_model_len);
-    let room = longest.saturating_sub(ids.len() as u64);
-    if room == 0 {
-        let has = thousands(ids.len() as u64);
-        let longest = thousands(longest);
-        return Err(bad(format!(
-            "its {has} tokens leave no room for an answer: sequences have at most {longest}"
-        ))
-        .hint("shorten the prompt, or raise `--max-model-len`"));
-    }
-    let most = prompt.max_tokens.unwrap_or(args.max_tokens);
-    let max_tokens = u32::try_from(room.min(u64::from(most))).unwrap_or(most);
-    let params = params(args, server, max_tokens).map_err(|e| bad(e.to_string()))?;
-    let stops = Stops::new(args.stop.clone(), false).map_err(|e| bad(e.to_string()))?;
-    let fan = Fan::Sample {
-        n: args.samples,
-        best_of: args.samples,
-    };
-    let running = Running {
-        text: text.to_owned(),
-        prompt_tokens: ids.len(),
-        answer: Answer::new(&ids, stops.clone()),
-        began: Instant::now(),
-        first: None,
-    };
-    let chooser = server.engine.executor_mut().chooser_mut();
-    chooser.expect(RequestId(id), &ids, params, stops);
-    let request = Request::new(
-        RequestId(id),
-        ids.into(),
-        max_tokens,
-        fan,
-        Scope::default(),
-        &server.limits,
-    )
-    .map_err(|e| {
-        let hint = match e {
-            RequestError::EmptyPrompt => "give the model something to go on from",
-            RequestError::Width { .. } => "raise `--max-num-seqs`, or ask for fewer `--samples`",
-            _ => "shorten the prompt, or raise `--max-model-len`",
-        };
-        bad(e.to_string()).hint(hint)
-    })?;
-    server
-        .engine
-        .submit(request)
-        .map_err(|e| bad(e.to_string()).hint("raise `--kv-memory`, or ask for fewer tokens"))?;
-    Ok(running)
+fn ends(r: &Running, server: &Started, token: u32) -> bool {
+    !r.ignore_eos && server.generation.eos.binary_search(&token).is_ok()
 }
 
 /// Sums over all requests.
@@ -226,94 +345,18 @@ struct Totals {
     seconds: f64,
 }
 
-fn tell(
-    args: &GenerateArgs,
-    server: &mut Started,
-    running: &mut BTreeMap<RequestId, Running>,
-    totals: &mut Totals,
-    notice: Notice,
-    single: bool,
-    output: &mut Output,
-) -> Result<(), Failure> {
-    match notice {
-        Notice::Token {
-            request,
-            index,
-            draw,
-        } => {
-            let Some(r) = running.get_mut(&request) else {
-                return Ok(());
-            };
-            r.first.get_or_insert_with(Instant::now);
-            if single && index == 0 {
-                let ends = ends(args, server, draw.token);
-                let text = r.answer.push(&server.tokenizer, draw.token, ends);
-                output.text(&text.map_err(|e| corrupt(&e))?)?;
-            }
-        }
-        Notice::Finished(ended) => {
-            let Some(mut r) = running.remove(&ended.request) else {
-                return Ok(());
-            };
-            server
-                .engine
-                .executor_mut()
-                .chooser_mut()
-                .forget(ended.request);
-            let tokens: u64 = ended
-                .completions
-                .iter()
-                .map(|c| c.tokens.len() as u64)
-                .sum();
-            let longest = ended
-                .completions
-                .iter()
-                .map(|c| c.tokens.len() as u64)
-                .max();
-            totals.requests += 1;
-            totals.prompt_tokens += r.prompt_tokens as u64;
-            totals.output_tokens += tokens;
-            let first = r.first.unwrap_or(r.began);
-            totals.first_s += first.duration_since(r.began).as_secs_f64();
-            totals.decode_s += first.elapsed().as_secs_f64();
-            totals.decoded += longest.unwrap_or(0).saturating_sub(1);
-            if single {
-                let rest = r.answer.finish(&server.tokenizer);
-                output.text(&format!("{}\n", rest.map_err(|e| corrupt(&e))?))?;
-                return Ok(());
-            }
-            let mut answers = Vec::new();
-            for c in &ended.completions {
-                let mut answer = r.answer.clone();
-                let mut text = String::new();
-                for &token in &c.tokens {
-                    let ends = ends(args, server, token);
-                    let more = answer.push(&server.tokenizer, token, ends);
-                    text.push_str(&more.map_err(|e| corrupt(&e))?);
-                }
-                let rest = answer.finish(&server.tokenizer);
-                text.push_str(&rest.map_err(|e| corrupt(&e))?);
-                answers.push(text);
-            }
-            if args.prompts.is_none() {
-                for a in answers {
-                    output.line(&format!("{}{a}\n---", r.text))?;
-                }
-                return Ok(());
-            }
-            let line: Value = json!({
-                "index": ended.request.0,
-                "texts": answers,
-                "prompt_tokens": r.prompt_tokens,
-                "output_tokens": tokens,
-                "cached_tokens": ended.cached_tokens,
-                "preemptions": ended.swaps + ended.recomputes,
-            });
-            output.line(&line.to_string())?;
-        }
-        Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
+impl Totals {
+    fn add(&mut self, r: &Running, ended: &Ended) {
+        let lengths = || ended.completions.iter().map(|c| c.tokens.len() as u64);
+        self.requests += 1;
+        self.prompt_tokens += r.ids.len() as u64;
+        self.output_tokens += lengths().sum::<u64>();
+        // A search tells its tokens at its end.
+        let first = r.first.unwrap_or(r.began);
+        self.first_s += first.duration_since(r.began).as_secs_f64();
+        self.decode_s += first.elapsed().as_secs_f64();
+        self.decoded += lengths().max().unwrap_or(0).saturating_sub(1);
     }
-    Ok(())
 }
 
 fn summary(server: &Started, t: &Totals) -> String {

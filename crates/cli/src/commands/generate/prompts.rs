@@ -1,7 +1,8 @@
 //! Prompts: one from the command line, or many from a file of JSON lines.
 
-use serde_json::Value;
+use plimsoll_model::json::printable;
 
+use super::asked::Asked;
 use crate::args::generate::GenerateArgs;
 use crate::error::{Exit, Failure};
 
@@ -10,14 +11,20 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 
 pub(super) struct Prompt {
     pub(super) text: String,
-    pub(super) max_tokens: Option<u32>,
+    /// Where it stands, for errors.
+    pub(super) place: String,
+    pub(super) asked: Asked,
 }
 
+/// All prompts. One line that is wrong is an error before anything runs: answers of hours are not for lines that were
+/// meant otherwise.
 pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
+    let flags = Asked::flags(args);
     let Some(path) = &args.prompts else {
         return Ok(vec![Prompt {
             text: args.prompt.clone().unwrap_or_default(),
-            max_tokens: None,
+            place: "the prompt".to_owned(),
+            asked: flags,
         }]);
     };
     let place = path.display();
@@ -44,32 +51,27 @@ pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
         if line.trim().is_empty() {
             continue;
         }
+        let place = format!("{place}, line {}", i + 1);
         let bad = |what: &str| {
-            Failure::new(
-                Exit::Corrupt,
-                "E-GEN-001",
-                format!("{place}, line {}: {what}", i + 1),
-            )
-            .hint("write {\"prompt\": \"...\", \"max_tokens\": 64}")
+            Failure::new(Exit::Corrupt, "E-GEN-001", format!("{place}: {what}"))
+                .hint("write {\"prompt\": \"...\", \"max_tokens\": 64}")
         };
-        let value: Value = serde_json::from_str(line).map_err(|e| bad(&e.to_string()))?;
-        let text = value
-            .get("prompt")
-            .and_then(Value::as_str)
-            .ok_or_else(|| bad("no text under `prompt`"))?;
-        let max_tokens = match value.get("max_tokens") {
-            None | Some(Value::Null) => None,
-            Some(n) => {
-                let n = n.as_u64().and_then(|n| u32::try_from(n).ok());
-                Some(
-                    n.filter(|n| *n > 0)
-                        .ok_or_else(|| bad("`max_tokens` is no number of tokens"))?,
-                )
-            }
+        let asked: Asked = serde_json::from_str(line).map_err(|e| {
+            let text = e.to_string();
+            // The line is always its first.
+            let what = text.rsplit_once(" at line ").map_or(&*text, |t| t.0);
+            bad(&format!("column {}: {}", e.column(), printable(what)))
+        })?;
+        let Some(text) = asked.prompt.clone() else {
+            return Err(bad("no text under `prompt`"));
         };
+        if asked.max_tokens == Some(0) {
+            return Err(bad("`max_tokens` is no number of tokens"));
+        }
         all.push(Prompt {
-            text: text.to_owned(),
-            max_tokens,
+            text,
+            place,
+            asked: asked.or(&flags),
         });
     }
     if all.is_empty() {
