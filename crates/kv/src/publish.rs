@@ -37,6 +37,23 @@ impl KvCache {
         }
     }
 
+    /// Takes the blocks of a table out of the prefix index: what they hold is not to be used again. Whoever shares them
+    /// keeps them.
+    pub fn unpublish(&mut self, t: &Table) {
+        let entries = t.groups.iter().flat_map(|g| &g.blocks);
+        let pages: Vec<u32> = entries
+            .filter_map(|e| match *e {
+                Entry::Device { page, .. } => Some(page),
+                _ => None,
+            })
+            .collect();
+        for page in pages {
+            if self.pool.page(page).published {
+                self.forget(page);
+            }
+        }
+    }
+
     /// A table has come back from swap space whole: its full blocks are published again, by the same rules as
     /// when they were computed. Not for a table whose transfer has failed, nor before the step is carried out.
     ///

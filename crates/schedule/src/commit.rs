@@ -447,9 +447,15 @@ impl Scheduler {
         }
     }
 
-    /// All sequences of a request end with what they have.
+    /// All sequences of a request end with what they have; nobody else begins with blocks that may be damaged.
     fn finish_failed(&mut self, gi: u32, now: Nanos) {
-        let group = self.group_mut(gi);
+        let Self { groups, kv, .. } = self;
+        let Some(group) = groups[gi as usize].as_mut() else {
+            return;
+        };
+        for t in group.tables() {
+            kv.unpublish(t);
+        }
         let prompt = group.request.prompt_len() as usize;
         for d in &mut group.done {
             d.end = End::Error;

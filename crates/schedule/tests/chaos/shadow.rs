@@ -83,6 +83,7 @@ pub(crate) struct Shadow {
     pub(crate) seeds: BTreeMap<RequestId, u64>,
     pub(crate) fail_steps: u64,
     pub(crate) fail_transfers: u64,
+    pub(crate) fail_rows: u64,
     pub(crate) random: u64,
     output: Option<StepOutput>,
 }
@@ -104,6 +105,7 @@ impl Shadow {
             seeds: BTreeMap::new(),
             fail_steps: 0,
             fail_transfers: 0,
+            fail_rows: 0,
             random: 1,
             output: None,
         }
@@ -288,7 +290,14 @@ impl Executor for Shadow {
         let rows = step
             .rows
             .iter()
-            .map(|r| self.row(step, r, failed.contains(&r.request.0)))
+            .map(|r| {
+                let out = self.row(step, r, failed.contains(&r.request.0));
+                let rate = self.fail_rows;
+                if self.chance(rate) {
+                    return RowOutput::Failed;
+                }
+                out
+            })
             .collect();
         self.output = Some(StepOutput {
             rows,
