@@ -163,7 +163,7 @@ fn a_run_under_pressure_says_the_same_and_its_log_replays() {
         .sum();
     assert!(preempted > 0, "{tight:?}");
     for (a, b) in roomy.iter().zip(&tight) {
-        assert_eq!(a["texts"], b["texts"]);
+        assert_eq!(a["choices"], b["choices"]);
         assert_eq!(a["output_tokens"], json!(60));
     }
     let replay = plimsoll(&["simulate", "--replay", &log]);
@@ -258,6 +258,271 @@ fn the_first_of_several_answers_is_the_only_one_of_one() {
     );
 }
 
+/// The lines that `--prompts` gives for these, in their order.
+fn answers(dir: &Dir, model: &str, lines: &[Value], more: &[&str]) -> Vec<Value> {
+    let text: Vec<String> = lines.iter().map(Value::to_string).collect();
+    let file = dir.write("lines.jsonl", text.join("\n"));
+    let out = generate(&[&[model, "--prompts", &file], more].concat());
+    let mut all: Vec<Value> = out
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    all.sort_by_key(|v| v["index"].as_u64());
+    assert_eq!(all.len(), lines.len());
+    all
+}
+
+#[test]
+fn log_probabilities_and_ends_are_told() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let prompt = words(3, 9);
+    let args = [
+        &model[..],
+        "-p",
+        &prompt,
+        "-n",
+        "12",
+        "--temperature",
+        "0",
+        "--ignore-eos",
+    ];
+    let told = ["--json", "--logprobs", "3", "--prompt-logprobs", "2"];
+    let one: Value = serde_json::from_str(&generate(&[&args[..], &told].concat())).unwrap();
+    let text = generate(&args);
+    let choice = &one["choices"][0];
+    assert_eq!(
+        format!("{prompt}{}\n", choice["text"].as_str().unwrap()),
+        text
+    );
+    assert_eq!(choice["finish_reason"], "length");
+    assert!(one.get("seed").is_none(), "nothing was drawn");
+    let tokens = choice["logprobs"].as_array().unwrap();
+    assert_eq!((tokens.len(), choice["tokens"].as_u64()), (12, Some(12)));
+    let mut sum = 0.0;
+    for t in tokens {
+        let top = t["top"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        // The likeliest was taken.
+        assert_eq!(
+            (&top[0]["id"], &top[0]["logprob"], &top[0]["token"]),
+            (&t["id"], &t["logprob"], &t["token"])
+        );
+        assert!(top[1]["logprob"].as_f64() <= top[0]["logprob"].as_f64());
+        sum += t["logprob"].as_f64().unwrap();
+    }
+    assert!((sum - choice["cumulative_logprob"].as_f64().unwrap()).abs() < 1e-9);
+    let told = one["prompt_logprobs"].as_array().unwrap();
+    let spelled: Vec<&str> = told.iter().map(|t| t["token"].as_str().unwrap()).collect();
+    assert_eq!(spelled.join(" "), prompt);
+    assert!(told[0]["logprob"].is_null());
+    for t in &told[1..] {
+        assert!(t["logprob"].as_f64().unwrap() < 0.0);
+        assert_eq!(t["top"].as_array().unwrap().len(), 2);
+    }
+    // A token that comes ends it, unless it must not yet.
+    let id = tokens[4]["id"].to_string();
+    let first = tokens.iter().position(|t| t["id"] == tokens[4]["id"]);
+    let stop = |more: &[&str]| -> Value {
+        let stop = ["--json", "--stop-token-id", &id];
+        let out = generate(&[&args[..], &stop, more].concat());
+        serde_json::from_str(&out).unwrap()
+    };
+    let stopped = stop(&[]);
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    assert_eq!(
+        stopped["output_tokens"].as_u64().unwrap(),
+        first.unwrap() as u64 + 1
+    );
+    let later = stop(&["--min-tokens", "12"]);
+    assert_eq!(later["choices"][0]["finish_reason"], "length");
+    // One that is forbidden does not come.
+    let bias = format!("{id}:-100");
+    let without = ["--json", "--logprobs", "0", "--logit-bias", &bias];
+    let without = generate(&[&args[..], &without].concat());
+    let without: Value = serde_json::from_str(&without).unwrap();
+    let tokens = without["choices"][0]["logprobs"].as_array().unwrap();
+    assert!(tokens.iter().all(|t| t["id"].to_string() != id));
+}
+
+#[test]
+fn each_prompt_is_asked_in_its_own_way() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let prompt = words(4, 10);
+    let ask = |more: Value| {
+        let mut line = json!({ "prompt": prompt, "max_tokens": 10, "ignore_eos": true });
+        let more = more.as_object().unwrap().clone();
+        line.as_object_mut().unwrap().extend(more);
+        line
+    };
+    let lines = [
+        ask(json!({ "temperature": 0, "logprobs": 1 })),
+        ask(json!({ "seed": 5, "n": 2, "best_of": 4 })),
+        ask(json!({ "seed": 5, "n": 4 })),
+        ask(json!({ "beam_width": 3, "length_penalty": 0.5, "max_tokens": 6 })),
+        ask(
+            json!({ "temperature": 0, "presence_penalty": 2, "frequency_penalty": 2.0, "logit_bias": {"7": 5.5} }),
+        ),
+        ask(
+            json!({ "top_k": 1, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.0, "min_tokens": 2, "stop": "w1 ", "stop_token_ids": [] }),
+        ),
+    ];
+    let all = answers(&dir, &model, &lines, &["--samples", "1"]);
+    let texts = |v: &Value| -> Vec<String> {
+        let choices = v["choices"].as_array().unwrap().iter();
+        choices
+            .map(|c| c["text"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    assert_eq!(texts(&all[0]).len(), 1);
+    // Two of those that are drawn with the same seed, the likeliest first.
+    let mut drawn: Vec<(f64, String)> = all[2]["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(texts(&all[2]))
+        .map(|(c, t)| (c["cumulative_logprob"].as_f64().unwrap(), t))
+        .collect();
+    drawn.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let best: Vec<String> = drawn.into_iter().take(2).map(|d| d.1).collect();
+    assert_eq!(texts(&all[1]), best);
+    assert_eq!(texts(&all[3]).len(), 3);
+    let sums: Vec<f64> = all[3]["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["cumulative_logprob"].as_f64().unwrap())
+        .collect();
+    assert!(sums.is_sorted_by(|a, b| a >= b), "{sums:?}");
+    assert_ne!(texts(&all[4]), texts(&all[0]), "penalties and a bias");
+    // Alone, by flags, each is the same.
+    let alone = generate(&[
+        &model,
+        "-p",
+        &prompt,
+        "-n",
+        "6",
+        "--ignore-eos",
+        "--beam-width",
+        "3",
+        "--length-penalty",
+        "0.5",
+        "--json",
+    ]);
+    let alone: Value = serde_json::from_str(&alone).unwrap();
+    assert_eq!(alone["choices"], all[3]["choices"]);
+}
+
+#[test]
+fn a_seed_that_is_drawn_is_told_and_draws_again() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let lines = vec![json!({ "prompt": words(6, 8), "max_tokens": 12, "ignore_eos": true }); 2];
+    let first = answers(&dir, &model, &lines, &[]);
+    assert_ne!(first[0]["choices"], first[1]["choices"]);
+    assert_ne!(
+        first[0]["choices"],
+        answers(&dir, &model, &lines, &[])[0]["choices"]
+    );
+    let seeds: Vec<u64> = first.iter().map(|v| v["seed"].as_u64().unwrap()).collect();
+    let again: Vec<Value> = lines
+        .iter()
+        .zip(&seeds)
+        .map(|(l, seed)| {
+            let mut l = l.clone();
+            l["seed"] = json!(seed);
+            l
+        })
+        .collect();
+    assert_eq!(answers(&dir, &model, &again, &[]), first);
+    let file = dir.path("lines.jsonl");
+    let out = plimsoll(&["generate", &model, "--prompts", &file, "--seed", "9"]);
+    assert!(!String::from_utf8_lossy(&out.stderr).contains("seed"));
+    let out = plimsoll(&["generate", &model, "-p", "w5", "-n", "2"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("seed "));
+}
+
+/// The embedding of one token is no number: prompts that have it end, and nobody else does.
+#[test]
+fn damaged_weights_end_whom_they_concern_and_are_named() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let file = dir.path("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let n = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header: Value = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+    let tensor = &header["model.embed_tokens.weight"];
+    let width = 2 * usize::try_from(tensor["shape"][1].as_u64().unwrap()).unwrap();
+    let from = 8 + n + usize::try_from(tensor["data_offsets"][0].as_u64().unwrap()).unwrap();
+    bytes[from + 77 * width..][..width].fill(0xff);
+    std::fs::write(&file, bytes).unwrap();
+    let checked = ["generate", &model, "-p", "w5", "-n", "1", "--check-weights"];
+    let out = plimsoll(&checked);
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(65), "{err}");
+    let nan = format!("`model.embed_tokens.weight` has {} NaN", width / 2);
+    assert!(err.contains(&nan) && out.stdout.is_empty(), "{err}");
+
+    let line = |text: &str| json!({ "prompt": text, "max_tokens": 8, "seed": 1 }).to_string();
+    let prompts = dir.write(
+        "prompts.jsonl",
+        [line("w5 w6"), line("w5 w77"), line("w8 w9 w10")].join("\n"),
+    );
+    let log = dir.path("run.log");
+    // One that forbids the token, so that it is not drawn.
+    let args = ["--logit-bias", "77:-100", "--ignore-eos", "--log", &log];
+    let out = plimsoll(&[&["generate", &model, "--prompts", &prompts], &args[..]].concat());
+    let err = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(65), "{err}");
+    assert!(
+        err.contains("1 of 3 prompts") && err.contains("not a number"),
+        "{err}"
+    );
+    let out = String::from_utf8(out.stdout).unwrap();
+    let mut all: Vec<Value> = out
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    all.sort_by_key(|v| v["index"].as_u64());
+    for (i, v) in all.iter().enumerate() {
+        let (reason, tokens) = if i == 1 { ("error", 0) } else { ("length", 8) };
+        assert_eq!(v["choices"][0]["finish_reason"], reason);
+        assert_eq!(v["output_tokens"], json!(tokens));
+        assert_eq!(v.get("error").is_some(), i == 1);
+    }
+    let replay = plimsoll(&["simulate", "--replay", &log]);
+    assert!(replay.status.success(), "{replay:?}");
+}
+
+#[test]
+fn a_run_of_beams_and_told_prompts_replays() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let line = |i: usize| {
+        let mut l = json!({ "prompt": words(1, 20 + i), "max_tokens": 30, "ignore_eos": true });
+        match i % 3 {
+            0 => l["beam_width"] = json!(4),
+            1 => l["prompt_logprobs"] = json!(1),
+            _ => l["n"] = json!(4),
+        }
+        l
+    };
+    let lines: Vec<Value> = (0..9).map(line).collect();
+    let log = dir.path("run.log");
+    let roomy = answers(&dir, &model, &lines, &["--seed", "3"]);
+    let tight = ["--seed", "3", "--kv-memory", "160KiB", "--log", &log];
+    let tight = answers(&dir, &model, &lines, &tight);
+    let gave_way = tight.iter().filter(|v| v["preemptions"] != json!(0));
+    assert!(gave_way.count() > 0);
+    for (a, b) in roomy.iter().zip(&tight) {
+        assert_eq!(a["choices"], b["choices"]);
+        assert_eq!(a.get("prompt_logprobs"), b.get("prompt_logprobs"));
+    }
+    let replay = plimsoll(&["simulate", "--replay", &log]);
+    assert!(replay.status.success(), "{replay:?}");
+}
+
 #[test]
 fn weights_that_are_rounded_are_told() {
     let dir = Dir::new();
@@ -317,6 +582,26 @@ fn what_cannot_be_run_is_one_clear_error() {
     fails(&[&model, "--prompts", &empty], 65, "no prompt");
     let bad = dir.write("bad.jsonl", "{\"prompt\": \"w5\"}\n{\"text\": 1}\n");
     fails(&[&model, "--prompts", &bad], 65, "line 2");
+    let odd = dir.write(
+        "odd.jsonl",
+        "{\"prompt\": \"w5\"}\n\n{\"prompt\": \"w5\", \"temprature\": 1}\n",
+    );
+    fails(&[&model, "--prompts", &odd], 65, "line 3");
+    fails(&[&model, "--prompts", &odd], 65, "`temprature`");
+    let range = "{\"prompt\": \"w5\"}\n{\"prompt\": \"w5\", \"top_p\": 7}";
+    let range = dir.write("range.jsonl", range);
+    fails(&[&model, "--prompts", &range], 2, "line 2: top_p is 7");
+    let one = |more: &[&str], says: &str| {
+        fails(&[&[&model[..], "-p", "w5"], more].concat(), 2, says);
+    };
+    one(&["--logprobs", "2"], "--json");
+    one(&["--logprobs", "21"], "21");
+    one(&["--samples", "3", "--best-of", "2"], "best_of");
+    one(&["--beam-width", "2", "--temperature", "1"], "temperature");
+    one(&["--length-penalty", "2"], "beam_width");
+    one(&["--logit-bias", "w5"], "50256:-100");
+    one(&["--logit-bias", "900:1"], "logit_bias names token 900");
+    one(&["--min-tokens", "200"], "min_tokens");
     fails(
         &[&model, "-p", "w5", "--temperature", "9"],
         2,

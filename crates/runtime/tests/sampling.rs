@@ -435,7 +435,10 @@ fn a_request_whose_logits_are_no_numbers_ends_alone() {
             sampling: with_logprobs(1),
         };
         let asks = [ask(0), ask(7), ask(13)];
-        let server = Server::default();
+        let server = Server {
+            prefix_cache: true,
+            ..Server::default()
+        };
         let (want, _) = serve(&model, &server, &asks);
         let mut engine = start(&model, &server, &asks);
         for _ in 0..3 {
@@ -468,5 +471,10 @@ fn a_request_whose_logits_are_no_numbers_ends_alone() {
             }
         }
         assert_eq!(done.ended.len(), 3);
+        // Nobody begins with its damaged block.
+        submit(&model, &mut engine, 3, &asks[1]);
+        let (done, _) = finish(&mut engine);
+        assert_eq!(done.ended[&3].cached_tokens, 0);
+        assert_eq!(done.ended[&3].completions, want.ended[&1].completions);
     }
 }

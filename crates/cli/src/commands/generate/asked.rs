@@ -113,6 +113,11 @@ impl Asked {
         }
     }
 
+    /// Whether it is a beam search.
+    pub(super) fn searches(&self) -> bool {
+        self.beam_width.is_some()
+    }
+
     /// Sequences that run at once.
     pub(super) fn width(&self) -> u32 {
         self.fan().width()
@@ -134,8 +139,9 @@ impl Asked {
         }
     }
 
-    /// What goes with one another: a search ranks by the model's own distribution, and draws nothing.
-    fn check(&self) -> Result<(), String> {
+    /// Whether what is asked here goes with a search, or without one: it ranks by the model's own distribution and
+    /// draws nothing.
+    pub(super) fn check(&self, searches: bool) -> Result<(), String> {
         let of_draws = [
             ("n", self.n.is_some()),
             ("best_of", self.best_of.is_some()),
@@ -147,26 +153,26 @@ impl Asked {
             ("presence_penalty", self.presence_penalty.is_some()),
             ("frequency_penalty", self.frequency_penalty.is_some()),
             ("logit_bias", self.logit_bias.is_some()),
-            ("seed", self.seed.is_some()),
-            ("logprobs", self.logprobs.is_some()),
         ];
-        if self.beam_width.is_none() {
-            return match self.length_penalty {
-                Some(_) => Err("length_penalty is for a search: give beam_width too".to_owned()),
-                None => Ok(()),
-            };
-        }
-        match of_draws.into_iter().find(|o| o.1) {
-            Some((name, _)) => Err(format!(
+        let named = of_draws.into_iter().find(|o| o.1).filter(|_| searches);
+        match (named, self.length_penalty) {
+            (Some((name, _)), _) => Err(format!(
                 "{name} and beam_width exclude each other: a search draws nothing"
             )),
-            None => Ok(()),
+            (None, Some(_)) if !searches => {
+                Err("length_penalty is for a search: give beam_width too".to_owned())
+            }
+            (None, _) => Ok(()),
         }
     }
 
     /// All of it, checked against the model; `drawn` is the seed where none is given.
     pub(super) fn ask(&self, server: &Started, max_tokens: u32, drawn: u64) -> Result<Ask, String> {
-        self.check()?;
+        if self.beam_width.is_some() && self.logprobs.is_some() {
+            return Err(
+                "a search tells no log probabilities of tokens: leave logprobs out".to_owned(),
+            );
+        }
         let own = &server.generation;
         #[allow(
             clippy::cast_possible_truncation,

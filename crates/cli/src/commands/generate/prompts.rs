@@ -20,7 +20,12 @@ pub(super) struct Prompt {
 /// meant otherwise.
 pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
     let flags = Asked::flags(args);
+    let together = |asked: &Asked, searches, place: &str| {
+        let what = asked.check(searches);
+        what.map_err(|e| Failure::new(Exit::Usage, "E-GEN-003", format!("{place}: {e}")))
+    };
     let Some(path) = &args.prompts else {
+        together(&flags, flags.searches(), "the prompt")?;
         return Ok(vec![Prompt {
             text: args.prompt.clone().unwrap_or_default(),
             place: "the prompt".to_owned(),
@@ -68,11 +73,11 @@ pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
         if asked.max_tokens == Some(0) {
             return Err(bad("`max_tokens` is no number of tokens"));
         }
-        all.push(Prompt {
-            text,
-            place,
-            asked: asked.or(&flags),
-        });
+        // What flags ask of draws is not for a line that searches.
+        let own = asked.clone();
+        let asked = asked.or(&flags);
+        together(&own, asked.searches(), &place)?;
+        all.push(Prompt { text, place, asked });
     }
     if all.is_empty() {
         return Err(
