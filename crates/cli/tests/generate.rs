@@ -287,9 +287,23 @@ fn log_probabilities_and_ends_are_told() {
         "0",
         "--ignore-eos",
     ];
-    let told = ["--json", "--logprobs", "3", "--prompt-logprobs", "2"];
+    let map = dir.path("map.json");
+    let told = [
+        "--json",
+        "--logprobs",
+        "3",
+        "--prompt-logprobs",
+        "2",
+        "--memory-map",
+        &map,
+    ];
     let one: Value = serde_json::from_str(&generate(&[&args[..], &told].concat())).unwrap();
     let text = generate(&args);
+    // R x longest sequence x (1 + 3) x 8 bytes.
+    let map: Value = serde_json::from_slice(&std::fs::read(&map).unwrap()).unwrap();
+    let terms = map["terms"].as_array().unwrap();
+    let term = terms.iter().find(|t| t["name"] == "log probabilities");
+    assert_eq!(term.unwrap()["bytes"], json!(256 * 4 * 8));
     let choice = &one["choices"][0];
     assert_eq!(
         format!("{prompt}{}\n", choice["text"].as_str().unwrap()),
@@ -321,8 +335,9 @@ fn log_probabilities_and_ends_are_told() {
         assert_eq!(t["top"].as_array().unwrap().len(), 2);
     }
     // A token that comes ends it, unless it must not yet.
-    let id = tokens[4]["id"].to_string();
-    let first = tokens.iter().position(|t| t["id"] == tokens[4]["id"]);
+    let end = &tokens[4]["id"];
+    let id = end.to_string();
+    let first = tokens.iter().position(|t| &t["id"] == end);
     let stop = |more: &[&str]| -> Value {
         let stop = ["--json", "--stop-token-id", &id];
         let out = generate(&[&args[..], &stop, more].concat());
@@ -342,7 +357,7 @@ fn log_probabilities_and_ends_are_told() {
     let without = generate(&[&args[..], &without].concat());
     let without: Value = serde_json::from_str(&without).unwrap();
     let tokens = without["choices"][0]["logprobs"].as_array().unwrap();
-    assert!(tokens.iter().all(|t| t["id"].to_string() != id));
+    assert!(tokens.iter().all(|t| &t["id"] != end));
 }
 
 #[test]

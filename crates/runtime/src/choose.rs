@@ -1,8 +1,9 @@
 //! [`Chooser`]: who turns logits into tokens; and [`Choices`], which does so as each request asks.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use plimsoll_kernels::Pool;
 use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
 use plimsoll_units::{Bytes, SeqId};
 
@@ -12,8 +13,27 @@ use crate::sample::{
 };
 use crate::text::{Detokenizer, Stops, TextError, Tokenizer};
 
+/// A row whose logits are there.
+#[derive(Debug)]
+pub struct Asking<'a> {
+    /// Which.
+    pub row: &'a Row,
+    /// Position of the token that comes.
+    pub position: u32,
+    /// Its logits.
+    pub logits: &'a mut [f32],
+    /// Where what it yields is put.
+    pub out: &'a mut RowOutput,
+}
+
 /// Who turns logits into tokens.
 pub trait Chooser {
+    /// What rows yield; `pool` is free meanwhile.
+    fn rows(&mut self, _pool: &mut Pool, rows: &mut [Asking<'_>]) {
+        for a in rows {
+            *a.out = self.row(a.row, a.position, a.logits);
+        }
+    }
     /// What a row yields; `logits` may be changed.
     fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput;
     /// What happens to a sequence, in order, before the step's rows.
@@ -76,10 +96,28 @@ pub enum ChoiceError {
     Text(#[from] TextError),
 }
 
+/// What a row yields.
+#[derive(Debug)]
+struct Chosen {
+    output: RowOutput,
+    /// Of each draw, where log probabilities are told.
+    told: Vec<Told>,
+}
+
+/// The log probability of a token that was drawn, and those of the likeliest.
+#[derive(Debug)]
+struct Told {
+    /// The sequence's place in its request.
+    index: u32,
+    token: (u32, f32),
+    top: Vec<(u32, f32)>,
+}
+
 /// The next tokens of all requests, by each one's parameters.
 #[derive(Debug)]
 pub struct Choices {
-    sampler: Sampler,
+    /// One for each thread that chooses.
+    samplers: Vec<Mutex<Sampler>>,
     histories: Histories,
     asked: BTreeMap<RequestId, Asked>,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -90,11 +128,13 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// For a vocabulary of so many tokens; stop strings are looked for in the text that `tokenizer` makes.
+    /// For a vocabulary of so many tokens, on up to so many threads; stop strings are looked for in the text that
+    /// `tokenizer` makes.
     #[must_use]
-    pub fn new(vocab: u32, tokenizer: Option<Arc<Tokenizer>>) -> Self {
+    pub fn new(vocab: u32, threads: usize, tokenizer: Option<Arc<Tokenizer>>) -> Self {
+        let samplers = (0..threads.max(1)).map(|_| Mutex::new(Sampler::new(vocab)));
         Self {
-            sampler: Sampler::new(vocab),
+            samplers: samplers.collect(),
             histories: Histories::default(),
             asked: BTreeMap::new(),
             tokenizer,
@@ -149,51 +189,43 @@ impl Choices {
         std::mem::take(&mut self.failed)
     }
 
-    fn draws(
-        &mut self,
+    /// What a row yields, and what is told of it beside; the same on any thread and by any sampler.
+    fn choose(
+        &self,
+        sampler: &mut Sampler,
         row: &Row,
         position: u32,
         logits: &[f32],
-    ) -> Result<RowOutput, ChoiceError> {
-        let Self {
-            sampler,
-            histories,
-            asked,
-            tokenizer,
-            texts,
-            top,
-            vocab,
-            ..
-        } = self;
-        let (Some(asked), Some(history)) = (asked.get_mut(&row.request), histories.get(row.seq))
+    ) -> Result<Chosen, ChoiceError> {
+        let (Some(asked), Some(history)) =
+            (self.asked.get(&row.request), self.histories.get(row.seq))
         else {
             return Err(SampleError::Nothing.into());
         };
-        let Asked {
-            params, logprobs, ..
-        } = asked;
-        let alternatives = params.asked().logprobs.map(|k| k.min(*vocab) as usize);
-        let ends = |token: u32| match (texts.get(&row.seq), &*tokenizer) {
+        let params = &asked.params;
+        let ends = |token: u32| match (self.texts.get(&row.seq), &self.tokenizer) {
             (Some(text), Some(t)) => text.clone().push(t, token),
             _ => Ok(false),
         };
+        let mut told = Vec::new();
         let mut draw = |i: u32| -> Result<Draw, ChoiceError> {
             let place = Place {
                 index: row.index + i,
                 position,
             };
-            let mut draw = sampler.draw(logits, params, history, place, top)?;
+            let mut top = Vec::new();
+            let mut draw = sampler.draw(logits, params, history, place, &mut top)?;
             draw.ends |= ends(draw.token)?;
-            if let Some(alternatives) = alternatives {
-                let most = params.max_tokens() as usize;
-                let new = || TokenLogprobs::new(most, alternatives);
-                let told = logprobs.sequences.entry(place.index).or_insert_with(new);
-                let generated = history.generated() as usize;
-                told.put(generated, (draw.token, draw.logprob), top);
+            if params.asked().logprobs.is_some() {
+                told.push(Told {
+                    index: place.index,
+                    token: (draw.token, draw.logprob),
+                    top,
+                });
             }
             Ok(draw)
         };
-        Ok(match row.output {
+        let output = match row.output {
             Output::None => RowOutput::None,
             Output::Sample { draws: 1 } => RowOutput::One(draw(0)?),
             Output::Sample { draws } => {
@@ -207,19 +239,71 @@ impl Choices {
                 }
                 RowOutput::Many(out)
             }
-        })
+        };
+        Ok(Chosen { output, told })
+    }
+
+    /// Keeps what is told of a row, or why nothing can be chosen; what the row yields.
+    fn keep(&mut self, row: &Row, chosen: Result<Chosen, ChoiceError>) -> RowOutput {
+        if self.failed.iter().any(|f| f.0 == row.request) {
+            return RowOutput::Failed;
+        }
+        let chosen = match chosen {
+            Ok(chosen) => chosen,
+            Err(e) => {
+                self.failed.push((row.request, e));
+                return RowOutput::Failed;
+            }
+        };
+        let generated = self.histories.get(row.seq).map_or(0, History::generated);
+        if let Some(asked) = self.asked.get_mut(&row.request) {
+            let alternatives = asked.params.asked().logprobs.unwrap_or(0).min(self.vocab);
+            let most = asked.params.max_tokens() as usize;
+            for Told { index, token, top } in &chosen.told {
+                let new = || TokenLogprobs::new(most, alternatives as usize);
+                let told = asked.logprobs.sequences.entry(*index).or_insert_with(new);
+                told.put(generated as usize, *token, top);
+            }
+        }
+        chosen.output
     }
 }
 
 impl Chooser for Choices {
     fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput {
-        if self.failed.iter().any(|f| f.0 == row.request) {
-            return RowOutput::Failed;
+        let mut samplers = std::mem::take(&mut self.samplers);
+        let chosen = match samplers.first_mut().map(Mutex::get_mut) {
+            Some(Ok(sampler)) => self.choose(sampler, row, position, logits),
+            _ => Err(SampleError::Nothing.into()),
+        };
+        self.samplers = samplers;
+        self.keep(row, chosen)
+    }
+
+    fn rows(&mut self, pool: &mut Pool, rows: &mut [Asking<'_>]) {
+        let samplers = std::mem::take(&mut self.samplers);
+        // Every n-th row by one sampler, whichever thread has it: so all are used, and each row by the same one.
+        let n = samplers.len().min(rows.len());
+        let chosen: Vec<Mutex<Vec<_>>> = (0..n).map(|_| Mutex::default()).collect();
+        let (this, asking) = (&*self, &*rows);
+        pool.run(n, |i| {
+            let (Ok(mut sampler), Ok(mut chosen)) = (samplers[i].lock(), chosen[i].lock()) else {
+                return;
+            };
+            for a in asking.iter().skip(i).step_by(n) {
+                chosen.push(this.choose(&mut sampler, a.row, a.position, a.logits));
+            }
+        });
+        self.samplers = samplers;
+        let mut chosen: Vec<_> = chosen
+            .into_iter()
+            .map(|c| c.into_inner().unwrap_or_default().into_iter())
+            .collect();
+        for (i, a) in rows.iter_mut().enumerate() {
+            let next = chosen.get_mut(i % n.max(1)).and_then(Iterator::next);
+            let next = next.unwrap_or_else(|| Err(SampleError::Nothing.into()));
+            *a.out = self.keep(a.row, next);
         }
-        self.draws(row, position, logits).unwrap_or_else(|e| {
-            self.failed.push((row.request, e));
-            RowOutput::Failed
-        })
     }
 
     fn wants_all(&self, row: &Row) -> bool {
@@ -243,7 +327,11 @@ impl Chooser for Choices {
         let Some(&next) = asked.told.get(at + 1) else {
             return true;
         };
-        match self.sampler.logprob(logits, next, k, &mut self.top) {
+        let sampler = self.samplers.first_mut().map(Mutex::get_mut);
+        let Some(Ok(sampler)) = sampler else {
+            return false;
+        };
+        match sampler.logprob(logits, next, k, &mut self.top) {
             Ok(logprob) => {
                 if asked.logprobs.prompt.is_empty() {
                     let alternatives = k.min(self.vocab) as usize;
@@ -287,7 +375,12 @@ impl Chooser for Choices {
     }
 
     fn buffers(&self) -> (Bytes, Bytes) {
-        self.sampler.buffers()
+        let samplers = self.samplers.iter().filter_map(|s| s.lock().ok());
+        samplers.fold((Bytes::ZERO, Bytes::ZERO), |sum, s| {
+            let (all, used) = s.buffers();
+            let add = |a: Bytes, b: Bytes| a.add(b).unwrap_or(a);
+            (add(sum.0, all), add(sum.1, used))
+        })
     }
 
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {

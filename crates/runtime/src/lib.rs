@@ -18,6 +18,6 @@ pub mod text;
 pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
-pub use choose::{ChoiceError, Choices, Chooser};
+pub use choose::{Asking, ChoiceError, Choices, Chooser};
 pub use cpu::{CpuExecutor, Memory, Peaks, StartError, Usage, check};
 pub use engine::Engine;

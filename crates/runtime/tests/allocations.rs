@@ -151,7 +151,7 @@ impl Served {
         let mut kv = KvConfig::new(layout, u32::try_from(pages).unwrap() - 1);
         kv.prefix_cache = true;
         let scheduler = Scheduler::new(config, KvCache::new(kv), support::cost());
-        let choices = Choices::new(vocab, None);
+        let choices = Choices::new(vocab, 2, None);
         let executor = CpuExecutor::new(program, memory, 2, Level::detect(), choices).unwrap();
         Self {
             engine: Engine::new(scheduler, executor, NoLog),

@@ -28,7 +28,7 @@ type Served = Engine<CpuExecutor<Choices>, NoLog>;
 
 fn start(model: &Model, server: &Server, asks: &[Ask]) -> Served {
     let vocab = model.limits().vocab;
-    let mut engine = model.engine_with(server, Choices::new(vocab, None));
+    let mut engine = model.engine_with(server, Choices::new(vocab, server.threads, None));
     for (i, ask) in asks.iter().enumerate() {
         submit(model, &mut engine, i as u64, ask);
     }
@@ -277,6 +277,7 @@ fn log_probabilities_are_those_of_the_raw_logits_whoever_gives_way() {
         let (roomy, _) = serve(&model, &Server::default(), &asks);
         let tight = model.tight(Server {
             block: 4,
+            threads: 2,
             sequences: 12,
             preempt: Preempt::Recompute,
             ..Server::default()
@@ -379,6 +380,7 @@ fn prompts_have_the_log_probabilities_of_transformers_in_few_rows_of_logits() {
                 tokens,
                 outputs,
                 sequences,
+                threads: 2,
                 prefix_cache: true,
                 ..plain.clone()
             };

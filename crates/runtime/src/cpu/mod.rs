@@ -18,7 +18,7 @@ use plimsoll_units::{Bytes, DType, Nanos, SeqId, SizeOverflow};
 
 use self::tables::Tables;
 use crate::arena::{Arena, ArenaError, Part};
-use crate::choose::Chooser;
+use crate::choose::{Asking, Chooser};
 
 /// What an executor holds: an arena for each region of its map that has one.
 #[derive(Debug)]
@@ -319,6 +319,7 @@ impl<S: Chooser> CpuExecutor<S> {
         let logits = self.activations.view_mut::<f32>(part).unwrap_or_default();
         let mut rows = step.rows.iter().zip(out);
         let mut next = rows.next();
+        let mut asking = Vec::with_capacity(wanted.len());
         for (&token, logits) in wanted.iter().zip(logits.chunks_mut(vocab)) {
             while next
                 .as_ref()
@@ -326,16 +327,23 @@ impl<S: Chooser> CpuExecutor<S> {
             {
                 next = rows.next();
             }
-            let Some((row, out)) = &mut next else { return };
+            let Some((row, out)) = &mut next else { break };
             let position = row.start + (token - row.tokens.start);
             if self.chooser.wants_all(row) && !self.chooser.position(row, position, logits) {
                 **out = RowOutput::Failed;
             }
             let last = token + 1 == row.tokens.end && row.output != Output::None;
             if last && **out != RowOutput::Failed {
-                **out = self.chooser.row(row, position + 1, logits);
+                asking.extend(next.take().map(|(row, out)| Asking {
+                    row,
+                    position: position + 1,
+                    logits,
+                    out,
+                }));
+                next = rows.next();
             }
         }
+        self.chooser.rows(&mut self.pool, &mut asking);
     }
 
     /// Computes a step's rows, and what comes out of each.

@@ -165,7 +165,8 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         }
     };
     let scheduler = Scheduler::new(config, KvCache::new(kv), cost.clone());
-    let choices = Choices::new(vocab, Some(Arc::clone(&tokenizer)));
+    let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
+    let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
     let level = level(args)?;
     let executor =
         CpuExecutor::new(program, memory, threads, level, choices).map_err(|e| too_large(&e))?;

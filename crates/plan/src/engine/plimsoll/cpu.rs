@@ -56,10 +56,17 @@ pub(super) fn terms(
     let length = context.max_model_len;
     let vocab = context.spec.vocab;
     let page = geometry.page;
+    let threads = context.settings.threads.unwrap_or(1);
+    let samplers = threads.min(r).max(1);
     let mut terms = vec![
-        Term::exact(Region::Workspace, "sampling", Bytes::product([vocab, 12])?)
-            .formula("vocabulary x (4 logits of one row, as changed + 8 sorting keys)")
-            .input("vocabulary", vocab),
+        Term::exact(
+            Region::Workspace,
+            "sampling",
+            Bytes::product([samplers, vocab, 12])?,
+        )
+        .formula("min(threads, R) x vocabulary x (4 logits of a row, as changed + 8 sorting keys)")
+        .input("min(threads, R)", samplers)
+        .input("vocabulary", vocab),
     ];
     let swap = page.times(context.settings.swap.whole(page))?;
     if swap > Bytes::ZERO {
@@ -80,7 +87,6 @@ pub(super) fn terms(
             .formula(format!("vocabulary x {TOKENIZER_TOKEN}"))
             .input("vocabulary", vocab),
     );
-    let threads = context.settings.threads.unwrap_or(1);
     terms.push(
         bound("threads", Bytes::product([threads, THREAD_KIB, 1024])?)
             .formula(format!("threads x {THREAD_KIB} KiB"))
