@@ -303,7 +303,7 @@ fn log_probabilities_and_ends_are_told() {
     let map: Value = serde_json::from_slice(&std::fs::read(&map).unwrap()).unwrap();
     let terms = map["terms"].as_array().unwrap();
     let term = terms.iter().find(|t| t["name"] == "log probabilities");
-    assert_eq!(term.unwrap()["bytes"], json!(256 * 4 * 8));
+    assert_eq!(term.unwrap()["bytes"], json!(128 * 4 * 8));
     let choice = &one["choices"][0];
     assert_eq!(
         format!("{prompt}{}\n", choice["text"].as_str().unwrap()),
