@@ -14,8 +14,8 @@ use plimsoll_model::gguf;
 use plimsoll_model::read_at::{ReadAt, ReadError};
 use plimsoll_model::{Assume, ModelSpec, Role, catalogue, from_config};
 use plimsoll_program::{
-    AttentionOp, BufferId, KvRules, Limits, LowerError, NormKind, Op, Program, Rows, Weight,
-    WeightId, WeightLayout, lower,
+    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rows,
+    Weight, WeightId, WeightLayout, lower,
 };
 use plimsoll_units::DType;
 use serde_json::{Value, json};
@@ -175,6 +175,51 @@ impl Dump<'_> {
                 b(out),
                 b(x),
                 if *gated { ", gated" } else { "" },
+            ),
+            Op::Gate {
+                kind,
+                gate,
+                from,
+                x,
+                out,
+            } => format!("{} = {kind:?}({}[{from}..]) x {}", b(out), b(gate), b(x)),
+            Op::Convolve(c) => format!(
+                "{} = {} taps of {} over {}[{}..]{}, group {} at {}",
+                b(&c.out),
+                c.taps,
+                w(&c.weight),
+                b(&c.x),
+                c.from,
+                self.bias(c.bias),
+                c.state.group,
+                c.state.from,
+            ),
+            Op::Steps {
+                x,
+                from,
+                bias,
+                decay,
+                limits: [low, high],
+                out,
+            } => format!(
+                "{} = steps {low} to {high} of {}[{from}..] + {}, kept by {}",
+                b(out),
+                b(x),
+                w(bias),
+                w(decay),
+            ),
+            Op::Scan(s) => format!(
+                "{} = scan of {} by {}, {} x {} x {}, {} groups, + {}, group {} at {}",
+                b(&s.out),
+                b(&s.x),
+                b(&s.steps),
+                s.heads,
+                s.rows,
+                s.cols,
+                s.groups,
+                w(&s.skip),
+                s.state.group,
+                s.state.from,
             ),
             Op::Add { x, out, scale } => format!("{} += {} x {scale}", b(out), b(x)),
             Op::Route {
@@ -341,6 +386,10 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
                 Op::Linear { x, .. } => vec![*x],
                 Op::Rotate { table, x, .. } => vec![*table, *x],
                 Op::Attention(a) => vec![a.q, a.k, a.v],
+                Op::Gate { gate, x, .. } => vec![*gate, *x],
+                Op::Convolve(c) => vec![c.x],
+                Op::Steps { x, .. } => vec![*x],
+                Op::Scan(s) => vec![s.x, s.steps],
                 Op::Add { x, out, .. } => vec![*x, *out],
                 Op::Route { logits, .. } => vec![*logits],
                 Op::Experts { routes, x, .. } => vec![*routes, *x],
@@ -354,8 +403,11 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
             Op::Activate { out, .. } | Op::Add { out, .. } | Op::Gather { out, .. } => *out,
             Op::Route { out, .. } | Op::Experts { out, .. } | Op::AddWeighted { out, .. } => *out,
             Op::AddPosition { x, .. } | Op::Cap { x, .. } | Op::Rotate { x, .. } => *x,
+            Op::Gate { out, .. } | Op::Steps { out, .. } => *out,
             Op::Rotary(t) => t.out,
             Op::Attention(a) => a.out,
+            Op::Convolve(c) => c.out,
+            Op::Scan(s) => s.out,
         };
         for (i, op) in p.ops.iter().enumerate() {
             for id in reads(op) {
@@ -454,7 +506,13 @@ fn every_stored_element_is_used_once() {
                 let last = ranges
                     .iter()
                     .try_fold(0, |at, (from, to, _)| (*from == at).then_some(*to));
-                let want = t.shape[usize::from(turned)] * together;
+                // Small tables of several dimensions are taken element by element.
+                let elements = t.shape.len() > 2;
+                let want = if elements {
+                    t.shape.iter().product()
+                } else {
+                    t.shape[usize::from(turned)] * together
+                };
                 assert_eq!(last, Some(want), "{name}: {stored} {ranges:?}");
             }
         }
@@ -465,16 +523,31 @@ fn every_stored_element_is_used_once() {
 #[test]
 fn layers_have_their_own_places_in_their_groups() {
     for (name, spec, p) in programs() {
+        // Layers, or f32 of states, which lie without gaps.
         let mut seen: Vec<u64> = vec![0; p.geometry.groups.len()];
         for op in &p.ops {
-            if let Op::Attention(a) = op {
-                let group = usize::try_from(a.group).unwrap();
-                assert_eq!(a.index, seen[group], "{name}");
-                seen[group] += 1;
-            }
+            let (group, from, len) = match op {
+                Op::Attention(a) => (a.group, a.index, 1),
+                Op::Convolve(c) => {
+                    let inputs = (c.taps - 1) * p.buffer(c.out).width;
+                    (c.state.group, c.state.from, inputs)
+                }
+                Op::Scan(s) => (s.state.group, s.state.from, s.heads * s.rows * s.cols),
+                _ => continue,
+            };
+            let group = usize::try_from(group).unwrap();
+            assert_eq!(from, seen[group], "{name}");
+            seen[group] += len;
         }
-        let layers: Vec<u64> = p.geometry.groups.iter().map(|g| g.layers).collect();
-        assert_eq!(seen, layers, "{name}");
+        let groups = p.geometry.groups.iter();
+        let layers: Vec<u64> = groups.clone().map(|g| g.layers).collect();
+        let want: Vec<u64> = groups
+            .map(|g| match g.kind {
+                GroupKind::State => g.layers * g.rate.get() / 4,
+                _ => g.layers,
+            })
+            .collect();
+        assert_eq!(seen, want, "{name}");
         assert_eq!(
             layers.iter().sum::<u64>(),
             spec.layers.len() as u64,

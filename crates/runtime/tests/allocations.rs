@@ -107,11 +107,7 @@ fn map(spec: &ModelSpec) -> MemoryMap {
 }
 
 fn planned(spec: &ModelSpec) -> (Program, MemoryMap) {
-    let rules = KvRules {
-        dtype: DType::Bf16,
-        state_dtype: DType::F32,
-        block_size: BLOCK,
-    };
+    let rules = KvRules::plimsoll(DType::Bf16, BLOCK);
     let sizes = Sizes {
         tokens: TOKENS,
         outputs: SEQUENCES.into(),

@@ -138,14 +138,7 @@ impl Case {
             None if stage.over_budget => Bytes::ZERO,
             None => stage.pool,
         };
-        let rules = KvRules {
-            dtype,
-            state_dtype: match dtype {
-                DType::F32 | DType::F16 | DType::Bf16 => dtype,
-                _ => spec.dtype,
-            },
-            block_size: self.block_size,
-        };
+        let rules = KvRules::plimsoll(dtype, self.block_size);
         let geometry =
             PoolGeometry::new(spec, &parallel, &stage.stage, &rules).map_err(PlanError::from)?;
         let layout = Layout::new(&geometry).map_err(|e| {

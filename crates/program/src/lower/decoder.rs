@@ -1,18 +1,19 @@
-//! The decoder that all families are: embedding, layers of attention and feed-forward over one residual stream,
+//! The decoder that all families are: embedding, layers of a mixer and a feed-forward over one residual stream,
 //! final norm and head.
 
 use plimsoll_model::{
-    Activation, Arithmetic, Attention, Ffn, Mixer, ModelSpec, Moe, Norm, Positions, Reach,
-    Residual, Rope, RopeScaling,
+    Activation, Arithmetic, Attention, Ffn, LayerSpec, Mixer, ModelSpec, Moe, Norm, Positions,
+    Reach, Residual, Rope, RopeScaling, StateKind, StateSpace,
 };
-use plimsoll_units::SizeOverflow;
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::build::{Builder, Part};
 use super::names::{ExpertNames, LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
 use super::{LowerError, rope};
-use crate::pool::{KvRules, PoolGeometry, attention_group};
+use crate::pool::{GroupKind, KvRules, PoolGeometry, attention_group, state_bytes};
 use crate::program::{
-    ActivationKind, AttentionOp, BufferId, NormKind, Op, RotaryTable, Rows, WeightId,
+    ActivationKind, AttentionOp, BufferId, ConvolveOp, NormKind, Op, RotaryTable, Rows, ScanOp,
+    StatePlace, WeightId,
 };
 
 /// A table of angles for the layers with this rope.
@@ -67,13 +68,15 @@ pub(super) fn decoder(
         let not_yet = || LowerError::NotYet {
             family: spec.family,
         };
-        let (Mixer::Attention(attention), None) = (layer.mixer, layer.parallel) else {
-            return Err(not_yet());
+        let runs = match layer.mixer {
+            Mixer::Attention(a) => !a.shared,
+            Mixer::State(s) => s.kind == StateKind::Mamba2,
+            Mixer::Latent(_) | Mixer::None => false,
         };
-        if attention.shared || layer.ffn == Ffn::None {
+        if !runs || layer.parallel.is_some() || layer.ffn == Ffn::None {
             return Err(not_yet());
         }
-        d.layer(b, i, &attention, layer.ffn)?;
+        d.layer(b, i, layer)?;
     }
     let last = b.buffer("last", Rows::Outputs, hidden)?;
     b.op(Op::Gather { x, out: last });
@@ -117,6 +120,7 @@ impl<'a> Decoder<'a> {
     /// Learned positions, or the tables of angles that layers share.
     fn positions(&mut self, b: &mut Builder<'_>) -> Result<(), LowerError> {
         let (full, window) = match &self.a.positions {
+            Positions::None => return Ok(()),
             Positions::Learned { offset } => return self.learned(b, *offset),
             Positions::Rotary { full, window, .. } => (full, window),
         };
@@ -182,33 +186,47 @@ impl<'a> Decoder<'a> {
         &mut self,
         b: &mut Builder<'_>,
         i: usize,
-        attention: &Attention,
-        ffn: Ffn,
+        layer: &LayerSpec,
     ) -> Result<(), LowerError> {
         let (names, hidden) = (self.names, self.spec.hidden);
         let whole = [0, 1, hidden];
         let normed = b.buffer("normed", Rows::Tokens, hidden)?;
         let first = ["attention_norm", names.attention_norm];
         self.norm(b, Some(i), first, self.x, normed, whole)?;
-        let attended = self.attend(b, i, attention, normed)?;
+        let after = ["after_attention_norm", names.after[0]];
+        let (mixed, output) = match &layer.mixer {
+            Mixer::State(s) => {
+                let half = Half {
+                    name: "state_out",
+                    module: names.state.output,
+                    after,
+                    columns: product(s.heads, s.rows)?,
+                };
+                (self.recur(b, i, s, normed)?, half)
+            }
+            Mixer::Attention(at) => {
+                let half = Half {
+                    name: "attention_out",
+                    module: names.output,
+                    after,
+                    columns: product(at.q_heads, at.v_dim)?,
+                };
+                (self.attend(b, i, at, normed)?, half)
+            }
+            Mixer::Latent(_) | Mixer::None => return Ok(()),
+        };
         let parallel = self.a.residual == Residual::Parallel;
         let second = names.mlp_norm.map(|n| ["mlp_norm", n]);
         // Beside attention, the feed-forward sees the stream as it was before.
         if parallel && let Some(second) = second {
             self.norm(b, Some(i), second, self.x, normed, whole)?;
         }
-        let output = Half {
-            name: "attention_out",
-            module: names.output,
-            after: ["after_attention_norm", names.after[0]],
-            columns: product(attention.q_heads, attention.v_dim)?,
-        };
-        self.add(b, i, &output, attended)?;
+        self.add(b, i, &output, mixed)?;
         if !parallel {
             let second = second.unwrap_or(first);
             self.norm(b, Some(i), second, self.x, normed, whole)?;
         }
-        match ffn {
+        match layer.ffn {
             Ffn::Dense {
                 intermediate,
                 gated,
@@ -316,6 +334,15 @@ impl<'a> Decoder<'a> {
         self.linear(b, i, "shared_in", &input, normed, up)?;
         let active = b.buffer("shared_active", Rows::Tokens, inner)?;
         self.activate(b, up, active, true);
+        let Some(gate_name) = names.shared_gate else {
+            let half = Half {
+                name: "shared_out",
+                module: names.shared_output,
+                after: ["after_mlp_norm", self.names.after[1]],
+                columns: inner,
+            };
+            return self.add(b, i, &half, active);
+        };
         let result = b.buffer("projected", Rows::Tokens, hidden)?;
         let output = [Part::whole(names.shared_output, hidden)];
         let weight = b.matrix(Some(i), "shared_out", &output, inner, false)?;
@@ -327,7 +354,7 @@ impl<'a> Decoder<'a> {
             add: false,
         });
         let gate = b.buffer("shared_gate", Rows::Tokens, 1)?;
-        let module = [Part::whole(names.shared_gate, 1)];
+        let module = [Part::whole(gate_name, 1)];
         self.linear(b, i, "shared_gate", &module, normed, gate)?;
         let share = b.buffer("shared_share", Rows::Tokens, 1)?;
         b.op(Op::Activate {
@@ -358,6 +385,112 @@ impl<'a> Decoder<'a> {
             out,
             gated,
         });
+    }
+
+    /// Projects, convolves, and passes the states; returns where the heads' results are, gated and normalised.
+    fn recur(
+        &mut self,
+        b: &mut Builder<'_>,
+        i: usize,
+        s: &StateSpace,
+        normed: BufferId,
+    ) -> Result<BufferId, LowerError> {
+        let names = &self.names.state;
+        let inner = product(s.heads, s.rows)?;
+        let before = sum(inner, s.conv_channels)?;
+        let all = sum(before, s.heads)?;
+        let input = b.buffer("state_in", Rows::Tokens, all)?;
+        let parts = [Part::whole(names.input, all)];
+        self.linear(b, i, "state_in", &parts, normed, input)?;
+        let [tail, state] = self.state_places(s)?;
+        let (channels, taps, layer) = (s.conv_channels, s.conv_taps, Some(i));
+        let convolved = b.buffer("convolved", Rows::Tokens, channels)?;
+        let stored = format!("{}.weight", names.convolution);
+        let shape = [channels, 1, taps];
+        let elements = 0..product(channels, taps)?;
+        let weight = b.elements(layer, ["convolution", &stored], &shape, elements, 0)?;
+        let parts = [Part::whole(names.convolution, channels)];
+        let bias = b.biases(layer, "convolution", &parts)?;
+        b.op(Op::Convolve(ConvolveOp {
+            x: input,
+            from: inner,
+            out: convolved,
+            taps,
+            weight,
+            bias,
+            state: tail,
+        }));
+        let taken = b.buffer("taken", Rows::Tokens, channels)?;
+        self.activate(b, convolved, taken, false);
+        let steps = b.buffer("steps", Rows::Tokens, product(2, s.heads)?)?;
+        let bias = b.vector(layer, "step_bias", names.step_bias, s.heads, 0)?;
+        let decay = b.vector(layer, "decay", names.decay, s.heads, 0)?;
+        b.op(Op::Steps {
+            x: input,
+            from: before,
+            bias,
+            decay,
+            limits: self.a.step_limits.map(single),
+            out: steps,
+        });
+        let scanned = b.buffer("scanned", Rows::Tokens, inner)?;
+        let skip = b.vector(layer, "skip", names.skip, s.heads, 0)?;
+        b.op(Op::Scan(ScanOp {
+            x: taken,
+            steps,
+            skip,
+            out: scanned,
+            heads: s.heads,
+            rows: s.rows,
+            cols: s.cols,
+            groups: s.groups,
+            state,
+        }));
+        let gated = b.buffer("gated", Rows::Tokens, inner)?;
+        b.op(Op::Gate {
+            kind: ActivationKind::Silu,
+            gate: input,
+            from: 0,
+            x: scanned,
+            out: gated,
+        });
+        let stored = format!("{}.weight", names.norm);
+        let head = inner / s.groups.max(1);
+        for group in 0..s.groups {
+            let from = product(group, head)?;
+            let gains = from..sum(from, head)?;
+            let weight = b.elements(layer, ["state_norm", &stored], &[inner], gains, 0)?;
+            b.op(Op::Norm {
+                kind: self.norm_kind(),
+                weight: Some(weight),
+                bias: None,
+                x: gated,
+                out: gated,
+                from,
+                heads: 1,
+                head,
+            });
+        }
+        Ok(gated)
+    }
+
+    /// Where a layer keeps the inputs of its convolution, and its states.
+    fn state_places(&mut self, s: &StateSpace) -> Result<[StatePlace; 2], LowerError> {
+        let dtype = s.state_dtype.unwrap_or(self.rules.state_dtype);
+        if [dtype, self.rules.state_dtype] != [DType::F32; 2] {
+            return Err(LowerError::Unsupported {
+                family: self.spec.family,
+                what: format!(
+                    "its recurrent states are kept in {dtype}, and recurrences run in f32"
+                ),
+            });
+        }
+        let rate = state_bytes(s, 1, dtype, dtype)?;
+        let (group, index) = self.place((GroupKind::State, rate))?;
+        let from = product(index, rate.get() / 4)?;
+        let inputs = product(s.conv_channels, s.conv_taps.saturating_sub(1))?;
+        let state = sum(from, inputs)?;
+        Ok([from, state].map(|from| StatePlace { group, from }))
     }
 
     /// Projects, rotates and attends; returns where the heads' results are.
@@ -415,7 +548,7 @@ impl<'a> Decoder<'a> {
             }
         }
         let out = b.buffer("attended", Rows::Tokens, product(at.q_heads, at.v_dim)?)?;
-        let (group, index) = self.place(at)?;
+        let (group, index) = self.place(attention_group(at, 1, self.rules.dtype)?)?;
         b.op(Op::Attention(AttentionOp {
             q: qkv,
             k: qkv,
@@ -435,9 +568,8 @@ impl<'a> Decoder<'a> {
         Ok(out)
     }
 
-    /// The layer's group in the pool, and its place there.
-    fn place(&mut self, at: &Attention) -> Result<(u64, u64), LowerError> {
-        let key = attention_group(at, 1, self.rules.dtype)?;
+    /// The group in the pool of a layer that keeps this, and its place there.
+    fn place(&mut self, key: (GroupKind, Bytes)) -> Result<(u64, u64), LowerError> {
         let mut groups = self.geometry.groups.iter().zip(&mut self.seen).zip(0_u64..);
         let found = groups.find(|((g, _), _)| (g.kind, g.rate) == key);
         let Some(((_, seen), group)) = found else {
@@ -526,11 +658,9 @@ impl<'a> Decoder<'a> {
         out: BufferId,
         [from, heads, head]: [u64; 3],
     ) -> Result<(), LowerError> {
-        let (kind, gains, plus) = match self.a.norm {
-            Norm::Rms { eps, plus_one } => {
-                (NormKind::Rms { eps: single(eps) }, true, i8::from(plus_one))
-            }
-            Norm::Layer { eps, affine } => (NormKind::Layer { eps: single(eps) }, affine, 0),
+        let (gains, plus) = match self.a.norm {
+            Norm::Rms { plus_one, .. } => (true, i8::from(plus_one)),
+            Norm::Layer { affine, .. } => (affine, 0),
         };
         let stored = |leaf: &str| format!("{module}.{leaf}");
         let weight = if gains {
@@ -545,7 +675,7 @@ impl<'a> Decoder<'a> {
             None
         };
         b.op(Op::Norm {
-            kind,
+            kind: self.norm_kind(),
             weight,
             bias,
             x,
@@ -555,6 +685,13 @@ impl<'a> Decoder<'a> {
             head,
         });
         Ok(())
+    }
+
+    fn norm_kind(&self) -> NormKind {
+        match self.a.norm {
+            Norm::Rms { eps, .. } => NormKind::Rms { eps: single(eps) },
+            Norm::Layer { eps, .. } => NormKind::Layer { eps: single(eps) },
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Names {
     /// Gate and up, or one module with both, or the only one of a feed-forward without gate.
     pub(super) mlp_in: &'static [&'static str],
     pub(super) mlp_out: &'static str,
+    /// A mixer that keeps a state.
+    pub(super) state: StateNames,
     /// A feed-forward of experts; `None` where we know no names for it.
     pub(super) experts: Option<ExpertNames>,
     /// Norms of what attention and feed-forward give, where there are such.
@@ -47,9 +49,32 @@ pub(super) struct ExpertNames {
     /// The same of the expert that every token passes.
     pub(super) shared_input: &'static [&'static str],
     pub(super) shared_output: &'static str,
-    /// What says how much of it a token takes.
-    pub(super) shared_gate: &'static str,
+    /// What says how much of it a token takes; `None` where it takes all.
+    pub(super) shared_gate: Option<&'static str>,
 }
+
+/// Modules and tensors of a selective state space.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StateNames {
+    /// Gates, what is convolved, steps.
+    pub(super) input: &'static str,
+    pub(super) convolution: &'static str,
+    pub(super) step_bias: &'static str,
+    pub(super) decay: &'static str,
+    pub(super) skip: &'static str,
+    pub(super) norm: &'static str,
+    pub(super) output: &'static str,
+}
+
+const MAMBA: StateNames = StateNames {
+    input: "mamba.in_proj",
+    convolution: "mamba.conv1d",
+    step_bias: "mamba.dt_bias",
+    decay: "mamba.A_log",
+    skip: "mamba.D",
+    norm: "mamba.norm",
+    output: "mamba.out_proj",
+};
 
 const QWEN_EXPERTS: ExpertNames = ExpertNames {
     router: "mlp.gate",
@@ -57,7 +82,7 @@ const QWEN_EXPERTS: ExpertNames = ExpertNames {
     output: "mlp.experts.{e}.down_proj",
     shared_input: &["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"],
     shared_output: "mlp.shared_expert.down_proj",
-    shared_gate: "mlp.shared_expert_gate",
+    shared_gate: Some("mlp.shared_expert_gate"),
 };
 
 const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
@@ -74,7 +99,9 @@ const GRANITE_EXPERTS: ExpertNames = ExpertNames {
     router: "block_sparse_moe.router.layer",
     input: &["block_sparse_moe.input_linear"],
     output: "block_sparse_moe.output_linear",
-    ..QWEN_EXPERTS
+    shared_input: &["shared_mlp.input_linear"],
+    shared_output: "shared_mlp.output_linear",
+    shared_gate: None,
 };
 
 const LLAMA: Names = Names {
@@ -88,11 +115,19 @@ const LLAMA: Names = Names {
     mlp_norm: Some("post_attention_layernorm"),
     mlp_in: &["mlp.gate_proj", "mlp.up_proj"],
     mlp_out: "mlp.down_proj",
+    state: MAMBA,
     experts: None,
     after: ["post_attention_layernorm", "post_feedforward_layernorm"],
     final_norm: "norm",
     head: "lm_head",
     transposed: false,
+};
+
+const GRANITE_HYBRID: Names = Names {
+    mlp_in: &["shared_mlp.input_linear"],
+    mlp_out: "shared_mlp.output_linear",
+    experts: Some(GRANITE_EXPERTS),
+    ..LLAMA
 };
 
 const GEMMA2: Names = Names {
@@ -164,6 +199,7 @@ const GGUF: Names = Names {
     mlp_norm: Some("ffn_norm"),
     mlp_in: &["ffn_gate", "ffn_up"],
     mlp_out: "ffn_down",
+    state: MAMBA,
     experts: None,
     after: ["post_attention_norm", "post_ffw_norm"],
     final_norm: "output_norm",
@@ -188,6 +224,7 @@ impl Names {
             "mixtral" => with(MIXTRAL_EXPERTS),
             "qwen2_moe" | "qwen3_moe" => with(QWEN_EXPERTS),
             "granite_moe" => with(GRANITE_EXPERTS),
+            "granite_hybrid" => GRANITE_HYBRID,
             "gemma2" | "gemma3" => GEMMA2,
             "phi3" => PHI3,
             "phi" => PHI,

@@ -193,11 +193,7 @@ impl Model {
     }
 
     pub(crate) fn program(&self, server: &Server) -> Program {
-        let rules = KvRules {
-            dtype: server.kv,
-            state_dtype: DType::F32,
-            block_size: server.block,
-        };
+        let rules = KvRules::plimsoll(server.kv, server.block);
         let sizes = Sizes {
             tokens: u64::from(server.tokens),
             outputs: u64::from(server.tokens),

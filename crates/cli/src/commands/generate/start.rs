@@ -216,11 +216,7 @@ fn level(args: &GenerateArgs) -> Result<Level, Failure> {
 }
 
 fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
-    let rules = KvRules {
-        dtype: args.kv_cache_dtype,
-        state_dtype: DType::F32,
-        block_size: args.block_size,
-    };
+    let rules = KvRules::plimsoll(args.kv_cache_dtype, args.block_size);
     let sizes = Sizes {
         // A step has room for a token of every sequence.
         tokens: args.max_num_batched_tokens.max(u64::from(args.sequences())),
