@@ -192,7 +192,7 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn row(&self, row: usize, from: usize, len: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, row: usize, from: usize, len: usize) -> &'a [f32] {
         &self.data[row * self.stride + self.from + from..][..len]
     }
 }

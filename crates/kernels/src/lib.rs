@@ -13,6 +13,7 @@ mod lanes;
 mod linear;
 mod pool;
 mod rows;
+mod state;
 
 pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
@@ -20,3 +21,4 @@ pub use cpu::Level;
 pub use linear::{Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, packed_bytes};
 pub use pool::Pool;
 pub use rows::{Activation, Norm, activate, norm, norm_in_place, rotate, route};
+pub use state::{COLS_MAX, Heads, StateShape, TAPS_MAX, Taps, convolve, scan, steps};

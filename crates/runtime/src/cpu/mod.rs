@@ -10,7 +10,7 @@ mod tables;
 
 use std::time::Instant;
 
-use plimsoll_kernels::{HEAD_MAX, Level, Pool};
+use plimsoll_kernels::{COLS_MAX, HEAD_MAX, Level, Pool, TAPS_MAX};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
@@ -86,6 +86,16 @@ pub enum StartError {
         "attention heads of {0} elements cannot be served on the CPU yet: at most {HEAD_MAX} can"
     )]
     Head(u64),
+    /// A recurrent state that no kernel has room for.
+    #[error(
+        "recurrent states of {cols} columns behind convolutions of {taps} taps cannot be served on the CPU yet: at most {COLS_MAX} and {TAPS_MAX} can"
+    )]
+    State {
+        /// Columns of a head's state.
+        cols: u64,
+        /// Taps of a convolution.
+        taps: u64,
+    },
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -94,18 +104,27 @@ pub enum StartError {
 /// Whether the kernels of this machine's processors can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// [`StartError::KvType`] or [`StartError::Head`].
+/// [`StartError::KvType`], [`StartError::Head`] or [`StartError::State`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
         return Err(StartError::KvType(program.kv_dtype));
     }
+    let (mut cols, mut taps) = (0, 0);
     for op in &program.ops {
-        if let Op::Attention(a) = op {
-            let head = a.k_dim.max(a.v_dim);
-            if head > HEAD_MAX as u64 {
-                return Err(StartError::Head(head));
+        match op {
+            Op::Attention(a) => {
+                let head = a.k_dim.max(a.v_dim);
+                if head > HEAD_MAX as u64 {
+                    return Err(StartError::Head(head));
+                }
             }
+            Op::Convolve(c) => taps = taps.max(c.taps),
+            Op::Scan(s) => cols = cols.max(s.cols),
+            _ => {}
         }
+    }
+    if cols > COLS_MAX as u64 || taps > TAPS_MAX as u64 {
+        return Err(StartError::State { cols, taps });
     }
     Ok(())
 }
