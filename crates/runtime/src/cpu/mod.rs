@@ -251,7 +251,8 @@ impl<S: Chooser> CpuExecutor<S> {
         self.tables.get(seq, group)
     }
 
-    /// From now on pages that went to swap space are filled with NaN: for tests.
+    /// From now on pages that went to swap space are filled with NaN: for tests without a prefix cache, in which pages
+    /// that went are still found.
     pub const fn poison(&mut self) {
         self.poison = true;
     }

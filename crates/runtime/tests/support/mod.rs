@@ -233,7 +233,10 @@ impl Model {
             Greedy::default(),
         );
         let mut executor = executor.unwrap();
-        executor.poison();
+        // A page that was published stays cached where it was while its copy is in swap space.
+        if !server.prefix_cache {
+            executor.poison();
+        }
         Engine::new(scheduler, executor, NoLog)
     }
 
