@@ -7,7 +7,7 @@
 mod support;
 
 use plimsoll_kernels::Level;
-use plimsoll_program::{Op, Program};
+use plimsoll_program::{GroupKind, Op, Program};
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, SeqId};
 use support::{Model, Seen, Server, expected, fixtures};
@@ -147,6 +147,43 @@ fn cached_prefixes_change_nothing() {
         let stats = compare(name, model, &server, &all, &want);
         assert!(stats.cached_tokens >= 7 * 32, "{name}: {stats:?}");
     });
+}
+
+/// A state is kept where prompts and answers pass a multiple of the interval, and whoever begins with the same tokens
+/// goes on from there: a prompt that parts from another behind it, and one that has another's answer in it.
+#[test]
+fn states_that_are_kept_on_the_way_change_nothing() {
+    let models = std::cell::Cell::new(0);
+    each(|name, model, prompt| {
+        let groups = model.program(&Server::default()).geometry.groups;
+        if groups.iter().all(|g| g.kind != GroupKind::State) {
+            return;
+        }
+        models.set(models.get() + 1);
+        let first = (prompt[..40].to_vec(), 24, Fan::ONE);
+        let mut parts = first.0[..20].to_vec();
+        parts.extend_from_slice(&prompt[30..50]);
+        let answer = model.serve(&plain(), std::slice::from_ref(&first)).0;
+        let longer = [&first.0, &answer[&0][0], &prompt[..5]].concat();
+        let all = [first, (parts, 8, Fan::ONE), (longer, 8, Fan::ONE)];
+        let want = alone(model, &plain(), &all);
+        for (tokens, threads) in [(256, 1), (7, 2)] {
+            let server = Server {
+                prefix_cache: true,
+                snapshot: Some(16),
+                sequences: 1,
+                tokens,
+                threads,
+                ..Server::default()
+            };
+            let name = format!("{name}, T = {tokens}");
+            let stats = compare(&name, model, &server, &all, &want);
+            // The second begins at 16; the third at 48, which only the first one's answer has passed.
+            assert_eq!(stats.cached_tokens, 16 + 48, "{name}: {stats:?}");
+            assert!(stats.pages_copied > 0, "{name}: {stats:?}");
+        }
+    });
+    assert!(models.get() >= 2);
 }
 
 #[test]

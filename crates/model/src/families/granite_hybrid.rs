@@ -4,7 +4,7 @@
 //! Source: transformers `models/granitemoehybrid/{configuration,modeling}_granitemoehybrid.py`.
 
 use super::{Decoder, Defaults, Family, LayerKind, decoder_or, granite, granite_moe, layer_types, moe, tie};
-use crate::builder::{attention_layer, columns};
+use crate::builder::columns;
 use crate::{
     Arithmetic, Config, Ffn, LayerSpec, Mixer, ModelError, Positions, Reach, Role, Shard,
     SpecBuilder, StateKind, StateSpace,
@@ -36,35 +36,39 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         _ => Ffn::Moe(moe(&text, &["num_local_experts"], &["intermediate_size"], shared)?),
     };
     let bias = text.flag("attention_bias", false)?;
-    let mamba = Mamba::read(&text, d.hidden)?;
     tie(config, &text, b, false)?;
     b.arithmetic(arithmetic(&text, &d));
     if !rotates(&text) {
         b.rotary_share(0.0);
     }
 
-    let kinds = layer_types(&text, d.layers)?;
+    // Without `layer_types` all layers keep states.
+    let states = || (0..d.layers).map(|_| LayerKind::Linear).collect();
+    let kinds = layer_types(&text, d.layers)?.unwrap_or_else(states);
     let attention = d.attention(Reach::Full);
     let h = d.hidden;
     b.embedding("model.embed_tokens.weight", d.vocab, h);
-    for i in 0..d.layers {
-        // Without `layer_types` all layers keep states.
-        let kind = usize::try_from(i).ok().and_then(|i| kinds.as_ref()?.get(i).copied());
-        let state = kind.unwrap_or(LayerKind::Linear) == LayerKind::Linear;
-        let layer = if state {
-            LayerSpec {
-                mixer: Mixer::State(mamba.state()),
-                parallel: None,
-                ffn,
+    for (i, kind) in kinds.into_iter().enumerate() {
+        // Models of attention alone say anything about states.
+        let (mamba, mixer) = match kind {
+            LayerKind::Linear => {
+                let mamba = Mamba::read(&text, h)?;
+                (Some(mamba), Mixer::State(mamba.state()))
             }
-        } else {
-            attention_layer(attention, ffn)
+            LayerKind::Full => (None, Mixer::Attention(attention)),
+            LayerKind::Window => {
+                return Err(text.reject("layer_types", "expected attention without windows"));
+            }
+        };
+        let layer = LayerSpec {
+            mixer,
+            parallel: None,
+            ffn,
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
-            if state {
-                mamba.tensors(b, h);
-            } else {
-                b.qkvo(h, &attention, bias, bias);
+            match mamba {
+                Some(mamba) => mamba.tensors(b, h),
+                None => b.qkvo(h, &attention, bias, bias),
             }
             let (inner, mut role) = (columns(shared), Role::Mlp);
             if let Ffn::Moe(moe) = ffn {
