@@ -11,7 +11,7 @@ use plimsoll_report::thousands;
 use plimsoll_schedule::{Admission, CostModel, Preempt, Rates, Work};
 use plimsoll_simulate::log::PAGES_MAX;
 use plimsoll_simulate::paged::{Branching, Fleet, Router};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::Bytes;
 
 use super::{Measured, RateChanges};
 use crate::error::{Exit, Failure};
