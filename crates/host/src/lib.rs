@@ -25,6 +25,7 @@ mod nvml;
 
 pub use env::Env;
 pub use error::{HostError, Kind};
-pub use file::{FileSource, read_config, read_whole};
+pub use file::{FileSource, read_config, read_whole, write_whole};
+pub use hub::cache_folder;
 pub use load::{HeaderKind, LoadOptions, Loaded, StoredFile, load, open_gguf, open_safetensors};
 pub use locate::{ModelRef, locate};

@@ -12,9 +12,10 @@ const SEQUENCES: u32 = 16;
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
     /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, or a .gguf file
+    #[arg(default_value = crate::demo::NAME)]
     pub(crate) model: String,
-    /// The text to go on from
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompts")]
+    /// The text to go on from; the demo model has one of its own
+    #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// Many prompts: a file of JSON lines, each {"prompt": "...", "max_tokens": 64}; results are JSON lines too
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "chat"])]

@@ -12,12 +12,11 @@
 //! any other hostile input.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use plimsoll_model::read_at::{ReadAt, ReadError};
 
 use super::{HubConfig, HubId, is_commit};
-use crate::file::FileSource;
+use crate::file::{FileSource, write_whole};
 
 /// First bytes of a stored header.
 const MAGIC: &[u8; 16] = b"PLIMSOLL-HEAD-1\n";
@@ -32,21 +31,6 @@ pub(super) struct Cache {
 
 fn folder(repo: &str) -> String {
     format!("models--{}", repo.replace('/', "--"))
-}
-
-/// Writes a file that appears whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let dir = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(dir)?;
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = dir.join(format!(".plimsoll-{}-{n}.incomplete", std::process::id()));
-    let result = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if result.is_err() {
-        // Best effort on the way out of a failure: the name is unique and starts with a dot.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result
 }
 
 impl Cache {

@@ -7,7 +7,7 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use plimsoll_host::{Env, LoadOptions, locate};
+use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::Level;
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
@@ -76,12 +76,13 @@ impl Started {
 
 pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let args = what.engine;
-    let reference = locate(what.model).map_err(|e| crate::load::failure(&e))?;
+    let located = crate::demo::find(what.model)?;
     let mut options = LoadOptions::new(Env::process());
     options.offline = true;
-    let loaded = plimsoll_host::load(&reference, &options).map_err(|e| crate::load::failure(&e))?;
+    let loaded =
+        plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
-    let checkpoint = Checkpoint::of(&reference, &loaded)
+    let checkpoint = Checkpoint::of(&located.reference, &loaded)
         .map_err(|e| crate::load::failure(&e))?
         .ok_or_else(|| {
             Failure::new(

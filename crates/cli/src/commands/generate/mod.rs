@@ -18,6 +18,7 @@ use self::answer::Answer;
 use self::prompts::{Prompt, read};
 use crate::args::generate::GenerateArgs;
 use crate::commands::engine::{Start, Started, cannot_write, start};
+use crate::demo;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
 
@@ -33,6 +34,9 @@ struct Running {
 
 pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     let prompts = read(args)?;
+    if args.model == demo::NAME {
+        output.talk(demo::NOTE);
+    }
     let mut server = start(&Start {
         model: &args.model,
         engine: &args.engine,

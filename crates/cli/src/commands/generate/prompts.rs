@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::args::generate::GenerateArgs;
+use crate::demo;
 use crate::error::{Exit, Failure};
 
 /// Most of a file of prompts.
@@ -15,8 +16,13 @@ pub(super) struct Prompt {
 
 pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
     let Some(path) = &args.prompts else {
+        let demo = (args.model == demo::NAME).then(|| demo::PROMPT.to_owned());
+        let text = args.prompt.clone().or(demo).ok_or_else(|| {
+            Failure::new(Exit::Usage, "E-GEN-003", "there is no prompt")
+                .hint("add `-p TEXT`, or `--prompts FILE`")
+        })?;
         return Ok(vec![Prompt {
-            text: args.prompt.clone().unwrap_or_default(),
+            text,
             max_tokens: None,
         }]);
     };
