@@ -6,7 +6,7 @@ use super::engine::EngineArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, or a .gguf file
+    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, a .gguf file, or a hub id org/name or org/name:file.gguf
     #[arg(default_value = crate::demo::NAME)]
     pub(crate) model: String,
     /// Prompt of the prefill case

@@ -50,6 +50,9 @@ pub(crate) struct EngineArgs {
     /// T: tokens per step
     #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = tokens)]
     pub(crate) max_num_batched_tokens: u64,
+    /// Do not touch the network: a hub id must be cached
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// Keep no cached prefixes
     #[arg(long)]
     pub(crate) no_enable_prefix_caching: bool,

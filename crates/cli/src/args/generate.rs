@@ -11,7 +11,7 @@ const SEQUENCES: u32 = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, or a .gguf file
+    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, a .gguf file, or a hub id org/name or org/name:file.gguf
     #[arg(default_value = crate::demo::NAME)]
     pub(crate) model: String,
     /// The text to go on from; the demo model has one of its own

@@ -102,14 +102,19 @@ impl Session<'_> {
         let origin = self.origin(Some(&commit), "cached");
         if let Some(file) = self.id.file() {
             let local = snapshot.map(|s| s.join(file)).filter(|p| p.exists());
-            let mut loaded = match local {
-                Some(path) => load::load(&ModelRef::Gguf(path), self.options)?,
+            let whole = local.map(|p| load::load(&ModelRef::Gguf(p), self.options));
+            // Another part may still be missing.
+            let whole = whole.filter(|l| !matches!(l, Err(e) if e.kind() == Kind::NotFound));
+            let mut loaded = match whole {
+                Some(loaded) => loaded?,
                 None => match self.cached_gguf(&commit, file)? {
                     Some(loaded) => loaded,
                     None => return Ok(None),
                 },
             };
             loaded.origin = origin;
+            loaded.commit = Some(commit);
+            in_folder(&mut loaded, folder_of(file));
             return Ok(Some(loaded));
         }
         let Some(snapshot) = snapshot.filter(|s| s.join(CONFIG).exists()) else {
@@ -118,10 +123,12 @@ impl Session<'_> {
         if has_weights(&snapshot) {
             let mut loaded = load::load(&ModelRef::Folder(snapshot), self.options)?;
             loaded.origin = origin;
+            loaded.commit = Some(commit);
             return Ok(Some(loaded));
         }
         let config = read_config(&snapshot.join(CONFIG))?;
         let mut loaded = load::config_only(config, &origin, origin.clone(), self.options)?;
+        loaded.commit = Some(commit.clone());
         if !self.options.headers || self.cached_headers(&commit, &mut loaded)? {
             return Ok(Some(loaded));
         }
@@ -168,6 +175,7 @@ impl Session<'_> {
         }
         let origin = self.origin(commit.as_deref(), &self.config.endpoint);
         let mut loaded = load::config_only(config, &address, origin, self.options)?;
+        loaded.commit.clone_from(&commit);
         if self.options.headers {
             let at = commit.as_deref().unwrap_or(revision);
             self.headers(client, at, commit.as_deref(), &mut loaded)?;
@@ -369,6 +377,8 @@ impl Session<'_> {
         )?;
         loaded.origin = self.origin(commit.as_deref(), &self.config.endpoint);
         loaded.headers = HeaderKind::Gguf;
+        loaded.commit = commit;
+        in_folder(&mut loaded, dir);
         Ok(loaded)
     }
 
@@ -431,6 +441,13 @@ fn header_guess(index: &Index, shard: &str) -> u64 {
         .map(|(name, _)| name.len() as u64 + ENTRY)
         .sum::<u64>()
         + 256
+}
+
+/// Names the files as the repository does.
+fn in_folder(loaded: &mut Loaded, folder: &str) {
+    for file in &mut loaded.files {
+        file.name.insert_str(0, folder);
+    }
 }
 
 /// `a/b/` of `a/b/c`.

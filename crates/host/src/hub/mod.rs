@@ -2,10 +2,12 @@
 //!
 //! Conventions are those of `huggingface_hub` (`constants.py`, `file_download.py`): the same
 //! variables, the same folder layout, so that what was downloaded by anyone is found by us and
-//! what we store is found by others. Only `config.json` is stored there; headers, which no other
-//! program expects as parts of files, are kept under `$HF_HOME/plimsoll`.
+//! what we store is found by others. A plan stores `config.json` there, a download all files that a
+//! run needs; headers, which no other program expects as parts of files, are kept under
+//! `$HF_HOME/plimsoll`.
 
 mod cache;
+mod download;
 mod http;
 mod load;
 mod remote;
@@ -18,6 +20,7 @@ use plimsoll_model::json::printable;
 use crate::env::Env;
 use crate::error::{HostError, Kind};
 
+pub use download::{Fetching, download};
 pub(crate) use load::load;
 
 /// A model on the hub: `org/name`, with a revision and a file where given.
