@@ -5,6 +5,7 @@
 //!
 //! - a MODEL argument becomes a spec, or one [`HostError`] with what, where, why and next step;
 //! - of weights, [`load`] reads only headers (`pread` or HTTP ranges, never a map); pickle is refused;
+//! - [`hub::download`] gives a file its name only when its size and checksum are right;
 //! - hostile files and servers cost bounded time, memory and traffic, and never a panic;
 //! - with `HF_HUB_OFFLINE` or `offline` no socket is opened; a token goes to the hub's own host
 //!   only and into no message;

@@ -233,13 +233,14 @@ impl Fetch<'_> {
             .write(true)
             .open(path)
             .map_err(disk(path))?;
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => (self.told)(Fetching::Waiting(file)),
-            Err(TryLockError::Error(e)) => return Err(disk(path)(e)),
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(TryLockError::WouldBlock) => (self.told)(Fetching::Waiting(file)),
+                Err(TryLockError::Error(e)) => return Err(disk(path)(e)),
+            }
+            std::thread::sleep(self.backoff / 10);
         }
-        lock.lock().map_err(disk(path))?;
-        Ok(lock)
     }
 
     /// Whether the rest of a file of `size` bytes and `later` bytes more have room.

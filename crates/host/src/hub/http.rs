@@ -248,11 +248,12 @@ impl Client {
     /// What the hub says of a file without sending it; `None` where the repository has none. Where it sends us to
     /// another host for the bytes, it has said all.
     pub(super) fn probe(&self, address: &str, w: Wanted<'_>) -> Result<Option<Probe>, HostError> {
-        let mut address = address.to_owned();
+        let (mut address, mut tag) = (address.to_owned(), None);
         for _ in 0..=MAX_REDIRECTS {
             let (parts, _) = self.send(Method::HEAD, &address, None)?.into_parts();
             let number = |name: &str| text(&parts.headers, name)?.parse().ok();
             let linked = parts.headers.contains_key("x-linked-etag");
+            tag = tag.or_else(|| etag(&parts.headers));
             if parts.status.is_redirection() && !linked {
                 let location = text(&parts.headers, header::LOCATION.as_str()).unwrap_or_default();
                 address = self.follow(&address, location)?;
@@ -266,7 +267,7 @@ impl Client {
             let size = number("x-linked-size");
             let here = || (!parts.status.is_redirection()).then(|| number("content-length"))?;
             return Ok(Some(Probe {
-                etag: etag(&parts.headers),
+                etag: tag,
                 size: size.or_else(here),
             }));
         }

@@ -33,24 +33,10 @@ pub(super) enum Source<'a> {
 impl<'a> Source<'a> {
     /// Opens the files of `model`, where they are here.
     pub(super) fn of(model: &'a ModelRef, loaded: &Loaded) -> Result<Self, Failure> {
-        if let ModelRef::Hub(id) = model {
-            return Ok(Self::Hub(id));
+        match model {
+            ModelRef::Hub(id) => Ok(Self::Hub(id)),
+            here => open(here, loaded).map(Self::Here),
         }
-        if let Some(checkpoint) = Checkpoint::of(model, loaded).map_err(|e| failure(&e))? {
-            return Ok(Self::Here(checkpoint));
-        }
-        let hub = match model {
-            ModelRef::BuiltIn(entry) => entry.aliases.iter().find(|a| a.contains('/')),
-            _ => None,
-        };
-        let hint = match hub {
-            Some(id) => format!("name `{id}` to download it from the hub"),
-            None => "name a folder, a .gguf file or a hub id org/name".to_owned(),
-        };
-        let what = format!("there are no weights in {}", loaded.origin);
-        Err(Failure::new(Exit::NotFound, "E-GEN-007", what)
-            .why("it says how the model is built, and no more")
-            .hint(hint))
     }
 
     /// The files, downloaded where they are not here.
@@ -59,16 +45,29 @@ impl<'a> Source<'a> {
         loaded: &Loaded,
         options: &LoadOptions,
     ) -> Result<Checkpoint, Failure> {
-        let id = match self {
-            Self::Here(checkpoint) => return Ok(checkpoint),
-            Self::Hub(id) => id,
-        };
-        let folder = downloaded(id, loaded, options)?;
-        match Self::of(&folder, loaded)? {
+        match self {
             Self::Here(checkpoint) => Ok(checkpoint),
-            Self::Hub(_) => unreachable!("a folder is here"),
+            Self::Hub(id) => open(&downloaded(id, loaded, options)?, loaded),
         }
     }
+}
+
+fn open(model: &ModelRef, loaded: &Loaded) -> Result<Checkpoint, Failure> {
+    if let Some(checkpoint) = Checkpoint::of(model, loaded).map_err(|e| failure(&e))? {
+        return Ok(checkpoint);
+    }
+    let hub = match model {
+        ModelRef::BuiltIn(entry) => entry.aliases.iter().find(|a| a.contains('/')),
+        _ => None,
+    };
+    let hint = match hub {
+        Some(id) => format!("name `{id}` to download it from the hub"),
+        None => "name a folder, a .gguf file or a hub id org/name".to_owned(),
+    };
+    let what = format!("there are no weights in {}", loaded.origin);
+    Err(Failure::new(Exit::NotFound, "E-GEN-007", what)
+        .why("it says how the model is built, and no more")
+        .hint(hint))
 }
 
 fn downloaded(id: &HubId, loaded: &Loaded, options: &LoadOptions) -> Result<ModelRef, Failure> {
