@@ -15,7 +15,7 @@ use plimsoll_host::hub::{Fetching, HubId, download};
 use plimsoll_host::{HostError, Kind, LoadOptions, load, locate};
 use ring::digest::{Algorithm, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 use server::{Answer, COMMIT, Files, Home, Seen, Server, files, repository};
-use support::Gguf;
+use support::{Gguf, f16_file, llama_tensors};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -360,4 +360,40 @@ fn a_gguf_file_comes_alone() {
             .iter()
             .all(|s| name(s) == "sub/x-Q4_0.gguf")
     );
+}
+
+#[test]
+fn shards_come_with_their_index() {
+    let tensors = llama_tensors();
+    let (a, b) = tensors.split_at(9);
+    let shard = |i: usize| format!("model-0000{}-of-00002.safetensors", 1 + usize::from(i >= 9));
+    let map: Vec<String> = tensors
+        .iter()
+        .enumerate()
+        .map(|(i, (n, _))| format!("\"{n}\":\"{}\"", shard(i)))
+        .collect();
+    let mut all = all();
+    all.remove(WEIGHTS);
+    let index = format!("{{\"weight_map\":{{{}}}}}", map.join(","));
+    all.insert("model.safetensors.index.json", index.into_bytes());
+    all.insert("model-00001-of-00002.safetensors", f16_file(a));
+    all.insert("model-00002-of-00002.safetensors", f16_file(b));
+    let files = all.clone();
+    let server = Server::new(move |seen| good(&files, seen));
+    let home = Home::new();
+    let options = home.options(&server, &[]);
+    let folder = get(&options, "org/name").unwrap();
+    for (file, bytes) in &all {
+        assert_eq!(&std::fs::read(folder.join(file)).unwrap(), bytes, "{file}");
+    }
+    // Where one shard is missing, it alone comes, and a plan still knows all.
+    let n = server.requests().len();
+    std::fs::remove_file(folder.join("model-00002-of-00002.safetensors")).unwrap();
+    get(&options, "org/name").unwrap();
+    let asked = server.requests().split_off(n);
+    assert!(
+        asked.iter().all(|s| name(s).contains("00002-of")),
+        "{asked:?}"
+    );
+    assert_eq!(asked.len(), 1, "the blob is there: {asked:?}");
 }

@@ -13,6 +13,7 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use super::cache::{Cache, is_tag};
 use super::http::{Client, Found, Wanted};
+use super::load::{INDEX, SINGLE};
 use super::{HubConfig, HubId};
 use crate::error::{HostError, Kind};
 use crate::load::{HeaderKind, LoadOptions, Loaded};
@@ -25,7 +26,6 @@ const OPTIONAL: &[&str] = &[
     "tokenizer_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
-    "model.safetensors.index.json",
 ];
 /// Failures in a row, without a byte between them, that end a download.
 const ATTEMPTS: u32 = 5;
@@ -105,6 +105,9 @@ pub fn download(
         }
         for file in OPTIONAL {
             fetch.optional(file)?;
+        }
+        if loaded.files.iter().any(|f| f.name != SINGLE) {
+            fetch.optional(INDEX)?;
         }
     }
     if loaded.files.is_empty() {
@@ -330,7 +333,7 @@ impl Fetch<'_> {
         };
         self.patiently(once, || done.get())?;
         part.file.sync_all().map_err(disk(path))?;
-        if part.is_right() {
+        if part.ends_right() {
             return Ok(());
         }
         std::fs::remove_file(path).map_err(disk(path))?;
@@ -407,7 +410,7 @@ impl<'a> Part<'a> {
     }
 
     /// Whether all is there, and has the checksum that the tag is, where it is one.
-    fn is_right(self) -> bool {
+    fn ends_right(self) -> bool {
         let sum = |d: Context| {
             let bytes = d.finish();
             bytes

@@ -17,8 +17,8 @@ use crate::load::{self, HeaderKind, LoadOptions, Loaded, gguf_error, gguf_parts}
 use crate::locate::ModelRef;
 
 const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
 /// First guess at the header of a model in one file: that of a 9B model has some 50 KB.
 const FIRST_GUESS: u64 = 64 << 10;
 /// Bytes of a tensor's entry beside its name: type, two dimensions, two offsets and punctuation.
