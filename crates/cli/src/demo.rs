@@ -68,9 +68,14 @@ impl Drop for Temporary {
     }
 }
 
-/// As [`plimsoll_host::locate`], which does not know the demo model; a path of that name goes first.
+/// Whether `model` means the demo model: a path of that name goes first, as for every built-in name.
+pub(crate) fn is_meant(model: &str) -> bool {
+    model == NAME && Path::new(NAME).symlink_metadata().is_err()
+}
+
+/// As [`plimsoll_host::locate`], which does not know the demo model.
 pub(crate) fn find(model: &str) -> Result<Located, Failure> {
-    if model != NAME || Path::new(NAME).symlink_metadata().is_ok() {
+    if !is_meant(model) {
         return Ok(Located {
             reference: locate(model).map_err(|e| crate::load::failure(&e))?,
             _temporary: None,

@@ -363,6 +363,24 @@ fn a_gguf_file_comes_alone() {
 }
 
 #[test]
+fn a_repository_of_one_gguf_file_needs_no_file_name() {
+    let gguf = Gguf::llama().file();
+    let files = Files::from([("x.gguf", gguf.clone())]);
+    let server = Server::new(move |seen| {
+        if seen.path.starts_with("/api/models/") {
+            return Answer::new("200 OK").body("{\"siblings\":[{\"rfilename\":\"x.gguf\"}]}");
+        }
+        good(&files, seen)
+    });
+    let home = Home::new();
+    let mut options = home.options(&server, &[]);
+    let folder = get(&options, "org/name").unwrap();
+    assert_eq!(std::fs::read(folder.join("x.gguf")).unwrap(), gguf);
+    options.offline = true;
+    assert_eq!(get(&options, "org/name").unwrap(), folder);
+}
+
+#[test]
 fn shards_come_with_their_index() {
     let tensors = llama_tensors();
     let (a, b) = tensors.split_at(9);

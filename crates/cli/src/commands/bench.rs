@@ -57,7 +57,7 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         args.prompt_len.saturating_add(args.output_len),
     ];
     let context = longest.into_iter().max().unwrap_or(1);
-    if args.model == demo::NAME {
+    if demo::is_meant(&args.model) {
         output.talk(demo::NOTE);
     }
     let mut server = start(&Start {

@@ -117,9 +117,23 @@ impl Session<'_> {
             in_folder(&mut loaded, folder_of(file));
             return Ok(Some(loaded));
         }
-        let Some(snapshot) = snapshot.filter(|s| s.join(CONFIG).exists()) else {
+        let Some(snapshot) = snapshot else {
             return Ok(None);
         };
+        if !snapshot.join(CONFIG).exists() {
+            // The one GGUF model that is here; whether the repository has others, only the hub knows.
+            let model = ModelRef::Folder(snapshot);
+            let here = self
+                .config
+                .offline
+                .then(|| load::load(&model, self.options));
+            let here = here.and_then(Result::ok);
+            return Ok(here.map(|loaded| Loaded {
+                origin,
+                commit: Some(commit),
+                ..loaded
+            }));
+        }
         if has_weights(&snapshot) {
             let mut loaded = load::load(&ModelRef::Folder(snapshot), self.options)?;
             loaded.origin = origin;

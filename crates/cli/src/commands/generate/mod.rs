@@ -34,7 +34,7 @@ struct Running {
 
 pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     let prompts = read(args)?;
-    if args.model == demo::NAME {
+    if demo::is_meant(&args.model) {
         output.talk(demo::NOTE);
     }
     let mut server = start(&Start {

@@ -16,7 +16,7 @@ pub(super) struct Prompt {
 
 pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
     let Some(path) = &args.prompts else {
-        let demo = (args.model == demo::NAME).then(|| demo::PROMPT.to_owned());
+        let demo = demo::is_meant(&args.model).then(|| demo::PROMPT.to_owned());
         let text = args.prompt.clone().or(demo).ok_or_else(|| {
             Failure::new(Exit::Usage, "E-GEN-003", "there is no prompt")
                 .hint("add `-p TEXT`, or `--prompts FILE`")
