@@ -21,7 +21,7 @@ pub(crate) const PROMPT: &str = "She had not been an hour in the house before";
 pub(crate) const NOTE: &str = "demo: a small LLaMA, trained on the novels of Jane Austen and built into this program; \
      name a folder, a .gguf file or a hub id org/name to run another model";
 
-/// Its files. The weights come last: a folder that has them has all.
+/// Its files, config.json first.
 const FILES: [(&str, &[u8]); 4] = [
     ("config.json", include_bytes!("../demo/config.json")),
     (

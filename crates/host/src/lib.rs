@@ -6,7 +6,8 @@
 //! - a MODEL argument becomes a spec, or one [`HostError`] with what, where, why and next step;
 //! - of weights, [`load`] reads only headers (`pread` or HTTP ranges, never a map); pickle is refused;
 //! - [`hub::download`] gives a file its name only when its size and checksum are right;
-//! - hostile files and servers cost bounded time, memory and traffic, and never a panic;
+//! - hostile files and servers cost bounded time, memory and traffic, and never a panic (a download takes as long as
+//!   bytes come, and no more room than the disk has and headers announced);
 //! - with `HF_HUB_OFFLINE` or `offline` no socket is opened; a token goes to the hub's own host
 //!   only and into no message;
 //! - what is not there (no GPU, no cgroup) is an empty answer, not an error.

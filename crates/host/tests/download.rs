@@ -264,6 +264,16 @@ fn what_the_hub_does_not_show_is_refused_with_a_next_step() {
     assert_eq!(err.kind(), Kind::NotFound);
     assert!(err.what.contains("tokenizer.json"), "{err:?}");
     assert!(of_weights(&server).is_empty(), "known before the weights");
+    let all_files = all();
+    let server = Server::new(move |seen| {
+        let answer = good(&all_files, seen);
+        if name(seen) != "tokenizer.json" {
+            return answer;
+        }
+        answer.with("x-linked-size", (1_u64 << 40).to_string())
+    });
+    let err = get(&Home::new().options(&server, &[]), "org/name").unwrap_err();
+    assert!(err.what.contains("too large"), "{err:?}");
     let pickles = Files::from([("config.json", all()["config.json"].clone())]);
     let server = Server::new(move |seen| good(&pickles, seen));
     let err = get(&Home::new().options(&server, &[]), "org/name").unwrap_err();

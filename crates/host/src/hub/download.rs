@@ -27,6 +27,8 @@ const OPTIONAL: &[&str] = &[
     "chat_template.jinja",
     "special_tokens_map.json",
 ];
+/// Largest file whose size no header announces: the largest tokenizers have some 35 MB.
+const MAX_SMALL_BYTES: u64 = 256 << 20;
 /// Failures in a row, without a byte between them, that end a download.
 const ATTEMPTS: u32 = 5;
 /// Bytes of a piece.
@@ -206,6 +208,17 @@ impl Fetch<'_> {
             .etag
             .filter(|t| is_tag(t))
             .ok_or_else(|| odd("it does not say which content the file has (ETag)"))?;
+
+        if expected.is_none() && size > MAX_SMALL_BYTES {
+            return Err(
+                HostError::new(Kind::Corrupt, "a file of the model is too large")
+                    .at(format!("{}:{file}", self.id.repo()))
+                    .because(format!(
+                        "it has {size} bytes; a file of its kind has at most {MAX_SMALL_BYTES}"
+                    ))
+                    .next("check the repository"),
+            );
+        }
 
         std::fs::create_dir_all(&self.locks).map_err(disk(&self.locks))?;
         std::fs::create_dir_all(&self.blobs).map_err(disk(&self.blobs))?;

@@ -83,7 +83,9 @@ fn downloaded(id: &HubId, loaded: &Loaded, options: &LoadOptions) -> Result<Mode
             if begun.0 != file {
                 *begun = (file.to_owned(), Instant::now(), done);
             }
-            let rate = (done - begun.2) as f64 / begun.1.elapsed().as_secs_f64().max(1e-3);
+            // A server that cannot go on begins again, so it may be less than it was.
+            let came = done.saturating_sub(begun.2) as f64;
+            let rate = came / begun.1.elapsed().as_secs_f64().max(1e-3);
             progress.show(|| {
                 format!(
                     "downloading {file}: {} of {}, {}/s",
