@@ -1,6 +1,6 @@
 //! From a MODEL argument to a spec: `plimsoll-host` finds and reads, this gives its errors a code.
 
-use plimsoll_host::{Env, HostError, Kind, LoadOptions, locate};
+use plimsoll_host::{Env, HostError, Kind, LoadOptions};
 use plimsoll_model::{Assume, ModelSpec, catalogue};
 
 use crate::error::{Exit, Failure};
@@ -26,8 +26,8 @@ pub(crate) fn load(model: &str, assume: Assume, offline: bool) -> Result<Loaded,
     let mut options = LoadOptions::new(Env::process());
     options.assume = assume;
     options.offline = offline;
-    let reference = locate(model).map_err(|e| failure(&e))?;
-    let loaded = plimsoll_host::load(&reference, &options).map_err(|e| failure(&e))?;
+    let located = crate::demo::find(model)?;
+    let loaded = plimsoll_host::load(&located.reference, &options).map_err(|e| failure(&e))?;
     Ok(Loaded {
         name: model.to_owned(),
         read_from: loaded.origin,

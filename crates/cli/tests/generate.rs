@@ -590,6 +590,95 @@ fn weights_that_are_rounded_are_told() {
     assert_eq!(before.stdout, after.stdout);
 }
 
+/// The demo model, with its files kept in `home`.
+fn demo(home: &Dir, args: &[&str]) -> (String, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(args)
+        .env("HF_HOME", home.path("hf"))
+        .env("NO_COLOR", "1")
+        .current_dir(&home.0)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{out:?}");
+    let text = |b| String::from_utf8(b).unwrap();
+    (text(out.stdout), text(out.stderr))
+}
+
+#[test]
+fn with_no_model_the_demo_runs_and_its_cached_copy_is_mended() {
+    let home = Dir::new();
+    let (text, talk) = demo(&home, &["generate"]);
+    assert!(
+        talk.contains("Jane Austen") && talk.contains("hub id"),
+        "{talk}"
+    );
+    let greedy = ["generate", "--temperature", "0", "-n", "24"];
+    let (first, _) = demo(&home, &greedy);
+    // Both go on from the same prompt.
+    let same = text.bytes().zip(first.bytes()).take_while(|(a, b)| a == b);
+    let prompt = same.count();
+    assert!(prompt > 20 && first.len() > prompt + 60, "{text} {first}");
+    // Cut and changed files, and one that is gone.
+    let folder = home
+        .0
+        .join(concat!("hf/plimsoll/demo-", env!("CARGO_PKG_VERSION")));
+    let weights = folder.join("model.safetensors");
+    let good = std::fs::read(&weights).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 0x40;
+    std::fs::write(&weights, bad).unwrap();
+    std::fs::write(folder.join("tokenizer.json"), "{").unwrap();
+    std::fs::remove_file(folder.join("config.json")).unwrap();
+    assert_eq!(demo(&home, &greedy).0, first);
+    assert_eq!(std::fs::read(&weights).unwrap(), good);
+    // A prompt of one's own, the same model by its name, and what it takes.
+    let (named, _) = demo(&home, &["generate", "demo", "-p", "She was", "-n", "8"]);
+    let (unnamed, _) = demo(&home, &["generate", "-p", "She was", "-n", "8"]);
+    assert!(
+        named.starts_with("She was") && named == unnamed,
+        "{named} {unnamed}"
+    );
+    let (plan, _) = demo(
+        &home,
+        &[
+            "plan", "demo", "--engine", "plimsoll", "--gpu", "cpu", "--memory", "1GiB",
+        ],
+    );
+    assert!(plan.starts_with("demo on 1 x cpu"), "{plan}");
+    assert!(demo(&home, &["models", "list"]).0.contains("\ndemo "));
+    assert!(
+        demo(&home, &["models", "show", "demo"])
+            .0
+            .contains("LlamaForCausalLM")
+    );
+}
+
+#[test]
+fn without_a_cache_the_demo_leaves_nothing_behind() {
+    let home = Dir::new();
+    home.write("hf", "no folder");
+    let temporary = home.0.join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let out = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args([
+            "bench",
+            "--repeats",
+            "1",
+            "--concurrency",
+            "1",
+            "--prefill",
+            "8",
+            "--output-len",
+            "2",
+        ])
+        .env("HF_HOME", home.path("hf"))
+        .env("TMPDIR", &temporary)
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(std::fs::read_dir(&temporary).unwrap().count(), 0);
+}
+
 #[test]
 fn what_cannot_be_run_is_one_clear_error() {
     let dir = Dir::new();
@@ -602,6 +691,7 @@ fn what_cannot_be_run_is_one_clear_error() {
         assert!(!err.contains("panicked") && out.stdout.is_empty(), "{err}");
     };
     fails(&["llama-13b", "-p", "x"], 4, "weights");
+    fails(&[&model], 2, "no prompt");
     fails(&["/nowhere/at/all", "-p", "x"], 4, "nowhere");
     let empty = dir.write("empty.jsonl", "");
     fails(&[&model, "--prompts", &empty], 65, "no prompt");

@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use plimsoll_model::json;
 use plimsoll_model::read_at::{NotAModel, ReadAt, ReadError};
@@ -160,6 +161,24 @@ impl ReadAt for FileSource {
         }
         Ok(())
     }
+}
+
+/// Writes a file that appears whole or not at all, and the folder that it lies in.
+///
+/// # Errors
+/// Of the file system.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let dir = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(dir)?;
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    let temporary = dir.join(format!(".plimsoll-{}-{n}.incomplete", std::process::id()));
+    let result = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    if result.is_err() {
+        // Best effort on the way out of a failure: the name is unique and starts with a dot.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    result
 }
 
 /// The bytes of a config or an index.

@@ -5,7 +5,9 @@
 //!
 //! - a MODEL argument becomes a spec, or one [`HostError`] with what, where, why and next step;
 //! - of weights, [`load`] reads only headers (`pread` or HTTP ranges, never a map); pickle is refused;
-//! - hostile files and servers cost bounded time, memory and traffic, and never a panic;
+//! - [`hub::download`] gives a file its name only when its size and checksum are right;
+//! - hostile files and servers cost bounded time, memory and traffic, and never a panic (a download takes as long as
+//!   bytes come, and no more room than the disk has and headers announced);
 //! - with `HF_HUB_OFFLINE` or `offline` no socket is opened; a token goes to the hub's own host
 //!   only and into no message;
 //! - what is not there (no GPU, no cgroup) is an empty answer, not an error.
@@ -25,6 +27,7 @@ mod nvml;
 
 pub use env::Env;
 pub use error::{HostError, Kind};
-pub use file::{FileSource, read_config, read_whole};
+pub use file::{FileSource, read_config, read_whole, write_whole};
+pub use hub::cache_folder;
 pub use load::{HeaderKind, LoadOptions, Loaded, StoredFile, load, open_gguf, open_safetensors};
 pub use locate::{ModelRef, locate};

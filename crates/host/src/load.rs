@@ -87,6 +87,8 @@ pub struct Loaded {
     pub files: Vec<StoredFile>,
     /// Bytes read from the network.
     pub traffic: u64,
+    /// The commit of a repository on the hub, where it is known.
+    pub commit: Option<String>,
 }
 
 /// Loads a model.
@@ -151,6 +153,7 @@ pub(crate) fn config_only(
         headers: HeaderKind::None,
         files: Vec::new(),
         traffic: 0,
+        commit: None,
     })
 }
 
@@ -562,5 +565,6 @@ pub(crate) fn gguf_parts(
         headers: HeaderKind::Gguf,
         files,
         traffic: 0,
+        commit: None,
     })
 }

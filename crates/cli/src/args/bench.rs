@@ -6,7 +6,8 @@ use super::engine::EngineArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, or a .gguf file
+    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, a .gguf file, or a hub id org/name or org/name:file.gguf
+    #[arg(default_value = crate::demo::NAME)]
     pub(crate) model: String,
     /// Prompt of the prefill case
     #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

@@ -53,6 +53,9 @@ pub(crate) struct EngineArgs {
     /// Read all weights first and refuse those that are no numbers
     #[arg(long)]
     pub(crate) check_weights: bool,
+    /// Do not touch the network: a hub id must be cached
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// Keep no cached prefixes
     #[arg(long)]
     pub(crate) no_enable_prefix_caching: bool,

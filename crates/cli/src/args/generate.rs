@@ -11,10 +11,11 @@ const SEQUENCES: u32 = 16;
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, or a .gguf file
+    /// A folder with config.json, safetensors and tokenizer.json, as transformers writes it, a .gguf file, or a hub id org/name or org/name:file.gguf
+    #[arg(default_value = crate::demo::NAME)]
     pub(crate) model: String,
-    /// The text to go on from
-    #[arg(short, long, value_name = "TEXT", required_unless_present = "prompts")]
+    /// The text to go on from; the demo model has one of its own
+    #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// Many prompts: a file of JSON lines, each {"prompt": "...", "max_tokens": 64} and what else is asked by the
     /// names of these flags (n for --samples, stop_token_ids); results are JSON lines too

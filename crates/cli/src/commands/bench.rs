@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::engine::{Start, Started, start};
 use crate::args::bench::BenchArgs;
+use crate::demo;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Progress;
@@ -56,6 +57,9 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         args.prompt_len.saturating_add(args.output_len),
     ];
     let context = longest.into_iter().max().unwrap_or(1);
+    if demo::is_meant(&args.model) {
+        output.talk(demo::NOTE);
+    }
     let mut server = start(&Start {
         model: &args.model,
         engine: &args.engine,

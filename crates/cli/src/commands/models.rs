@@ -9,17 +9,19 @@ use crate::error::{Exit, Failure};
 use crate::output::Output;
 
 pub(crate) fn run(command: &ModelsCommand, output: &mut Output) -> Result<ExitCode, Failure> {
+    let demo = crate::demo::entry();
     match command {
         ModelsCommand::List => {
             let mut text = String::new();
-            for e in catalogue::entries() {
+            for e in catalogue::entries().iter().chain([&demo]) {
                 let aliases = e.aliases.join(", ");
                 text.push_str(&format!("{:<24} {aliases}\n", e.name));
             }
             output.line(&text)?;
         }
         ModelsCommand::Show { name, config } => {
-            let entry = catalogue::find(name).ok_or_else(|| {
+            let own = (name == crate::demo::NAME).then_some(&demo);
+            let entry = own.or_else(|| catalogue::find(name)).ok_or_else(|| {
                 Failure::new(
                     Exit::NotFound,
                     "E-MODEL-004",

@@ -4,6 +4,8 @@
 //! hub/models--org--name/refs/main                  the commit that a revision stands for
 //! hub/models--org--name/snapshots/COMMIT/FILE   →  ../../blobs/ETAG
 //! hub/models--org--name/blobs/ETAG                 the content
+//! hub/models--org--name/.no_exist/COMMIT/FILE      that there is no such file
+//! hub/.locks/models--org--name/ETAG.lock           held by whoever downloads it
 //! plimsoll/headers/models--org--name/COMMIT/FILE   size and first bytes of FILE
 //! ```
 //!
@@ -12,12 +14,11 @@
 //! any other hostile input.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use plimsoll_model::read_at::{ReadAt, ReadError};
 
 use super::{HubConfig, HubId, is_commit};
-use crate::file::FileSource;
+use crate::file::{FileSource, write_whole};
 
 /// First bytes of a stored header.
 const MAGIC: &[u8; 16] = b"PLIMSOLL-HEAD-1\n";
@@ -30,23 +31,22 @@ pub(super) struct Cache {
     headers: Option<PathBuf>,
 }
 
-fn folder(repo: &str) -> String {
-    format!("models--{}", repo.replace('/', "--"))
+/// Where the files of a commit go.
+pub(super) struct Places {
+    pub(super) snapshot: PathBuf,
+    pub(super) blobs: PathBuf,
+    pub(super) locks: PathBuf,
 }
 
-/// Writes a file that appears whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let dir = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(dir)?;
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = dir.join(format!(".plimsoll-{}-{n}.incomplete", std::process::id()));
-    let result = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    if result.is_err() {
-        // Best effort on the way out of a failure: the name is unique and starts with a dot.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result
+/// Whether an ETag may name a file.
+pub(super) fn is_tag(etag: &str) -> bool {
+    !etag.is_empty()
+        && etag.len() <= 128
+        && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn folder(repo: &str) -> String {
+    format!("models--{}", repo.replace('/', "--"))
 }
 
 impl Cache {
@@ -83,10 +83,11 @@ impl Cache {
 
     /// Stores a file as `huggingface_hub` does, and what its revision stands for.
     pub(super) fn store(&self, revision: &str, commit: &str, etag: &str, file: &str, bytes: &[u8]) {
-        let safe = !etag.is_empty()
-            && etag.len() <= 128
-            && etag.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if let Some(hub) = self.hub.as_ref().filter(|_| safe && is_commit(commit)) {
+        if let Some(hub) = self
+            .hub
+            .as_ref()
+            .filter(|_| is_tag(etag) && is_commit(commit))
+        {
             // Best effort, see the module's comment.
             let _ = store(hub, revision, commit, etag, file, bytes);
         }
@@ -97,6 +98,42 @@ impl Cache {
         if let Some(hub) = self.hub.as_ref().filter(|_| is_commit(commit)) {
             // Best effort, see the module's comment.
             let _ = point_ref(hub, revision, commit);
+        }
+    }
+
+    /// Where the files of a commit go.
+    pub(super) fn places(&self, commit: &str) -> Option<Places> {
+        let hub = self.hub.as_ref().filter(|_| is_commit(commit))?;
+        Some(Places {
+            snapshot: hub.join("snapshots").join(commit),
+            blobs: hub.join("blobs"),
+            locks: hub.parent()?.join(".locks").join(hub.file_name()?),
+        })
+    }
+
+    /// Gives a blob that is there its name in a commit.
+    pub(super) fn link(&self, commit: &str, etag: &str, file: &str) -> std::io::Result<()> {
+        match &self.hub {
+            Some(hub) => link(hub, commit, etag, file),
+            None => Ok(()),
+        }
+    }
+
+    fn absent_path(&self, commit: &str, file: &str) -> Option<PathBuf> {
+        let hub = self.hub.as_ref().filter(|_| is_commit(commit))?;
+        Some(hub.join(".no_exist").join(commit).join(file))
+    }
+
+    /// Whether a commit is known not to have a file.
+    pub(super) fn is_absent(&self, commit: &str, file: &str) -> bool {
+        self.absent_path(commit, file).is_some_and(|p| p.exists())
+    }
+
+    /// Remembers that a commit does not have a file.
+    pub(super) fn store_absent(&self, commit: &str, file: &str) {
+        if let Some(path) = self.absent_path(commit, file) {
+            // Best effort, see the module's comment.
+            let _ = write_whole(&path, b"");
         }
     }
 
@@ -149,13 +186,26 @@ fn store(
     if !blob.exists() {
         write_whole(&blob, bytes)?;
     }
-    let link = hub.join("snapshots").join(commit).join(file);
-    if !link.exists() {
-        std::fs::create_dir_all(link.parent().unwrap_or(&link))?;
-        let up = "../".repeat(2 + file.matches('/').count());
-        point(&format!("{up}blobs/{etag}"), &link, bytes)?;
-    }
+    link(hub, commit, etag, file)?;
     point_ref(hub, revision, commit)
+}
+
+fn link(hub: &Path, commit: &str, etag: &str, file: &str) -> std::io::Result<()> {
+    let link = hub.join("snapshots").join(commit).join(file);
+    if link.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(link.parent().unwrap_or(&link))?;
+    if link.symlink_metadata().is_ok() {
+        // It leads to a blob that somebody removed.
+        std::fs::remove_file(&link)?;
+    }
+    let up = "../".repeat(2 + file.matches('/').count());
+    point(
+        &format!("{up}blobs/{etag}"),
+        &link,
+        &hub.join("blobs").join(etag),
+    )
 }
 
 fn point_ref(hub: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
@@ -167,14 +217,14 @@ fn point_ref(hub: &Path, revision: &str, commit: &str) -> std::io::Result<()> {
 }
 
 #[cfg(unix)]
-fn point(target: &str, link: &Path, _: &[u8]) -> std::io::Result<()> {
+fn point(target: &str, link: &Path, _: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// Where links need a privilege, the Python library copies too.
+/// Where links need a privilege, the content is there twice by name and once on the disk.
 #[cfg(not(unix))]
-fn point(_: &str, link: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    write_whole(link, bytes)
+fn point(_: &str, link: &Path, blob: &Path) -> std::io::Result<()> {
+    std::fs::hard_link(blob, link)
 }
 
 /// The first bytes of a file whose whole size is known.

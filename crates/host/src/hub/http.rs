@@ -6,9 +6,10 @@
 
 use std::cell::Cell;
 use std::io::Read as _;
+use std::time::Duration;
 
 use plimsoll_model::json::printable;
-use ureq::http::{HeaderMap, StatusCode, header};
+use ureq::http::{HeaderMap, Method, StatusCode, header};
 
 use super::HubConfig;
 use crate::error::{HostError, Kind};
@@ -49,6 +50,12 @@ pub(super) struct Reply {
     /// The address that answered.
     pub(super) address: String,
     body: ureq::Body,
+}
+
+/// What the hub says of a file.
+pub(super) struct Probe {
+    pub(super) etag: Option<String>,
+    pub(super) size: Option<u64>,
 }
 
 /// An answer, or that there is no such file.
@@ -115,6 +122,19 @@ impl Client {
     /// # Errors
     /// [`HostError`] of kind offline where no socket may be opened.
     pub(super) fn new(config: &HubConfig, budget: u64) -> Result<Self, HostError> {
+        // A body is at most a few megabytes; a server that drips must not hold us for ever.
+        Self::with(config, budget, Some(config.timeout.saturating_mul(6)))
+    }
+
+    /// A client for whole files, which take as long as they take while bytes come.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(super) fn unbounded(config: &HubConfig) -> Result<Self, HostError> {
+        Self::with(config, u64::MAX, None)
+    }
+
+    fn with(config: &HubConfig, budget: u64, body: Option<Duration>) -> Result<Self, HostError> {
         if config.offline {
             return Err(HostError::new(Kind::Offline, "the network may not be used"));
         }
@@ -129,8 +149,7 @@ impl Client {
             .timeout_send_request(timeout)
             .timeout_recv_response(timeout)
             .timeout_per_read(timeout)
-            // A body is at most a few megabytes; a server that drips must not hold us for ever.
-            .timeout_recv_body(Some(config.timeout.saturating_mul(6)))
+            .timeout_recv_body(body)
             .max_response_header_size(64 << 10);
         if !config.proxies {
             builder = builder.proxy(None);
@@ -188,7 +207,7 @@ impl Client {
         let mut address = address.to_owned();
         let (mut commit, mut first_etag) = (None, None);
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(&address, range)?;
+            let response = self.send(Method::GET, &address, range)?;
             let (parts, body) = response.into_parts();
             commit = commit.or_else(|| {
                 text(&parts.headers, "x-repo-commit")
@@ -199,15 +218,7 @@ impl Client {
             first_etag = first_etag.or_else(|| etag(&parts.headers));
             if parts.status.is_redirection() {
                 let location = text(&parts.headers, header::LOCATION.as_str()).unwrap_or_default();
-                address = follow(&address, location).ok_or_else(|| {
-                    self.odd(
-                        &address,
-                        format!(
-                            "it redirects to `{}`, which is not followed",
-                            printable(location)
-                        ),
-                    )
-                })?;
+                address = self.follow(&address, location)?;
                 continue;
             }
             if let Some(found) = self.judge(parts.status, &parts.headers, w)? {
@@ -234,15 +245,62 @@ impl Client {
         ))
     }
 
+    /// What the hub says of a file without sending it; `None` where the repository has none. Where it sends us to
+    /// another host for the bytes, it has said all.
+    pub(super) fn probe(&self, address: &str, w: Wanted<'_>) -> Result<Option<Probe>, HostError> {
+        let (mut address, mut tag) = (address.to_owned(), None);
+        for _ in 0..=MAX_REDIRECTS {
+            let (parts, _) = self.send(Method::HEAD, &address, None)?.into_parts();
+            let number = |name: &str| text(&parts.headers, name)?.parse().ok();
+            let linked = parts.headers.contains_key("x-linked-etag");
+            tag = tag.or_else(|| etag(&parts.headers));
+            if parts.status.is_redirection() && !linked {
+                let location = text(&parts.headers, header::LOCATION.as_str()).unwrap_or_default();
+                address = self.follow(&address, location)?;
+                continue;
+            }
+            if !parts.status.is_redirection()
+                && let Some(Found::No) = self.judge(parts.status, &parts.headers, w)?
+            {
+                return Ok(None);
+            }
+            let size = number("x-linked-size");
+            let here = || (!parts.status.is_redirection()).then(|| number("content-length"))?;
+            return Ok(Some(Probe {
+                etag: tag,
+                size: size.or_else(here),
+            }));
+        }
+        Err(self.odd(
+            &address,
+            format!("it redirects more than {MAX_REDIRECTS} times"),
+        ))
+    }
+
+    fn follow(&self, address: &str, location: &str) -> Result<String, HostError> {
+        follow(address, location).ok_or_else(|| {
+            self.odd(
+                address,
+                format!(
+                    "it redirects to `{}`, which is not followed",
+                    printable(location)
+                ),
+            )
+        })
+    }
+
     fn send(
         &self,
+        method: Method,
         address: &str,
         range: Option<(u64, u64)>,
     ) -> Result<ureq::http::Response<ureq::Body>, HostError> {
-        let mut request = self
-            .agent
-            .get(address)
-            .header("accept-encoding", "identity");
+        let mut request = if method == Method::HEAD {
+            self.agent.head(address)
+        } else {
+            self.agent.get(address)
+        }
+        .header("accept-encoding", "identity");
         if let Some((first, last)) = range {
             request = request.header("range", format!("bytes={first}-{last}"));
         }
@@ -397,14 +455,7 @@ impl Client {
         let result = reader.read_to_end(&mut bytes);
         self.read
             .set(self.read.get().saturating_add(bytes.len() as u64));
-        let short = |why: String| {
-            Err(
-                HostError::new(Kind::Temporary, "the connection ended early")
-                    .at(&reply.address)
-                    .because(why)
-                    .next("try again"),
-            )
-        };
+        let short = |why: String| Err(ended_early(&reply.address, why));
         match result {
             Err(err) => short(format!("after {} bytes: {err}", bytes.len())),
             Ok(_) if reply.length.is_some() && (bytes.len() as u64) < want => {
@@ -412,6 +463,37 @@ impl Client {
             }
             Ok(_) => Ok(bytes),
         }
+    }
+
+    /// Hands the body's `n` bytes on as they come, in pieces of at most `piece`.
+    pub(super) fn pieces(
+        &self,
+        reply: Reply,
+        n: u64,
+        piece: usize,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), HostError>,
+    ) -> Result<(), HostError> {
+        let mut reader = reply
+            .body
+            .into_with_config()
+            .limit(u64::MAX)
+            .reader()
+            .take(n);
+        let mut buffer = vec![0; piece];
+        let mut done = 0_u64;
+        while done < n {
+            let why = match reader.read(&mut buffer) {
+                Ok(0) => format!("after {done} of {n} bytes"),
+                Err(err) => format!("after {done} of {n} bytes: {err}"),
+                Ok(read) => {
+                    take(buffer.get(..read).unwrap_or_default())?;
+                    done += read as u64;
+                    continue;
+                }
+            };
+            return Err(ended_early(&reply.address, why));
+        }
+        Ok(())
     }
 
     /// All of a small body; `None` where it is larger than `max` by its own word.
@@ -453,6 +535,13 @@ impl Client {
             .because(err)
             .next("check the connection and proxies; with a cached model, `--offline` needs none")
     }
+}
+
+fn ended_early(address: &str, why: String) -> HostError {
+    HostError::new(Kind::Temporary, "the connection ended early")
+        .at(address)
+        .because(why)
+        .next("try again")
 }
 
 /// `bytes 0-99/1234`.

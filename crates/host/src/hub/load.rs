@@ -17,8 +17,8 @@ use crate::load::{self, HeaderKind, LoadOptions, Loaded, gguf_error, gguf_parts}
 use crate::locate::ModelRef;
 
 const CONFIG: &str = "config.json";
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const SINGLE: &str = "model.safetensors";
 /// First guess at the header of a model in one file: that of a 9B model has some 50 KB.
 const FIRST_GUESS: u64 = 64 << 10;
 /// Bytes of a tensor's entry beside its name: type, two dimensions, two offsets and punctuation.
@@ -102,26 +102,47 @@ impl Session<'_> {
         let origin = self.origin(Some(&commit), "cached");
         if let Some(file) = self.id.file() {
             let local = snapshot.map(|s| s.join(file)).filter(|p| p.exists());
-            let mut loaded = match local {
-                Some(path) => load::load(&ModelRef::Gguf(path), self.options)?,
+            let whole = local.map(|p| load::load(&ModelRef::Gguf(p), self.options));
+            // Another part may still be missing.
+            let whole = whole.filter(|l| !matches!(l, Err(e) if e.kind() == Kind::NotFound));
+            let mut loaded = match whole {
+                Some(loaded) => loaded?,
                 None => match self.cached_gguf(&commit, file)? {
                     Some(loaded) => loaded,
                     None => return Ok(None),
                 },
             };
             loaded.origin = origin;
+            loaded.commit = Some(commit);
+            in_folder(&mut loaded, folder_of(file));
             return Ok(Some(loaded));
         }
-        let Some(snapshot) = snapshot.filter(|s| s.join(CONFIG).exists()) else {
+        let Some(snapshot) = snapshot else {
             return Ok(None);
         };
+        if !snapshot.join(CONFIG).exists() {
+            // The one GGUF model that is here; whether the repository has others, only the hub knows.
+            let model = ModelRef::Folder(snapshot);
+            let here = self
+                .config
+                .offline
+                .then(|| load::load(&model, self.options));
+            let here = here.and_then(Result::ok);
+            return Ok(here.map(|loaded| Loaded {
+                origin,
+                commit: Some(commit),
+                ..loaded
+            }));
+        }
         if has_weights(&snapshot) {
             let mut loaded = load::load(&ModelRef::Folder(snapshot), self.options)?;
             loaded.origin = origin;
+            loaded.commit = Some(commit);
             return Ok(Some(loaded));
         }
         let config = read_config(&snapshot.join(CONFIG))?;
         let mut loaded = load::config_only(config, &origin, origin.clone(), self.options)?;
+        loaded.commit = Some(commit.clone());
         if !self.options.headers || self.cached_headers(&commit, &mut loaded)? {
             return Ok(Some(loaded));
         }
@@ -168,6 +189,7 @@ impl Session<'_> {
         }
         let origin = self.origin(commit.as_deref(), &self.config.endpoint);
         let mut loaded = load::config_only(config, &address, origin, self.options)?;
+        loaded.commit.clone_from(&commit);
         if self.options.headers {
             let at = commit.as_deref().unwrap_or(revision);
             self.headers(client, at, commit.as_deref(), &mut loaded)?;
@@ -369,6 +391,8 @@ impl Session<'_> {
         )?;
         loaded.origin = self.origin(commit.as_deref(), &self.config.endpoint);
         loaded.headers = HeaderKind::Gguf;
+        loaded.commit = commit;
+        in_folder(&mut loaded, dir);
         Ok(loaded)
     }
 
@@ -431,6 +455,13 @@ fn header_guess(index: &Index, shard: &str) -> u64 {
         .map(|(name, _)| name.len() as u64 + ENTRY)
         .sum::<u64>()
         + 256
+}
+
+/// Names the files as the repository does.
+fn in_folder(loaded: &mut Loaded, folder: &str) {
+    for file in &mut loaded.files {
+        file.name.insert_str(0, folder);
+    }
 }
 
 /// `a/b/` of `a/b/c`.

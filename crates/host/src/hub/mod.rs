@@ -2,10 +2,12 @@
 //!
 //! Conventions are those of `huggingface_hub` (`constants.py`, `file_download.py`): the same
 //! variables, the same folder layout, so that what was downloaded by anyone is found by us and
-//! what we store is found by others. Only `config.json` is stored there; headers, which no other
-//! program expects as parts of files, are kept under `$HF_HOME/plimsoll`.
+//! what we store is found by others. A plan stores `config.json` there, a download all files that a
+//! run needs; headers, which no other program expects as parts of files, are kept under
+//! `$HF_HOME/plimsoll`.
 
 mod cache;
+mod download;
 mod http;
 mod load;
 mod remote;
@@ -18,6 +20,7 @@ use plimsoll_model::json::printable;
 use crate::env::Env;
 use crate::error::{HostError, Kind};
 
+pub use download::{Fetching, download};
 pub(crate) use load::load;
 
 /// A model on the hub: `org/name`, with a revision and a file where given.
@@ -183,12 +186,7 @@ impl HubConfig {
                 .at(printable(&endpoint))
                 .next("write it as https://host, or unset it"));
         }
-        let base = env
-            .path("XDG_CACHE_HOME")
-            .or_else(|| Some(env.home()?.join(".cache")));
-        let home = env
-            .path("HF_HOME")
-            .or_else(|| Some(base?.join("huggingface")));
+        let home = home(env);
         let cache = env
             .path("HF_HUB_CACHE")
             .or_else(|| env.path("HUGGINGFACE_HUB_CACHE"))
@@ -201,13 +199,28 @@ impl HubConfig {
         Ok(Self {
             endpoint,
             token: token(env, home.as_deref())?,
-            headers: home.map(|h| h.join("plimsoll").join("headers")),
+            headers: cache_folder(env).map(|c| c.join("headers")),
             cache,
             offline: env.is_true("HF_HUB_OFFLINE") || env.is_true("TRANSFORMERS_OFFLINE"),
             timeout,
             proxies: env.is_process(),
         })
     }
+}
+
+/// The home of the hub's files.
+fn home(env: &Env) -> Option<PathBuf> {
+    let base = env
+        .path("XDG_CACHE_HOME")
+        .or_else(|| Some(env.home()?.join(".cache")));
+    env.path("HF_HOME")
+        .or_else(|| Some(base?.join("huggingface")))
+}
+
+/// Where what can be made again is kept that no other program expects: `$HF_HOME/plimsoll`.
+#[must_use]
+pub fn cache_folder(env: &Env) -> Option<PathBuf> {
+    Some(home(env)?.join("plimsoll"))
 }
 
 /// The token: `HF_TOKEN`, its old name, then the file; none where implicit use is switched off.

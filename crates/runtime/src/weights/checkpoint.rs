@@ -39,8 +39,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the files of a model that was loaded, and so checked, from `model`; `None` where it is not on this
-    /// machine, or is a config alone.
+    /// Opens the files of a model that was loaded, and so checked, from `model`; `None` where it is a config
+    /// alone, or on the hub: what is downloaded is opened as the folder that it lies in.
     ///
     /// # Errors
     /// [`HostError`] where a file changed since.

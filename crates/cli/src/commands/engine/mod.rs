@@ -1,6 +1,7 @@
 //! From a MODEL argument to an engine: sizes first, then memory, then weights.
 
 pub(crate) mod memory;
+mod source;
 mod weights;
 
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use plimsoll_host::{Env, LoadOptions, locate};
+use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::Level;
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
@@ -16,13 +17,14 @@ use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
-use plimsoll_runtime::weights::{Checkpoint, load as load_weights};
+use plimsoll_runtime::weights::load as load_weights;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use self::memory::Report;
+use self::source::Source;
 use crate::args::engine::{EngineArgs, LevelArg};
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
@@ -79,22 +81,15 @@ impl Started {
 
 pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let args = what.engine;
-    let reference = locate(what.model).map_err(|e| crate::load::failure(&e))?;
+    let located = source::locate(what.model)?;
     let mut options = LoadOptions::new(Env::process());
-    options.offline = true;
-    let loaded = plimsoll_host::load(&reference, &options).map_err(|e| crate::load::failure(&e))?;
+    options.offline = args.offline;
+    // The headers of all shards: they say what is to be downloaded.
+    options.traffic = options.gguf_traffic;
+    let loaded =
+        plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
-    let checkpoint = Checkpoint::of(&reference, &loaded)
-        .map_err(|e| crate::load::failure(&e))?
-        .ok_or_else(|| {
-            Failure::new(
-                Exit::NotFound,
-                "E-GEN-007",
-                format!("{} is no model on this machine with weights", what.model),
-            )
-            .why("today models run from a folder as transformers writes it, or a .gguf file")
-            .hint("download the model and name its folder or file")
-        })?;
+    let source = Source::of(&located.reference, &loaded)?;
     let context = args
         .max_model_len
         .or(what.context)
@@ -105,6 +100,8 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
     })?;
     let map = memory::plan(what, spec, context, threads)?;
+    // Only now is it known to fit.
+    let checkpoint = source.checkpoint(&loaded, &options)?;
     if args.check_weights {
         weights::check(&checkpoint)?;
     }

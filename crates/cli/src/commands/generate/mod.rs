@@ -21,6 +21,7 @@ use self::prompts::{Prompt, read};
 use self::result::{Answered, Choice};
 use crate::args::generate::GenerateArgs;
 use crate::commands::engine::{Start, Started, cannot_write, start};
+use crate::demo;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
 
@@ -61,6 +62,9 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
     let prompts = read(args)?;
     let widest = prompts.iter().map(|p| p.asked.width()).max().unwrap_or(1);
     let told = |p: &Prompt| p.asked.logprobs.max(p.asked.prompt_logprobs);
+    if demo::is_meant(&args.model) {
+        output.talk(demo::NOTE);
+    }
     let server = start(&Start {
         model: &args.model,
         engine: &args.engine,

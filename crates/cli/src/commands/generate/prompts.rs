@@ -4,6 +4,7 @@ use plimsoll_model::json::printable;
 
 use super::asked::Asked;
 use crate::args::generate::GenerateArgs;
+use crate::demo;
 use crate::error::{Exit, Failure};
 
 /// Most of a file of prompts.
@@ -26,8 +27,13 @@ pub(super) fn read(args: &GenerateArgs) -> Result<Vec<Prompt>, Failure> {
     };
     let Some(path) = &args.prompts else {
         together(&flags, flags.searches(), "the prompt")?;
+        let demo = demo::is_meant(&args.model).then(|| demo::PROMPT.to_owned());
+        let text = args.prompt.clone().or(demo).ok_or_else(|| {
+            Failure::new(Exit::Usage, "E-GEN-003", "there is no prompt")
+                .hint("add `-p TEXT`, or `--prompts FILE`")
+        })?;
         return Ok(vec![Prompt {
-            text: args.prompt.clone().unwrap_or_default(),
+            text,
             place: "the prompt".to_owned(),
             asked: flags,
         }]);
