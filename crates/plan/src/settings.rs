@@ -166,6 +166,8 @@ pub struct Settings {
     pub swa_full: bool,
     /// `--swap-space` on the host, per device.
     pub swap: Bytes,
+    /// `--swap-dir`: swap space is a file.
+    pub swap_file: bool,
     /// `--threads` of a server on processors; `None` for one.
     pub threads: Option<u64>,
     /// `--mtp`: load the checkpoint's multi-token-prediction layers and speculate with them.
@@ -215,6 +217,7 @@ impl Settings {
             kv_unified: false,
             swa_full: false,
             swap: Bytes::ZERO,
+            swap_file: false,
             threads: None,
             mtp: false,
             draft: None,

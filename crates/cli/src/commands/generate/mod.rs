@@ -1,20 +1,23 @@
 //! `plimsoll generate`: prompts through the engine on this machine.
 
 mod answer;
+mod preemptions;
 mod prompts;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
+use plimsoll_runtime::Moved;
 use plimsoll_runtime::sample::{Sampling, SamplingError, SamplingParams};
 use plimsoll_runtime::text::Stops;
-use plimsoll_schedule::{Fan, Notice, Request, RequestError, RequestId};
+use plimsoll_schedule::{Fan, Notice, Request, RequestError, RequestId, Stats};
 use serde_json::{Value, json};
 
 use self::answer::Answer;
+use self::preemptions::Preemptions;
 use self::prompts::{Prompt, read};
 use crate::args::generate::GenerateArgs;
 use crate::commands::engine::{Start, Started, cannot_write, start};
@@ -72,7 +75,14 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
     let mut totals = Totals::default();
     loop {
         let mut notices = Vec::new();
+        let (before, moved) = counters(&server);
+        let step_began = Instant::now();
         let stepped = server.engine.step(|n| notices.push(n));
+        let took = step_began.elapsed();
+        let (after, now_moved) = counters(&server);
+        let moving = Duration::from_nanos(now_moved.time.0 - moved.time.0);
+        let computing = took.saturating_sub(moving);
+        totals.preemptions.step(&before, &after, computing);
         for notice in notices {
             tell(
                 args,
@@ -107,10 +117,18 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
         server.memory().write(path)?;
     }
     let hash = server.engine.scheduler().decision_hash();
+    let tables = server.engine.executor().tables().digest();
     if let (Some(path), Some(log)) = (&args.log, server.engine.into_log()) {
-        log.end(hash).map_err(|e| cannot_write(path, &e))?;
+        log.end(hash, Some(tables))
+            .map_err(|e| cannot_write(path, &e))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What was counted so far.
+fn counters(server: &Started) -> (Stats, Moved) {
+    let engine = &server.engine;
+    (*engine.scheduler().stats(), engine.executor().moved())
 }
 
 fn corrupt(e: &impl ToString) -> Failure {
@@ -224,6 +242,7 @@ struct Totals {
     decode_s: f64,
     decoded: u64,
     seconds: f64,
+    preemptions: Preemptions,
 }
 
 fn tell(
@@ -311,14 +330,19 @@ fn tell(
             });
             output.line(&line.to_string())?;
         }
-        Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
+        Notice::Preempted {
+            swapped_pages,
+            cost,
+            ..
+        } => totals.preemptions.preempted(swapped_pages, cost),
+        Notice::Cancelled { .. } => {}
     }
     Ok(())
 }
 
 fn summary(server: &Started, t: &Totals) -> String {
     let per_s = |n: u64, s: f64| if s > 0.0 { n as f64 / s } else { 0.0 };
-    let stats = server.engine.scheduler().stats();
+    let (stats, moved) = counters(server);
     let mut text = format!(
         "\n{} of prompt, {} generated; first token after {:.0} ms, then {:.1} tokens/s each, {:.1} together\n",
         thousands(t.prompt_tokens),
@@ -328,13 +352,6 @@ fn summary(server: &Started, t: &Totals) -> String {
         per_s(t.output_tokens, t.seconds),
     );
     text.push_str(&server.memory().text());
-    if stats.swaps + stats.recomputes > 0 || stats.cached_tokens > 0 {
-        text.push_str(&format!(
-            "\npreempted {} times by swap, {} by recompute; {} prompt tokens from the prefix cache",
-            stats.swaps,
-            stats.recomputes,
-            thousands(stats.cached_tokens)
-        ));
-    }
+    text.push_str(&t.preemptions.text(&stats, moved));
     text
 }
