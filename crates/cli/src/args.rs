@@ -313,6 +313,9 @@ pub(crate) struct EngineArgs {
     /// Host memory for swapped KV blocks, per device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
+    /// Swap space is a file in this folder, with `--gpu cpu`
+    #[arg(long, value_name = "DIR", requires = "swap_space")]
+    pub(crate) swap_dir: Option<PathBuf>,
     /// Threads, with `--gpu cpu` (default: processors)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) threads: Option<u64>,

@@ -263,7 +263,7 @@ fn the_process_has_what_was_planned() {
     }
     let folder = model("resident", 12, 512);
     let mut flags = SETTINGS.to_vec();
-    flags.extend(["--kv-memory", "64MiB"]);
+    flags.extend(["--kv-memory", "512MiB"]);
     let map = run(&folder, &flags);
     let (mut committed, mut reserve, mut reserve_used) = (0, 0, 0);
     for r in map["regions"].as_array().expect("regions") {
@@ -277,13 +277,258 @@ fn the_process_has_what_was_planned() {
     }
     let ready = map["resident_bytes_at_ready"].as_u64().expect("bytes");
     println!("committed {committed}, ready {ready}, reserve {reserve}, of it used {reserve_used}");
-    let all = terms(&map["terms"]);
-    let process = all[&("reserve".to_owned(), "process".to_owned())];
-    assert!(committed > 3 * process, "too small to show anything");
     // Pages that were only promised would be missing.
     assert!(ready >= committed, "{ready} of {committed}");
-    // Within 3 % of the arenas and the stated constant of any process.
-    let most = committed + committed * 3 / 100 + process;
-    assert!(ready <= most, "{ready} of {most}");
+    // Within 3 % of the plan, but for what starting takes: that is over.
+    let starting = terms(&map["terms"])[&("reserve".to_owned(), "starting".to_owned())];
+    let plan = committed + reserve;
+    assert!(ready <= plan, "{ready} of {plan}");
+    let least = (plan - starting) / 100 * 97;
+    assert!(ready >= least, "{ready}, and at least {least}");
     assert!(reserve_used <= reserve, "{reserve_used} of {reserve}");
+}
+
+/// The strictest limit that needs no rights: private memory that can be written, touched or not. What is mapped beside
+/// the plan are the threads' stacks, 2 MiB each, of which the plan counts what is touched.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_load_ends_under_a_limit_of_the_plan() {
+    const STACKS_KIB: u64 = 2 * 2 * 2048;
+    let folder = model("limit", 12, 512);
+    let sizes = [
+        "--kv-memory",
+        "8MiB",
+        "--swap-space",
+        "8MiB",
+        "--max-num-batched-tokens",
+        "64",
+    ];
+    let map = folder.0.join("map.json");
+    let mapped = ["--memory-map", map.to_str().expect("a path")];
+    let (want, talk) = answers(&folder, &[&sizes[..], &mapped].concat());
+    assert!(said(&talk, " times by swap") > 0, "{talk}");
+    let map: Value = serde_json::from_slice(&std::fs::read(map).expect("a map")).expect("JSON");
+    let sum = |key: &str| -> u64 {
+        let regions = map["regions"].as_array().expect("regions").iter();
+        regions.filter_map(|r| r[key].as_u64()).sum()
+    };
+    let under = |kib: u64| {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -d {kib}; exec \"$0\" \"$@\"")]);
+        command.arg(env!("CARGO_BIN_EXE_plimsoll")).arg("generate");
+        command
+            .arg(&folder.0)
+            .args(crowded(&crowd(&folder)))
+            .args(sizes);
+        command.output().expect("a shell runs")
+    };
+    let plan = sum("planned_bytes") / 1024;
+    let out = under(plan + STACKS_KIB);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(in_order(&out), want);
+    // The guard: a limit that the arenas alone exceed is one clear error.
+    let out = under(sum("committed_bytes") / 1024 - 1024);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+    assert!(text(&out.stderr).contains("to give"));
+}
+
+/// Twelve prompts that share their first 32 words, four answers each.
+fn crowd(folder: &Folder) -> String {
+    let lines: Vec<String> = (0..12)
+        .map(|i| {
+            let word = |j: usize| {
+                let own = if j < 32 { 0 } else { 17 * i };
+                format!("w{}", 2 + (j * j * 31 + own) % 250)
+            };
+            let prompt: Vec<String> = (0..33 + i).map(word).collect();
+            json!({ "prompt": prompt.join(" "), "max_tokens": 40 }).to_string()
+        })
+        .collect();
+    let path = folder.0.join("prompts.jsonl");
+    std::fs::write(&path, lines.join("\n")).expect("written");
+    path.to_str().expect("a path").to_owned()
+}
+
+/// Flags of a run of a crowd.
+fn crowded(prompts: &str) -> Vec<&str> {
+    let mut flags = vec!["--prompts", prompts];
+    flags.extend("--samples 4 --seed 5 --ignore-eos --max-num-seqs 12".split(' '));
+    flags.extend("--max-model-len 128 --threads 2".split(' '));
+    flags
+}
+
+fn in_order(out: &Output) -> Vec<Value> {
+    let lines = text(&out.stdout);
+    let mut answers: Vec<Value> = lines
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("a line of JSON"))
+        .collect();
+    answers.sort_by_key(|v| v["index"].as_u64());
+    answers.iter().map(|v| v["choices"].clone()).collect()
+}
+
+/// The answers of a crowd, in order, and what the run said in the end.
+fn answers(folder: &Folder, flags: &[&str]) -> (Vec<Value>, String) {
+    let prompts = crowd(folder);
+    let mut all = crowded(&prompts);
+    all.extend(flags);
+    let out = plimsoll("generate", &folder.0, &all);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    (in_order(&out), text(&out.stderr))
+}
+
+/// The number before `word`s in what a run said.
+fn said(talk: &str, word: &str) -> u64 {
+    let before = talk.split(word).next().filter(|b| b.len() < talk.len());
+    let number = before
+        .and_then(|b| b.split_whitespace().last())
+        .unwrap_or_else(|| panic!("no `{word}` in {talk}"));
+    number.replace(',', "").parse().expect("a number")
+}
+
+#[test]
+fn a_run_under_pressure_replays_to_the_same_decisions_and_block_tables() {
+    let folder = model("pressure", 2, 64);
+    let log = folder.0.join("run.log");
+    let log = log.to_str().expect("a path");
+    let (want, talk) = answers(&folder, &[]);
+    assert_eq!(said(&talk, " times by swap"), 0, "{talk}");
+    // Little swap space: who does not fit there is computed again.
+    let tight = [
+        "--kv-memory",
+        "140KiB",
+        "--swap-space",
+        "40KiB",
+        "--log",
+        log,
+    ];
+    let (got, talk) = answers(&folder, &[&tight[..], &["--preempt", "swap"]].concat());
+    assert_eq!(got, want);
+    for what in [
+        " times by swap",
+        " by recompute",
+        " prompt tokens from",
+        " pages copied",
+    ] {
+        assert!(said(&talk, what) > 0, "{what}: {talk}");
+    }
+    let replay = |path: &str| -> Output {
+        Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+            .args(["simulate", "--replay", path])
+            .output()
+            .expect("the binary runs")
+    };
+    let out = replay(log);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let told = text(&out.stdout);
+    assert!(told.contains("every decision is the same"), "{told}");
+    assert!(told.contains("every block table is the same"), "{told}");
+    // The guard: tables that the run did not compute by.
+    let whole = std::fs::read_to_string(log).expect("a log");
+    let (before, end) = whole
+        .rsplit_once("\"tables\":\"")
+        .expect("a digest of tables");
+    let other = if end.starts_with('0') { "1" } else { "0" };
+    let changed = format!("{before}\"tables\":\"{other}{}", &end[1..]);
+    let path = folder.0.join("changed.log");
+    std::fs::write(&path, changed).expect("written");
+    let out = replay(path.to_str().expect("a path"));
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("other block tables"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_swap_file_serves_as_memory_does_and_leaves_nothing_behind() {
+    let folder = model("swap-file", 2, 64);
+    let disk = folder.0.join("disk");
+    std::fs::create_dir(&disk).expect("a folder");
+    let at = disk.to_str().expect("a path");
+    let tight = [
+        "--kv-memory",
+        "140KiB",
+        "--swap-space",
+        "1MiB",
+        "--preempt",
+        "swap",
+    ];
+    let (want, talk) = answers(&folder, &tight);
+    assert!(said(&talk, " times by swap") > 0, "{talk}");
+    let map = folder.0.join("map.json");
+    let file = [
+        "--swap-dir",
+        at,
+        "--memory-map",
+        map.to_str().expect("a path"),
+    ];
+    let (got, talk) = answers(&folder, &[&tight[..], &file].concat());
+    assert_eq!(got, want);
+    assert!(said(&talk, " times by swap") > 0, "{talk}");
+    let files = || std::fs::read_dir(&disk).expect("a folder").count();
+    assert_eq!(files(), 0);
+    let map: Value = serde_json::from_slice(&std::fs::read(map).expect("a map")).expect("JSON");
+    let regions = map["regions"].as_array().expect("regions");
+    let region = |name: &str| regions.iter().find(|r| r["region"] == name);
+    let swap = region("swap_file").expect("the file is in the map");
+    assert!(region("swap").is_none());
+    assert_eq!(swap["planned_bytes"], swap["committed_bytes"]);
+    assert!(swap["high_water_bytes"].as_u64() > Some(0));
+    // A process that is killed leaves nothing either: the file has no name while it runs.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .arg("generate")
+        .arg(&folder.0)
+        .args(["-p", "w5 w6 w7", "-n", "100000", "--ignore-eos"])
+        .args([
+            "--max-model-len",
+            "200000",
+            "--swap-space",
+            "1MiB",
+            "--swap-dir",
+            at,
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let mut first = [0; 16];
+    let mut out = child.stdout.take().expect("piped");
+    std::io::Read::read_exact(&mut out, &mut first).expect("it has begun to answer");
+    child.kill().expect("killed");
+    child.wait().expect("over");
+    assert_eq!(files(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_swap_file_that_cannot_be_is_one_clear_error_at_the_start() {
+    let folder = model("no-swap-file", 2, 64);
+    let refused = |limit: &str, at: &str| {
+        let out = Command::new("sh")
+            .args(["-c", &format!("ulimit -f {limit}; exec \"$0\" \"$@\"")])
+            .arg(env!("CARGO_BIN_EXE_plimsoll"))
+            .arg("generate")
+            .arg(&folder.0)
+            .args([
+                "-p",
+                "w5",
+                "-n",
+                "4",
+                "--swap-space",
+                "1MiB",
+                "--swap-dir",
+                at,
+            ])
+            .output()
+            .expect("a shell runs");
+        assert_eq!(out.status.code(), Some(1), "{out:?}");
+        assert!(out.stdout.is_empty());
+        let e = text(&out.stderr);
+        assert!(e.contains("a swap file of 1.0 MiB"), "{e}");
+        e
+    };
+    let here = folder.0.to_str().expect("a path");
+    let e = refused("100", here);
+    assert!(e.contains("ulimit -f"), "{e}");
+    let e = refused("unlimited", &format!("{here}/none"));
+    assert!(e.contains("No such file"), "{e}");
 }

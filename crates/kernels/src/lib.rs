@@ -24,7 +24,7 @@ pub use latent::{LATENT_MAX, LatentShape, attend_latents, write_latents};
 pub use linear::{
     Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, packed_bytes, run_heads,
 };
-pub use peaks::{flops_per_s, read_bytes_per_s};
+pub use peaks::{best_per_s, flops_per_s, read_bytes_per_s};
 pub use pool::Pool;
 pub use rows::{
     Activation, Choice, ExpertGroups, Norm, activate, clamped_swiglu, norm, norm_in_place, rotate,

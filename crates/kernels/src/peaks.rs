@@ -10,8 +10,6 @@ use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
 use crate::pool::Pool;
 
-/// Time that a measure takes.
-const TIME: Duration = Duration::from_millis(150);
 /// Words that a thread reads before it takes more.
 const TILE: usize = 1 << 16;
 /// Accumulators that are worked on at once: what fits into AVX2's registers, and what hides the latency of wider ones.
@@ -20,22 +18,23 @@ const MANY: usize = 12;
 /// Times that each of them is added to in a tile.
 const ROUNDS: usize = 2_000;
 
-/// The best of some runs, as `work` per second.
-fn best(work: usize, mut run: impl FnMut()) -> u64 {
+/// The best of the runs that begin within `time`, as `work` per second.
+pub fn best_per_s(time: Duration, work: u64, mut run: impl FnMut()) -> u64 {
     let (began, mut least) = (Instant::now(), Duration::MAX);
-    while began.elapsed() < TIME || least == Duration::MAX {
+    while began.elapsed() < time || least == Duration::MAX {
         let start = Instant::now();
         run();
         least = least.min(start.elapsed());
     }
-    let per_s = work as u128 * 1_000_000_000 / least.as_nanos().max(1);
+    let per_s = u128::from(work) * 1_000_000_000 / least.as_nanos().max(1);
     u64::try_from(per_s).unwrap_or(u64::MAX)
 }
 
-/// Bytes of `words` that all threads read in a second. Words that fit into the processor's caches measure these.
-pub fn read_bytes_per_s(pool: &mut Pool, words: &[u32]) -> u64 {
+/// Bytes of `words` that all threads read in a second, measured for `time`. Words that fit into the processor's caches
+/// measure these.
+pub fn read_bytes_per_s(pool: &mut Pool, time: Duration, words: &[u32]) -> u64 {
     let tiles = words.len().div_ceil(TILE);
-    best(words.len() * 4, || {
+    best_per_s(time, words.len() as u64 * 4, || {
         pool.run(tiles, |i| {
             let tile = &words[i * TILE..words.len().min((i + 1) * TILE)];
             let sum = tile.chunks_exact(64).fold([0_u32; 64], |mut sum, c| {
@@ -49,14 +48,15 @@ pub fn read_bytes_per_s(pool: &mut Pool, words: &[u32]) -> u64 {
     })
 }
 
-/// Operations of f32 fused multiply-adds, two each, that all threads do in a second at `level`.
-pub fn flops_per_s(pool: &mut Pool, level: Level) -> u64 {
+/// Operations of f32 fused multiply-adds, two each, that all threads do in a second at `level`,
+/// measured for twice `time`.
+pub fn flops_per_s(pool: &mut Pool, time: Duration, level: Level) -> u64 {
     let tiles = pool.threads() * 16;
-    let work = |chains: usize| tiles * chains * ROUNDS * LANES * 2;
-    let few = best(work(FEW), || {
+    let work = |chains: usize| (tiles * chains * ROUNDS * LANES * 2) as u64;
+    let few = best_per_s(time, work(FEW), || {
         pool.run(tiles, |_| at_level!(level, few_chains()));
     });
-    let many = best(work(MANY), || {
+    let many = best_per_s(time, work(MANY), || {
         pool.run(tiles, |_| at_level!(level, many_chains()));
     });
     few.max(many)
@@ -96,11 +96,12 @@ mod tests {
     #[test]
     fn measures_what_there_is() {
         let mut pool = Pool::new(1).expect("one thread is this one");
+        let time = Duration::from_millis(20);
         // No processor does a million operations in a nanosecond: work that is not done would seem to.
-        let flops = flops_per_s(&mut pool, Level::detect());
+        let flops = flops_per_s(&mut pool, time, Level::detect());
         assert!(flops > 0 && flops < 1_000_000_000_000_000, "{flops}");
-        assert!(read_bytes_per_s(&mut pool, &[1; 1 << 16]) > 0);
+        assert!(read_bytes_per_s(&mut pool, time, &[1; 1 << 16]) > 0);
         // Nothing to read takes no time worth dividing by.
-        assert_eq!(read_bytes_per_s(&mut pool, &[]), 0);
+        assert_eq!(read_bytes_per_s(&mut pool, time, &[]), 0);
     }
 }

@@ -166,6 +166,8 @@ pub struct Settings {
     pub swa_full: bool,
     /// `--swap-space` on the host, per device.
     pub swap: Bytes,
+    /// `--swap-dir`: swap space is a file.
+    pub swap_file: bool,
     /// `--threads` of a server on processors; `None` for one.
     pub threads: Option<u64>,
     /// Alternatives told with the log probability of each token; `None` where none are told.
@@ -217,6 +219,7 @@ impl Settings {
             kv_unified: false,
             swa_full: false,
             swap: Bytes::ZERO,
+            swap_file: false,
             threads: None,
             logprobs: None,
             mtp: false,

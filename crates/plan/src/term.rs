@@ -33,6 +33,8 @@ pub enum Region {
     InUse,
     /// KV swapped to host memory.
     Swap,
+    /// KV swapped to a file: on a disk, not in memory.
+    SwapFile,
 }
 
 impl Region {
@@ -53,6 +55,7 @@ impl Region {
             Self::Reserve => "reserve",
             Self::InUse => "in_use",
             Self::Swap => "swap",
+            Self::SwapFile => "swap_file",
         }
     }
 }

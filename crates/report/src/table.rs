@@ -257,7 +257,12 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
     for t in &rank.host_terms {
         let _ = writeln!(
             out,
-            "on the host: {} {}, {}",
+            "on {}: {} {}, {}",
+            if t.region == "swap_file" {
+                "a disk"
+            } else {
+                "the host"
+            },
             t.name,
             short_bytes(t.bytes),
             t.kind

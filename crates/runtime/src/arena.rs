@@ -219,6 +219,11 @@ impl Arena {
         unsafe { self.slice_mut(0, len) }
     }
 
+    /// Nothing of it counts as lent so far: measures at the start are no use.
+    pub fn unmark(&mut self) {
+        *self.high_water.get_mut() = 0;
+    }
+
     /// The bytes before `end` were used.
     pub fn mark(&self, end: Bytes) {
         let end = usize::try_from(end.min(self.bytes()).get()).unwrap_or(self.bytes);

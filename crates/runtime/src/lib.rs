@@ -1,6 +1,6 @@
 //! What carries steps out: memory, weights, and the executor that walks a program.
 //!
-//! - [`Arena`]: a region of the plan, committed once;
+//! - [`Arena`]: a region of the plan, committed once; [`SwapSpace`]: one of them, or a file;
 //! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice;
 //! - [`CpuExecutor`]: steps on this machine's processors;
 //! - [`Choices`]: the next tokens of all requests, by [`sample`] and each one's parameters;
@@ -12,6 +12,7 @@ mod choose;
 mod cpu;
 mod engine;
 pub mod sample;
+mod swap;
 #[cfg(test)]
 mod testing;
 pub mod text;
@@ -19,5 +20,6 @@ pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
 pub use choose::{Asking, ChoiceError, Choices, Chooser};
-pub use cpu::{CpuExecutor, Memory, Peaks, StartError, Usage, check};
+pub use cpu::{CpuExecutor, Measured, Memory, Moved, Peaks, StartError, Usage, check};
 pub use engine::Engine;
+pub use swap::{SwapFileError, SwapSpace};

@@ -10,7 +10,7 @@ use plimsoll_kernels::Level;
 use plimsoll_program::{GroupKind, Op, Program};
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, SeqId};
-use support::{Model, Seen, Server, expected, fixtures};
+use support::{Disk, Model, Seen, Server, expected, fixtures};
 
 /// What one request asks for.
 type Ask = (Vec<u32>, u32, Fan);
@@ -107,6 +107,50 @@ fn batches_chunks_threads_and_instructions_change_nothing() {
                 // All ran at once.
                 assert!(stats.rows >= 2 * stats.steps, "{name}: {stats:?}");
             }
+        }
+    });
+}
+
+/// Sixty-four requests, one after the other and all together.
+#[test]
+fn batches_of_up_to_64_change_nothing() {
+    each(|name, model, prompt| {
+        let all: Vec<Ask> = (0..64)
+            .map(|i| {
+                let from = i % 24;
+                (prompt[from..from + 3 + i % 5].to_vec(), 3, Fan::ONE)
+            })
+            .collect();
+        let one = Server {
+            sequences: 1,
+            pages: 600,
+            ..plain()
+        };
+        let (done, seen, stats) = model.serve(&one, &all);
+        assert_eq!(stats.rows, stats.steps, "{name}: {stats:?}");
+        let tokens = (0..64).map(|i| done[&i].clone()).collect();
+        let want = (tokens, seen);
+        for (sequences, tokens) in [(5, 64), (64, 512)] {
+            let server = Server {
+                sequences,
+                tokens,
+                threads: 2,
+                pages: 600,
+                ..Server::default()
+            };
+            let stats = compare(
+                &format!("{name}, R = {sequences}"),
+                model,
+                &server,
+                &all,
+                &want,
+            );
+            let widest = u64::from(sequences);
+            // Every step but the last ones has so many rows.
+            assert!(
+                stats.rows >= (widest - 1) * (stats.steps - 3),
+                "{name}: {stats:?}"
+            );
         }
     });
 }
@@ -214,6 +258,34 @@ fn giving_way_changes_nothing() {
     });
 }
 
+#[cfg(unix)]
+#[test]
+fn swap_files_change_nothing_and_disks_that_fail_lose_nothing() {
+    let folder = fixtures()
+        .into_iter()
+        .find(|f| f.ends_with("llama"))
+        .unwrap();
+    let (model, prompt) = (Model::open(&folder), expected(&folder).0);
+    let all = growing(&prompt, Fan::ONE);
+    let want = alone(&model, &plain(), &all);
+    for disk in [Disk::File, Disk::NoWrites, Disk::NoReads] {
+        let server = model.tight(Server {
+            preempt: Preempt::Swap,
+            swap: 400,
+            disk,
+            block: 4,
+            sequences: 4,
+            threads: 2,
+            ..Server::default()
+        });
+        let stats = compare(&format!("{disk:?}"), &model, &server, &all, &want);
+        assert!(stats.swaps > 0, "{disk:?}: {stats:?}");
+        let fails = disk != Disk::File;
+        assert_eq!(stats.failures > 0, fails, "{disk:?}: {stats:?}");
+        assert_eq!(stats.recomputed_tokens > 0, fails, "{disk:?}: {stats:?}");
+    }
+}
+
 #[test]
 fn forks_change_nothing() {
     each(|name, model, prompt| {
@@ -318,7 +390,7 @@ fn damaged(
         assert!(engine.step(|_| {}).unwrap());
     }
     let program = model.program(&server);
-    let table = |group| engine.executor().table(SeqId(0), group).to_vec();
+    let table = |group| engine.executor().tables().get(SeqId(0), group).to_vec();
     let byte = damage(&program, &table)?;
     let part = plimsoll_runtime::Part {
         offset: byte,

@@ -447,7 +447,7 @@ fn a_request_whose_logits_are_no_numbers_ends_alone() {
             assert!(engine.step(|_| {}).unwrap());
         }
         // A page of the second request alone.
-        let page = engine.executor().table(SeqId(1), 0)[0];
+        let page = engine.executor().tables().get(SeqId(1), 0)[0];
         let bytes = model.program(&server).geometry.page.get();
         let part = Part {
             offset: u64::from(page) * bytes,

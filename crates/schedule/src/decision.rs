@@ -1,6 +1,7 @@
 //! [`DecisionHash`]: one number for everything that was ever decided.
 
 use plimsoll_kv::DeltaOp;
+use plimsoll_units::SeqId;
 
 use crate::step::{Output, Step};
 
@@ -16,6 +17,13 @@ impl DecisionHash {
     const fn mix(&mut self, x: u64) {
         // The multiplier of FxHash: odd, with bits well spread.
         self.0 = (self.0.rotate_left(5) ^ x).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    /// One sequence's pages of one group.
+    pub(crate) fn table(&mut self, seq: SeqId, group: usize, pages: &[u32]) {
+        self.mix(seq.0);
+        self.mix((group as u64) << 32 | pages.len() as u64);
+        pages.iter().for_each(|p| self.mix(u64::from(*p)));
     }
 
     pub(crate) fn step(&mut self, step: &Step) {

@@ -28,6 +28,7 @@ mod request;
 mod rows;
 mod scheduler;
 mod step;
+mod tables;
 
 pub use commit::OutputMismatch;
 pub use config::{Admission, Preempt, SchedulerConfig, Tenant};
@@ -40,3 +41,4 @@ pub use scheduler::Scheduler;
 pub use step::{
     Draw, Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
 };
+pub use tables::Tables;

@@ -83,6 +83,8 @@ pub enum Notice {
         swapped_pages: u32,
         /// Tokens that were forgotten: computed again, but for what the prefix cache keeps until then.
         forgotten_tokens: u32,
+        /// What this is believed to cost: swapping out and in, computing again.
+        cost: Nanos,
     },
     /// A request ended well: its one terminal notice.
     Finished(Box<Ended>),

@@ -7,7 +7,7 @@
 
 use plimsoll_kv::planted::{self, Bug};
 use plimsoll_kv::{Short, Table};
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, Nanos};
 
 use crate::config::Preempt;
 use crate::cost::{CostModel, StepLoad};
@@ -147,7 +147,7 @@ impl Scheduler {
     /// A running request gives way to `by`.
     pub(crate) fn preempt(&mut self, gi: u32, by: u32) {
         self.gave_way = true;
-        let way = self.way(gi);
+        let (way, cost) = self.way(gi);
         self.detach(gi);
         let mut swapped_pages = 0;
         let lost_before = self.stats.forgotten_tokens;
@@ -182,6 +182,7 @@ impl Scheduler {
             by,
             swapped_pages,
             forgotten_tokens: u32::try_from(forgotten_tokens).unwrap_or(u32::MAX),
+            cost,
         });
     }
 
@@ -246,11 +247,8 @@ impl Scheduler {
         }
     }
 
-    /// How a victim gives way: whichever the cost model finds cheaper.
-    fn way(&mut self, gi: u32) -> Way {
-        if self.config.preempt == Preempt::Recompute {
-            return Way::Recompute;
-        }
+    /// How a victim gives way, whichever the cost model finds cheaper, and what that is believed to cost.
+    fn way(&mut self, gi: u32) -> (Way, Nanos) {
         let Self {
             groups,
             kv,
@@ -261,46 +259,50 @@ impl Scheduler {
             ..
         } = self;
         let Some(group) = groups[gi as usize].as_ref() else {
-            return Way::Recompute;
+            return (Way::Recompute, Nanos(0));
         };
         let beside = u64::from(running_seqs.saturating_sub(group.width()));
         let chunk = u64::from(config.max_batched_tokens);
-        let recompute = |from| {
+        let recompute = |cost: &CostModel, from| {
             let load = computed_again(cost, group, from);
             u128::from(cost.added(&load, beside, chunk).0)
         };
+        let priced = |way, nanos| (way, Nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        let again = recompute(cost, 0);
+        if config.preempt == Preempt::Recompute {
+            return priced(Way::Recompute, again);
+        }
         let tables: Vec<&Table> = group.tables().collect();
         let moved = kv.swappable(&tables);
         let page = kv.layout().page;
         let free = kv.swap_free();
         let forced = config.preempt == Preempt::Swap;
-        let transfer = |pages: u32| {
+        let transfer = |cost: &CostModel, pages: u32| {
             let bytes = page.times(u64::from(pages)).unwrap_or(Bytes::MAX);
             2 * u128::from(cost.swap(bytes, u64::from(pages)).0)
         };
-        let again = recompute(0);
         if moved <= free {
             // Whoever never swaps never learns how fast blocks move.
             let doubt = if learned.is_link_unseen() { DOUBT } else { 1 };
-            return if forced || transfer(moved) <= doubt * again {
-                Way::Swap
+            let swap = transfer(cost, moved);
+            return if forced || swap <= doubt * again {
+                priced(Way::Swap, swap)
             } else {
                 learned.age_link(cost);
-                Way::Recompute
+                priced(Way::Recompute, again)
             };
         }
         // What does not fit into swap space is computed again, where one sequence's start can be kept.
         let one_kind = matches!(&kv.layout().groups[..], [g] if g.keeps_all());
         let slots = kv.layout().groups.first().map_or(1, |g| g.slots);
         let to = free.saturating_mul(slots);
-        if group.seqs.len() == 1
-            && one_kind
-            && free > 0
-            && (forced || transfer(free) + recompute(to) < again)
-        {
-            return Way::Part(to);
+        if group.seqs.len() == 1 && one_kind && free > 0 {
+            let part = transfer(cost, free) + recompute(cost, to);
+            if forced || part < again {
+                return priced(Way::Part(to), part);
+            }
         }
-        Way::Recompute
+        priced(Way::Recompute, again)
     }
 }
 

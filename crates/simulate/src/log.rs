@@ -11,7 +11,8 @@ use plimsoll_kv::{GroupLayout, KvCache, KvConfig, Layout, Scope, TenantId};
 use plimsoll_program::GroupKind;
 use plimsoll_schedule::{
     Admission, AttentionWork, Beam, CostModel, Draw, Fan, Input, Limits, Log, Preempt, Rates,
-    Request, RequestId, RowOutput, Scheduler, SchedulerConfig, StepOutput, Tenant, Work, replay,
+    Request, RequestId, RowOutput, Scheduler, SchedulerConfig, StepOutput, Tables, Tenant, Work,
+    replay,
 };
 use plimsoll_units::{Bytes, Nanos};
 use serde::{Deserialize, Serialize};
@@ -54,10 +55,20 @@ pub struct Replay {
     pub recorded: u64,
     /// Decision hash of the replay.
     pub replayed: u64,
+    /// Digests of the block tables of every row, recorded and replayed, where an executor recorded its own.
+    pub tables: Option<(u64, u64)>,
     /// Inputs fed.
     pub inputs: u64,
     /// Steps scheduled.
     pub steps: u64,
+}
+
+impl Replay {
+    /// Whether the replay decided as the recorded run did, and has its block tables.
+    #[must_use]
+    pub fn is_same(&self) -> bool {
+        self.recorded == self.replayed && self.tables.is_none_or(|(run, replay)| run == replay)
+    }
 }
 
 /// What every version's first line has.
@@ -169,6 +180,9 @@ enum Line {
     Drain,
     End {
         decision_hash: String,
+        /// Of an executor's block tables.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tables: Option<String>,
         digest: String,
     },
 }
@@ -438,13 +452,14 @@ impl<W: Write> LogWriter<W> {
         self.error = written.err();
     }
 
-    /// Ends the log.
+    /// Ends the log; with the digest of the block tables by which an executor computed, if one did.
     ///
     /// # Errors
     /// The first failure to write.
-    pub fn end(mut self, decision_hash: u64) -> std::io::Result<()> {
+    pub fn end(mut self, decision_hash: u64, tables: Option<u64>) -> std::io::Result<()> {
         self.line(&Line::End {
             decision_hash: format!("{decision_hash:016x}"),
+            tables: tables.map(|t| format!("{t:016x}")),
             digest: self.digest.text(),
         });
         match self.error {
@@ -514,8 +529,8 @@ impl<W: Write> Log for LogWriter<W> {
 }
 
 /// Reads a log once to see that it is whole and as it was written: inputs that no run gave must not reach
-/// the scheduler, whose own checks take them for faults of ours.
-fn verify(log: impl BufRead) -> Result<(), LogError> {
+/// the scheduler, whose own checks take them for faults of ours. Whether it has a digest of block tables.
+fn verify(log: impl BufRead) -> Result<bool, LogError> {
     let mut digest = Digest::EMPTY;
     for (number, text) in (1..).zip(log.lines()) {
         let text = text?;
@@ -530,7 +545,9 @@ fn verify(log: impl BufRead) -> Result<(), LogError> {
             }
         } else if text.starts_with("{\"end\"") {
             return match serde_json::from_str(&text) {
-                Ok(Line::End { digest: d, .. }) if d == digest.text() => Ok(()),
+                Ok(Line::End {
+                    digest: d, tables, ..
+                }) if d == digest.text() => Ok(tables.is_some()),
                 _ => Err(LogError::Changed),
             };
         }
@@ -544,28 +561,44 @@ fn verify(log: impl BufRead) -> Result<(), LogError> {
 /// # Errors
 /// [`LogError`] where the log cannot be read to its end, or is not what was written.
 pub fn replay_log(mut log: impl BufRead + Seek) -> Result<Replay, LogError> {
-    verify(&mut log)?;
+    let has_tables = verify(&mut log)?;
     log.rewind()?;
     let mut lines = log.lines();
     let bad = |line: u64, why: String| LogError::Line { line, why };
     let first = lines.next().ok_or(LogError::CutOff)??;
     let header: Header = serde_json::from_str(&first).map_err(|e| bad(1, e.to_string()))?;
     let (mut scheduler, limits) = header.scheduler().map_err(|why| bad(1, why))?;
+    let mut tables = Tables::new(scheduler.kv().layout().groups.len());
     let mut notices = Vec::new();
     for (number, text) in (2..).zip(lines) {
         let line: Line = serde_json::from_str(&text?).map_err(|e| bad(number, e.to_string()))?;
-        if let Line::End { decision_hash, .. } = line {
-            let recorded =
-                u64::from_str_radix(&decision_hash, 16).map_err(|e| bad(number, e.to_string()))?;
+        if let Line::End {
+            decision_hash,
+            tables: noted,
+            ..
+        } = line
+        {
+            let hash =
+                |text: &str| u64::from_str_radix(text, 16).map_err(|e| bad(number, e.to_string()));
+            let noted = noted.as_deref().map(hash).transpose()?;
             return Ok(Replay {
-                recorded,
+                recorded: hash(&decision_hash)?,
+                tables: noted.map(|n| (n, tables.digest())),
                 replayed: scheduler.decision_hash(),
                 inputs: number - 2,
                 steps: scheduler.stats().steps,
             });
         }
         let input = line.input(&limits).map_err(|why| bad(number, why))?;
-        replay(&mut scheduler, [input]);
+        match input {
+            Input::Schedule { at } if has_tables => {
+                if let Some(step) = scheduler.schedule(at) {
+                    tables.apply(step, |_| {});
+                    tables.note(step);
+                }
+            }
+            other => replay(&mut scheduler, [other]),
+        }
         // Nobody reads them; they must not pile up.
         scheduler.take_notices(&mut notices);
     }

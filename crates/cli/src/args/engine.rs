@@ -1,9 +1,11 @@
 //! Flags of whatever runs the engine.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum};
 use plimsoll_units::{Bytes, DType};
 
-use super::tokens;
+use super::{PreemptArg, tokens};
 
 /// Which instructions kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -33,6 +35,12 @@ pub(crate) struct EngineArgs {
     /// Host memory for swapped KV blocks
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
+    /// Take --swap-space from a file in this folder instead: readable by nobody else, gone with the process
+    #[arg(long, value_name = "DIR", requires = "swap_space")]
+    pub(crate) swap_dir: Option<PathBuf>,
+    /// How requests give way where the KV cache is full
+    #[arg(long, visible_alias = "preemption-mode", value_enum, default_value_t = PreemptArg::Auto)]
+    pub(crate) preempt: PreemptArg,
     /// Type of the KV cache: bf16 or f32
     #[arg(
         long,

@@ -379,6 +379,7 @@ fn the_settings(
         kv_unified: args.kv_unified,
         swa_full: args.swa_full,
         swap: args.swap_space,
+        swap_file: args.swap_dir.is_some(),
         threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
         mtp: args.mtp,
         draft: draft.cloned(),

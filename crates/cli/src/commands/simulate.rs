@@ -154,12 +154,26 @@ fn replay(path: &Path, output: &mut Output) -> Result<ExitCode, Failure> {
     ))?;
     if result.recorded == result.replayed {
         output.line("every decision is the same")?;
+    }
+    if let Some((recorded, replayed)) = result.tables {
+        output.line(&format!(
+            "block tables recorded {recorded:016x}\nblock tables replayed {replayed:016x}"
+        ))?;
+        if recorded == replayed {
+            output.line("every block table is the same")?;
+        }
+    }
+    if result.is_same() {
         return Ok(ExitCode::SUCCESS);
     }
     Err(Failure::new(
         Exit::Failure,
         "E-SIM-004",
-        "the replay decided otherwise than the recorded run",
+        if result.recorded == result.replayed {
+            "the run computed by other block tables than the replay has"
+        } else {
+            "the replay decided otherwise than the recorded run"
+        },
     )
     .hint("the log was changed, or written by another version of this program"))
 }

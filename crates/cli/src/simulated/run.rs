@@ -138,7 +138,7 @@ impl Prepared {
                 &config.belief,
             );
             let (summary, log) = paged::run(&config, arrivals, fill, sink, log).map_err(failed)?;
-            log.end(summary.decision_hash).map_err(cannot)?;
+            log.end(summary.decision_hash, None).map_err(cannot)?;
             summary
         } else {
             paged::run_fleet(&config, fleet, arrivals, fill, sink).map_err(failed)?

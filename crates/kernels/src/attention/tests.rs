@@ -1,5 +1,6 @@
 use super::*;
 use crate::bf16::f32_from_bf16;
+use crate::lanes::Scalar;
 use crate::linear::tests::numbers;
 
 struct Case {
@@ -69,6 +70,61 @@ fn paged(c: &Case, level: Level, threads: usize, chunk: usize, scores: &Scores<'
         attend(
             &mut pool, level, &c.shape, &pages, &all, scores, q, &mut out,
         );
+    }
+    out
+}
+
+/// The same over plain arrays of `[token][head][element]`: no pages, tables, lanes of keys or queries side by side.
+/// Tiles of sixteen keys are all that it shares with [`attend`], and the exponential.
+fn contiguous(c: &Case, scores: &Scores<'_>) -> Vec<f32> {
+    let narrow = |x: &f32| f32_from_bf16(bf16_from_f32(*x));
+    let exp = |x: f32| Scalar::splat(x).exp().array()[0];
+    let tanh = |x: f32| Scalar::splat(x).tanh().array()[0];
+    let (kd, vd, kv_heads) = (c.shape.k_dim, c.shape.v_dim, c.shape.heads);
+    let k: Vec<f32> = c.k.iter().map(narrow).collect();
+    let v: Vec<f32> = c.v.iter().map(narrow).collect();
+    let mut out = Vec::new();
+    for t in 0..c.tokens {
+        for h in 0..c.heads {
+            let kv = h / (c.heads / kv_heads);
+            let q = &c.q[(t * c.heads + h) * kd..][..kd];
+            let (mut top, mut sums, mut acc) = (f32::NEG_INFINITY, [0.0; LANES], vec![0.0; vd]);
+            if let Some(sinks) = scores.sinks {
+                (top, sums[0]) = (sinks[h], 1.0);
+            }
+            let first = scores.reach.first(t);
+            let tiles = (first / LANES..=t / LANES).map(|i| i * LANES);
+            for keys in tiles.map(|i| i.max(first)..(i + LANES).min(t + 1)) {
+                let dots: Vec<f32> = keys
+                    .clone()
+                    .map(|j| {
+                        let key = &k[(j * kv_heads + kv) * kd..][..kd];
+                        let dot = key
+                            .iter()
+                            .zip(q)
+                            .fold(0.0, |s: f32, (k, q)| k.mul_add(*q, s));
+                        let s = dot * scores.scale;
+                        scores.softcap.map_or(s, |c| tanh(s * (1.0 / c)) * c)
+                    })
+                    .collect();
+                let before = top;
+                top = dots.iter().fold(top, |a, b| a.max(*b));
+                if top > before {
+                    let shrink = exp(before - top);
+                    sums.iter_mut().chain(&mut acc).for_each(|x| *x *= shrink);
+                }
+                for (j, s) in keys.zip(dots) {
+                    let p = exp(s - top);
+                    sums[j % LANES] += p;
+                    let values = &v[(j * kv_heads + kv) * vd..][..vd];
+                    for (a, v) in acc.iter_mut().zip(values) {
+                        *a = v.mul_add(p, *a);
+                    }
+                }
+            }
+            let sum = sums.iter().fold(0.0, |a, b| a + b);
+            out.extend(acc.iter().map(|a| a / sum));
+        }
     }
     out
 }
@@ -146,6 +202,11 @@ fn attention_is_right_and_its_bits_depend_on_nothing_else() {
                 assert!(error < 3e-6, "{reach:?}: {got} is not {want}");
             }
             let bits: Vec<u32> = first.iter().map(|x| x.to_bits()).collect();
+            let plain = contiguous(&c, &scores);
+            assert!(
+                plain.iter().map(|x| x.to_bits()).eq(bits.iter().copied()),
+                "contiguous, {reach:?}, {slots} slots"
+            );
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for (threads, chunk) in [(1, 75), (2, 1), (2, 7), (1, 16), (2, 33)] {
                     let out = paged(&c, level, threads, chunk, &scores);

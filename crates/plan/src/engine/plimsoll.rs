@@ -69,6 +69,9 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     }
     terms.extend(extras::adapters(context)?);
     let mut host = Vec::new();
+    if on_cpu && context.settings.swap_file {
+        host.extend(cpu::swap(context, &geometry)?);
+    }
     if context.settings.swap > Bytes::ZERO && !on_cpu {
         host.push(
             Term::exact(Region::Swap, "swap space", context.settings.swap)

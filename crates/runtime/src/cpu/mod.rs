@@ -1,24 +1,27 @@
 //! [`CpuExecutor`]: steps on this machine's processors.
 //!
-//! It is given the arenas of its map: weights, KV pages, swap space, activations. A step moves pages first, as it
+//! It is given the arenas of its map: weights, KV pages, swap space (or a file), activations. A step moves pages first, as it
 //! says, then walks the program's operations over all rows at once. A row's keys and values go to the pages that
 //! the block tables name, and everything else to the program's buffers; only lists of rows are made for a step, which
 //! the reserve counts.
 
+mod measure;
 mod ops;
-mod tables;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use plimsoll_kernels::{COLS_MAX, HEAD_MAX, LATENT_MAX, Level, Pool, TAPS_MAX};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
-use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
-use plimsoll_units::{Bytes, DType, Nanos, SeqId, SizeOverflow};
+use plimsoll_schedule::{
+    Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Tables, Ticket,
+};
+use plimsoll_units::{Bytes, DType, Nanos, SizeOverflow};
 
-use self::tables::Tables;
+pub use self::measure::{Measured, Peaks};
 use crate::arena::{Arena, ArenaError, Part};
 use crate::choose::{Asking, Chooser};
+use crate::swap::SwapSpace;
 
 /// What an executor holds: an arena for each region of its map that has one.
 #[derive(Debug)]
@@ -27,14 +30,14 @@ pub struct Memory {
     pub weights: Arena,
     /// Pages, the null page among them.
     pub pages: Arena,
-    /// Places of pages in swap space.
-    pub swap: Arena,
+    /// Places of pages that left.
+    pub swap: SwapSpace,
     /// The program's buffers.
     pub activations: Arena,
 }
 
 impl Memory {
-    /// Commits the arenas of a map, exactly.
+    /// Commits the arenas of a map, exactly; a swap file is the caller's to make.
     ///
     /// # Errors
     /// [`ArenaError::Memory`].
@@ -42,7 +45,7 @@ impl Memory {
         Ok(Self {
             weights: Arena::new("weights", map.region(Region::Weights))?,
             pages: Arena::new("KV pages", map.region(Region::KvCache))?,
-            swap: Arena::new("swap space", map.region(Region::Swap))?,
+            swap: Arena::new("swap space", map.region(Region::Swap))?.into(),
             activations: Arena::new("activations", map.region(Region::Activations))?,
         })
     }
@@ -59,13 +62,13 @@ pub struct Usage {
     pub high_water: Bytes,
 }
 
-/// What the processors can do at most, by their own measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peaks {
-    /// Reading the weights, in bytes per second.
-    pub read_bytes_per_s: u64,
-    /// f32 fused multiply-adds, two operations each, per second.
-    pub flops_per_s: u64,
+/// Pages that went to swap space and came back, and the time it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Pages, both ways.
+    pub pages: u64,
+    /// Time.
+    pub time: Nanos,
 }
 
 /// Why an executor cannot start.
@@ -147,7 +150,8 @@ pub struct CpuExecutor<S> {
     program: Program,
     weights: Arena,
     pages: Arena,
-    swap: Arena,
+    swap: SwapSpace,
+    moved: Moved,
     generations: Vec<u32>,
     activations: Arena,
     /// Positions of a step's tokens.
@@ -159,6 +163,7 @@ pub struct CpuExecutor<S> {
     tables: Tables,
     chooser: S,
     poison: bool,
+    notes_tables: bool,
     output: Option<StepOutput>,
 }
 
@@ -175,18 +180,19 @@ impl<S: Chooser> CpuExecutor<S> {
         chooser: S,
     ) -> Result<Self, StartError> {
         let page = program.geometry.page;
-        let whole = |arena: &Arena| page.times(arena.bytes().whole(page));
-        for (region, arena, needed) in [
-            (Region::Weights, &memory.weights, program.weight_bytes),
-            (Region::KvCache, &memory.pages, whole(&memory.pages)?),
-            (Region::Swap, &memory.swap, whole(&memory.swap)?),
+        let whole = |committed: Bytes| page.times(committed.whole(page));
+        let (pages, swap) = (memory.pages.bytes(), memory.swap.bytes());
+        let activations = memory.activations.bytes();
+        for (region, committed, needed) in [
             (
-                Region::Activations,
-                &memory.activations,
-                program.activation_bytes,
+                Region::Weights,
+                memory.weights.bytes(),
+                program.weight_bytes,
             ),
+            (Region::KvCache, pages, whole(pages)?),
+            (Region::Swap, swap, whole(swap)?),
+            (Region::Activations, activations, program.activation_bytes),
         ] {
-            let committed = arena.bytes();
             if committed != needed {
                 return Err(StartError::Map {
                     region,
@@ -207,6 +213,7 @@ impl<S: Chooser> CpuExecutor<S> {
         Ok(Self {
             pages: memory.pages,
             swap: memory.swap,
+            moved: Moved::default(),
             generations: vec![0; places],
             activations: memory.activations,
             positions: Vec::with_capacity(tokens),
@@ -218,6 +225,7 @@ impl<S: Chooser> CpuExecutor<S> {
             level,
             chooser,
             poison: false,
+            notes_tables: false,
             output: None,
         })
     }
@@ -237,18 +245,9 @@ impl<S: Chooser> CpuExecutor<S> {
         &self.program
     }
 
-    /// Measures what the processors can do, in some tenths of a second.
-    pub fn peaks(&mut self) -> Peaks {
-        let all = Part {
-            offset: 0,
-            len: self.weights.bytes().get() / 4,
-        };
-        // An arena lends its whole length, so there is always something to read.
-        let words = self.weights.view::<u32>(all).unwrap_or(&[]);
-        Peaks {
-            read_bytes_per_s: plimsoll_kernels::read_bytes_per_s(&mut self.pool, words),
-            flops_per_s: plimsoll_kernels::flops_per_s(&mut self.pool, self.level),
-        }
+    /// What went to swap space and came back so far.
+    pub const fn moved(&self) -> Moved {
+        self.moved
     }
 
     /// What each region took so far, in the order of the map.
@@ -268,13 +267,26 @@ impl<S: Chooser> CpuExecutor<S> {
                 committed: sampling.0,
                 high_water: sampling.1,
             },
-            arena(Region::Swap, &self.swap),
+            Usage {
+                region: if self.swap.is_file() {
+                    Region::SwapFile
+                } else {
+                    Region::Swap
+                },
+                committed: self.swap.bytes(),
+                high_water: self.swap.high_water(),
+            },
         ]
     }
 
-    /// A sequence's pages of one group, by block.
-    pub fn table(&self, seq: SeqId, group: usize) -> &[u32] {
-        self.tables.get(seq, group)
+    /// From now on a digest of the block tables that rows are computed by is kept.
+    pub const fn note_tables(&mut self) {
+        self.notes_tables = true;
+    }
+
+    /// Block tables, and their digest where they are [noted](Self::note_tables).
+    pub const fn tables(&self) -> &Tables {
+        &self.tables
     }
 
     /// From now on pages that went to swap space are filled with NaN: for tests without a prefix cache, in which pages
@@ -288,30 +300,49 @@ impl<S: Chooser> CpuExecutor<S> {
         &mut self.pages
     }
 
-    fn move_pages(&mut self, step: &Step) -> Result<(), ArenaError> {
+    /// Moves and copies the step's pages; tags of transfers that failed.
+    fn move_pages(&mut self, step: &Step) -> Result<Vec<u64>, ArenaError> {
+        let began = Instant::now();
         let len = self.program.geometry.page.get();
+        let first = |n: u32| u64::from(n) * len;
         let at = |n: u32| Part {
-            offset: u64::from(n) * len,
+            offset: first(n),
             len,
         };
-        for s in &step.kv.swaps_out {
-            let to = self.swap.view_mut::<u8>(at(s.slot))?;
-            to.copy_from_slice(self.pages.view(at(s.page.0))?);
-            self.generations[s.slot as usize] = s.generation;
-            if self.poison {
-                // NaN in every type.
-                self.pages.view_mut::<u8>(at(s.page.0))?.fill(0xff);
+        let mut failed = Vec::new();
+        let outs = &step.kv.swaps_out;
+        if !outs.is_empty() {
+            let pages = outs
+                .iter()
+                .map(|s| Ok((first(s.slot), self.pages.view(at(s.page.0))?)))
+                .collect::<Result<_, ArenaError>>()?;
+            let lost = self.swap.write(&mut self.pool, pages)?;
+            failed.extend(lost.into_iter().map(|i| outs[i].tag));
+            for s in outs.iter().filter(|s| !failed.contains(&s.tag)) {
+                self.generations[s.slot as usize] = s.generation;
+                if self.poison {
+                    // NaN in every type.
+                    self.pages.view_mut::<u8>(at(s.page.0))?.fill(0xff);
+                }
             }
         }
-        for s in &step.kv.swaps_in {
-            let to = self.pages.view_mut::<u8>(at(s.page.0))?;
-            to.copy_from_slice(self.swap.view(at(s.slot))?);
+        let ins = &step.kv.swaps_in;
+        if !ins.is_empty() {
+            let parts: Vec<Part> = ins.iter().map(|s| at(s.page.0)).collect();
+            let pages = self.pages.split_mut(&parts)?.into_iter();
+            let pages = ins.iter().map(|s| first(s.slot)).zip(pages).collect();
+            let lost = self.swap.read(&mut self.pool, pages)?;
+            failed.extend(lost.into_iter().map(|i| ins[i].tag));
+        }
+        if outs.len() + ins.len() > 0 {
+            self.moved.pages += (outs.len() + ins.len()) as u64;
+            self.moved.time.0 += nanos(began.elapsed());
         }
         for c in &step.kv.copies {
             let [from, to] = self.pages.views_mut::<u8, 2>([at(c.from.0), at(c.to.0)])?;
             to.copy_from_slice(from);
         }
-        Ok(())
+        Ok(failed)
     }
 
     /// Tags of transfers in that would bring what another swap has left there.
@@ -363,8 +394,8 @@ impl<S: Chooser> CpuExecutor<S> {
         self.chooser.rows(&mut self.pool, &mut asking);
     }
 
-    /// Computes a step's rows, and what comes out of each.
-    fn compute(&mut self, step: &Step) -> Result<Vec<RowOutput>, String> {
+    /// Computes a step's rows, and what comes out of each: nothing where pages that `failed` to come back were read.
+    fn compute(&mut self, step: &Step, failed: &[u64]) -> Result<Vec<RowOutput>, String> {
         let mut out = vec![RowOutput::None; step.rows.len()];
         if step.rows.is_empty() {
             return Ok(out);
@@ -378,6 +409,9 @@ impl<S: Chooser> CpuExecutor<S> {
                 row,
                 &step.tokens[tokens.start as usize..tokens.end as usize],
             );
+            if failed.binary_search(&row.request.0).is_ok() {
+                continue;
+            }
             if self.chooser.wants_all(row) {
                 wanted.extend(tokens);
             } else if row.output != Output::None {
@@ -398,22 +432,31 @@ impl<S: Chooser> CpuExecutor<S> {
     }
 }
 
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl<S: Chooser> Executor for CpuExecutor<S> {
     fn submit(&mut self, step: &Step) -> Result<Ticket, ExecutorError> {
         let began = Instant::now();
         self.tables.apply(step, |e| self.chooser.event(e));
-        let failed_transfers = self.stale(step);
+        if self.notes_tables {
+            self.tables.note(step);
+        }
+        let mut failed_transfers = self.stale(step);
         let failed = |reason| ExecutorError {
             step: step.number,
             reason,
         };
-        self.move_pages(step).map_err(|e| failed(e.to_string()))?;
-        let rows = self.compute(step).map_err(failed)?;
-        let elapsed = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let lost = self.move_pages(step).map_err(|e| failed(e.to_string()))?;
+        failed_transfers.extend(lost);
+        failed_transfers.sort_unstable();
+        failed_transfers.dedup();
+        let rows = self.compute(step, &failed_transfers).map_err(failed)?;
         self.output = Some(StepOutput {
             rows,
             failed_transfers,
-            elapsed: Nanos(elapsed),
+            elapsed: Nanos(nanos(began.elapsed())),
         });
         Ok(Ticket(step.number))
     }

@@ -147,6 +147,21 @@ impl<S: Chooser> CpuExecutor<S> {
         self.activations.mark(used);
     }
 
+    /// Carries one operation out on `tokens` rows of whatever the buffers hold: to see how long it takes.
+    pub(super) fn alone(&mut self, op: &Op, tokens: usize) {
+        let (tokens, positions) = (vec![0; tokens], vec![0; tokens]);
+        let mut walk = Walk {
+            program: &self.program,
+            weights: &self.weights,
+            activations: self.activations.whole_mut(),
+            positions: &positions,
+            tokens: &tokens,
+            wanted: &[],
+            used: 0,
+        };
+        walk.op(&mut self.pool, self.level, op);
+    }
+
     /// Marks the pages that the step's tokens are written to.
     fn mark_pages(&self, step: &Step) {
         for (i, group) in self.program.geometry.groups.iter().enumerate() {

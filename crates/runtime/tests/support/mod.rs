@@ -3,19 +3,21 @@
 #![allow(dead_code, reason = "each test uses a part")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use plimsoll_kernels::Level;
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{KvRules, Limits as Sizes, Program, lower};
 use plimsoll_runtime::weights::{Checkpoint, load};
-use plimsoll_runtime::{Arena, Chooser, CpuExecutor, Engine, Memory};
+use plimsoll_runtime::{Arena, Chooser, CpuExecutor, Engine, Memory, SwapSpace};
 use plimsoll_schedule::{
     AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
     Row, RowOutput, Scheduler, SchedulerConfig, SeqEvent, Stats, Work,
 };
-use plimsoll_units::DType;
+use plimsoll_units::{Bytes, DType};
 
 pub(crate) fn fixtures() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -66,6 +68,37 @@ fn words(folder: &Path, name: &str) -> Option<Vec<[u8; 4]>> {
     Some(data.chunks(4).map(|c| c.try_into().unwrap()).collect())
 }
 
+/// What swap space is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    Memory,
+    File,
+    /// A file that fails every write.
+    NoWrites,
+    /// A file that fails every read.
+    NoReads,
+}
+
+impl Disk {
+    fn space(self, bytes: Bytes) -> SwapSpace {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let folder = std::env::temp_dir();
+        match self {
+            Self::Memory => Arena::new("test", bytes).unwrap().into(),
+            Self::File => SwapSpace::file(&folder, bytes).unwrap(),
+            Self::NoWrites | Self::NoReads => {
+                let n = NEXT.fetch_add(1, Ordering::Relaxed);
+                let path = folder.join(format!("plimsoll-disk-{}-{n}", std::process::id()));
+                std::fs::write(&path, []).unwrap();
+                let reads = self == Self::NoWrites;
+                let file = File::options().read(reads).write(!reads).open(&path);
+                std::fs::remove_file(&path).ok();
+                SwapSpace::of(file.unwrap(), bytes)
+            }
+        }
+    }
+}
+
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
@@ -73,6 +106,7 @@ pub(crate) struct Server {
     pub(crate) block: u64,
     pub(crate) pages: u32,
     pub(crate) swap: u32,
+    pub(crate) disk: Disk,
     pub(crate) tokens: u32,
     /// Rows of logits that are computed at once.
     pub(crate) outputs: u32,
@@ -92,6 +126,7 @@ impl Default for Server {
             block: 16,
             pages: 400,
             swap: 0,
+            disk: Disk::Memory,
             tokens: 256,
             outputs: 256,
             sequences: 64,
@@ -224,7 +259,7 @@ impl Model {
         let mut memory = Memory {
             weights: arena(program.weight_bytes),
             pages: arena(page.times(server.pages.into()).unwrap()),
-            swap: arena(page.times(server.swap.into()).unwrap()),
+            swap: server.disk.space(page.times(server.swap.into()).unwrap()),
             activations: arena(program.activation_bytes),
         };
         let checkpoint = Checkpoint::open(&self.folder, &[self.file]).unwrap();

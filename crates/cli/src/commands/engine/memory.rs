@@ -52,6 +52,7 @@ pub(crate) fn plan(
             max_num_batched_tokens: Some(s.tokens),
             kv_memory,
             swap: args.swap_space,
+            swap_file: args.swap_dir.is_some(),
             threads: Some(threads),
             logprobs: what.logprobs.map(u64::from),
             ..Settings::new(Engine::Plimsoll)
@@ -159,7 +160,8 @@ pub(crate) struct Report<'a> {
 impl Report<'_> {
     /// Of the reserve nothing is committed; what it took is what the process had beside its arenas, at most.
     fn reserve_used(&self) -> Option<Bytes> {
-        let committed = self.usage.iter().map(|u| u.committed.get()).sum();
+        let in_memory = self.usage.iter().filter(|u| u.region != Region::SwapFile);
+        let committed = in_memory.map(|u| u.committed.get()).sum();
         let (_, peak) = resident()?;
         Some(peak.saturating_sub(Bytes::new(committed)))
     }

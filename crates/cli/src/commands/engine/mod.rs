@@ -18,7 +18,7 @@ use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
-use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
+use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, SwapSpace};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow};
@@ -116,6 +116,13 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
             .hint("lower `--max-num-seqs`, `--max-model-len` or `--kv-memory`")
     };
     let mut memory = Memory::commit(&map).map_err(|e| too_large(&e))?;
+    if let Some(folder) = &args.swap_dir {
+        let bytes = map.region(Region::SwapFile);
+        memory.swap = SwapSpace::file(folder, bytes).map_err(|e| {
+            Failure::new(Exit::Failure, "E-IO-005", e.to_string())
+                .hint("name a folder on a disk with room, or lower `--swap-space`")
+        })?;
+    }
     let threads = usize::try_from(threads).unwrap_or(1);
     let progress = Progress::new();
     load_weights(
@@ -146,27 +153,33 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let mut config = SchedulerConfig::new(limits);
     config.max_seqs = what.sequences;
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
-    let pages = |region| {
-        let n = map.region(region).whole(program.geometry.page);
+    config.preempt = args.preempt.into();
+    let pages = |bytes: Bytes| {
+        let n = bytes.whole(program.geometry.page);
         u32::try_from(n).unwrap_or(u32::MAX)
     };
-    let mut kv = KvConfig::new(layout, pages(Region::KvCache).saturating_sub(1));
-    kv.swap_pages = pages(Region::Swap);
+    let mut kv = KvConfig::new(layout, pages(map.region(Region::KvCache)).saturating_sub(1));
+    kv.swap_pages = pages(memory.swap.bytes());
     kv.prefix_cache = !args.no_enable_prefix_caching;
-    let cost = cost(spec, &program)?;
+    let mut cost = cost(spec, &program)?;
+    let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
+    let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
+    let level = level(args)?;
+    let mut executor =
+        CpuExecutor::new(program, memory, threads, level, choices).map_err(|e| too_large(&e))?;
+    if kv.swap_pages > 0 {
+        let measured = executor.measure().map_err(|e| too_large(&e))?;
+        believe(&mut cost.rates, measured);
+    }
     let log = match what.log {
         None => None,
         Some(path) => {
             let file = File::create(path).map_err(|e| cannot_write(path, &e))?;
+            executor.note_tables();
             Some(LogWriter::new(BufWriter::new(file), &config, &kv, &cost))
         }
     };
     let scheduler = Scheduler::new(config, KvCache::new(kv), cost.clone());
-    let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
-    let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
-    let level = level(args)?;
-    let executor =
-        CpuExecutor::new(program, memory, threads, level, choices).map_err(|e| too_large(&e))?;
     Ok(Started {
         engine: Engine::new(scheduler, executor, log),
         tokenizer,
@@ -258,7 +271,7 @@ fn converted(spec: &ModelSpec) -> Option<String> {
     })
 }
 
-/// What the scheduler believes of this machine until step times teach it: rates of a server core.
+/// What the scheduler believes of this machine: rates of a server core, until they are measured.
 fn cost(spec: &ModelSpec, program: &Program) -> Result<CostModel, Failure> {
     let wrong = |e: SizeOverflow| Failure::new(Exit::Corrupt, "E-MODEL-001", e.to_string());
     let mut work = Work::new(spec, &program.geometry, 1).map_err(wrong)?;
@@ -277,4 +290,15 @@ fn cost(spec: &ModelSpec, program: &Program) -> Result<CostModel, Failure> {
             row_ns: 1_000,
         },
     })
+}
+
+/// Puts what was measured in the place of what was guessed; step times correct it later.
+fn believe(rates: &mut Rates, measured: Measured) {
+    rates.memory_bytes_per_s = measured.read_bytes_per_s;
+    rates.link_bytes_per_s = measured.swap_bytes_per_s;
+    // Whole pages were moved: what each costs beside its bytes is in that rate.
+    rates.transfer_ns = 0;
+    if let Some(flops) = measured.flops_per_s {
+        rates.flops_per_s = flops;
+    }
 }

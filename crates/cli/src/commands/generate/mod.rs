@@ -2,21 +2,23 @@
 
 mod answer;
 mod asked;
+mod preemptions;
 mod prompts;
 mod result;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
-use plimsoll_runtime::ChoiceError;
-use plimsoll_schedule::{End, Ended, Notice, Request, RequestError, RequestId};
+use plimsoll_runtime::{ChoiceError, Moved};
+use plimsoll_schedule::{End, Ended, Notice, Request, RequestError, RequestId, Stats};
 use serde_json::json;
 
 use self::answer::Answer;
+use self::preemptions::Preemptions;
 use self::prompts::{Prompt, read};
 use self::result::{Answered, Choice};
 use crate::args::generate::GenerateArgs;
@@ -115,7 +117,14 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
     let began = Instant::now();
     let mut notices = Vec::new();
     loop {
+        let (before, moved) = counters(&batch.server);
+        let step_began = Instant::now();
         let stepped = batch.server.engine.step(|n| notices.push(n));
+        let took = step_began.elapsed();
+        let (after, now_moved) = counters(&batch.server);
+        let moving = Duration::from_nanos(now_moved.time.0 - moved.time.0);
+        let computing = took.saturating_sub(moving);
+        batch.totals.preemptions.step(&before, &after, computing);
         let chooser = batch.server.engine.executor_mut().chooser_mut();
         let errors = chooser.take_failed();
         for notice in notices.drain(..) {
@@ -131,6 +140,12 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
     }
     batch.totals.seconds = began.elapsed().as_secs_f64();
     batch.finish(output)
+}
+
+/// What was counted so far.
+fn counters(server: &Started) -> (Stats, Moved) {
+    let engine = &server.engine;
+    (*engine.scheduler().stats(), engine.executor().moved())
 }
 
 /// A seed that differs from run to run, and that every reader of JSON can hold.
@@ -243,7 +258,15 @@ impl Batch<'_> {
                 let error = errors.iter().find(|e| e.0 == ended.request);
                 self.ended(&ended, error.map(|e| e.1.to_string()), output)
             }
-            Notice::Preempted { .. } | Notice::Cancelled { .. } => Ok(()),
+            Notice::Preempted {
+                swapped_pages,
+                cost,
+                ..
+            } => {
+                self.totals.preemptions.preempted(swapped_pages, cost);
+                Ok(())
+            }
+            Notice::Cancelled { .. } => Ok(()),
         }
     }
 
@@ -312,8 +335,10 @@ impl Batch<'_> {
             self.server.memory().write(path)?;
         }
         let hash = self.server.engine.scheduler().decision_hash();
+        let tables = self.server.engine.executor().tables().digest();
         if let (Some(path), Some(log)) = (&args.log, self.server.engine.into_log()) {
-            log.end(hash).map_err(|e| cannot_write(path, &e))?;
+            log.end(hash, Some(tables))
+                .map_err(|e| cannot_write(path, &e))?;
         }
         if self.failed == 0 {
             return Ok(ExitCode::SUCCESS);
@@ -347,6 +372,7 @@ struct Totals {
     decode_s: f64,
     decoded: u64,
     seconds: f64,
+    preemptions: Preemptions,
 }
 
 impl Totals {
@@ -365,7 +391,7 @@ impl Totals {
 
 fn summary(server: &Started, t: &Totals) -> String {
     let per_s = |n: u64, s: f64| if s > 0.0 { n as f64 / s } else { 0.0 };
-    let stats = server.engine.scheduler().stats();
+    let (stats, moved) = counters(server);
     let mut text = format!(
         "\n{} of prompt, {} generated; first token after {:.0} ms, then {:.1} tokens/s each, {:.1} together\n",
         thousands(t.prompt_tokens),
@@ -375,13 +401,6 @@ fn summary(server: &Started, t: &Totals) -> String {
         per_s(t.output_tokens, t.seconds),
     );
     text.push_str(&server.memory().text());
-    if stats.swaps + stats.recomputes > 0 || stats.cached_tokens > 0 {
-        text.push_str(&format!(
-            "\npreempted {} times by swap, {} by recompute; {} prompt tokens from the prefix cache",
-            stats.swaps,
-            stats.recomputes,
-            thousands(stats.cached_tokens)
-        ));
-    }
+    text.push_str(&t.preemptions.text(&stats, moved));
     text
 }

@@ -19,7 +19,9 @@ const THREAD_KIB: u64 = 512;
 /// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
 const LOADING_MIB: u64 = 16;
 /// A token in a tokenizer: its text twice (to and from ids), its merges, and their maps at their emptiest.
-const TOKENIZER_TOKEN: u64 = 1024;
+const TOKENIZER_TOKEN: u64 = 512;
+/// The same while its file is read: the file, and what it says before it is in maps.
+const TOKENIZER_READING: u64 = 512;
 /// A page in the block manager: its counts, its place in lists, its name in the prefix index.
 const PAGE: u64 = 256;
 /// A token of a sequence: in its request, in its history for penalties, in its answer, grown by doubling.
@@ -48,6 +50,26 @@ pub(super) fn most(context: &Context<'_>, geometry: &PoolGeometry) -> Result<Byt
         .times(pages.checked_add(1).ok_or(SizeOverflow)?)
 }
 
+/// Swap space, in memory or in a file, if there is any.
+pub(super) fn swap(
+    context: &Context<'_>,
+    geometry: &PoolGeometry,
+) -> Result<Option<Term>, SizeOverflow> {
+    let page = geometry.page;
+    let bytes = page.times(context.settings.swap.whole(page))?;
+    let region = if context.settings.swap_file {
+        Region::SwapFile
+    } else {
+        Region::Swap
+    };
+    Ok((bytes > Bytes::ZERO).then(|| {
+        Term::exact(region, "swap space", bytes)
+            .formula("whole pages of --swap-space")
+            .input("bytes per page", page.get())
+            .source(SOURCE)
+    }))
+}
+
 pub(super) fn terms(
     context: &Context<'_>,
     geometry: &PoolGeometry,
@@ -68,13 +90,9 @@ pub(super) fn terms(
         .input("min(threads, R)", samplers)
         .input("vocabulary", vocab),
     ];
-    let swap = page.times(context.settings.swap.whole(page))?;
-    if swap > Bytes::ZERO {
-        terms.push(
-            Term::exact(Region::Swap, "swap space", swap)
-                .formula("whole pages of --swap-space")
-                .input("bytes per page", page.get()),
-        );
+    let swap = swap(context, geometry)?;
+    if !context.settings.swap_file {
+        terms.extend(swap.clone());
     }
     let bound =
         |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
@@ -92,19 +110,22 @@ pub(super) fn terms(
             .formula(format!("threads x {THREAD_KIB} KiB"))
             .input("threads", threads),
     );
+    let reading = Bytes::product([vocab, TOKENIZER_READING])?;
+    let loading = Bytes::product([threads, LOADING_MIB, 1024, 1024])?;
     terms.push(
-        bound(
-            "loading",
-            Bytes::product([threads, LOADING_MIB, 1024, 1024])?,
-        )
-        .formula(format!("threads x {LOADING_MIB} MiB"))
-        .input("threads", threads),
+        bound("starting", reading.max(loading))
+            .formula(format!(
+                "the larger of reading the tokenizer (vocabulary x {TOKENIZER_READING}) and, after it, the weights (threads x {LOADING_MIB} MiB)"
+            ))
+            .input("vocabulary", vocab)
+            .input("threads", threads),
     );
     // The pool is not known before this is, but no more than all of it can become pages.
     let pool = match context.settings.kv_memory {
         Some(given) => given,
         None => most(context, geometry)?.min(context.deployment.device.usable),
     };
+    let swap = swap.map_or(Bytes::ZERO, |t| t.bytes);
     let pages = pool.add(swap)?.whole(page);
     let slots = geometry.groups.iter().map(|g| g.slots).max().unwrap_or(0);
     let manager = Bytes::product([pages, PAGE + 4 * slots])?;
