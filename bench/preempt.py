@@ -52,7 +52,7 @@ def once(binary, model, file, flags, mode):
     if done.returncode != 0:
         sys.exit(done.stderr)
     answers = sorted(done.stdout.splitlines(), key=lambda line: json.loads(line)["index"])
-    texts = [[c["tokens"] for c in json.loads(line)["choices"]] for line in answers]
+    texts = [[c["text"] for c in json.loads(line)["choices"]] for line in answers]
     line = next((l for l in done.stderr.splitlines() if l.startswith("preempted")), "")
     ways = {way: (int(n), believed, took) for n, way, believed, took in WAY.findall(line)}
     return times, ways, texts
