@@ -17,6 +17,6 @@ mod rows;
 pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
 pub use cpu::Level;
-pub use linear::{Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, packed_bytes};
+pub use linear::{Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, quantise_row};
 pub use pool::Pool;
 pub use rows::{Activation, Norm, activate, norm, norm_in_place, rotate, route};
