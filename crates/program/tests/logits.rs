@@ -38,6 +38,7 @@ impl Case {
                 tokens: tokens.len() as u64,
                 outputs: tokens.len() as u64,
                 context: spec.max_context.expect("a context"),
+                weights: WeightType::Bf16,
             };
             Self {
                 program: lower(&spec, &limits, &rules).unwrap_or_else(|e| panic!("{name}: {e}")),

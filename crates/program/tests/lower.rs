@@ -31,6 +31,7 @@ const LIMITS: Limits = Limits {
     tokens: 48,
     outputs: 4,
     context: 64,
+    weights: WeightType::Bf16,
 };
 
 fn config(json: &Value) -> ModelSpec {
@@ -51,6 +52,7 @@ fn programs() -> Vec<(String, ModelSpec, Program)> {
             tokens: 2048,
             outputs: 256,
             context: spec.max_context.unwrap(),
+            weights: WeightType::Bf16,
         };
         match lower(&spec, &limits, &RULES) {
             Ok(program) => all.push((entry.name.clone(), spec, program)),
@@ -389,6 +391,7 @@ fn dead_buffers_give_their_space_back() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
+        weights: WeightType::Bf16,
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place, the feed-forward: residual and angles, gate and up, and their product.
@@ -403,6 +406,7 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
+        weights: WeightType::Bf16,
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place: residual, angles and routes, and for two experts gate and up, and their product.

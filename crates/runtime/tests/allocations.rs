@@ -116,6 +116,7 @@ fn planned(spec: &ModelSpec) -> (Program, MemoryMap) {
         tokens: TOKENS,
         outputs: SEQUENCES.into(),
         context: LENGTH.into(),
+        weights,
     };
     let program = lower(spec, &sizes, &rules).unwrap();
     (program, map(spec))

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::tokens;
 
@@ -63,6 +63,14 @@ pub(crate) struct GenerateArgs {
     /// Go on past the model's end token
     #[arg(long, help_heading = "Sampling")]
     pub(crate) ignore_eos: bool,
+    /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "bf16",
+        help_heading = "Engine"
+    )]
+    pub(crate) weights: WeightType,
     /// Threads (default: processors)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Engine")]
     pub(crate) threads: Option<u64>,

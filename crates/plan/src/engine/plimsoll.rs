@@ -109,6 +109,7 @@ fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> 
         tokens: batched_tokens(context),
         outputs: outputs(context),
         context: context.max_model_len,
+        weights: context.settings.weights,
     };
     Ok(lower(context.spec, &limits, &kv_rules(context)?).map_err(|e| e.to_string()))
 }
@@ -120,7 +121,10 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
         .into_iter()
         .map(|(role, bytes)| {
             Term::exact(Region::Weights, role.name(), bytes)
-                .formula("packed weights, each up to a multiple of 64 bytes: bf16 matrices in panels of 32 rows, f32 vectors")
+                .formula(format!(
+                    "packed weights, each up to a multiple of 64 bytes: {} matrices in panels of 32 rows, f32 vectors",
+                    context.settings.weights
+                ))
                 .source("plimsoll-program: lower/")
         })
         .collect();

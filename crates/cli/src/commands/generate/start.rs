@@ -226,6 +226,7 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
         tokens: args.max_num_batched_tokens.max(u64::from(args.sequences())),
         outputs: u64::from(args.sequences()),
         context,
+        weights: args.weights,
     };
     let program = lower(spec, &sizes, &rules).map_err(|e| {
         let exit = match e {
