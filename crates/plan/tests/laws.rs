@@ -7,7 +7,7 @@ use plimsoll_plan::{
     max_context, max_users, total,
 };
 use plimsoll_program::{KvRules, Limits, Parallel, lower};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 use proptest::prelude::*;
 
 fn builtin(name: &str) -> ModelSpec {

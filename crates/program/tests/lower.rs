@@ -17,7 +17,7 @@ use plimsoll_program::{
     AttentionOp, BufferId, KvRules, Limits, LowerError, NormKind, Op, Program, Rows, Weight,
     WeightId, WeightLayout, lower,
 };
-use plimsoll_units::DType;
+use plimsoll_units::{DType, WeightType};
 use serde_json::{Value, json};
 use support::{Reader, fixtures, name, spec, tensors};
 
@@ -249,7 +249,7 @@ impl Dump<'_> {
         }
         for w in &p.weights {
             let layout = match w.layout {
-                WeightLayout::Packed { n, k } => format!("{n} x {k}"),
+                WeightLayout::Packed { n, k, .. } => format!("{n} x {k}"),
                 WeightLayout::F32 { n } => format!("{n} f32"),
             };
             write!(
@@ -415,6 +415,53 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
 }
 
 // ---------------------------------------------------------------- weights
+
+/// Where inputs are quantised: one row for each of the input's, apart from all that is alive meanwhile.
+#[test]
+fn quantised_inputs_have_room_of_their_own() {
+    for (folder, _, plain) in programs() {
+        let spec = spec_of(&folder);
+        assert!(plain.scratch.iter().all(Option::is_none));
+        for weights in [WeightType::Int8, WeightType::Int4] {
+            let p = lower(&spec, &Limits { weights, ..LIMITS }, &RULES).unwrap();
+            assert!(p.weight_bytes < plain.weight_bytes, "{folder}");
+            let mut some = 0;
+            for (op, scratch) in p.ops.iter().zip(&p.scratch) {
+                let (weight, x) = match op {
+                    Op::Linear { weight, x, .. } => (*weight, *x),
+                    Op::Experts { weights, x, .. } => (weights[0], *x),
+                    _ => {
+                        assert_eq!(*scratch, None);
+                        continue;
+                    }
+                };
+                let w = p.weight(weight);
+                let WeightLayout::Packed { form, k, .. } = w.layout else {
+                    panic!("{folder}: {} is no matrix", w.name);
+                };
+                let router = w.role == plimsoll_model::Role::Router;
+                assert_eq!(form == WeightType::Bf16, router, "{folder}: {}", w.name);
+                assert_eq!(scratch.is_none(), router, "{folder}: {}", w.name);
+                let Some(scratch) = scratch else { continue };
+                some += 1;
+                let of = |id| p.buffer(id);
+                assert_eq!(of(*scratch).rows, of(x).rows);
+                assert_eq!(of(*scratch).width, form.input_words(k));
+                let place = |id| {
+                    let rows = of(id).rows.most([p.tokens, p.outputs]).unwrap();
+                    let from = of(id).offset.get();
+                    from..from + rows * of(id).width * 4
+                };
+                let (reads, write) = op.buffers();
+                for other in reads.into_iter().chain([write]) {
+                    let (a, b) = (place(*scratch), place(other));
+                    assert!(a.end <= b.start || b.end <= a.start, "{folder}: {op:?}");
+                }
+            }
+            assert!(some > 0);
+        }
+    }
+}
 
 #[test]
 fn every_stored_element_is_used_once() {

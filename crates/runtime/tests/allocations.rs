@@ -10,6 +10,7 @@
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -29,7 +30,7 @@ use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{
     Fan, Limits, NoLog, Notice, Request, RequestId, Scheduler, SchedulerConfig,
 };
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 use support::fixtures;
 
 struct Counting;
@@ -83,7 +84,7 @@ const SEQUENCES: u32 = 4;
 const LENGTH: u32 = 64;
 const BLOCK: u64 = 16;
 
-fn map(spec: &ModelSpec) -> MemoryMap {
+fn map(spec: &ModelSpec, weights: WeightType) -> MemoryMap {
     let deployment = Deployment {
         device: Device {
             vendor: "cpu".to_owned(),
@@ -93,6 +94,7 @@ fn map(spec: &ModelSpec) -> MemoryMap {
         in_use: Bytes::ZERO,
     };
     let settings = Settings {
+        weights,
         kv_type: KvType::Plain(DType::Bf16),
         block_size: Some(BLOCK),
         max_model_len: Some(LENGTH.into()),
@@ -106,7 +108,7 @@ fn map(spec: &ModelSpec) -> MemoryMap {
     MemoryMap::of(&e.stages[0]).unwrap()
 }
 
-fn planned(spec: &ModelSpec) -> (Program, MemoryMap) {
+fn planned(spec: &ModelSpec, weights: WeightType) -> (Program, MemoryMap) {
     let rules = KvRules {
         dtype: DType::Bf16,
         state_dtype: DType::F32,
@@ -119,7 +121,7 @@ fn planned(spec: &ModelSpec) -> (Program, MemoryMap) {
         weights,
     };
     let program = lower(spec, &sizes, &rules).unwrap();
-    (program, map(spec))
+    (program, map(spec, weights))
 }
 
 fn bytes(map: &MemoryMap, name: &str) -> usize {
@@ -209,10 +211,12 @@ impl Served {
 #[test]
 fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
     let _turn = TURN.lock().unwrap();
-    for folder in fixtures() {
-        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+    let each = |folder| WeightType::ALL.map(|weights| (PathBuf::clone(folder), weights));
+    for (folder, weights) in fixtures().iter().flat_map(each) {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let name = format!("{name}, {weights}");
         let spec = support::spec(&folder);
-        let (program, map) = planned(&spec);
+        let (program, map) = planned(&spec, weights);
         let full = program
             .geometry
             .groups
@@ -253,7 +257,7 @@ fn thousands_of_steps_leave_nothing_behind_and_stay_within_the_reserve() {
         .into_iter()
         .find(|f| f.ends_with("llama"))
         .unwrap();
-    let (program, map) = planned(&support::spec(&folder));
+    let (program, map) = planned(&support::spec(&folder), WeightType::Int8);
     let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
     let base = live();
     let memory = Memory::commit(&map).unwrap();
@@ -323,7 +327,7 @@ fn a_tokenizer_of_262144_words_fits_its_term() {
         PEAK.load(Ordering::Relaxed) - base + json.len(),
     );
     assert_eq!(u64::from(tokenizer.vocab()), vocab);
-    let planned = bytes(&map(&spec), "tokenizer");
+    let planned = bytes(&map(&spec, WeightType::Bf16), "tokenizer");
     println!("kept {kept}, {peak} at most with the file, planned {planned}");
     assert!(kept <= peak && peak <= planned, "{peak} of {planned}");
     let text: String = (0..2000).map(|i| words(512 + i * 97)).collect();

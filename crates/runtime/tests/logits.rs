@@ -5,7 +5,7 @@
 mod support;
 
 use plimsoll_schedule::Fan;
-use plimsoll_units::DType;
+use plimsoll_units::{DType, WeightType};
 use support::{Model, Server, expected, fixtures, rounded};
 
 /// Largest difference over largest logit, by the type of the cache. Weights are bfloat16 on both sides and
@@ -46,5 +46,57 @@ fn logits_are_those_of_transformers() {
                 "{name}, {kv}: {worst} of {size}"
             );
         }
+    }
+}
+
+/// Root of the mean squared difference over that of the logits, as quantisation may leave it. A matrix of the fixtures
+/// has random elements, for which eight bits with their inputs' are off by 0.5 % and four bits by 8.5 % of a product's
+/// size (`plimsoll-kernels`, linear); a few layers of a residual stream add up to some times that.
+fn quantised_tolerance(weights: WeightType) -> f64 {
+    match weights {
+        WeightType::Bf16 => 0.0,
+        WeightType::Int8 => 0.04,
+        WeightType::Int4 => 0.5,
+    }
+}
+
+#[test]
+fn quantised_weights_stay_near_those_they_stand_for() {
+    for folder in fixtures() {
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        let model = Model::open(&folder);
+        let (prompt, want) = expected(&folder);
+        // A rounding may change which experts a token takes.
+        if rounded(&folder).is_some() {
+            continue;
+        }
+        let mut errors = Vec::new();
+        for weights in [WeightType::Int8, WeightType::Int4] {
+            let server = Server {
+                weights,
+                kv: DType::F32,
+                ..Server::default()
+            };
+            let (_, seen, _) = model.serve(&server, &[(prompt.clone(), 1, Fan::ONE)]);
+            let (mut off, mut size, mut dot, mut own) = (0.0, 0.0, 0.0, 0.0);
+            for (i, want) in want.chunks(want.len() / prompt.len()).enumerate() {
+                let got = &seen[&(0, 0, u32::try_from(i).unwrap())];
+                for (g, w) in got.iter().zip(want) {
+                    let (g, w) = (f64::from(f32::from_bits(*g)), f64::from(*w));
+                    off += (g - w).powi(2);
+                    size += w * w;
+                    own += g * g;
+                    dot += g * w;
+                }
+            }
+            let (error, cosine) = ((off / size).sqrt(), dot / (own * size).sqrt());
+            println!("{name}, {weights}: error {error:.4}, cosine {cosine:.6}");
+            errors.push((weights, error));
+        }
+        for (weights, error) in &errors {
+            let most = quantised_tolerance(*weights);
+            assert!(*error > 0.0 && *error < most, "{name}, {weights}: {error}");
+        }
+        assert!(errors[0].1 < errors[1].1, "{name}: {errors:?}");
     }
 }

@@ -3,7 +3,7 @@
 
 use plimsoll_model::{Ffn, Mixer};
 use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, WeightRules, lower};
-use plimsoll_units::{Bytes, DType, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 mod cpu;
 
@@ -44,6 +44,14 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
             program_terms(context, &program)?
         }
         Err(why) => {
+            let weights = context.settings.weights;
+            if weights != WeightType::Bf16 {
+                return Err(PlanError::Refused {
+                    engine: "plimsoll".to_owned(),
+                    setting: format!("--weights {weights}"),
+                    reason: format!("only models that run are quantised, and {why}"),
+                });
+            }
             notes.push(format!("activations, logits and driver are bounds: {why}"));
             bounds(context)?
         }

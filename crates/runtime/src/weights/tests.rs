@@ -1,9 +1,11 @@
 use std::path::Path;
 
-use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, pack_row, packed_bytes};
+use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, pack_row, quantise_row};
 use plimsoll_program::{BufferId, PoolGeometry, Source};
 
 use super::*;
+use plimsoll_units::WeightType;
+
 use crate::testing::{Folder, Meta, numbers};
 
 fn f32_bytes(x: &[f32]) -> Vec<u8> {
@@ -86,7 +88,7 @@ fn words(arena: &Arena, w: &Weight) -> Vec<u32> {
 
 /// The packed form of rows, by the kernels' own oracle.
 fn packed(rows: &[Vec<f32>], k: usize) -> Vec<u32> {
-    let mut words = vec![0; packed_bytes(rows.len(), k).unwrap() / 4];
+    let mut words = vec![0; PANEL * rows.len().div_ceil(PANEL) * k.div_ceil(2)];
     for (r, row) in rows.iter().enumerate() {
         pack_row(&mut words, k, r, row.iter().map(|x| bf16_from_f32(*x)));
     }
@@ -133,11 +135,11 @@ fn stacks_parts_of_all_types_from_all_files() {
     plus.plus = 1;
     let program = program(vec![
         (
-            WeightLayout::Packed { n: 109, k },
+            WeightLayout::Packed { form: WeightType::Bf16, n: 109, k },
             vec![source("b", 0..11), from_c.clone(), source("a", 5..60)],
         ),
         (WeightLayout::F32 { n: 9 }, vec![plus, source("h", 0..4)]),
-        (WeightLayout::Packed { n: 70, k }, vec![source("a", 0..70)]),
+        (WeightLayout::Packed { form: WeightType::Bf16, n: 70, k }, vec![source("a", 0..70)]),
     ]);
     let mut want = rows(&b, k);
     for row in 40..83 {
@@ -198,10 +200,10 @@ fn large_matrices_go_in_pieces() {
     t.transposed = true;
     let program = program(vec![
         (
-            WeightLayout::Packed { n: 399, k },
+            WeightLayout::Packed { form: WeightType::Bf16, n: 399, k },
             vec![source("x", 1..400)],
         ),
-        (WeightLayout::Packed { n: 400, k }, vec![t]),
+        (WeightLayout::Packed { form: WeightType::Bf16, n: 400, k }, vec![t]),
     ]);
     let mut items = Vec::new();
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -246,19 +248,19 @@ fn names_what_does_not_fit() {
         .unwrap_err()
         .to_string()
     };
-    let matrix = WeightLayout::Packed { n: 4, k: 6 };
+    let matrix = WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 6 };
     let all = |t: &str| vec![source(t, 0..4)];
     let e = error(
         matrix,
         (0..7).map(|i| source(&format!("gone.{i}"), 0..1)).collect(),
     );
     assert!(e.contains("`gone.0`") && e.contains("and 2 more"), "{e}");
-    let e = error(WeightLayout::Packed { n: 4, k: 7 }, all("a"));
+    let e = error(WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 7 }, all("a"));
     assert!(
         e.contains("`a`") && e.contains("[4, 6]") && e.contains('7'),
         "{e}"
     );
-    let e = error(WeightLayout::Packed { n: 5, k: 6 }, vec![source("a", 0..5)]);
+    let e = error(WeightLayout::Packed { form: WeightType::Bf16, n: 5, k: 6 }, vec![source("a", 0..5)]);
     assert!(e.contains("at least 5 rows"), "{e}");
     assert!(error(matrix, all("i")).contains("stored as i32"));
     assert!(error(matrix, all("v")).contains("`v`"));
@@ -282,7 +284,7 @@ fn a_file_that_shrinks_is_an_error() {
     let folder = Folder::new();
     folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
     let program = program(vec![(
-        WeightLayout::Packed { n: 4, k: 6 },
+        WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 6 },
         vec![source("a", 0..4)],
     )]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -302,7 +304,7 @@ fn an_arena_that_is_too_small_is_an_error() {
     let folder = Folder::new();
     folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
     let program = program(vec![(
-        WeightLayout::Packed { n: 4, k: 6 },
+        WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 6 },
         vec![source("a", 0..4)],
     )]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -388,7 +390,7 @@ fn gguf_files_are_taken_as_they_lie() {
     let program = program(vec![
         // The second expert's rows.
         (
-            WeightLayout::Packed { n: 35, k },
+            WeightLayout::Packed { form: WeightType::Bf16, n: 35, k },
             vec![source("blk.0.ffn_gate_exps.weight", 42..77)],
         ),
         (
@@ -396,7 +398,7 @@ fn gguf_files_are_taken_as_they_lie() {
             vec![source("blk.0.attn_norm.weight", 0..k)],
         ),
         (
-            WeightLayout::Packed { n: 64, k },
+            WeightLayout::Packed { form: WeightType::Bf16, n: 64, k },
             vec![source("token_embd.weight", 5..69)],
         ),
         (
@@ -436,4 +438,43 @@ fn gguf_files_are_taken_as_they_lie() {
         e.contains("`token_embd.weight`") && e.contains("q8_0"),
         "{e}"
     );
+}
+
+#[test]
+fn quantises_rows_and_columns_of_any_type_from_their_stored_values() {
+    let folder = Folder::new();
+    let k = 133;
+    let (a, c) = (numbers(1, 50 * k), numbers(2, k * 45));
+    let blocks = numbers(3, 40 * k);
+    folder.safetensors(
+        "m.safetensors",
+        &[
+            ("a", "F32", &[50, k], f32_bytes(&a)),
+            ("c", "F32", &[k, 45], f32_bytes(&c)),
+            ("b", "BF16", &[40, k], bf16_bytes(&blocks)),
+        ],
+    );
+    let mut columns = source("c", 3..44);
+    columns.transposed = true;
+    let all = || vec![source("a", 7..50), columns.clone(), source("b", 0..40)];
+    let mut values = rows(&a, k as u64)[7..].to_vec();
+    values.extend((3..44).map(|o| (0..k).map(|i| c[i * 45 + o]).collect()));
+    let rounded = |x: &f32| f32_from_bf16(bf16_from_f32(*x));
+    values.extend(blocks.chunks(k).map(|r| r.iter().map(rounded).collect()));
+    let n = values.len() as u64;
+    for form in [WeightType::Int8, WeightType::Int4] {
+        let layout = WeightLayout::Packed { form, n, k: k as u64 };
+        let program = program(vec![(layout, all())]);
+        let bytes = layout.bytes().unwrap().get();
+        let mut want = vec![0_u32; usize::try_from(bytes).unwrap() / 4];
+        let panel = want.len() / values.len().div_ceil(PANEL);
+        for (row, values) in values.iter().enumerate() {
+            let panel = &mut want[row / PANEL * panel..][..panel];
+            quantise_row(form, panel, row % PANEL, values);
+        }
+        for threads in [1, 2] {
+            let arena = loaded(&program, &folder.0, &["m.safetensors"], threads).unwrap();
+            assert_eq!(words(&arena, &program.weights[0]), want, "{form}");
+        }
+    }
 }

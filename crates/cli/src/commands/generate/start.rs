@@ -18,7 +18,7 @@ use plimsoll_runtime::weights::{Checkpoint, load as load_weights};
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::memory::{self, Report};
 use crate::args::generate::{GenerateArgs, LevelArg};
@@ -183,7 +183,7 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
         limits,
         vocab,
         map,
-        note: converted(spec),
+        note: converted(spec, args.weights),
         ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
@@ -249,8 +249,11 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
     Ok(program)
 }
 
-/// Matrices that are stored in another type than the one they are packed in, if any.
-fn converted(spec: &ModelSpec) -> Option<String> {
+/// Matrices that are rounded to bfloat16 though nobody asked for another type than theirs, if any.
+fn converted(spec: &ModelSpec, weights: WeightType) -> Option<String> {
+    if weights != WeightType::Bf16 {
+        return None;
+    }
     let matrices = spec.tensors.iter().filter(|t| t.linear.is_some());
     let mut types: Vec<String> = matrices
         .map(|t| t.dtype)
