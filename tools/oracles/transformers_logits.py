@@ -31,7 +31,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 import safetensors
 import torch
 import transformers as T
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,6 +56,10 @@ LLAMA3 = dict(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_ma
 YARN = dict(factor=4.0, original_max_position_embeddings=32)
 
 
+# Ranks and heads of sizes that no panel or register divides.
+LATENT = dict(kv_lora_rank=40, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12, num_key_value_heads=4,
+              n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3, moe_intermediate_size=24,
+              num_hidden_layers=2)
 EXPERTS = dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=24, num_hidden_layers=2)
 
 
@@ -123,6 +128,35 @@ def cases():
             **{**COMMON, "intermediate_size": 24, "num_hidden_layers": 2}, num_local_experts=8, num_experts_per_tok=3,
             embedding_multiplier=6.0, attention_multiplier=0.125, residual_multiplier=0.6, logits_scaling=3.0,
             **rope(10000)),
+        # Queries through a latent of their own, experts by group, scores scaled with the context.
+        "deepseek_v2": T.DeepseekV2Config(
+            **{**COMMON, **LATENT}, q_lora_rank=24, first_k_dense_replace=1, routed_scaling_factor=2.5,
+            topk_method="group_limited_greedy", n_group=4, topk_group=2, norm_topk_prob=False,
+            **rope(1000, **YARN, rope_type="yarn", mscale=0.707, mscale_all_dim=1.5)),
+        # As V2-Lite: queries at once, all experts compete.
+        "deepseek_v2_lite": T.DeepseekV2Config(
+            **{**COMMON, **LATENT}, q_lora_rank=None, first_k_dense_replace=1,
+            routed_scaling_factor=1.0, topk_method="greedy", norm_topk_prob=False, **rope(10000)),
+        "deepseek_v3": T.DeepseekV3Config(
+            **{**COMMON, **LATENT, "n_shared_experts": 1}, q_lora_rank=24, first_k_dense_replace=1,
+            routed_scaling_factor=2.5, n_group=4, topk_group=2, norm_topk_prob=True, num_nextn_predict_layers=0,
+            **rope(1000, **YARN, rope_type="yarn", mscale=1.0, mscale_all_dim=1.0)),
+        # A limit that gates and ups reach.
+        "gpt_oss": T.GptOssConfig(
+            **{**COMMON, "intermediate_size": 24}, head_dim=16, num_local_experts=5, num_experts_per_tok=2,
+            sliding_window=16, swiglu_limit=1.5, attention_bias=True,
+            **rope(10000, **YARN, rope_type="yarn", truncate=False)),
+        # As published: experts in blocks of 32 elements of four bits.
+        "gpt_oss_mxfp4": T.GptOssConfig(
+            **{**COMMON, "intermediate_size": 32, "num_hidden_layers": 2}, head_dim=16, num_local_experts=5,
+            num_experts_per_tok=2, sliding_window=16, attention_bias=True,
+            **rope(10000, **YARN, rope_type="yarn", truncate=False)),
+        # As Phi-4-mini: tied, and a part of each head rotated.
+        "phi4_mini": T.Phi3Config(
+            **{**COMMON, "tie_word_embeddings": True, "num_hidden_layers": 2, "max_position_embeddings": 64},
+            original_max_position_embeddings=64, sliding_window=None,
+            **rope(10000, **FACTORS, rope_type="longrope", partial_rotary_factor=0.75,
+                   original_max_position_embeddings=64)),
     }
 
 
@@ -136,7 +170,8 @@ def weight(case, config, name, shape):
     """Hidden states of about 1, scores with a standard deviation of about 2, outputs of about 1."""
     key = f"{case}:{name}"
     plus_one = config.model_type.startswith("gemma")
-    inputs = shape[0] if case == "gpt2" and len(shape) == 2 and ".h." in name else shape[-1]
+    turned = case == "gpt2" and len(shape) == 2 and ".h." in name or case.startswith("gpt_oss") and len(shape) == 3
+    inputs = shape[-2] if turned else shape[-1]
     if re.search(r"(embed_tokens|embed_in|wte)\.weight$", name):
         scaled = math.sqrt(config.hidden_size) if plus_one else getattr(config, "embedding_multiplier", 1.0)
         return normal(key, shape, 1.0 / scaled)
@@ -147,9 +182,34 @@ def weight(case, config, name, shape):
         return gain - (1.0 if plus_one else 0.0) + normal(key, shape, 0.15)
     if name.endswith("bias"):
         return normal(key, shape, 0.2)
+    if name.endswith("sinks"):
+        return normal(key, shape, 1.0)
     if re.search(r"(q_proj|k_proj|qkv_proj|query_key_value|c_attn)\.weight$", name):
         return normal(key, shape, 1.4 / math.sqrt(inputs))
     return normal(key, shape, (1.0 if "lm_head" in name or "embed_out" in name else 1.5) / math.sqrt(inputs))
+
+
+def mxfp4(name, shape):
+    """Blocks and scales of experts' matrices [experts, inputs, outputs], as published: by output, two elements a byte."""
+    experts, inputs, outputs = shape
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "little")
+    random = torch.Generator().manual_seed(seed)
+    size = (experts, outputs, inputs // 32)
+    blocks = torch.randint(0, 256, (*size, 16), generator=random, dtype=torch.uint8)
+    return blocks, torch.randint(121, 125, size, generator=random, dtype=torch.uint8)
+
+
+def quantised(case, model):
+    """Experts' matrices of an MXFP4 checkpoint, by name; the model gets what transformers reads in them."""
+    stored = {}
+    if case.endswith("mxfp4"):
+        for name, p in model.named_parameters():
+            if ".experts." in name and p.dim() == 3:
+                blocks, scales = mxfp4(f"{case}:{name}", p.shape)
+                stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+                with torch.no_grad():
+                    p.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+    return stored
 
 
 def build(case, config):
@@ -157,7 +217,8 @@ def build(case, config):
     config._attn_implementation = "eager"
     model = T.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        biases = [(name, b) for name, b in model.named_buffers() if name.endswith("bias")]
+        for name, p in [*model.named_parameters(), *biases]:
             p.copy_(weight(case, config, name, p.shape).bfloat16())
     return model
 
@@ -181,6 +242,7 @@ def rounded_logits(model, tokens):
 
 def fixture(case, config, out):
     model = build(case, config)
+    packed = quantised(case, model)
     tokens = torch.randint(3, VOCAB, (PROMPT,), generator=torch.Generator().manual_seed(7))
     want = logits(model, tokens)
     experts = any("experts" in name for name, _ in model.named_parameters())
@@ -199,6 +261,10 @@ def fixture(case, config, out):
     model.bfloat16().save_pretrained(folder, safe_serialization=True)
     (folder / "generation_config.json").unlink(missing_ok=True)
     written = json.loads((folder / "config.json").read_text())
+    if packed:
+        plain = {n: t for n, t in load_file(folder / "model.safetensors").items() if f"{n}_blocks" not in packed}
+        save_file({**plain, **packed}, folder / "model.safetensors", metadata={"format": "pt"})
+        written["quantization_config"] = {"quant_method": "mxfp4"}
     (folder / "config.json").write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
     expected = {"tokens": tokens.to(torch.int32), "logits": want.contiguous()}
     if rounded is not None:

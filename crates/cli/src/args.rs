@@ -1,5 +1,7 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
+pub(crate) mod bench;
+pub(crate) mod engine;
 pub(crate) mod generate;
 mod rates;
 mod simulate;
@@ -60,6 +62,8 @@ pub(crate) enum Command {
     Simulate(Box<SimulateArgs>),
     /// Run a model on this machine's processors
     Generate(Box<generate::GenerateArgs>),
+    /// Time a model on this machine's processors: decode, prefill, batches
+    Bench(Box<bench::BenchArgs>),
     /// Built-in models
     #[command(subcommand)]
     Models(ModelsCommand),

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Compare(a) => a.json,
         Command::Accuracy(a) => a.json,
         Command::Devices { json } | Command::Doctor { json } => *json,
+        Command::Bench(a) => a.json,
         Command::Generate(_)
         | Command::Models(_)
         | Command::Schema { .. }
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => commands::plan::run(&args, &mut output),
         Command::Simulate(args) => commands::simulate::run(&args, &mut output),
         Command::Generate(args) => commands::generate::run(&args, &mut output),
+        Command::Bench(args) => commands::bench::run(&args, &mut output),
         Command::Models(command) => commands::models::run(&command, &mut output),
         Command::Devices { json } => commands::devices::run(json, &mut output),
         Command::Compare(args) => commands::compare::run(&args, &mut output),

@@ -13,6 +13,7 @@
 use crate::bf16::{bf16_from_f32, f32_from_bf16};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
+use crate::latent;
 use crate::pool::Pool;
 
 /// Queries that pass a tile together: those of one KV head, of neighbouring tokens.
@@ -32,12 +33,15 @@ pub trait Cached: Copy + Send + Sync + sealed::Sealed {
 
 mod sealed {
     use super::{Item, Lanes, Level};
+    use crate::latent;
 
     pub trait Sealed: Sized + Default {
         #[allow(private_bounds, private_interfaces, reason = "sealed")]
         fn load<V: Lanes>(x: &[Self]) -> V;
         #[allow(private_interfaces, reason = "sealed")]
         fn attend(level: Level, item: &Item<'_, Self>);
+        #[allow(private_interfaces, reason = "sealed")]
+        fn attend_latents(level: Level, item: &latent::Item<'_, Self>);
     }
 }
 
@@ -63,6 +67,10 @@ impl sealed::Sealed for u16 {
     fn attend(level: Level, item: &Item<'_, Self>) {
         at_level!(level, item_bf16(item));
     }
+    #[allow(private_interfaces, reason = "sealed")]
+    fn attend_latents(level: Level, item: &latent::Item<'_, Self>) {
+        latent::attend_bf16(level, item);
+    }
 }
 
 impl Cached for f32 {
@@ -85,6 +93,10 @@ impl sealed::Sealed for f32 {
     #[allow(private_interfaces, reason = "sealed")]
     fn attend(level: Level, item: &Item<'_, Self>) {
         at_level!(level, item_f32(item));
+    }
+    #[allow(private_interfaces, reason = "sealed")]
+    fn attend_latents(level: Level, item: &latent::Item<'_, Self>) {
+        latent::attend_f32(level, item);
     }
 }
 
@@ -192,7 +204,7 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn row(&self, row: usize, from: usize, len: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, row: usize, from: usize, len: usize) -> &'a [f32] {
         &self.data[row * self.stride + self.from + from..][..len]
     }
 }

@@ -10,13 +10,22 @@ mod bf16;
 mod cpu;
 
 mod lanes;
+mod latent;
 mod linear;
+mod peaks;
 mod pool;
 mod rows;
 
 pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
 pub use cpu::Level;
-pub use linear::{Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, quantise_row};
+pub use latent::{LATENT_MAX, LatentShape, attend_latents, write_latents};
+pub use linear::{
+    Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, quantise_row, run_heads,
+};
+pub use peaks::{flops_per_s, read_bytes_per_s};
 pub use pool::Pool;
-pub use rows::{Activation, Norm, activate, norm, norm_in_place, rotate, route};
+pub use rows::{
+    Activation, Choice, ExpertGroups, Norm, activate, clamped_swiglu, norm, norm_in_place, rotate,
+    route,
+};

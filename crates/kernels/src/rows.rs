@@ -189,6 +189,36 @@ fn activate_of<V: Lanes>(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &
     }
 }
 
+/// `out = (u + 1) · g · sigmoid(alpha · g)`, of pairs of a gate g, at most `limit`, and an u, between −`limit` and `limit`.
+///
+/// # Panics
+/// Where `x` is not twice as long as `out`.
+pub fn clamped_swiglu(level: Level, limit: f32, alpha: f32, x: &[f32], out: &mut [f32]) {
+    assert!(x.len() == 2 * out.len());
+    at_level!(level, clamped_swiglu_row(limit, alpha, x, out));
+}
+
+for_levels!(
+    clamped_swiglu_row,
+    clamped_swiglu_of(limit: f32, alpha: f32, x: &[f32], out: &mut [f32])
+);
+
+#[inline(always)]
+fn clamped_swiglu_of<V: Lanes>(limit: f32, alpha: f32, x: &[f32], out: &mut [f32]) {
+    let s = V::splat;
+    for (pairs, out) in x.chunks(2 * LANES).zip(out.chunks_mut(LANES)) {
+        let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
+        for (i, pair) in pairs.chunks_exact(2).enumerate() {
+            (gate[i], up[i]) = (pair[0], pair[1]);
+        }
+        // In this order NaN stays.
+        let gate = s(limit).min(V::load(&gate));
+        let up = s(-limit).max(s(limit).min(V::load(&up)));
+        let share = s(0.0).sub(gate.mul(s(alpha))).exp().add(s(1.0));
+        gate.div(share).mul(up.add(s(1.0))).store_some(out);
+    }
+}
+
 /// Turns the first `2 * cos.len()` elements of a head: element i with element i + `cos.len()`.
 ///
 /// # Panics
@@ -217,38 +247,106 @@ fn rotate_of<V: Lanes>(x: &mut [f32], cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// A token's experts by its router's logits: the numbers of the `out.len() / 2` largest, of equal ones the first,
-/// ascending, then their weights. Weights are shares of the softmax over all experts, or over the chosen ones where
-/// `renormalise` is set.
+/// How a token's experts are chosen and weighed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice<'a> {
+    /// Weights are shares of the scores of the chosen experts, not the scores themselves.
+    pub renormalise: bool,
+    /// Scores are 1 / (1 + e^−x), not shares of the softmax.
+    pub sigmoid: bool,
+    /// Added to scores for the choice.
+    pub bias: Option<&'a [f32]>,
+    /// The groups that the choice is limited to.
+    pub groups: Option<ExpertGroups>,
+}
+
+/// Experts in groups: `taken` of `count`, those whose `best` best experts count most together.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertGroups {
+    /// How many there are.
+    pub count: usize,
+    /// How many are taken.
+    pub taken: usize,
+    /// How many of its experts a group is judged by.
+    pub best: usize,
+}
+
+/// A token's experts by its router's logits: the numbers of the `out.len() / 2` best, of equal ones the first,
+/// ascending, then their weights.
 ///
 /// # Panics
-/// Where there are fewer logits, or `out` is empty.
-pub fn route(logits: &[f32], renormalise: bool, out: &mut [f32]) {
+/// Where there are fewer logits or biases, `out` is empty, or groups do not divide the experts.
+pub fn route(logits: &[f32], how: &Choice<'_>, out: &mut [f32]) {
     let (experts, weights) = out.split_at_mut(out.len() / 2);
-    let mut all: Vec<usize> = (0..logits.len()).collect();
-    // 0 is added because −0 equals it.
-    let key = |e: usize| logits[e] + 0.0;
-    all.select_nth_unstable_by(experts.len() - 1, |a, b| {
-        key(*b).total_cmp(&key(*a)).then(a.cmp(b))
-    });
+    // The order of logits is that of their softmax. 0 is added because −0 equals it.
+    let key = |e: usize| {
+        let score = if how.sigmoid {
+            sigmoid(logits[e])
+        } else {
+            logits[e]
+        };
+        score + how.bias.map_or(0.0, |b| b[e])
+    };
+    let keys: Vec<f32> = (0..logits.len()).map(key).collect();
+    let mut all: Vec<usize> = match how.groups {
+        Some(groups) => in_best_groups(&keys, groups),
+        None => (0..logits.len()).collect(),
+    };
+    best_first(&keys, experts.len(), &mut all);
     let chosen = &mut all[..experts.len()];
     chosen.sort_unstable();
-    let top = chosen.iter().fold(f32::MIN, |top, e| top.max(logits[*e]));
-    let power = |l: f32| libm::expf(l - top);
+    let top = logits.iter().fold(f32::MIN, |top, l| top.max(*l));
+    let score = |l: f32| {
+        if how.sigmoid {
+            sigmoid(l)
+        } else {
+            libm::expf(l - top)
+        }
+    };
     for ((e, number), weight) in chosen.iter().zip(experts).zip(&mut *weights) {
         #[allow(
             clippy::cast_precision_loss,
             reason = "there are fewer than 2^24 experts"
         )]
         let exact = *e as f32;
-        (*number, *weight) = (exact, power(logits[*e]));
+        (*number, *weight) = (exact, score(logits[*e]));
     }
-    let sum: f32 = if renormalise {
-        weights.iter().sum()
-    } else {
-        logits.iter().map(|l| power(*l)).sum()
+    let sum: f32 = match (how.renormalise, how.sigmoid) {
+        // What DeepSeek-V3's code adds, for scores that are all 0.
+        (true, true) => weights.iter().sum::<f32>() + 1e-20,
+        (true, false) => weights.iter().sum(),
+        (false, true) => 1.0,
+        (false, false) => logits.iter().map(|l| score(*l)).sum(),
     };
     weights.iter_mut().for_each(|w| *w /= sum);
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + libm::expf(-x))
+}
+
+/// Puts the `n` of `all` with the largest keys, of equal ones the first, at its beginning, in any order.
+fn best_first(keys: &[f32], n: usize, all: &mut [usize]) {
+    all.select_nth_unstable_by(n - 1, |a, b| keys[*b].total_cmp(&keys[*a]).then(a.cmp(b)));
+}
+
+/// The experts of the best groups.
+fn in_best_groups(keys: &[f32], groups: ExpertGroups) -> Vec<usize> {
+    let size = keys.len() / groups.count;
+    assert!(size * groups.count == keys.len());
+    let judged = |group: &[f32]| {
+        let mut best: Vec<usize> = (0..size).collect();
+        best_first(group, groups.best, &mut best);
+        // The largest first, as a sum is rounded.
+        let best = &mut best[..groups.best];
+        best.sort_unstable_by(|a, b| group[*b].total_cmp(&group[*a]));
+        best.iter().map(|e| group[*e]).sum::<f32>() + 0.0
+    };
+    let judged: Vec<f32> = keys.chunks(size).map(judged).collect();
+    let mut order: Vec<usize> = (0..groups.count).collect();
+    best_first(&judged, groups.taken, &mut order);
+    let taken = order[..groups.taken].iter();
+    taken.flat_map(|g| g * size..(g + 1) * size).collect()
 }
 
 #[cfg(test)]
@@ -335,6 +433,36 @@ mod tests {
     }
 
     #[test]
+    fn a_clamped_swiglu_is_right_and_alike_at_every_level() {
+        // Gates and ups on both sides of the limit.
+        let x: Vec<f32> = numbers(12, 2 * 50).iter().map(|x| x * 20.0).collect();
+        assert!(x.iter().any(|x| *x > 7.0) && x.iter().any(|x| *x < -7.0));
+        let mut first = Vec::new();
+        for level in levels() {
+            let mut out = vec![0.0; 50];
+            clamped_swiglu(level, 7.0, 1.702, &x, &mut out);
+            if first.is_empty() {
+                first = bits(&out);
+            }
+            assert_eq!(first, bits(&out), "{level:?}");
+            for (pair, out) in x.chunks(2).zip(&out) {
+                let (g, u) = (
+                    f64::from(pair[0]).min(7.0),
+                    f64::from(pair[1]).clamp(-7.0, 7.0),
+                );
+                let y = (u + 1.0) * g / (1.0 + (-1.702 * g).exp());
+                assert!(
+                    (f64::from(*out) - y).abs() <= 4e-6 * y.abs().max(0.1),
+                    "{pair:?}: {out}"
+                );
+            }
+            let mut out = vec![0.0; 2];
+            clamped_swiglu(level, 7.0, 1.702, &[f32::NAN, 1.0, 1.0, f32::NAN], &mut out);
+            assert!(out.iter().all(|x| x.is_nan()));
+        }
+    }
+
+    #[test]
     fn a_route_has_the_largest_logits_ascending_and_of_equal_ones_the_first() {
         let inf = f32::INFINITY;
         let cases: [(&[f32], [f32; 2]); 7] = [
@@ -348,7 +476,11 @@ mod tests {
         ];
         for (logits, want) in cases {
             let mut out = [0.0; 4];
-            route(logits, true, &mut out);
+            let how = Choice {
+                renormalise: true,
+                ..Choice::default()
+            };
+            route(logits, &how, &mut out);
             assert_eq!(out[..2], want, "{logits:?}");
         }
     }
@@ -359,7 +491,11 @@ mod tests {
         let exact: Vec<f64> = logits.iter().map(|l| f64::from(*l).exp()).collect();
         for renormalise in [false, true] {
             let mut out = [0.0; 16];
-            route(&logits, renormalise, &mut out);
+            let how = Choice {
+                renormalise,
+                ..Choice::default()
+            };
+            route(&logits, &how, &mut out);
             let chosen = &out[..8].iter().map(|e| *e as usize).collect::<Vec<_>>();
             let sum: f64 = if renormalise {
                 chosen.iter().map(|e| exact[*e]).sum()
@@ -369,6 +505,47 @@ mod tests {
             for (e, w) in chosen.iter().zip(&out[8..]) {
                 assert!((f64::from(*w) - exact[*e] / sum).abs() < 1e-7);
             }
+        }
+    }
+
+    #[test]
+    fn a_route_stays_in_the_best_groups_and_biases_only_choose() {
+        let logits = [2.0, -3.0, -3.0, 1.5, 1.4, -9.0, 0.0, 0.1];
+        let groups = |best| {
+            Some(ExpertGroups {
+                count: 4,
+                taken: 2,
+                best,
+            })
+        };
+        let chosen = |how: &Choice<'_>| {
+            let mut out = [0.0; 6];
+            route(&logits, how, &mut out);
+            out
+        };
+        // By their best expert: pairs 0 and 1.
+        let how = Choice {
+            groups: groups(1),
+            ..Choice::default()
+        };
+        assert_eq!(chosen(&how)[..3], [0.0, 1.0, 3.0]);
+        // By two sigmoids together: pairs 3 (1.02) and 0 (0.93).
+        let mut how = Choice {
+            sigmoid: true,
+            groups: groups(2),
+            ..Choice::default()
+        };
+        let out = chosen(&how);
+        assert_eq!(out[..3], [0.0, 6.0, 7.0]);
+        assert_eq!(out[3..], [2.0, 0.0, 0.1].map(sigmoid));
+        // A bias makes pair 2 the best and its second expert one of three, with the weight of its own score.
+        let bias = [0.0, 0.0, 0.0, 0.0, 0.0, 5.0, 0.0, 0.0];
+        (how.bias, how.renormalise) = (Some(&bias[..]), true);
+        let out = chosen(&how);
+        assert_eq!(out[..3], [4.0, 5.0, 7.0]);
+        let scores = [1.4, -9.0, 0.1].map(|x: f64| 1.0 / (1.0 + (-x).exp()));
+        for (got, score) in out[3..].iter().zip(scores) {
+            assert!((f64::from(*got) - score / scores.iter().sum::<f64>()).abs() < 1e-7);
         }
     }
 

@@ -22,6 +22,10 @@ pub struct Arithmetic {
     pub qk_norm: bool,
     /// Whether the weights of a token's experts are shares of the softmax over these, not over all.
     pub renormalise: bool,
+    /// How a token's experts are chosen.
+    pub router: Router,
+    /// The clamped SwiGLU of experts, where they have that instead of `activation`.
+    pub clamped: Option<ClampedSwiglu>,
     /// Whether a norm stands before the head.
     pub final_norm: bool,
     /// What embeddings are multiplied by.
@@ -163,6 +167,57 @@ pub enum Activation {
     Relu,
 }
 
+/// How a router's logits become a token's experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    /// What a logit becomes.
+    pub score: RouterScore,
+    /// The groups of experts that a token is limited to, where it is.
+    pub groups: Option<ExpertGroups>,
+    /// What the experts' sum is multiplied by.
+    pub scale: f64,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            score: RouterScore::Softmax,
+            groups: None,
+            scale: 1.0,
+        }
+    }
+}
+
+/// What a router's logit becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterScore {
+    /// Its share of the softmax.
+    Softmax,
+    /// 1 / (1 + e^−x), and a bias is added for the choice alone.
+    Sigmoid,
+}
+
+/// Experts in groups, of which a token takes some and their experts only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// How many there are, of as many experts each.
+    pub count: u64,
+    /// How many a token takes.
+    pub taken: u64,
+    /// A group counts as much as so many of its experts, the best ones, together.
+    pub best: u64,
+}
+
+/// out = (u + 1) · g · sigmoid(alpha · g), of a gate g of at most `limit` and an u between −`limit` and `limit`, which
+/// lie side by side (gpt-oss).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClampedSwiglu {
+    /// The limit.
+    pub limit: f64,
+    /// What the sigmoid's argument is multiplied by.
+    pub alpha: f64,
+}
+
 /// Why a model has no [`Arithmetic`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotRunnable {
@@ -207,6 +262,8 @@ impl Arithmetic {
             activation: Activation::read(text, "hidden_act", Activation::Silu)?,
             qk_norm: false,
             renormalise: true,
+            router: Router::default(),
+            clamped: None,
             final_norm: true,
             embedding_scale: 1.0,
             attention_scale: inverse_root(head_dim),

@@ -28,7 +28,8 @@ mod tensor;
 mod tower;
 
 pub use arithmetic::{
-    Activation, Arithmetic, Norm, NotRunnable, Positions, Residual, Rope, RopeScaling,
+    Activation, Arithmetic, ClampedSwiglu, ExpertGroups, Norm, NotRunnable, Positions, Residual,
+    Rope, RopeScaling, Router, RouterScore,
 };
 pub use builder::SpecBuilder;
 pub use builder::{Conv1dSplit, attention_layer, columns, heads};

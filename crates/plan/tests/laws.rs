@@ -296,7 +296,9 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
             state_dtype: spec.dtype,
             block_size: 16,
         };
-        let Ok(program) = lower(&spec, &limits, &rules) else {
+        // What the processors' program widens says nothing of a card.
+        let lowered_here = lower(&spec, &limits, &rules).ok();
+        let Some(program) = lowered_here.filter(|_| spec.quant.is_none()) else {
             assert_eq!(named("activations").kind, Kind::Bound, "{}", entry.name);
             continue;
         };

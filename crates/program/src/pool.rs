@@ -6,7 +6,8 @@
 //! is counted as internal fragmentation. A state group keeps a fixed number of pages per sequence.
 
 use plimsoll_model::{
-    Attention, Mixer, ModelSpec, Reach, ShardError, StateKind, StateSpace, local_kv_heads,
+    Attention, LatentAttention, Mixer, ModelSpec, Reach, ShardError, StateKind, StateSpace,
+    local_kv_heads,
 };
 use plimsoll_units::{Blocks, Bytes, DType, SizeOverflow, Tokens};
 
@@ -96,6 +97,15 @@ pub(crate) fn attention_group(
     Ok((kind, token_bytes(a, tp, dtype)?))
 }
 
+/// What a latent layer is grouped by.
+pub(crate) fn latent_group(
+    a: &LatentAttention,
+    dtype: DType,
+) -> Result<(GroupKind, Bytes), SizeOverflow> {
+    let elements = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
+    Ok((GroupKind::Latent, dtype.bytes(elements)?))
+}
+
 /// Bytes that one sequence's state takes in one layer on one rank: convolution tail and state.
 ///
 /// # Errors
@@ -169,7 +179,8 @@ impl PoolGeometry {
                     add(kind, rate);
                 }
                 Mixer::Latent(a) => {
-                    add(GroupKind::Latent, rules.dtype.bytes(a.rank + a.rope_dim)?);
+                    let (kind, rate) = latent_group(&a, rules.dtype)?;
+                    add(kind, rate);
                 }
                 Mixer::State(s) => add(
                     GroupKind::State,

@@ -84,6 +84,12 @@ pub struct Source {
     pub rows: std::ops::Range<u64>,
     /// Set where it is stored with inputs first (GPT-2): rows are then its columns.
     pub transposed: bool,
+    /// Where it is stored so and only some of its inputs are taken, the first; there are as many as the weight has
+    /// columns.
+    pub input: Option<u64>,
+    /// Where it is stored as MXFP4, the tensor with a power of two for each 32 elements of a row; the stored tensor then
+    /// has two elements a byte.
+    pub scales: Option<String>,
     /// Added to every element (norms whose gain is stored as 1 + w).
     pub plus: i8,
 }
@@ -181,6 +187,45 @@ pub struct AttentionOp {
     pub sinks: Option<WeightId>,
 }
 
+/// Attention of one layer over latents, one per token, which all query heads share (MLA). Query heads were taken to the
+/// latents' space before, and their results are latents still. Latents and shared keys of the step's tokens are
+/// written first, in the cache's type, and read back from there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LatentOp {
+    /// Queries in the latents' space: `heads × rank`.
+    pub q: BufferId,
+    /// Rotated parts of queries: `heads × rope_dim`.
+    pub q_rope: BufferId,
+    /// Latents, then shared rotated keys: `rank + rope_dim`.
+    pub latent: BufferId,
+    /// Result: `heads × rank`.
+    pub out: BufferId,
+    /// Query heads.
+    pub heads: u64,
+    /// Elements of a latent.
+    pub rank: u64,
+    /// Elements of the shared rotated key.
+    pub rope_dim: u64,
+    /// The layer group in [`PoolGeometry::groups`].
+    pub group: u64,
+    /// The layer's place in its group.
+    pub index: u64,
+    /// What scores are multiplied by.
+    pub scale: f32,
+}
+
+/// Experts in groups: a token takes `taken` groups of `count`, those whose `best` best experts count most together,
+/// and experts of these only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// How many there are, of as many experts each.
+    pub count: u64,
+    /// How many a token takes.
+    pub taken: u64,
+    /// How many of its experts a group is judged by.
+    pub best: u64,
+}
+
 /// One operation. Buffers may be read and written by the same operation only where it says so.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -254,6 +299,17 @@ pub enum Op {
     },
     /// Attention.
     Attention(AttentionOp),
+    /// Attention over latents.
+    Latent(LatentOp),
+    /// `out = x Wᵀ`, each of a row's heads with a matrix of its own.
+    Heads {
+        /// Their matrices, packed and of one size.
+        weights: Vec<WeightId>,
+        /// Input: the heads' elements one after the other.
+        x: BufferId,
+        /// Result: likewise.
+        out: BufferId,
+    },
     /// `out = f(gate) · up`: `x` holds `width` gates, then `width` ups; or `out = f(x)` where not gated.
     Activate {
         /// The function.
@@ -265,6 +321,18 @@ pub enum Op {
         /// Whether `x` holds gates and ups.
         gated: bool,
     },
+    /// `out = (u + 1) · g · sigmoid(alpha · g)`: `x` has pairs of a gate g, at most `limit`, and an u, between −`limit` and
+    /// `limit`.
+    ClampedSwiglu {
+        /// Input.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+        /// The limit.
+        limit: f32,
+        /// What the sigmoid's argument is multiplied by.
+        alpha: f32,
+    },
     /// `out += x · scale`.
     Add {
         /// What is added.
@@ -274,19 +342,28 @@ pub enum Op {
         /// What it is multiplied by first.
         scale: f32,
     },
-    /// The experts that each token takes: those of the largest logits, of equal ones the first.
+    /// The experts that each token takes: those of the largest logits, or of the largest scores and biases together,
+    /// of equal ones the first.
     Route {
         /// A logit for each expert.
         logits: BufferId,
         /// Twice as wide as a token takes experts: their numbers, ascending, then their weights.
         out: BufferId,
-        /// Whether weights are shares of the softmax over the experts that are taken, not over all.
+        /// Whether weights are shares of the scores of the experts that are taken, not the scores themselves.
         renormalise: bool,
+        /// Scores are 1 / (1 + e^−x), not the softmax.
+        sigmoid: bool,
+        /// Added to scores for the choice.
+        bias: Option<WeightId>,
+        /// The groups that a token is limited to.
+        groups: Option<ExpertGroups>,
     },
-    /// `out = x Wᵀ`, each row of `out` with the matrix of its expert.
+    /// `out = x Wᵀ + bias`, each row of `out` with the matrix and the bias of its expert.
     Experts {
         /// Their matrices, packed and of one size.
         weights: Vec<WeightId>,
+        /// Their biases, one after the other.
+        biases: Option<WeightId>,
         /// Which expert each row has: what [`Op::Route`] wrote.
         routes: BufferId,
         /// Input: a row for each token, or one for each of its experts.
@@ -383,6 +460,8 @@ impl Op {
             Self::Linear { x, out, .. } => (vec![*x], *out),
             Self::Rotate { table, x, .. } => (vec![*table, *x], *x),
             Self::Attention(a) => (vec![a.q, a.k, a.v], a.out),
+            Self::Latent(a) => (vec![a.q, a.q_rope, a.latent], a.out),
+            Self::Heads { x, out, .. } | Self::ClampedSwiglu { x, out, .. } => (vec![*x], *out),
             Self::Add { x, out, .. } => (vec![*x, *out], *out),
             Self::Route { logits, out, .. } => (vec![*logits], *out),
             Self::Experts { routes, x, out, .. } => (vec![*routes, *x], *out),
@@ -416,6 +495,34 @@ impl Program {
         }
         rows.retain(|(_, bytes)| *bytes > Bytes::ZERO);
         Ok(rows)
+    }
+
+    /// Bytes of weights that a step of one token reads: every matrix and vector that it is multiplied with, and
+    /// of experts those that it takes.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn read_by_one_token(&self) -> Result<Bytes, SizeOverflow> {
+        let of = |id: WeightId| self.weight(id).layout.bytes();
+        let mut all = Bytes::ZERO;
+        for op in &self.ops {
+            match op {
+                Op::Linear { weight, bias, .. } => {
+                    all = all.add(of(*weight)?)?;
+                    if let Some(bias) = bias {
+                        all = all.add(of(*bias)?)?;
+                    }
+                }
+                Op::Experts { weights, out, .. } => {
+                    let taken = self.buffer(*out).rows.most([1, 1])?;
+                    if let Some(&one) = weights.first() {
+                        all = all.add(of(one)?.times(taken)?)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(all)
     }
 
     /// A weight.

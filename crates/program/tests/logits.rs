@@ -115,8 +115,10 @@ const MISTAKES: &[Mistake] = &[
     }),
     ("scores off by a thousandth", |p| {
         for op in &mut p.ops {
-            if let Op::Attention(a) = op {
-                a.scale *= 1.001;
+            match op {
+                Op::Attention(a) => a.scale *= 1.001,
+                Op::Latent(a) => a.scale *= 1.001,
+                _ => {}
             }
         }
         true
@@ -136,10 +138,97 @@ const MISTAKES: &[Mistake] = &[
     }),
     ("weights of experts over all or over the chosen", |p| {
         p.ops.iter_mut().fold(false, |any, op| match op {
-            Op::Route { renormalise, .. } => {
+            Op::Route {
+                renormalise,
+                sigmoid: false,
+                ..
+            } => {
                 *renormalise = !*renormalise;
                 true
             }
+            _ => any,
+        })
+    }),
+    ("experts chosen without groups", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Route { groups, .. } => groups.take().is_some() || any,
+            _ => any,
+        })
+    }),
+    ("groups judged by another number of experts", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Route {
+                groups: Some(g), ..
+            } => {
+                g.best = 3 - g.best;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("experts chosen without their biases", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Route { bias, .. } => bias.take().is_some() || any,
+            _ => any,
+        })
+    }),
+    ("weights of experts by their sigmoids alone", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Route {
+                renormalise,
+                sigmoid: true,
+                ..
+            } => {
+                *renormalise = !*renormalise;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("latents' norms with the eps of others", |p| {
+        let mut any = false;
+        for op in &mut p.ops {
+            if let Op::Norm {
+                kind: NormKind::Rms { eps },
+                ..
+            } = op
+                && *eps < 1e-5
+            {
+                *eps = 1e-3;
+                any = true;
+            }
+        }
+        any
+    }),
+    ("attention without its sinks", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Attention(a) => a.sinks.take().is_some() || any,
+            _ => any,
+        })
+    }),
+    ("a limit off by a hundredth", |p| {
+        let mut reached = false;
+        for op in &mut p.ops {
+            if let Op::ClampedSwiglu { limit, .. } = op {
+                // The published limit is beyond what these weights give.
+                reached = *limit < 2.0;
+                *limit *= 1.01;
+            }
+        }
+        reached
+    }),
+    ("a sigmoid's factor off by a hundredth", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::ClampedSwiglu { alpha, .. } => {
+                *alpha *= 1.01;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("experts without their biases", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Experts { biases, .. } => biases.take().is_some() || any,
             _ => any,
         })
     }),

@@ -19,5 +19,5 @@ pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
 pub use choose::{ChoiceError, Choices, Chooser};
-pub use cpu::{CpuExecutor, Memory, StartError, Usage, check};
+pub use cpu::{CpuExecutor, Memory, Peaks, StartError, Usage, check};
 pub use engine::Engine;

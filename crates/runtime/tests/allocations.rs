@@ -221,7 +221,7 @@ fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
             .geometry
             .groups
             .iter()
-            .all(|g| g.kind == GroupKind::Full);
+            .all(|g| matches!(g.kind, GroupKind::Full | GroupKind::Latent));
         let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
         let memory = Memory::commit(&map).unwrap();
         let mut served = Served::start(program, memory, &checkpoint);

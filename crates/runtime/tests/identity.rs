@@ -7,6 +7,7 @@
 mod support;
 
 use plimsoll_kernels::Level;
+use plimsoll_program::GroupKind;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, SeqId, WeightType};
 use support::{Model, Seen, Server, expected, fixtures};
@@ -120,10 +121,7 @@ fn types_of_weights_change_nothing_of_this() {
         let mut before = None;
         for weights in [WeightType::Int8, WeightType::Int4] {
             let all = requests(prompt, Fan::ONE);
-            let server = Server {
-                weights,
-                ..plain()
-            };
+            let server = Server { weights, ..plain() };
             let want = alone(model, &server, &all);
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for (tokens, threads) in [(256, 1), (8, 2), (19, 1)] {
@@ -320,9 +318,14 @@ fn one_slot_that_is_overwritten_shows() {
             .pages_mut()
             .view_mut::<u16>(part)
             .unwrap();
-        // Every key of that slot in the group's last layer: rows of `slots` elements.
+        // The first element of that slot in the group's last layer: keys lie in rows of `slots` elements, latents in
+        // rows of their own.
         let last = layer * (usize::try_from(group.layers).unwrap() - 1);
-        pages[last + at % slots] ^= 0x4000;
+        let step = match group.kind {
+            GroupKind::Latent => layer / slots,
+            _ => 1,
+        };
+        pages[last + at % slots * step] ^= 0x4000;
         while engine.step(|_| {}).unwrap() {}
         let seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
         let key = (0, 0, u32::try_from(prompt.len()).unwrap());

@@ -4,23 +4,38 @@
 
 mod support;
 
-use plimsoll_program::Op;
+use plimsoll_program::{Op, Program};
 use plimsoll_runtime::{StartError, check};
 use plimsoll_units::DType;
 use support::{Model, Server, fixtures};
 
 #[test]
 fn programs_that_no_kernel_carries_out_are_refused() {
-    let model = Model::open(&fixtures()[0]);
-    let good = model.program(&Server::default());
-    check(&good).unwrap();
-    let mut wide = good.clone();
-    for op in &mut wide.ops {
-        if let Op::Attention(a) = op {
-            a.v_dim = 512;
+    let of = |family: &str| {
+        let folder = fixtures()
+            .into_iter()
+            .find(|f| f.ends_with(family))
+            .unwrap();
+        let good = Model::open(&folder).program(&Server::default());
+        check(&good).unwrap();
+        good
+    };
+    let wide = |mut program: Program| {
+        for op in &mut program.ops {
+            match op {
+                Op::Attention(a) => a.v_dim = 512,
+                Op::Latent(a) => a.rank = 1024,
+                _ => {}
+            }
         }
-    }
-    assert!(matches!(check(&wide), Err(StartError::Head(512))));
+        check(&program)
+    };
+    let good = of("llama");
+    assert!(matches!(wide(good.clone()), Err(StartError::Head(512))));
+    assert!(matches!(
+        wide(of("deepseek_v2")),
+        Err(StartError::Latent(1032))
+    ));
     let mut narrow = good;
     narrow.kv_dtype = DType::F16;
     assert!(matches!(

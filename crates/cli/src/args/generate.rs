@@ -2,23 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
-use plimsoll_units::{Bytes, DType, WeightType};
+use clap::Args;
 
-use super::tokens;
+use super::engine::EngineArgs;
 
 /// R for a file of prompts unless told: what a plan for processors takes too.
 const SEQUENCES: u32 = 16;
-
-/// Which instructions kernels use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LevelArg {
-    /// The best that this processor has
-    Auto,
-    Scalar,
-    Avx2,
-    Avx512,
-}
 
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
@@ -63,61 +52,14 @@ pub(crate) struct GenerateArgs {
     /// Go on past the model's end token
     #[arg(long, help_heading = "Sampling")]
     pub(crate) ignore_eos: bool,
-    /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
-    #[arg(
-        long,
-        value_name = "TYPE",
-        default_value = "bf16",
-        help_heading = "Engine"
-    )]
-    pub(crate) weights: WeightType,
-    /// Threads (default: processors)
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Engine")]
-    pub(crate) threads: Option<u64>,
-    /// Which instructions kernels use; results are the same with all
-    #[arg(long, value_enum, default_value_t = LevelArg::Auto, help_heading = "Engine")]
-    pub(crate) cpu_level: LevelArg,
-    /// Budget for everything (default: what the machine and its control group leave, less a reserve for others)
-    #[arg(long, value_name = "SIZE", help_heading = "Engine")]
-    pub(crate) memory: Option<Bytes>,
-    /// Write what each region of memory was planned, committed and used at most, as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Engine")]
-    pub(crate) memory_map: Option<PathBuf>,
-    /// KV cache, in place of what R sequences of the longest length can use
-    #[arg(long, value_name = "SIZE", help_heading = "Engine")]
-    pub(crate) kv_memory: Option<Bytes>,
-    /// Host memory for swapped KV blocks
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "0",
-        help_heading = "Engine"
-    )]
-    pub(crate) swap_space: Bytes,
-    /// Type of the KV cache: bf16 or f32
-    #[arg(
-        long,
-        visible_alias = "kv-dtype",
-        value_name = "TYPE",
-        default_value = "bf16",
-        help_heading = "Engine"
-    )]
-    pub(crate) kv_cache_dtype: DType,
-    /// Tokens per block
-    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536), help_heading = "Engine")]
-    pub(crate) block_size: u64,
-    /// Longest sequence accepted (default: the trained context, at most 8,192)
-    #[arg(long, value_name = "TOKENS", value_parser = tokens, help_heading = "Engine")]
-    pub(crate) max_model_len: Option<u64>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
     /// R: sequences that run at once (default: 16 for a file of prompts, --samples for one prompt)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Engine")]
     pub(crate) max_num_seqs: Option<u32>,
-    /// T: tokens per step
-    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = tokens, help_heading = "Engine")]
-    pub(crate) max_num_batched_tokens: u64,
-    /// Keep no cached prefixes
-    #[arg(long, help_heading = "Engine")]
-    pub(crate) no_enable_prefix_caching: bool,
+    /// Write what each region of memory was planned, committed and used at most, as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) memory_map: Option<PathBuf>,
     /// Record every decision, for `simulate --replay`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) log: Option<PathBuf>,

@@ -1,10 +1,12 @@
 //! One file per command.
 
 pub(crate) mod accuracy;
+pub(crate) mod bench;
 pub(crate) mod compare;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;
+pub(crate) mod engine;
 pub(crate) mod generate;
 pub(crate) mod models;
 pub(crate) mod plan;

@@ -35,9 +35,9 @@ impl Groups {
         Self { rows, ends }
     }
 
-    /// `y = x W^T`, every row of y with the matrix of its expert, which are all of one size; `share` rows of y, one
-    /// after the other, have one row of x. Matrices of experts without rows are not asked for. `scratch` is that of
-    /// [`Linear::run`].
+    /// `y = x W^T`, every row of y with the matrix of its expert, which are all of one size, from what `start` says of
+    /// its expert on; `share` rows of y, one after the other, have one row of x. Matrices of experts without rows are
+    /// not asked for. `scratch` is that of [`Linear::run`].
     ///
     /// # Panics
     /// Where the slices are too short, or matrices of different sizes or types.
@@ -46,27 +46,31 @@ impl Groups {
         &self,
         pool: &mut Pool,
         level: Level,
-        matrix: impl Fn(usize) -> Linear<'a>,
+        expert: impl Fn(usize) -> (Linear<'a>, Start<'a>),
         share: usize,
         x: &[f32],
         scratch: &mut [f32],
         y: &mut [f32],
     ) {
         let begins = std::iter::once(0).chain(self.ends.iter().copied());
-        let busy: Vec<(Linear<'a>, Rows<'_>)> = begins
+        let busy: Vec<(Linear<'a>, Start<'a>, Rows<'_>)> = begins
             .zip(&self.ends)
             .enumerate()
             .filter(|(_, (from, to))| from < to)
             .map(|(e, (from, to))| {
                 let rows = &self.rows[from..*to];
-                (matrix(e), Rows::Listed { rows, share })
+                let (matrix, start) = expert(e);
+                (matrix, start, Rows::Listed { rows, share })
             })
             .collect();
-        let Some((one, _)) = busy.first().copied() else {
+        let Some((one, ..)) = busy.first().copied() else {
             return;
         };
         let Linear { n, k, form, .. } = one;
-        assert!(busy.iter().all(|(m, _)| (m.n, m.k, m.form) == (n, k, form)));
+        for (m, start, _) in &busy {
+            assert!((m.n, m.k, m.form) == (n, k, form));
+            assert!(!matches!(start, Start::Bias(b) if b.len() < n));
+        }
         assert!(x.len() >= self.rows.len().div_ceil(share) * k && y.len() >= self.rows.len() * n);
         let x = one.inputs_of(pool, level, x, self.rows.len().div_ceil(share), scratch);
         let panels = n.div_ceil(PANEL);
@@ -77,12 +81,12 @@ impl Groups {
         let tiles = panels.div_ceil(tile);
         let out = Outputs(y.as_mut_ptr());
         pool.run(busy.len() * tiles, |i| {
-            let (matrix, rows) = busy[i / tiles];
+            let (matrix, start, rows) = busy[i / tiles];
             let from = i % tiles * tile;
             let range = from..(from + tile).min(panels);
             // SAFETY: tiles write the outputs of their own panels only, and experts have no row in common: `new`
             // lists every row once, and all of them lie in y.
-            unsafe { matrix.tile(level, x, rows, range, out, Start::Zero) };
+            unsafe { matrix.tile(level, x, rows, range, out, start) };
         });
     }
 }

@@ -19,6 +19,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod groups;
+mod heads;
 mod pack;
 mod quantise;
 mod scalar;
@@ -26,6 +27,7 @@ mod scalar;
 mod vnni;
 
 pub use groups::Groups;
+pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
 pub use quantise::quantise_row;
 
@@ -408,6 +410,12 @@ pub enum Start<'a> {
 enum Rows<'a> {
     /// Some in a row, the same of x and of y.
     Run { first: usize, count: usize },
+    /// Every `step`-th, the same of x and of y.
+    Spaced {
+        first: usize,
+        step: usize,
+        count: usize,
+    },
     /// These of y; `share` rows of y, one after the other, have one row of x.
     Listed { rows: &'a [usize], share: usize },
 }
@@ -415,7 +423,7 @@ enum Rows<'a> {
 impl Rows<'_> {
     const fn len(self) -> usize {
         match self {
-            Self::Run { count, .. } => count,
+            Self::Run { count, .. } | Self::Spaced { count, .. } => count,
             Self::Listed { rows, .. } => rows.len(),
         }
     }
@@ -425,6 +433,11 @@ impl Rows<'_> {
         match self {
             Self::Run { first, .. } => Self::Run {
                 first: first + from,
+                count,
+            },
+            Self::Spaced { first, step, .. } => Self::Spaced {
+                first: first + from * step,
+                step,
                 count,
             },
             Self::Listed { rows, share } => Self::Listed {
@@ -437,6 +450,7 @@ impl Rows<'_> {
     const fn x(self, i: usize) -> usize {
         match self {
             Self::Run { first, .. } => first + i,
+            Self::Spaced { first, step, .. } => first + i * step,
             Self::Listed { rows, share } => rows[i] / share,
         }
     }
@@ -444,6 +458,7 @@ impl Rows<'_> {
     const fn y(self, i: usize) -> usize {
         match self {
             Self::Run { first, .. } => first + i,
+            Self::Spaced { first, step, .. } => first + i * step,
             Self::Listed { rows, .. } => rows[i],
         }
     }

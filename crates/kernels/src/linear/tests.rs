@@ -279,6 +279,12 @@ fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
             assert!(e + 1 < experts);
             Linear::new(&words[e], form, n, k)
         };
+        // Some have biases.
+        let biases = numbers(9, n);
+        let start = |e: usize| match e % 2 {
+            0 => Start::Zero,
+            _ => Start::Bias(&biases),
+        };
         for tokens in [0, 1, 4, 31] {
             let x = numbers(3, tokens * k);
             let of = (0..tokens * share).map(|i| (i * i + i / 7) % (experts - 1));
@@ -288,13 +294,14 @@ fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
             let mut pool = Pool::new(1).unwrap();
             for (row, e) in of.enumerate() {
                 let (x, y) = (&x[row / share * k..], &mut alone[row * n..(row + 1) * n]);
-                matrix(e).run(&mut pool, Level::Scalar, x, 1, scratch, y, Start::Zero);
+                matrix(e).run(&mut pool, Level::Scalar, x, 1, scratch, y, start(e));
             }
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for threads in [1, 3] {
                     let mut pool = Pool::new(threads).unwrap();
                     let mut y = vec![f32::NAN; alone.len() + 1];
-                    groups.run(&mut pool, level, matrix, share, &x, scratch, &mut y);
+                    let expert = |e| (matrix(e), start(e));
+                    groups.run(&mut pool, level, expert, share, &x, scratch, &mut y);
                     let same = y
                         .iter()
                         .zip(&alone)
@@ -303,6 +310,47 @@ fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
                         same,
                         "{form}, {n} x {k}, {tokens} tokens, {level:?}, {threads} threads"
                     );
+                    assert!(y[alone.len()].is_nan());
+                }
+            }
+        }
+    }
+}
+
+/// Each head as it is by itself with its own matrix, however many rows there are.
+#[test]
+fn heads_have_the_bits_of_their_own_matrix_alone() {
+    let heads = 3;
+    for (n, k) in [(1, 1), (33, 65), (150, 1030)] {
+        let words: Vec<Vec<u32>> = (0..heads)
+            .map(|h| packed(WeightType::Bf16, &numbers(h as u64 + 1, n * k), n, k))
+            .collect();
+        let matrix = |w| Linear::new(w, WeightType::Bf16, n, k);
+        let matrices: Vec<Linear<'_>> = words.iter().map(|w| matrix(w)).collect();
+        for rows in [0, 1, 7, 200] {
+            let x = numbers(3, rows * heads * k);
+            let mut alone = vec![0.0; rows * heads * n];
+            let mut pool = Pool::new(1).unwrap();
+            for (i, y) in alone.chunks_mut(n).enumerate() {
+                let m = &matrices[i % heads];
+                m.run(
+                    &mut pool,
+                    Level::Scalar,
+                    &x[i * k..],
+                    1,
+                    &mut [],
+                    y,
+                    Start::Zero,
+                );
+            }
+            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                for threads in [1, 3] {
+                    let mut pool = Pool::new(threads).unwrap();
+                    let mut y = vec![f32::NAN; alone.len() + 1];
+                    run_heads(&mut pool, level, &matrices, &x, rows, &mut y);
+                    let mut pairs = y.iter().zip(&alone);
+                    let same = pairs.all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{n} x {k}, {rows} rows, {level:?}, {threads} threads");
                     assert!(y[alone.len()].is_nan());
                 }
             }

@@ -6,9 +6,11 @@
 //! `models/deepseek_v2.py`, `models/deepseek_mtp.py` and DeepSeek's README_WEIGHTS.md.
 
 use super::{Decoder, Defaults, Family, decoder_or, moe, tie};
+use crate::arithmetic::{RopeDefaults, inverse_root};
 use crate::builder::heads;
 use crate::{
-    Config, Ffn, LatentAttention, LayerSpec, Mixer, ModelError, Moe, Role, Shard, SpecBuilder,
+    Arithmetic, Config, ExpertGroups, Ffn, LatentAttention, LayerSpec, Mixer, ModelError, Moe,
+    Positions, Role, Router, RouterScore, Shard, SpecBuilder,
 };
 use plimsoll_units::DType;
 
@@ -42,6 +44,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         text.dim(&["intermediate_size"], "it sizes the dense feed-forward")?
     };
     tie(config, &text, b, false)?;
+    b.arithmetic(arithmetic(config, &text, &latent, experts.map(|e| e.moe)));
 
     let attention = |b: &mut SpecBuilder| {
         projections(b, d.hidden, &latent, bias);
@@ -165,6 +168,149 @@ fn projections(b: &mut SpecBuilder, hidden: u64, a: &LatentAttention, bias: bool
     );
 }
 
+fn is_v3(config: &Config<'_>, text: &Config<'_>) -> bool {
+    config.architecture().or(text.architecture()) == Some("DeepseekV3ForCausalLM")
+        || ["deepseek_v3", "kimi_k2"]
+            .map(Some)
+            .contains(&text.str("model_type"))
+}
+
+/// How experts are chosen; V3's class knows one way only.
+fn topk_method<'a>(config: &Config<'_>, text: &Config<'a>) -> &'a str {
+    let default = if is_v3(config, text) {
+        "noaux_tc"
+    } else {
+        "greedy"
+    };
+    text.str("topk_method").unwrap_or(default)
+}
+
+fn arithmetic(
+    config: &Config<'_>,
+    text: &Config<'_>,
+    a: &LatentAttention,
+    moe: Option<Moe>,
+) -> Result<Arithmetic, ModelError> {
+    let mut positions = Positions::rotary(text, a.rope_dim, RopeDefaults::default())?;
+    if let Positions::Rotary { interleaved, .. } = &mut positions {
+        *interleaved = !is_v3(config, text) || text.flag("rope_interleave", true)?;
+    }
+    let magnitude = score_magnitude(text)?;
+    let (renormalise, router) = match moe {
+        Some(moe) => router(config, text, &moe)?,
+        None => (false, Router::default()),
+    };
+    Ok(Arithmetic {
+        positions,
+        attention_scale: inverse_root(a.nope_dim + a.rope_dim) * magnitude * magnitude,
+        renormalise,
+        router,
+        ..Arithmetic::llama(text, a.rope_dim)?
+    })
+}
+
+/// What a stretched context multiplies queries and keys by, beside what their rotation does: `yarn_apply_mscale`.
+fn score_magnitude(text: &Config<'_>) -> Result<f64, ModelError> {
+    for key in ["rope_scaling", "rope_parameters"] {
+        let Some(set) = text.object(key)? else {
+            continue;
+        };
+        let kind = set.str("rope_type").or(set.str("type"));
+        if kind.is_none_or(|k| k == "default") {
+            return Ok(1.0);
+        }
+        let (Some(m), Some(factor)) = (set.positive("mscale_all_dim")?, set.positive("factor")?)
+        else {
+            return Ok(1.0);
+        };
+        return Ok(if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * m * libm::log(factor) + 1.0
+        });
+    }
+    Ok(1.0)
+}
+
+/// Whether weights are shares of those that are taken, and how these are chosen.
+fn router(config: &Config<'_>, text: &Config<'_>, moe: &Moe) -> Result<(bool, Router), ModelError> {
+    let v3 = is_v3(config, text);
+    let (score, best, known) = match topk_method(config, text) {
+        "greedy" => (RouterScore::Softmax, None, "softmax"),
+        "group_limited_greedy" => (RouterScore::Softmax, Some(1), "softmax"),
+        "noaux_tc" => (RouterScore::Sigmoid, Some(2), "sigmoid"),
+        _ => {
+            return Err(text.reject(
+                "topk_method",
+                "expected greedy, group_limited_greedy or noaux_tc",
+            ));
+        }
+    };
+    if text.has("scoring_func") && text.str("scoring_func") != Some(known) {
+        return Err(text.reject(
+            "scoring_func",
+            format!("expected {known} beside this method"),
+        ));
+    }
+    let renormalise = text.flag("norm_topk_prob", v3)?;
+    if renormalise && score == RouterScore::Softmax {
+        // transformers ignores it, and DeepSeek's own code then leaves the scaling factor out.
+        return Err(text.reject("norm_topk_prob", "expected false beside softmax scores"));
+    }
+    let groups = match best {
+        Some(best) => groups(text, moe, best, v3)?,
+        None => None,
+    };
+    let scale = text.positive("routed_scaling_factor")?;
+    let router = Router {
+        score,
+        groups,
+        scale: scale.unwrap_or(if v3 { 2.5 } else { 1.0 }),
+    };
+    Ok((renormalise, router))
+}
+
+/// `None` where all experts are of one group.
+fn groups(
+    text: &Config<'_>,
+    moe: &Moe,
+    best: u64,
+    v3: bool,
+) -> Result<Option<ExpertGroups>, ModelError> {
+    let (count, taken) = if v3 {
+        (
+            text.dim_or(&["n_group"], 8)?,
+            text.dim_or(&["topk_group"], 4)?,
+        )
+    } else {
+        let why = "experts are chosen by group";
+        (
+            text.dim(&["n_group"], why)?,
+            text.dim(&["topk_group"], why)?,
+        )
+    };
+    if count == 1 {
+        return Ok(None);
+    }
+    let each = moe.experts / count;
+    if each * count != moe.experts || each < best {
+        return Err(text.reject(
+            "n_group",
+            format!("expected a divisor of the {} experts", moe.experts),
+        ));
+    }
+    if taken > count || taken.saturating_mul(each) < moe.top_k {
+        return Err(text.reject(
+            "topk_group",
+            format!(
+                "expected at most the {count} groups, with the {} experts that a token takes",
+                moe.top_k
+            ),
+        ));
+    }
+    Ok(Some(ExpertGroups { count, taken, best }))
+}
+
 /// The experts, and which layers have them.
 #[derive(Clone, Copy, Debug)]
 struct Experts {
@@ -190,14 +336,7 @@ impl Experts {
             .opt("n_shared_experts")?
             .unwrap_or(0)
             .saturating_mul(inner);
-        let v3 = config.architecture().or(text.architecture()) == Some("DeepseekV3ForCausalLM")
-            || ["deepseek_v3", "kimi_k2"]
-                .map(Some)
-                .contains(&text.str("model_type"));
-        let corrected = match text.str("topk_method") {
-            Some(method) => method == "noaux_tc",
-            None => v3,
-        };
+        let corrected = topk_method(config, text) == "noaux_tc";
         // DeepSeek's own checkpoints, all quantised, keep the bias in 32 bits; transformers creates
         // it in the model's type.
         let kept = if config.has("quantization_config") || text.has("quantization_config") {

@@ -6,7 +6,7 @@
 use super::{Decoder, Family, decoder, tie};
 use crate::arithmetic::inverse_root;
 use crate::builder::{Conv1dSplit, attention_layer, columns, heads};
-use crate::{Activation, Arithmetic, Norm, Positions, Residual, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Activation, Arithmetic, Norm, Positions, Residual, Router, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt2",
@@ -98,6 +98,8 @@ fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError
         activation: Activation::read(config, "activation_function", Activation::GeluTanh)?,
         qk_norm: false,
         renormalise: true,
+        router: Router::default(),
+        clamped: None,
         final_norm: true,
         embedding_scale: 1.0,
         attention_scale: if config.flag("scale_attn_weights", true)? {

@@ -4,9 +4,13 @@
 //! Source: transformers `models/gpt_oss/{configuration,modeling}_gpt_oss.py`. Unquantised, the experts'
 //! matrices are stored transposed; in MXFP4 they are stored by output row.
 
-use super::{Defaults, Family, decoder_or, moe, reaches, tie, window};
+use super::{Decoder, Defaults, Family, decoder_or, moe, reaches, tie, window};
+use crate::arithmetic::RopeDefaults;
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Axis, Config, Ffn, Linear, ModelError, Role, Shard, SpecBuilder};
+use crate::{
+    Arithmetic, Axis, ClampedSwiglu, Config, Ffn, Linear, ModelError, Norm, Positions, Role, Shard,
+    SpecBuilder,
+};
 
 pub(super) const FAMILY: Family = Family {
     name: "gpt_oss",
@@ -33,6 +37,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     )?;
     let bias = text.flag("attention_bias", true)?;
     tie(config, &text, b, false)?;
+    b.arithmetic(arithmetic(&text, &d));
     let reach = reaches(&text, d.layers, window(&text, Some(128))?, |i| {
         i.is_multiple_of(2)
     })?;
@@ -88,4 +93,32 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.norm("model.norm", h);
     b.head("lm_head", d.vocab, h);
     Ok(())
+}
+
+fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> {
+    if !["rope_scaling", "rope_parameters"]
+        .iter()
+        .any(|k| text.has(k))
+    {
+        return Err(ModelError::Missing {
+            field: text.path_of("rope_scaling"),
+            why: "without it, versions of transformers rotate differently",
+        });
+    }
+    let defaults = RopeDefaults {
+        theta: 150_000.0,
+        ..RopeDefaults::default()
+    };
+    Ok(Arithmetic {
+        norm: Norm::Rms {
+            eps: text.positive("rms_norm_eps")?.unwrap_or(1e-5),
+            plus_one: false,
+        },
+        positions: Positions::rotary(text, d.head_dim, defaults)?,
+        clamped: Some(ClampedSwiglu {
+            limit: text.positive("swiglu_limit")?.unwrap_or(7.0),
+            alpha: text.positive("swiglu_alpha")?.unwrap_or(1.702),
+        }),
+        ..Arithmetic::llama(text, d.head_dim)?
+    })
 }

@@ -5,7 +5,7 @@
 use super::{Decoder, Family, decoder, tie};
 use crate::arithmetic::inverse_root;
 use crate::builder::{attention_layer, columns, heads};
-use crate::{Activation, Arithmetic, Norm, Positions, Residual, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Activation, Arithmetic, Norm, Positions, Residual, Router, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "opt",
@@ -121,6 +121,8 @@ fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError
         activation: Activation::read(config, "activation_function", Activation::Relu)?,
         qk_norm: false,
         renormalise: true,
+        router: Router::default(),
+        clamped: None,
         final_norm: !config.flag("_remove_final_layer_norm", false)?,
         embedding_scale: 1.0,
         attention_scale: inverse_root(d.head_dim),

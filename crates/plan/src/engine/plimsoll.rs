@@ -113,6 +113,10 @@ fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> 
     if let Some(dtype) = context.settings.dtype.filter(|d| *d != DType::Bf16) {
         return Ok(Err(format!("weights of {dtype} do not run yet")));
     }
+    // The processors' program widens them; cards will read them as they are stored.
+    if context.spec.quant.is_some() && !cpu::is_device(context) {
+        return Ok(Err("quantised weights do not run on GPUs yet".to_owned()));
+    }
     let limits = Limits {
         tokens: batched_tokens(context),
         outputs: outputs(context),
@@ -246,7 +250,10 @@ fn activations(context: &Context<'_>) -> Result<Term, PlanError> {
                 (a.q_heads * (a.k_dim + a.v_dim) + a.elements_per_token(a.kv_heads)) / tp
             }
             Mixer::Latent(a) => {
-                a.q_heads * (a.rank + a.rope_dim + a.nope_dim + a.v_dim) / tp + a.rank + a.rope_dim
+                // Queries in the latents' space, and what they found there.
+                a.q_heads * (2 * a.rank + a.rope_dim + a.nope_dim + a.v_dim) / tp
+                    + a.rank
+                    + a.rope_dim
             }
             Mixer::State(s) => (s.conv_channels * 2 + s.heads * (s.rows + s.cols)) / tp,
             Mixer::None => 0,

@@ -32,6 +32,16 @@ impl Part {
     }
 }
 
+/// Elements that share a scale in MXFP4.
+const MXFP4_BLOCK: u64 = 32;
+
+/// A tensor of experts' matrices, and how it lies.
+struct ExpertMatrices<'a> {
+    tensor: &'a TensorSpec,
+    transposed: bool,
+    scales: Option<&'a TensorSpec>,
+}
+
 pub(super) struct Builder<'a> {
     tensors: &'a Inventory<'a>,
     used: BTreeSet<&'a str>,
@@ -168,12 +178,58 @@ impl<'a> Builder<'a> {
                     tensor: t.name.clone(),
                     rows: rows.clone(),
                     transposed,
+                    input: None,
+                    scales: None,
                     plus: 0,
                 });
             }
         }
         let layout = self.packed(role, n, columns);
         self.weight(named(layer, name), role, layout, sources)
+    }
+
+    /// The matrices that take each head to the latents of width `rank`, and back: `up` has, for each head, `key` rows of
+    /// its keys and `value` rows of its values.
+    pub(super) fn latent_heads(
+        &mut self,
+        layer: usize,
+        up: &str,
+        [heads, key, value, rank]: [u64; 4],
+    ) -> Result<[Vec<WeightId>; 2], LowerError> {
+        let each = key.checked_add(value).ok_or(SizeOverflow)?;
+        let rows = heads.checked_mul(each).ok_or(SizeOverflow)?;
+        let t = self.take(Some(layer), up, &[rows, rank])?;
+        let mut ways = [Vec::new(), Vec::new()];
+        for h in 0..heads {
+            let from = h * each;
+            // A query's head is multiplied by what would make its keys, the other way around.
+            let to_latent = Source {
+                tensor: t.name.clone(),
+                rows: 0..rank,
+                transposed: true,
+                input: Some(from),
+                scales: None,
+                plus: 0,
+            };
+            let back = Source {
+                rows: from + key..from + each,
+                transposed: false,
+                input: None,
+                ..to_latent.clone()
+            };
+            let sides = [
+                ("absorb", to_latent, [rank, key]),
+                ("values", back, [value, rank]),
+            ];
+            for (way, (name, source, [n, k])) in ways.iter_mut().zip(sides) {
+                let name = named(Some(layer), &format!("heads.{h}.{name}"));
+                // Small, and met by latents, which all later attention reads: not quantised.
+                let form = WeightType::Bf16;
+                let layout = WeightLayout::Packed { form, n, k };
+                way.push(self.weight(name, t.role, layout, vec![source])?);
+            }
+        }
+        Ok(ways)
     }
 
     /// The matrices of a layer's experts, each of its own part of `parts`.
@@ -185,22 +241,15 @@ impl<'a> Builder<'a> {
         parts: &[Part],
         columns: u64,
     ) -> Result<Vec<WeightId>, LowerError> {
-        let mut stored = Vec::new();
-        for part in parts {
-            let leaf = format!("{}.weight", part.module);
-            let t = self.take(Some(layer), &leaf, &[part.rows, columns])?;
-            if t.experts != Some(experts) {
-                return Err(LowerError::Tensor(format!(
-                    "`{}` is not of {experts} experts",
-                    t.name
-                )));
-            }
-            stored.push((t, part));
-        }
+        let stored = parts
+            .iter()
+            .map(|part| self.expert_matrices(layer, experts, part, columns))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut all = Vec::new();
         for e in 0..experts {
             let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
-            for (t, part) in &stored {
+            for (stored, part) in stored.iter().zip(parts) {
+                let t = stored.tensor;
                 // One tensor may have the matrices of all experts, one below the other.
                 let numbered = t.name.contains("{e}");
                 let before = if numbered { 0 } else { e };
@@ -212,7 +261,9 @@ impl<'a> Builder<'a> {
                     sources.push(Source {
                         tensor: t.name.replace("{e}", &e.to_string()),
                         rows: shift(rows.start)?..shift(rows.end)?,
-                        transposed: false,
+                        transposed: stored.transposed,
+                        input: None,
+                        scales: stored.scales.map(|t| t.name.clone()),
                         plus: 0,
                     });
                 }
@@ -222,6 +273,64 @@ impl<'a> Builder<'a> {
             all.push(self.weight(name, role, layout, sources)?);
         }
         Ok(all)
+    }
+
+    /// Where the matrices of `part`'s experts are: by output under `weight`, as MXFP4, or all of them in one tensor with
+    /// inputs first.
+    fn expert_matrices(
+        &mut self,
+        layer: usize,
+        experts: u64,
+        part: &Part,
+        columns: u64,
+    ) -> Result<ExpertMatrices<'a>, LowerError> {
+        let (at, module) = (Some(layer), part.module);
+        let blocks = format!("{module}_blocks");
+        let (tensor, transposed, scales) = if self.has(at, &blocks) {
+            let groups = columns.div_ceil(MXFP4_BLOCK);
+            let scales = self.take(at, &format!("{module}_scales"), &[part.rows, groups])?;
+            let shape = [part.rows, groups, MXFP4_BLOCK / 2];
+            (self.take(at, &blocks, &shape)?, false, Some(scales))
+        } else if self.has(at, module) {
+            (self.take(at, module, &[columns, part.rows])?, true, None)
+        } else {
+            let leaf = format!("{module}.weight");
+            (self.take(at, &leaf, &[part.rows, columns])?, false, None)
+        };
+        if tensor.experts != Some(experts) {
+            return Err(LowerError::Tensor(format!(
+                "`{}` is not of {experts} experts",
+                tensor.name
+            )));
+        }
+        Ok(ExpertMatrices {
+            tensor,
+            transposed,
+            scales,
+        })
+    }
+
+    /// The biases of all experts of a module, one after the other, where they have them.
+    pub(super) fn expert_biases(
+        &mut self,
+        layer: usize,
+        name: &str,
+        experts: u64,
+        parts: &[Part],
+    ) -> Result<Option<WeightId>, LowerError> {
+        let [part] = parts else {
+            return Ok(None);
+        };
+        let stored = format!("{}_bias", part.module);
+        if !self.has(Some(layer), &stored) {
+            return Ok(None);
+        }
+        let t = self.take(Some(layer), &stored, &[part.rows])?;
+        let n = part.rows.checked_mul(experts).ok_or(SizeOverflow)?;
+        let sources = vec![vector(&t.name, 0..n, 0)];
+        let name = named(Some(layer), &format!("experts.{name}.bias"));
+        self.weight(name, t.role, WeightLayout::F32 { n }, sources)
+            .map(Some)
     }
 
     /// The biases of `parts`, where they have them.
@@ -331,6 +440,8 @@ fn vector(tensor: &str, rows: Range<u64>, plus: i8) -> Source {
         tensor: tensor.to_owned(),
         rows,
         transposed: false,
+        input: None,
+        scales: None,
         plus,
     }
 }

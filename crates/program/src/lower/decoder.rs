@@ -3,16 +3,16 @@
 
 use plimsoll_model::{
     Activation, Arithmetic, Attention, Ffn, Mixer, ModelSpec, Moe, Norm, Positions, Reach,
-    Residual, Rope, RopeScaling,
+    Residual, Rope, RopeScaling, RouterScore,
 };
-use plimsoll_units::SizeOverflow;
+use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::build::{Builder, Part};
 use super::names::{ExpertNames, LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
 use super::{LowerError, rope};
-use crate::pool::{KvRules, PoolGeometry, attention_group};
+use crate::pool::{GroupKind, KvRules, PoolGeometry, attention_group};
 use crate::program::{
-    ActivationKind, AttentionOp, BufferId, NormKind, Op, RotaryTable, Rows, WeightId,
+    ActivationKind, AttentionOp, BufferId, ExpertGroups, NormKind, Op, RotaryTable, Rows, WeightId,
 };
 
 /// A table of angles for the layers with this rope.
@@ -21,12 +21,12 @@ struct Table<'a> {
     buffer: BufferId,
 }
 
-struct Decoder<'a> {
-    spec: &'a ModelSpec,
-    a: &'a Arithmetic,
-    names: &'a Names,
+pub(super) struct Decoder<'a> {
+    pub(super) spec: &'a ModelSpec,
+    pub(super) a: &'a Arithmetic,
+    pub(super) names: &'a Names,
     geometry: &'a PoolGeometry,
-    rules: &'a KvRules,
+    pub(super) rules: &'a KvRules,
     /// The residual stream.
     x: BufferId,
     tables: Vec<Table<'a>>,
@@ -67,13 +67,11 @@ pub(super) fn decoder(
         let not_yet = || LowerError::NotYet {
             family: spec.family,
         };
-        let (Mixer::Attention(attention), None) = (layer.mixer, layer.parallel) else {
-            return Err(not_yet());
-        };
-        if attention.shared || layer.ffn == Ffn::None {
+        let shared = matches!(layer.mixer, Mixer::Attention(a) if a.shared);
+        if shared || layer.parallel.is_some() || layer.ffn == Ffn::None {
             return Err(not_yet());
         }
-        d.layer(b, i, &attention, layer.ffn)?;
+        d.layer(b, i, &layer.mixer, layer.ffn)?;
     }
     let last = b.buffer("last", Rows::Outputs, hidden)?;
     b.op(Op::Gather { x, out: last });
@@ -121,18 +119,14 @@ impl<'a> Decoder<'a> {
             Positions::Rotary { full, window, .. } => (full, window),
         };
         for layer in &self.spec.layers {
-            let Mixer::Attention(a) = layer.mixer else {
-                continue;
+            let (rope, name) = match layer.mixer {
+                Mixer::Attention(a) if a.reach != Reach::Full => (window, "window_angles"),
+                Mixer::Attention(_) | Mixer::Latent(_) => (full, "angles"),
+                Mixer::State(_) | Mixer::None => continue,
             };
-            let rope = if a.reach == Reach::Full { full } else { window };
             if self.tables.iter().any(|t| t.rope == rope) {
                 continue;
             }
-            let name = if a.reach == Reach::Full {
-                "angles"
-            } else {
-                "window_angles"
-            };
             let buffer = b.buffer(name, Rows::Tokens, rope.dim)?;
             let context = b.limits().context;
             let found =
@@ -182,7 +176,7 @@ impl<'a> Decoder<'a> {
         &mut self,
         b: &mut Builder<'_>,
         i: usize,
-        attention: &Attention,
+        mixer: &Mixer,
         ffn: Ffn,
     ) -> Result<(), LowerError> {
         let (names, hidden) = (self.names, self.spec.hidden);
@@ -190,7 +184,18 @@ impl<'a> Decoder<'a> {
         let normed = b.buffer("normed", Rows::Tokens, hidden)?;
         let first = ["attention_norm", names.attention_norm];
         self.norm(b, Some(i), first, self.x, normed, whole)?;
-        let attended = self.attend(b, i, attention, normed)?;
+        let (attended, columns) = match mixer {
+            Mixer::Attention(a) => (self.attend(b, i, a, normed)?, product(a.q_heads, a.v_dim)?),
+            Mixer::Latent(a) => (
+                self.attend_latent(b, i, a, normed)?,
+                product(a.q_heads, a.v_dim)?,
+            ),
+            Mixer::State(_) | Mixer::None => {
+                return Err(LowerError::NotYet {
+                    family: self.spec.family,
+                });
+            }
+        };
         let parallel = self.a.residual == Residual::Parallel;
         let second = names.mlp_norm.map(|n| ["mlp_norm", n]);
         // Beside attention, the feed-forward sees the stream as it was before.
@@ -201,7 +206,7 @@ impl<'a> Decoder<'a> {
             name: "attention_out",
             module: names.output,
             after: ["after_attention_norm", names.after[0]],
-            columns: product(attention.q_heads, attention.v_dim)?,
+            columns,
         };
         self.add(b, i, &output, attended)?;
         if !parallel {
@@ -212,7 +217,20 @@ impl<'a> Decoder<'a> {
             Ffn::Dense {
                 intermediate,
                 gated,
-            } => self.dense(b, i, normed, [intermediate, u64::from(gated)]),
+            } => {
+                let modules = Mlp {
+                    input: ["mlp_in", "up"],
+                    modules: names.mlp_in,
+                    active: "active",
+                    down: Half {
+                        name: "mlp_out",
+                        module: names.mlp_out,
+                        after: ["after_mlp_norm", names.after[1]],
+                        columns: intermediate,
+                    },
+                };
+                self.dense(b, i, normed, &modules, gated)
+            }
             Ffn::Moe(moe) => self.experts(b, i, normed, &moe),
             Ffn::None => Ok(()),
         }
@@ -223,21 +241,17 @@ impl<'a> Decoder<'a> {
         b: &mut Builder<'_>,
         i: usize,
         normed: BufferId,
-        [inner, gates]: [u64; 2],
+        mlp: &Mlp,
+        gated: bool,
     ) -> Result<(), LowerError> {
-        let names = self.names;
-        let rows = product(inner, 1 + gates)?;
-        let up = b.buffer("up", Rows::Tokens, rows)?;
-        self.linear(b, i, "mlp_in", &parts(names.mlp_in, rows), normed, up)?;
-        let active = b.buffer("active", Rows::Tokens, inner)?;
-        self.activate(b, up, active, gates > 0);
-        let down = Half {
-            name: "mlp_out",
-            module: names.mlp_out,
-            after: ["after_mlp_norm", names.after[1]],
-            columns: inner,
-        };
-        self.add(b, i, &down, active)
+        let inner = mlp.down.columns;
+        let rows = product(inner, 1 + u64::from(gated))?;
+        let [name, buffer] = mlp.input;
+        let up = b.buffer(buffer, Rows::Tokens, rows)?;
+        self.linear(b, i, name, &parts(mlp.modules, rows), normed, up)?;
+        let active = b.buffer(mlp.active, Rows::Tokens, inner)?;
+        self.activate(b, up, active, gated);
+        self.add(b, i, &mlp.down, active)
     }
 
     /// Routed experts, and the one that every token passes, where there is such.
@@ -256,34 +270,59 @@ impl<'a> Decoder<'a> {
                     .to_owned(),
             });
         };
-        let scale = single(self.a.residual_scale);
+        let scale = single(self.a.residual_scale * self.a.router.scale);
         let logits = b.buffer("router", Rows::Tokens, moe.experts)?;
         let router = [Part::whole(names.router, moe.experts)];
         self.linear(b, i, "router", &router, normed, logits)?;
         let routes = b.buffer("routes", Rows::Tokens, product(2, moe.top_k)?)?;
+        let sigmoid = self.a.router.score == RouterScore::Sigmoid;
+        let bias = if sigmoid {
+            Some(b.vector(Some(i), "router_bias", names.bias, moe.experts, 0)?)
+        } else {
+            None
+        };
         b.op(Op::Route {
             logits,
             out: routes,
             renormalise: self.a.renormalise,
+            sigmoid,
+            bias,
+            groups: self.a.router.groups.map(|g| ExpertGroups {
+                count: g.count,
+                taken: g.taken,
+                best: g.best,
+            }),
         });
         let (each, inner) = (Rows::Routes(moe.top_k), moe.intermediate);
         let rows = product(2, inner)?;
         let up = b.buffer("expert_up", each, rows)?;
         let input = parts(names.input, rows);
         let weights = b.experts(i, "in", moe.experts, &input, hidden)?;
+        let biases = b.expert_biases(i, "in", moe.experts, &input)?;
         b.op(Op::Experts {
             weights,
+            biases,
             routes,
             x: normed,
             out: up,
         });
         let active = b.buffer("expert_active", each, inner)?;
-        self.activate(b, up, active, true);
+        match self.a.clamped {
+            Some(c) => b.op(Op::ClampedSwiglu {
+                x: up,
+                out: active,
+                limit: single(c.limit),
+                alpha: single(c.alpha),
+            }),
+            None => self.activate(b, up, active, true),
+        }
         let results = b.buffer("expert_out", each, hidden)?;
         let output = [Part::whole(names.output, hidden)];
         let weights = b.experts(i, "out", moe.experts, &output, inner)?;
+        let biases = b.expert_biases(i, "out", moe.experts, &output)?;
         b.op(Op::Experts {
             weights,
+            biases,
             routes,
             x: active,
             out: results,
@@ -310,6 +349,20 @@ impl<'a> Decoder<'a> {
         names: &ExpertNames,
     ) -> Result<(), LowerError> {
         let hidden = self.spec.hidden;
+        let Some(gate_module) = names.shared_gate else {
+            let mlp = Mlp {
+                input: ["shared_in", "shared_up"],
+                modules: names.shared_input,
+                active: "shared_active",
+                down: Half {
+                    name: "shared_out",
+                    module: names.shared_output,
+                    after: ["after_mlp_norm", self.names.after[1]],
+                    columns: inner,
+                },
+            };
+            return self.dense(b, i, normed, &mlp, true);
+        };
         let rows = product(2, inner)?;
         let up = b.buffer("shared_up", Rows::Tokens, rows)?;
         let input = parts(names.shared_input, rows);
@@ -327,7 +380,7 @@ impl<'a> Decoder<'a> {
             add: false,
         });
         let gate = b.buffer("shared_gate", Rows::Tokens, 1)?;
-        let module = [Part::whole(names.shared_gate, 1)];
+        let module = [Part::whole(gate_module, 1)];
         self.linear(b, i, "shared_gate", &module, normed, gate)?;
         let share = b.buffer("shared_share", Rows::Tokens, 1)?;
         b.op(Op::Activate {
@@ -401,11 +454,10 @@ impl<'a> Decoder<'a> {
             } else {
                 window
             };
-            let table = self.tables.iter().find(|t| t.rope == rope);
-            if let Some(table) = table {
+            if let Some(table) = self.table(rope) {
                 // Query heads and key heads lie one after the other and are alike.
                 b.op(Op::Rotate {
-                    table: table.buffer,
+                    table,
                     x: qkv,
                     from: 0,
                     heads: sum(at.q_heads, at.kv_heads)?,
@@ -414,6 +466,12 @@ impl<'a> Decoder<'a> {
                 });
             }
         }
+        let sinks = if b.has(Some(i), self.names.sinks) {
+            let heads = at.q_heads;
+            Some(b.vector(Some(i), "sinks", self.names.sinks, heads, 0)?)
+        } else {
+            None
+        };
         let out = b.buffer("attended", Rows::Tokens, product(at.q_heads, at.v_dim)?)?;
         let (group, index) = self.place(at)?;
         b.op(Op::Attention(AttentionOp {
@@ -430,14 +488,24 @@ impl<'a> Decoder<'a> {
             index,
             scale: single(self.a.attention_scale),
             softcap: self.a.attention_softcap.map(single),
-            sinks: None,
+            sinks,
         }));
         Ok(out)
     }
 
+    /// The angles of a rope.
+    pub(super) fn table(&self, rope: &Rope) -> Option<BufferId> {
+        let found = self.tables.iter().find(|t| t.rope == rope);
+        found.map(|t| t.buffer)
+    }
+
     /// The layer's group in the pool, and its place there.
     fn place(&mut self, at: &Attention) -> Result<(u64, u64), LowerError> {
-        let key = attention_group(at, 1, self.rules.dtype)?;
+        self.place_of(attention_group(at, 1, self.rules.dtype)?)
+    }
+
+    /// The next layer's place in the group of this kind and rate.
+    pub(super) fn place_of(&mut self, key: (GroupKind, Bytes)) -> Result<(u64, u64), LowerError> {
         let mut groups = self.geometry.groups.iter().zip(&mut self.seen).zip(0_u64..);
         let found = groups.find(|((g, _), _)| (g.kind, g.rate) == key);
         let Some(((_, seen), group)) = found else {
@@ -503,8 +571,20 @@ impl<'a> Decoder<'a> {
         x: BufferId,
         out: BufferId,
     ) -> Result<(), LowerError> {
-        let hidden = self.spec.hidden;
-        let weight = b.matrix(Some(i), name, parts, hidden, self.names.transposed)?;
+        self.project(b, i, name, parts, self.spec.hidden, [x, out])
+    }
+
+    /// A linear layer of `columns` inputs.
+    pub(super) fn project(
+        &self,
+        b: &mut Builder<'_>,
+        i: usize,
+        name: &str,
+        parts: &[Part],
+        columns: u64,
+        [x, out]: [BufferId; 2],
+    ) -> Result<(), LowerError> {
+        let weight = b.matrix(Some(i), name, parts, columns, self.names.transposed)?;
         let bias = b.biases(Some(i), name, parts)?;
         b.op(Op::Linear {
             weight,
@@ -556,6 +636,16 @@ impl<'a> Decoder<'a> {
         });
         Ok(())
     }
+}
+
+/// A feed-forward of one function.
+struct Mlp {
+    /// Name of the first matrix, and of the buffer that it writes.
+    input: [&'static str; 2],
+    modules: &'static [&'static str],
+    /// The buffer of what the function gives.
+    active: &'static str,
+    down: Half,
 }
 
 /// Attention's or the feed-forward's last projection.
@@ -614,11 +704,11 @@ fn divisors(b: &mut Builder<'_>, rope: &Rope) -> Result<Option<WeightId>, LowerE
         .map(Some)
 }
 
-fn product(a: u64, b: u64) -> Result<u64, SizeOverflow> {
+pub(super) fn product(a: u64, b: u64) -> Result<u64, SizeOverflow> {
     a.checked_mul(b).ok_or(SizeOverflow)
 }
 
-fn sum(a: u64, b: u64) -> Result<u64, SizeOverflow> {
+pub(super) fn sum(a: u64, b: u64) -> Result<u64, SizeOverflow> {
     a.checked_add(b).ok_or(SizeOverflow)
 }
 
@@ -627,6 +717,6 @@ fn sum(a: u64, b: u64) -> Result<u64, SizeOverflow> {
     clippy::cast_possible_truncation,
     reason = "rounding to f32 is what is meant"
 )]
-fn single(x: f64) -> f32 {
+pub(super) fn single(x: f64) -> f32 {
     x as f32
 }

@@ -6,10 +6,12 @@
 
 mod build;
 mod decoder;
+mod latent;
 mod names;
 mod place;
 mod rope;
 
+use plimsoll_model::quant::{QuantFormat, QuantScheme};
 use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec};
 use plimsoll_units::{SizeOverflow, WeightType};
 
@@ -73,7 +75,9 @@ pub fn lower(spec: &ModelSpec, limits: &Limits, rules: &KvRules) -> Result<Progr
         Err(NotRunnable::Family) => return Err(LowerError::NotYet { family }),
         Err(NotRunnable::Config(e)) => return Err(unsupported(e.to_string())),
     };
-    if spec.quant.is_some() {
+    // MXFP4 is of experts alone, whose values bf16 has.
+    let exact = |q: &QuantScheme| q.format == QuantFormat::Mxfp4;
+    if spec.quant.as_ref().is_some_and(|q| !exact(q)) {
         return Err(unsupported("its weights are quantised".to_owned()));
     }
     let tensors = Inventory::new(spec);

@@ -22,6 +22,10 @@ pub(super) struct Names {
     /// Norms of query and key heads.
     pub(super) qk_norms: [&'static str; 2],
     pub(super) output: &'static str,
+    /// A logit per query head beside those of the keys, where there is such.
+    pub(super) sinks: &'static str,
+    /// Latent attention; `None` where we know no names for it.
+    pub(super) latent: Option<LatentNames>,
     /// The feed-forward's norm; `None` where it shares that of attention.
     pub(super) mlp_norm: Option<&'static str>,
     /// Gate and up, or one module with both, or the only one of a feed-forward without gate.
@@ -47,9 +51,36 @@ pub(super) struct ExpertNames {
     /// The same of the expert that every token passes.
     pub(super) shared_input: &'static [&'static str],
     pub(super) shared_output: &'static str,
-    /// What says how much of it a token takes.
-    pub(super) shared_gate: &'static str,
+    /// What says how much of it a token takes; `None` where that is all of it.
+    pub(super) shared_gate: Option<&'static str>,
+    /// What is added to scores for the choice, where there is such.
+    pub(super) bias: &'static str,
 }
+
+/// Modules of latent attention.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LatentNames {
+    /// To the queries' latent, its norm, and on to the queries.
+    pub(super) q_down: &'static str,
+    pub(super) q_norm: &'static str,
+    pub(super) q_up: &'static str,
+    /// Queries at once, where they have no latent.
+    pub(super) q: &'static str,
+    /// To the latent and the shared key, the latent's norm, and on to keys and values.
+    pub(super) kv_down: &'static str,
+    pub(super) kv_norm: &'static str,
+    pub(super) kv_up: &'static str,
+}
+
+const DEEPSEEK_LATENT: LatentNames = LatentNames {
+    q_down: "self_attn.q_a_proj",
+    q_norm: "self_attn.q_a_layernorm",
+    q_up: "self_attn.q_b_proj",
+    q: "self_attn.q_proj",
+    kv_down: "self_attn.kv_a_proj_with_mqa",
+    kv_norm: "self_attn.kv_a_layernorm",
+    kv_up: "self_attn.kv_b_proj",
+};
 
 const QWEN_EXPERTS: ExpertNames = ExpertNames {
     router: "mlp.gate",
@@ -57,7 +88,15 @@ const QWEN_EXPERTS: ExpertNames = ExpertNames {
     output: "mlp.experts.{e}.down_proj",
     shared_input: &["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"],
     shared_output: "mlp.shared_expert.down_proj",
-    shared_gate: "mlp.shared_expert_gate",
+    shared_gate: Some("mlp.shared_expert_gate"),
+    bias: "mlp.gate.e_score_correction_bias",
+};
+
+const DEEPSEEK_EXPERTS: ExpertNames = ExpertNames {
+    shared_input: &["mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"],
+    shared_output: "mlp.shared_experts.down_proj",
+    shared_gate: None,
+    ..QWEN_EXPERTS
 };
 
 const MIXTRAL_EXPERTS: ExpertNames = ExpertNames {
@@ -77,6 +116,13 @@ const GRANITE_EXPERTS: ExpertNames = ExpertNames {
     ..QWEN_EXPERTS
 };
 
+const GPT_OSS_EXPERTS: ExpertNames = ExpertNames {
+    router: "mlp.router",
+    input: &["mlp.experts.gate_up_proj"],
+    output: "mlp.experts.down_proj",
+    ..QWEN_EXPERTS
+};
+
 const LLAMA: Names = Names {
     embedding: "embed_tokens",
     positions: "embed_positions",
@@ -85,6 +131,8 @@ const LLAMA: Names = Names {
     by_head: false,
     qk_norms: ["self_attn.q_norm", "self_attn.k_norm"],
     output: "self_attn.o_proj",
+    sinks: "self_attn.sinks",
+    latent: None,
     mlp_norm: Some("post_attention_layernorm"),
     mlp_in: &["mlp.gate_proj", "mlp.up_proj"],
     mlp_out: "mlp.down_proj",
@@ -161,6 +209,8 @@ const GGUF: Names = Names {
     by_head: false,
     qk_norms: ["attn_q_norm", "attn_k_norm"],
     output: "attn_output",
+    sinks: "attn_sinks.weight",
+    latent: None,
     mlp_norm: Some("ffn_norm"),
     mlp_in: &["ffn_gate", "ffn_up"],
     mlp_out: "ffn_down",
@@ -187,6 +237,11 @@ impl Names {
             "llama" | "mistral" | "qwen2" | "qwen3" | "gemma" | "granite" => LLAMA,
             "mixtral" => with(MIXTRAL_EXPERTS),
             "qwen2_moe" | "qwen3_moe" => with(QWEN_EXPERTS),
+            "deepseek" => Self {
+                latent: Some(DEEPSEEK_LATENT),
+                ..with(DEEPSEEK_EXPERTS)
+            },
+            "gpt_oss" => with(GPT_OSS_EXPERTS),
             "granite_moe" => with(GRANITE_EXPERTS),
             "gemma2" | "gemma3" => GEMMA2,
             "phi3" => PHI3,

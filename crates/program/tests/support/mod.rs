@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use plimsoll_model::safetensors::{SafetensorsHeader, spec_with_headers};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{
-    ActivationKind, AttentionOp, BufferId, GroupKind, NormKind, Op, Program, Source, Weight,
-    WeightId, WeightLayout,
+    ActivationKind, AttentionOp, BufferId, GroupKind, LatentOp, NormKind, Op, Program, Source,
+    Weight, WeightId, WeightLayout,
 };
 use plimsoll_units::DType;
 
@@ -66,6 +66,7 @@ pub(crate) fn tensors(path: &Path) -> Tensors {
                 .chunks_exact(4)
                 .map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap())))
                 .collect(),
+            DType::U8 => raw.iter().map(|b| f64::from(*b)).collect(),
             other => panic!("{other}"),
         };
         let shape = t.shape.clone();
@@ -92,10 +93,34 @@ fn index(n: u64) -> usize {
     usize::try_from(n).unwrap()
 }
 
-fn rows(tensor: &Tensor, source: &Source, columns: u64) -> Vec<f64> {
+/// MXFP4 by its definition: sign, exponent, mantissa of four bits, and a power of two for 32 of them.
+fn mxfp4(code: u8, scale: f64) -> f64 {
+    let (e, m) = (i32::from(code >> 1 & 3), f64::from(code & 1));
+    let size = match e {
+        0 => m / 2.0,
+        _ => (1.0 + m / 2.0) * 2_f64.powi(e - 1),
+    };
+    let sign = if code >> 3 == 1 { -1.0 } else { 1.0 };
+    sign * size * (scale - 127.0).exp2()
+}
+
+fn rows(tensors: &Tensors, source: &Source, columns: u64) -> Vec<f64> {
+    let tensor = &tensors[&source.tensor];
+    if let Some(scales) = &source.scales {
+        let scales = &tensors[scales].values;
+        let elements = source.rows.start * columns..source.rows.end * columns;
+        let value = |i: usize| {
+            let byte = u8::try_from(number(tensor.values[i / 2])).unwrap();
+            mxfp4(byte >> (4 * (i % 2)) & 15, scales[i / 32])
+        };
+        return elements.map(|i| value(index(i))).collect();
+    }
+    // Matrices with inputs first lie one below the other.
+    let width = *tensor.shape.last().unwrap();
+    let height = tensor.shape.iter().rev().nth(1).copied().unwrap_or(1);
     let at = |row: u64, column: u64| {
         let place = if source.transposed {
-            column * tensor.shape[1] + row
+            (row / width * height + source.input.unwrap_or(0) + column) * width + row % width
         } else {
             row * columns + column
         };
@@ -115,9 +140,7 @@ fn gathered(weight: &Weight, tensors: &Tensors) -> Vec<f64> {
         WeightLayout::F32 { .. } => 1,
     };
     let parts = weight.sources.iter();
-    parts
-        .flat_map(|s| rows(&tensors[&s.tensor], s, columns))
-        .collect()
+    parts.flat_map(|s| rows(tensors, s, columns)).collect()
 }
 
 /// A small whole number.
@@ -225,6 +248,19 @@ impl<'a> Reader<'a> {
             }
             Op::Rotate { .. } => self.rotate(op, all),
             Op::Attention(a) => self.attend(a, all),
+            Op::Latent(a) => self.attend_latents(a, all),
+            Op::Heads { weights, x, out } => {
+                let heads = weights.len();
+                let (k, n) = (self.width(*x) / heads, self.width(*out) / heads);
+                let mut result = Vec::new();
+                for (i, x) in all[usize::from(x.0)].chunks_exact(k).enumerate() {
+                    let w = self.weight(weights[i % heads]);
+                    assert_eq!(w.len(), k * n);
+                    let dot = |row: &[f64]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f64>();
+                    result.extend(w.chunks_exact(k).map(dot));
+                }
+                all[usize::from(out.0)] = result;
+            }
             Op::Activate {
                 kind,
                 x,
@@ -252,25 +288,68 @@ impl<'a> Reader<'a> {
                 logits,
                 out,
                 renormalise,
+                sigmoid,
+                bias,
+                groups,
             } => {
                 let (n, k) = (self.width(*logits), self.width(*out) / 2);
+                let bias = bias.map(|b| self.weight(b));
                 let mut result = Vec::new();
                 for l in all[usize::from(logits.0)].chunks_exact(n) {
-                    let mut order: Vec<usize> = (0..n).collect();
+                    let whole: f64 = l.iter().map(|l| l.exp()).sum();
+                    let score = |e: usize| match sigmoid {
+                        true => 1.0 / (1.0 + (-l[e]).exp()),
+                        false => l[e].exp() / whole,
+                    };
+                    let key = |e: usize| score(e) + bias.map_or(0.0, |b| b[e]);
                     // A stable sort: of equal ones the first.
-                    order.sort_by(|a, b| l[*b].partial_cmp(&l[*a]).unwrap());
-                    let counted = if *renormalise { k } else { n };
-                    let sum: f64 = order[..counted].iter().map(|e| l[*e].exp()).sum();
-                    order.truncate(k);
+                    let largest = |of: Vec<usize>, key: &dyn Fn(usize) -> f64, k: usize| {
+                        let mut order = of;
+                        order.sort_by(|a, b| key(*b).partial_cmp(&key(*a)).unwrap());
+                        order.truncate(k);
+                        order
+                    };
+                    let mut open: Vec<usize> = (0..n).collect();
+                    if let Some(g) = groups {
+                        let each = n / index(g.count);
+                        let members = |group: usize| (group * each..(group + 1) * each).collect();
+                        let judged = |group: usize| -> f64 {
+                            let best = largest(members(group), &key, index(g.best));
+                            best.into_iter().map(key).sum()
+                        };
+                        let all = (0..index(g.count)).collect();
+                        let taken = largest(all, &judged, index(g.taken));
+                        open.retain(|e| taken.contains(&(e / each)));
+                    }
+                    let mut order = largest(open, &key, k);
+                    let sum: f64 = match renormalise {
+                        true => order.iter().map(|e| score(*e)).sum(),
+                        false => 1.0,
+                    };
                     order.sort_unstable();
                     let number = |e: &usize| f64::from(u32::try_from(*e).unwrap());
                     result.extend(order.iter().map(number));
-                    result.extend(order.iter().map(|e| l[*e].exp() / sum));
+                    result.extend(order.iter().map(|e| score(*e) / sum));
                 }
                 all[usize::from(out.0)] = result;
             }
+            Op::ClampedSwiglu {
+                x,
+                out,
+                limit,
+                alpha,
+            } => {
+                let (limit, alpha) = (f64::from(*limit), f64::from(*alpha));
+                let value = |pair: &[f64]| {
+                    let (gate, up) = (pair[0].min(limit), pair[1].clamp(-limit, limit));
+                    (up + 1.0) * gate / (1.0 + (-alpha * gate).exp())
+                };
+                let pairs = all[usize::from(x.0)].chunks_exact(2);
+                all[usize::from(out.0)] = pairs.map(value).collect();
+            }
             Op::Experts {
                 weights,
+                biases,
                 routes,
                 x,
                 out,
@@ -287,7 +366,9 @@ impl<'a> Reader<'a> {
                         let w = self.weight(weights[number(*e)]);
                         assert_eq!(w.len(), k * n);
                         let dot = |row: &[f64]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f64>();
-                        result.extend(w.chunks_exact(k).map(dot));
+                        let bias = |i| biases.map_or(0.0, |b| self.weight(b)[number(*e) * n + i]);
+                        let outputs = w.chunks_exact(k).map(dot).enumerate();
+                        result.extend(outputs.map(|(i, y)| y + bias(i)));
                     }
                 }
                 all[usize::from(out.0)] = result;
@@ -398,6 +479,31 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn attend_latents(&self, a: &LatentOp, all: &mut Buffers) {
+        let group = &self.program.geometry.groups[index(a.group)];
+        assert!(group.kind == GroupKind::Latent && a.index < group.layers);
+        let (rank, rope) = (index(a.rank), index(a.rope_dim));
+        let rows = |b: BufferId, w: usize| all[usize::from(b.0)].chunks_exact(w);
+        let keys: Vec<&[f64]> = rows(a.latent, rank + rope).collect();
+        let queries = rows(a.q, rank).zip(rows(a.q_rope, rope));
+        let mut out = Vec::new();
+        for (i, (low, rotated)) in queries.enumerate() {
+            let seen = &keys[..i / index(a.heads) + 1];
+            let score = |key: &&[f64]| {
+                let pairs = low.iter().chain(rotated).zip(*key);
+                pairs.map(|(q, k)| q * k).sum::<f64>() * f64::from(a.scale)
+            };
+            let scores: Vec<f64> = seen.iter().map(score).collect();
+            let top = scores.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            for d in 0..rank {
+                let terms = scores.iter().zip(seen);
+                out.push(terms.map(|(s, key)| (s - top).exp() / sum * key[d]).sum());
+            }
+        }
+        all[usize::from(a.out.0)] = out;
+    }
+
     fn attend(&self, a: &AttentionOp, all: &mut Buffers) {
         let group = &self.program.geometry.groups[index(a.group)];
         assert!(a.index < group.layers);
@@ -427,8 +533,10 @@ impl<'a> Reader<'a> {
                         .map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
                 };
                 let scores: Vec<f64> = seen.clone().map(score).collect();
-                let top = scores.iter().copied().fold(f64::MIN, f64::max);
-                let all: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                // A sink takes part without a value.
+                let sink = a.sinks.map_or(f64::NEG_INFINITY, |s| self.weight(s)[h]);
+                let top = scores.iter().copied().fold(sink, f64::max);
+                let all = scores.iter().map(|s| (s - top).exp()).sum::<f64>() + (sink - top).exp();
                 let mut sum = vec![0.0; vd];
                 for (j, s) in seen.zip(&scores) {
                     let v = row(a.v, vw, v_at, h / shared, vd, j);

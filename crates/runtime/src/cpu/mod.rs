@@ -10,7 +10,7 @@ mod tables;
 
 use std::time::Instant;
 
-use plimsoll_kernels::{HEAD_MAX, Level, Pool};
+use plimsoll_kernels::{HEAD_MAX, LATENT_MAX, Level, Pool};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
@@ -59,6 +59,15 @@ pub struct Usage {
     pub high_water: Bytes,
 }
 
+/// What the processors can do at most, by their own measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peaks {
+    /// Reading the weights, in bytes per second.
+    pub read_bytes_per_s: u64,
+    /// f32 fused multiply-adds, two operations each, per second.
+    pub flops_per_s: u64,
+}
+
 /// Why an executor cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -86,6 +95,9 @@ pub enum StartError {
         "attention heads of {0} elements cannot be served on the CPU yet: at most {HEAD_MAX} can"
     )]
     Head(u64),
+    /// Latents that no kernel has room for.
+    #[error("latents of {0} elements cannot be served on the CPU yet: at most {LATENT_MAX} can")]
+    Latent(u64),
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -94,17 +106,20 @@ pub enum StartError {
 /// Whether the kernels of this machine's processors can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// [`StartError::KvType`] or [`StartError::Head`].
+/// [`StartError::KvType`], [`StartError::Head`] or [`StartError::Latent`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
         return Err(StartError::KvType(program.kv_dtype));
     }
     for op in &program.ops {
-        if let Op::Attention(a) = op {
-            let head = a.k_dim.max(a.v_dim);
-            if head > HEAD_MAX as u64 {
-                return Err(StartError::Head(head));
+        match op {
+            Op::Attention(a) if a.k_dim.max(a.v_dim) > HEAD_MAX as u64 => {
+                return Err(StartError::Head(a.k_dim.max(a.v_dim)));
             }
+            Op::Latent(a) if a.rank.saturating_add(a.rope_dim) > LATENT_MAX as u64 => {
+                return Err(StartError::Latent(a.rank.saturating_add(a.rope_dim)));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -204,6 +219,20 @@ impl<S: Chooser> CpuExecutor<S> {
     /// The program.
     pub const fn program(&self) -> &Program {
         &self.program
+    }
+
+    /// Measures what the processors can do, in some tenths of a second.
+    pub fn peaks(&mut self) -> Peaks {
+        let all = Part {
+            offset: 0,
+            len: self.weights.bytes().get() / 4,
+        };
+        // An arena lends its whole length, so there is always something to read.
+        let words = self.weights.view::<u32>(all).unwrap_or(&[]);
+        Peaks {
+            read_bytes_per_s: plimsoll_kernels::read_bytes_per_s(&mut self.pool, words),
+            flops_per_s: plimsoll_kernels::flops_per_s(&mut self.pool, self.level),
+        }
     }
 
     /// What each region took so far, in the order of the map.

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Cached, Columns, Groups, KvShape, Linear, Norm, Pool, Queries, Reach, Scores,
-    Start, activate, attend, norm, norm_in_place, rotate, route, write_kv,
+    Activation, Cached, Choice, Columns, ExpertGroups, Groups, KvShape, LatentShape, Linear, Norm,
+    Pool, Queries, Reach, Scores, Start, activate, attend, attend_latents, clamped_swiglu, norm,
+    norm_in_place, rotate, route, run_heads, write_kv, write_latents,
 };
 use plimsoll_program::{
-    ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, NormKind, Op, Program, Rows,
-    WeightId, WeightLayout,
+    ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, LatentOp, NormKind, Op, Program,
+    Rows, WeightId, WeightLayout,
 };
 use plimsoll_schedule::Step;
 use plimsoll_units::{Bytes, DType, WeightType};
@@ -91,20 +92,27 @@ impl<S: Chooser> CpuExecutor<S> {
             used: 0,
         };
         let level = self.level;
+        let tables = &self.tables;
+        let queries = |group: u64| -> Vec<Queries<'_>> {
+            let of = |r: &plimsoll_schedule::Row| Queries {
+                table: tables.get(r.seq, size(group)),
+                start: r.start as usize,
+                count: (r.tokens.end - r.tokens.start) as usize,
+                row: r.tokens.start as usize,
+            };
+            step.rows.iter().map(of).collect()
+        };
         for (op, scratch) in program.ops.iter().zip(&program.scratch) {
             match op {
+                Op::Latent(a) => {
+                    let queries = queries(a.group);
+                    match program.kv_dtype {
+                        DType::F32 => walk.latent::<f32>(&mut self.pool, level, a, &queries, pages),
+                        _ => walk.latent::<u16>(&mut self.pool, level, a, &queries, pages),
+                    }
+                }
                 Op::Attention(a) => {
-                    let group = size(a.group);
-                    let queries: Vec<Queries<'_>> = step
-                        .rows
-                        .iter()
-                        .map(|r| Queries {
-                            table: self.tables.get(r.seq, group),
-                            start: r.start as usize,
-                            count: (r.tokens.end - r.tokens.start) as usize,
-                            row: r.tokens.start as usize,
-                        })
-                        .collect();
+                    let queries = queries(a.group);
                     match program.kv_dtype {
                         DType::F32 => {
                             walk.attention::<f32>(&mut self.pool, level, a, &queries, pages)
@@ -358,6 +366,19 @@ impl<'a> Walk<'a> {
                     activate(level, f, gate, gated.then_some(up), out);
                 });
             }
+            Op::ClampedSwiglu {
+                x,
+                out,
+                limit,
+                alpha,
+            } => {
+                let width = self.width(out);
+                let ([x], out) = self.views([x], out);
+                pool.rows(out, width, |i, out| {
+                    let x = &x[2 * i * width..2 * (i + 1) * width];
+                    clamped_swiglu(level, limit, alpha, x, out);
+                });
+            }
             Op::Add { x, out, scale } => {
                 let width = self.width(out);
                 let ([x], out) = self.views([x], out);
@@ -370,21 +391,46 @@ impl<'a> Walk<'a> {
                 logits,
                 out,
                 renormalise,
+                sigmoid,
+                bias,
+                groups,
             } => {
                 let (experts, width) = (self.width(logits), self.width(out));
+                let how = Choice {
+                    renormalise,
+                    sigmoid,
+                    bias: bias.map(|b| self.vector(b)),
+                    groups: groups.map(|g| ExpertGroups {
+                        count: size(g.count),
+                        taken: size(g.taken),
+                        best: size(g.best),
+                    }),
+                };
                 let ([logits], out) = self.views([logits], out);
                 pool.rows(out, width, |i, out| {
-                    route(&logits[i * experts..(i + 1) * experts], renormalise, out);
+                    route(&logits[i * experts..(i + 1) * experts], &how, out);
                 });
+            }
+            Op::Heads {
+                ref weights,
+                x,
+                out,
+            } => {
+                let matrices: Vec<Linear<'a>> = weights.iter().map(|w| self.matrix(*w)).collect();
+                let rows = self.rows(out);
+                let ([x], out) = self.views([x], out);
+                run_heads(pool, level, &matrices, x, rows, out);
             }
             Op::Experts {
                 ref weights,
+                biases,
                 routes,
                 x,
                 out,
             } => {
                 let share = self.rows(out) / self.rows(x);
-                let wide = self.width(routes);
+                let (wide, width) = (self.width(routes), self.width(out));
+                let biases = biases.map(|b| self.vector(b));
                 let matrices: Vec<Linear<'a>> = weights.iter().map(|w| self.matrix(*w)).collect();
                 let ([routes, x], [scratch, out]) =
                     self.product([Some(routes), Some(x)], scratch, out);
@@ -397,7 +443,11 @@ impl<'a> Walk<'a> {
                     .chunks(wide)
                     .flat_map(|r| r[..wide / 2].iter().map(|e| *e as usize));
                 let groups = Groups::new(matrices.len(), experts);
-                groups.run(pool, level, |e| matrices[e], share, x, scratch, out);
+                let expert = |e: usize| {
+                    let start = biases.map_or(Start::Zero, |b| Start::Bias(&b[e * width..]));
+                    (matrices[e], start)
+                };
+                groups.run(pool, level, expert, share, x, scratch, out);
             }
             Op::AddWeighted {
                 x,
@@ -437,8 +487,38 @@ impl<'a> Walk<'a> {
                     }
                 });
             }
-            Op::Attention(_) => {}
+            Op::Attention(_) | Op::Latent(_) => {}
         }
+    }
+
+    fn latent<C: Cached + Element>(
+        &mut self,
+        pool: &mut Pool,
+        level: plimsoll_kernels::Level,
+        a: &LatentOp,
+        queries: &[Queries<'_>],
+        pages: &mut Arena,
+    ) {
+        let each = size_of::<C>() as u64;
+        let pages = pages.whole_mut::<C>();
+        let group = &self.program.geometry.groups[size(a.group)];
+        let shape = LatentShape {
+            page: size(self.program.geometry.page.get() / each),
+            layer: size(a.index) * size(group.rate.get() / each) * size(group.slots),
+            slots: size(group.slots),
+            k_dim: size(a.rank) + size(a.rope_dim),
+            v_dim: size(a.rank),
+        };
+        let strides = [a.q, a.q_rope, a.latent].map(|b| self.width(b));
+        let ([q, q_rope, latent], out) = self.views([a.q, a.q_rope, a.latent], a.out);
+        let [q, q_rope, latent] = [(q, 0), (q_rope, 1), (latent, 2)].map(|(data, i)| Columns {
+            data,
+            stride: strides[i],
+            from: 0,
+        });
+        write_latents(pool, &shape, pages, queries, latent);
+        let of = (size(a.heads), a.scale);
+        attend_latents(pool, level, &shape, pages, queries, of, [q, q_rope], out);
     }
 
     fn attention<C: Cached + Element>(

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use plimsoll_kernels::{PANEL, pack_columns, pack_rows, quantise_row};
+use plimsoll_kernels::{PANEL, f32_from_bf16, pack_columns, pack_rows, quantise_row};
 use plimsoll_model::json::printable;
 use plimsoll_units::{DType, WeightType};
 
@@ -18,6 +18,15 @@ pub(super) enum Matrix {
     Columns {
         /// Outputs of the stored matrix.
         stride: u64,
+        /// The first of k.
+        input: u64,
+    },
+    /// Row by row, two elements a byte; their scales are elsewhere.
+    Mxfp4 {
+        /// The file of the scales.
+        file: usize,
+        /// Their first byte in it.
+        begin: u64,
     },
     /// One element per row.
     Vector,
@@ -114,8 +123,11 @@ pub(super) fn item(
         };
         match (&mut dest, piece.matrix) {
             (Dest::Floats(words), _) => rows.floats(words, scratch)?,
-            (Dest::Panels { words, form, k }, Matrix::Columns { stride }) => {
-                rows.columns(words, *form, *k, stride, scratch)?;
+            (Dest::Panels { words, form, k }, Matrix::Columns { stride, input }) => {
+                rows.columns(words, *form, *k, [stride, input], scratch)?;
+            }
+            (Dest::Panels { words, form, k }, Matrix::Mxfp4 { file, begin }) => {
+                rows.mxfp4(words, *form, *k, (file, begin), scratch)?;
             }
             (Dest::Panels { words, form, k }, _) => rows.matrix(words, *form, *k, scratch)?,
         }
@@ -124,14 +136,17 @@ pub(super) fn item(
 }
 
 impl Rows<'_> {
-    /// Reads `len` bytes of the tensor, from byte `from` of it on.
+    /// Reads bytes of the tensor, from byte `from` of it on.
     fn read(&self, from: u64, buf: &mut [u8]) -> Result<(), WeightsError> {
-        let p = self.piece;
+        self.read_at(self.piece.file, self.piece.begin + from, buf)
+    }
+
+    fn read_at(&self, file: usize, offset: u64, buf: &mut [u8]) -> Result<(), WeightsError> {
         self.checkpoint
-            .read(p.file, p.begin + from, buf)
+            .read(file, offset, buf)
             .map_err(|problem| WeightsError::Read {
-                tensor: printable(&p.tensor),
-                file: self.checkpoint.path(p.file).to_owned(),
+                tensor: printable(&self.piece.tensor),
+                file: self.checkpoint.path(file).to_owned(),
                 problem,
             })
     }
@@ -207,13 +222,50 @@ impl Rows<'_> {
         Ok(())
     }
 
+    /// Rows of a matrix in blocks, with their scales in another tensor.
+    fn mxfp4(
+        &self,
+        words: &mut [u32],
+        form: WeightType,
+        k: u64,
+        (file, begin): (usize, u64),
+        scratch: &mut Scratch,
+    ) -> Result<(), WeightsError> {
+        let (blocks, scales) = (k / 2, k / decode::MXFP4_BLOCK);
+        let Self { from, count, .. } = *self;
+        scratch.bytes.resize(index(count * (blocks + scales)), 0);
+        let mut bytes = std::mem::take(&mut scratch.bytes);
+        let (elements, exponents) = bytes.split_at_mut(index(count * blocks));
+        self.read(from * blocks, elements)?;
+        self.read_at(file, begin + from * scales, exponents)?;
+        let (k, blocks, scales) = (index(k), index(blocks), index(scales));
+        self.for_panels(words, form, k, |panel, lane, done, n| {
+            scratch.halves.resize(n * k, 0);
+            let elements = &elements[done * blocks..][..n * blocks];
+            let exponents = &exponents[done * scales..][..n * scales];
+            decode::mxfp4(elements, exponents, &mut scratch.halves);
+            if form == WeightType::Bf16 {
+                pack_rows(panel, k, lane, &scratch.halves);
+                return;
+            }
+            scratch.floats.resize(k, 0.0);
+            for (i, row) in scratch.halves.chunks_exact(k.max(1)).enumerate() {
+                let row = row.iter().zip(&mut scratch.floats);
+                row.for_each(|(half, x)| *x = f32_from_bf16(*half));
+                quantise_row(form, panel, lane + i, &scratch.floats);
+            }
+        });
+        scratch.bytes = bytes;
+        Ok(())
+    }
+
     /// Columns of a matrix that is stored inputs first.
     fn columns(
         &self,
         words: &mut [u32],
         form: WeightType,
         k: u64,
-        stride: u64,
+        [stride, input]: [u64; 2],
         scratch: &mut Scratch,
     ) -> Result<(), WeightsError> {
         let Self {
@@ -224,7 +276,7 @@ impl Rows<'_> {
         while done < count {
             let (matrix, column) = ((from + done) / stride, (from + done) % stride);
             let n = (stride - column).min(count - done);
-            let begin = matrix * k * stride + column;
+            let begin = (matrix * k + input) * stride + column;
             scratch.bytes.resize(index(k * n * size), 0);
             let mut bytes = std::mem::take(&mut scratch.bytes);
             if n == stride {

@@ -18,13 +18,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use plimsoll_kernels::PANEL;
 use plimsoll_model::json::printable;
 use plimsoll_model::read_at::ReadError;
-use plimsoll_program::{Program, Weight, WeightLayout};
+use plimsoll_program::{Program, Source, Weight, WeightLayout};
 use plimsoll_units::{Bytes, DType};
 
 pub use check::{TensorCheck, check};
 pub use checkpoint::Checkpoint;
 
 use crate::arena::{Arena, ArenaError, Part};
+use checkpoint::Found;
 use fill::{Dest, Item, Matrix, Piece, Scratch};
 
 /// Bytes of a file that a thread holds at once: long enough that a disk streams, short enough for a cache.
@@ -116,8 +117,9 @@ pub fn load(
         .weights
         .iter()
         .flat_map(|w| &w.sources)
-        .filter(|s| checkpoint.find(&s.tensor).is_none())
-        .map(|s| s.tensor.clone())
+        .flat_map(|s| std::iter::once(&s.tensor).chain(&s.scales))
+        .filter(|t| checkpoint.find(t).is_none())
+        .cloned()
         .collect();
     if !missing.is_empty() {
         return Err(WeightsError::Missing(missing));
@@ -202,6 +204,18 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
             found: found.shape.to_vec(),
             wanted,
         };
+        if let Some(scales) = &source.scales {
+            let piece = mxfp4(weight, source, found, scales, checkpoint)?;
+            let to = row
+                .checked_add(piece.at.end)
+                .ok_or_else(|| wrong(weight, "its rows overflow"))?;
+            pieces.push(Piece {
+                at: row..to,
+                ..piece
+            });
+            row = to;
+            continue;
+        }
         if !decode::is_known(found.dtype) {
             return Err(WeightsError::DType {
                 tensor: printable(&source.tensor),
@@ -218,11 +232,32 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
                 // Higher ranks are matrices one below the other.
                 let (rows, matrix) = if transposed {
                     let inputs = found.shape.iter().rev().nth(1).copied();
-                    if inputs != Some(k) {
-                        return Err(shape_error(format!("[…, {k}, outputs] is needed")));
+                    let inputs = inputs.unwrap_or(0);
+                    match source.input {
+                        None if inputs == k => {}
+                        None => {
+                            return Err(shape_error(format!("[…, {k}, outputs] is needed")));
+                        }
+                        // Some inputs are taken of one matrix only.
+                        Some(from)
+                            if found.shape.len() == 2
+                                && from.checked_add(k).is_some_and(|to| to <= inputs) => {}
+                        Some(from) => {
+                            let wanted = format!("{k} inputs from {from} on are needed");
+                            return Err(shape_error(wanted));
+                        }
                     }
-                    let blocks = elements.checked_div(k.saturating_mul(last)).unwrap_or(0);
-                    (blocks * last, Matrix::Columns { stride: last })
+                    let blocks = elements
+                        .checked_div(inputs.saturating_mul(last))
+                        .unwrap_or(0);
+                    let input = source.input.unwrap_or(0);
+                    (
+                        blocks * last,
+                        Matrix::Columns {
+                            stride: last,
+                            input,
+                        },
+                    )
                 } else {
                     if last != k || found.shape.len() < 2 {
                         return Err(shape_error(format!("[…, {k}] is needed")));
@@ -271,6 +306,62 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
         return Err(wrong(weight, format!("its parts have {row} rows, not {n}")));
     }
     Ok(pieces)
+}
+
+/// A source of two tensors: blocks of 32 elements, two a byte, and their scales.
+fn mxfp4(
+    weight: &Weight,
+    source: &Source,
+    blocks: Found<'_>,
+    scales: &str,
+    checkpoint: &Checkpoint,
+) -> Result<Piece, WeightsError> {
+    let Some(exponents) = checkpoint.find(scales) else {
+        return Err(WeightsError::Missing(vec![scales.to_owned()]));
+    };
+    let (rows, count) = (
+        source.rows.clone(),
+        source.rows.end.checked_sub(source.rows.start),
+    );
+    let (WeightLayout::Packed { k, .. }, Some(count)) = (weight.layout, count) else {
+        return Err(wrong(weight, "a matrix of MXFP4 needs rows"));
+    };
+    let groups = k.div_ceil(decode::MXFP4_BLOCK);
+    let tail = [groups, decode::MXFP4_BLOCK / 2];
+    for (found, tail) in [(blocks, &tail[..]), (exponents, &tail[..1])] {
+        let tensor = printable(found.name);
+        if found.dtype != DType::U8 {
+            let dtype = found.dtype;
+            return Err(WeightsError::DType { tensor, dtype });
+        }
+        let (lead, last) = found
+            .shape
+            .split_at(found.shape.len().saturating_sub(tail.len()));
+        let stored = Bytes::product(lead.iter().copied()).map_err(|e| wrong(weight, e))?;
+        if last != tail || lead.is_empty() || stored.get() < rows.end {
+            return Err(WeightsError::Shape {
+                tensor,
+                found: found.shape.to_vec(),
+                wanted: format!("{} rows of {tail:?} are needed", rows.end),
+            });
+        }
+    }
+    if !k.is_multiple_of(decode::MXFP4_BLOCK) {
+        return Err(wrong(weight, "rows of MXFP4 end inside a block"));
+    }
+    Ok(Piece {
+        tensor: blocks.name.to_owned(),
+        file: blocks.file,
+        begin: blocks.begin,
+        dtype: DType::Mxfp4,
+        matrix: Matrix::Mxfp4 {
+            file: exponents.file,
+            begin: exponents.begin,
+        },
+        plus: -0.0,
+        at: 0..count,
+        from: rows.start,
+    })
 }
 
 /// Divides a weight into items of whole panels, about as large as the scratch.

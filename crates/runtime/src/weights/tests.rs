@@ -2,10 +2,9 @@ use std::path::Path;
 
 use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, pack_row, quantise_row};
 use plimsoll_program::{BufferId, PoolGeometry, Source};
-
-use super::*;
 use plimsoll_units::WeightType;
 
+use super::*;
 use crate::testing::{Folder, Meta, numbers};
 
 fn f32_bytes(x: &[f32]) -> Vec<u8> {
@@ -23,6 +22,8 @@ fn source(tensor: &str, rows: std::ops::Range<u64>) -> Source {
         tensor: tensor.to_owned(),
         rows,
         transposed: false,
+        input: None,
+        scales: None,
         plus: 0,
     }
 }
@@ -47,6 +48,7 @@ fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
         .collect();
     Program {
         ops: Vec::new(),
+        scratch: Vec::new(),
         buffers: Vec::new(),
         activation_bytes: Bytes::ZERO,
         weights,
@@ -84,6 +86,21 @@ fn words(arena: &Arena, w: &Weight) -> Vec<u32> {
     let len = w.layout.bytes().unwrap().get() / 4;
     let offset = w.offset.get();
     arena.view(Part { offset, len }).unwrap().to_vec()
+}
+
+/// The quantised form of rows.
+fn quantised(form: WeightType, rows: &[Vec<f32>], k: u64) -> Vec<u32> {
+    let panel = PANEL * form.row_words(k) as usize;
+    let mut words = vec![0; panel * rows.len().div_ceil(PANEL)];
+    for (r, row) in rows.iter().enumerate() {
+        quantise_row(
+            form,
+            &mut words[r / PANEL * panel..][..panel],
+            r % PANEL,
+            row,
+        );
+    }
+    words
 }
 
 /// The packed form of rows, by the kernels' own oracle.
@@ -135,11 +152,22 @@ fn stacks_parts_of_all_types_from_all_files() {
     plus.plus = 1;
     let program = program(vec![
         (
-            WeightLayout::Packed { form: WeightType::Bf16, n: 109, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 109,
+                k,
+            },
             vec![source("b", 0..11), from_c.clone(), source("a", 5..60)],
         ),
         (WeightLayout::F32 { n: 9 }, vec![plus, source("h", 0..4)]),
-        (WeightLayout::Packed { form: WeightType::Bf16, n: 70, k }, vec![source("a", 0..70)]),
+        (
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 70,
+                k,
+            },
+            vec![source("a", 0..70)],
+        ),
     ]);
     let mut want = rows(&b, k);
     for row in 40..83 {
@@ -184,6 +212,91 @@ fn stacks_parts_of_all_types_from_all_files() {
 }
 
 #[test]
+fn some_inputs_of_a_matrix_are_taken_as_its_columns() {
+    let folder = Folder::new();
+    // Nine inputs of sixty outputs each, of which four are taken.
+    let x = numbers(6, 9 * 60);
+    let files = &["m.safetensors"];
+    folder.safetensors("m.safetensors", &[("x", "BF16", &[9, 60], bf16_bytes(&x))]);
+    let turned = |input| {
+        let mut s = source("x", 7..60);
+        (s.transposed, s.input) = (true, Some(input));
+        program(vec![(
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 53,
+                k: 4,
+            },
+            vec![s],
+        )])
+    };
+    let program = turned(3);
+    let arena = loaded(&program, &folder.0, files, 1).unwrap();
+    let want: Vec<Vec<f32>> = (7..60)
+        .map(|column| (3..7).map(|i| x[i * 60 + column]).collect())
+        .collect();
+    assert_eq!(words(&arena, &program.weights[0]), packed(&want, 4));
+    for input in [6, u64::MAX] {
+        let e = loaded(&turned(input), &folder.0, files, 1).unwrap_err();
+        assert!(e.to_string().contains(&format!("from {input} on")), "{e}");
+    }
+}
+
+#[test]
+fn mxfp4_becomes_the_bf16_that_it_says() {
+    let folder = Folder::new();
+    // Two experts of forty rows of three blocks.
+    let (rows, k) = (2 * 40, 96);
+    let blocks: Vec<u8> = (0..rows * k / 2).map(|i| (i * 37 % 251) as u8).collect();
+    let scales: Vec<u8> = (0..rows * k / 32).map(|i| (100 + i % 50) as u8).collect();
+    let shape = [2, 40, 3, 16];
+    folder.safetensors(
+        "b.safetensors",
+        &[("x_blocks", "U8", &shape, blocks.clone())],
+    );
+    let others = [
+        ("x_scales", "U8", &shape[..3], scales.clone()),
+        ("few", "U8", &[2, 40, 2][..], vec![0; 160]),
+        ("floats", "F16", &shape[..3], vec![0; 480]),
+    ];
+    folder.safetensors("s.safetensors", &others);
+    let files = &["b.safetensors", "s.safetensors"];
+    let typed = |form, scales: &str, rows: std::ops::Range<u64>, k| {
+        let n = rows.end - rows.start;
+        let mut s = source("x_blocks", rows);
+        s.scales = Some(scales.to_owned());
+        program(vec![(WeightLayout::Packed { form, n, k }, vec![s])])
+    };
+    let of = |scales: &str, rows, k| typed(WeightType::Bf16, scales, rows, k);
+    // Rows of both experts, the first of a panel none of them.
+    let good = of("x_scales", 7..75, 96);
+    let arena = loaded(&good, &folder.0, files, 2).unwrap();
+    let sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let value = |i: usize| {
+        let code = usize::from(blocks[i / 2] >> (4 * (i % 2)) & 15);
+        let sign = if code >= 8 { -1.0 } else { 1.0 };
+        sign * sizes[code % 8] * 2_f32.powi(i32::from(scales[i / 32]) - 127)
+    };
+    let want: Vec<Vec<f32>> = (7..75)
+        .map(|row| (row * 96..(row + 1) * 96).map(value).collect())
+        .collect();
+    assert_eq!(words(&arena, &good.weights[0]), packed(&want, 96));
+    for form in [WeightType::Int8, WeightType::Int4] {
+        let good = typed(form, "x_scales", 7..75, 96);
+        let arena = loaded(&good, &folder.0, files, 2).unwrap();
+        let want = quantised(form, &want, 96);
+        assert_eq!(words(&arena, &good.weights[0]), want, "{form}");
+    }
+
+    let error = |p: &Program| loaded(p, &folder.0, files, 1).unwrap_err().to_string();
+    assert!(error(&of("gone", 0..4, 96)).contains("`gone`"));
+    assert!(error(&of("few", 0..4, 96)).contains("`few`"));
+    assert!(error(&of("floats", 0..4, 96)).contains("stored as f16"));
+    assert!(error(&of("x_scales", 0..81, 96)).contains("81 rows"));
+    assert!(error(&of("x_scales", 0..4, 64)).contains("`x_blocks`"));
+}
+
+#[test]
 fn large_matrices_go_in_pieces() {
     let folder = Folder::new();
     let k = 5_000;
@@ -200,10 +313,21 @@ fn large_matrices_go_in_pieces() {
     t.transposed = true;
     let program = program(vec![
         (
-            WeightLayout::Packed { form: WeightType::Bf16, n: 399, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 399,
+                k,
+            },
             vec![source("x", 1..400)],
         ),
-        (WeightLayout::Packed { form: WeightType::Bf16, n: 400, k }, vec![t]),
+        (
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 400,
+                k,
+            },
+            vec![t],
+        ),
     ]);
     let mut items = Vec::new();
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -248,19 +372,37 @@ fn names_what_does_not_fit() {
         .unwrap_err()
         .to_string()
     };
-    let matrix = WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 6 };
+    let matrix = WeightLayout::Packed {
+        form: WeightType::Bf16,
+        n: 4,
+        k: 6,
+    };
     let all = |t: &str| vec![source(t, 0..4)];
     let e = error(
         matrix,
         (0..7).map(|i| source(&format!("gone.{i}"), 0..1)).collect(),
     );
     assert!(e.contains("`gone.0`") && e.contains("and 2 more"), "{e}");
-    let e = error(WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 7 }, all("a"));
+    let e = error(
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 4,
+            k: 7,
+        },
+        all("a"),
+    );
     assert!(
         e.contains("`a`") && e.contains("[4, 6]") && e.contains('7'),
         "{e}"
     );
-    let e = error(WeightLayout::Packed { form: WeightType::Bf16, n: 5, k: 6 }, vec![source("a", 0..5)]);
+    let e = error(
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 5,
+            k: 6,
+        },
+        vec![source("a", 0..5)],
+    );
     assert!(e.contains("at least 5 rows"), "{e}");
     assert!(error(matrix, all("i")).contains("stored as i32"));
     assert!(error(matrix, all("v")).contains("`v`"));
@@ -284,7 +426,11 @@ fn a_file_that_shrinks_is_an_error() {
     let folder = Folder::new();
     folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
     let program = program(vec![(
-        WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 6 },
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 4,
+            k: 6,
+        },
         vec![source("a", 0..4)],
     )]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -304,7 +450,11 @@ fn an_arena_that_is_too_small_is_an_error() {
     let folder = Folder::new();
     folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
     let program = program(vec![(
-        WeightLayout::Packed { form: WeightType::Bf16, n: 4, k: 6 },
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 4,
+            k: 6,
+        },
         vec![source("a", 0..4)],
     )]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -390,7 +540,11 @@ fn gguf_files_are_taken_as_they_lie() {
     let program = program(vec![
         // The second expert's rows.
         (
-            WeightLayout::Packed { form: WeightType::Bf16, n: 35, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 35,
+                k,
+            },
             vec![source("blk.0.ffn_gate_exps.weight", 42..77)],
         ),
         (
@@ -398,7 +552,11 @@ fn gguf_files_are_taken_as_they_lie() {
             vec![source("blk.0.attn_norm.weight", 0..k)],
         ),
         (
-            WeightLayout::Packed { form: WeightType::Bf16, n: 64, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 64,
+                k,
+            },
             vec![source("token_embd.weight", 5..69)],
         ),
         (
@@ -443,7 +601,7 @@ fn gguf_files_are_taken_as_they_lie() {
 #[test]
 fn quantises_rows_and_columns_of_any_type_from_their_stored_values() {
     let folder = Folder::new();
-    let k = 133;
+    let k: u64 = 133;
     let (a, c) = (numbers(1, 50 * k), numbers(2, k * 45));
     let blocks = numbers(3, 40 * k);
     folder.safetensors(
@@ -457,21 +615,15 @@ fn quantises_rows_and_columns_of_any_type_from_their_stored_values() {
     let mut columns = source("c", 3..44);
     columns.transposed = true;
     let all = || vec![source("a", 7..50), columns.clone(), source("b", 0..40)];
-    let mut values = rows(&a, k as u64)[7..].to_vec();
-    values.extend((3..44).map(|o| (0..k).map(|i| c[i * 45 + o]).collect()));
+    let mut values = rows(&a, k)[7..].to_vec();
+    values.extend((3..44).map(|o| c[o..].iter().step_by(45).copied().collect()));
     let rounded = |x: &f32| f32_from_bf16(bf16_from_f32(*x));
-    values.extend(blocks.chunks(k).map(|r| r.iter().map(rounded).collect()));
+    values.extend(rows(&blocks.iter().map(rounded).collect::<Vec<_>>(), k));
     let n = values.len() as u64;
     for form in [WeightType::Int8, WeightType::Int4] {
-        let layout = WeightLayout::Packed { form, n, k: k as u64 };
+        let layout = WeightLayout::Packed { form, n, k };
         let program = program(vec![(layout, all())]);
-        let bytes = layout.bytes().unwrap().get();
-        let mut want = vec![0_u32; usize::try_from(bytes).unwrap() / 4];
-        let panel = want.len() / values.len().div_ceil(PANEL);
-        for (row, values) in values.iter().enumerate() {
-            let panel = &mut want[row / PANEL * panel..][..panel];
-            quantise_row(form, panel, row % PANEL, values);
-        }
+        let want = quantised(form, &values, k);
         for threads in [1, 2] {
             let arena = loaded(&program, &folder.0, &["m.safetensors"], threads).unwrap();
             assert_eq!(words(&arena, &program.weights[0]), want, "{form}");

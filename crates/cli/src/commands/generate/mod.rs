@@ -1,9 +1,7 @@
 //! `plimsoll generate`: prompts through the engine on this machine.
 
 mod answer;
-mod memory;
 mod prompts;
-mod start;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -11,14 +9,15 @@ use std::time::Instant;
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
+use plimsoll_runtime::sample::{Sampling, SamplingError, SamplingParams};
 use plimsoll_runtime::text::Stops;
 use plimsoll_schedule::{Fan, Notice, Request, RequestError, RequestId};
 use serde_json::{Value, json};
 
 use self::answer::Answer;
 use self::prompts::{Prompt, read};
-use self::start::{Started, cannot_write, start};
 use crate::args::generate::GenerateArgs;
+use crate::commands::engine::{Start, Started, cannot_write, start};
 use crate::error::{Exit, Failure};
 use crate::output::Output;
 
@@ -34,7 +33,13 @@ struct Running {
 
 pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     let prompts = read(args)?;
-    let mut server = start(args)?;
+    let mut server = start(&Start {
+        model: &args.model,
+        engine: &args.engine,
+        sequences: args.sequences(),
+        context: None,
+        log: args.log.as_deref(),
+    })?;
     if let Some(note) = &server.note {
         output.talk(note);
     }
@@ -112,6 +117,38 @@ fn corrupt(e: &impl ToString) -> Failure {
     Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string()).hint("fetch the model's files again")
 }
 
+/// Whether `token` is one that ends the model's texts and is no part of them.
+fn ends(args: &GenerateArgs, server: &Started, token: u32) -> bool {
+    !args.ignore_eos && server.generation.eos.binary_search(&token).is_ok()
+}
+
+/// How tokens are chosen: what was asked for, else what the model's own configuration says.
+fn params(
+    args: &GenerateArgs,
+    server: &Started,
+    max_tokens: u32,
+) -> Result<SamplingParams, SamplingError> {
+    let own = &server.generation;
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "rounds; ranges are checked after"
+    )]
+    let of = |given: Option<f32>, own: Option<f64>, other: f32| {
+        given.or(own.map(|x| x as f32)).unwrap_or(other)
+    };
+    let asked = Sampling {
+        temperature: of(args.temperature, own.temperature, 1.0),
+        top_k: args.top_k.or(own.top_k).unwrap_or(0),
+        top_p: of(args.top_p, own.top_p, 1.0),
+        min_p: of(args.min_p, own.min_p, 0.0),
+        repetition_penalty: of(args.repetition_penalty, own.repetition_penalty, 1.0),
+        seed: args.seed,
+        ignore_eos: args.ignore_eos,
+        ..Sampling::default()
+    };
+    SamplingParams::new(asked, server.vocab, &own.eos, max_tokens)
+}
+
 fn submit(
     args: &GenerateArgs,
     server: &mut Started,
@@ -137,9 +174,7 @@ fn submit(
     }
     let most = prompt.max_tokens.unwrap_or(args.max_tokens);
     let max_tokens = u32::try_from(room.min(u64::from(most))).unwrap_or(most);
-    let params = server
-        .params(args, max_tokens)
-        .map_err(|e| bad(e.to_string()))?;
+    let params = params(args, server, max_tokens).map_err(|e| bad(e.to_string()))?;
     let stops = Stops::new(args.stop.clone(), false).map_err(|e| bad(e.to_string()))?;
     let fan = Fan::Sample {
         n: args.samples,
@@ -211,7 +246,7 @@ fn tell(
             };
             r.first.get_or_insert_with(Instant::now);
             if single && index == 0 {
-                let ends = server.ends(args, draw.token);
+                let ends = ends(args, server, draw.token);
                 let text = r.answer.push(&server.tokenizer, draw.token, ends);
                 output.text(&text.map_err(|e| corrupt(&e))?)?;
             }
@@ -252,7 +287,7 @@ fn tell(
                 let mut answer = r.answer.clone();
                 let mut text = String::new();
                 for &token in &c.tokens {
-                    let ends = server.ends(args, token);
+                    let ends = ends(args, server, token);
                     let more = answer.push(&server.tokenizer, token, ends);
                     text.push_str(&more.map_err(|e| corrupt(&e))?);
                 }

@@ -15,7 +15,7 @@ use plimsoll_runtime::Usage;
 use plimsoll_units::Bytes;
 use serde_json::json;
 
-use crate::args::generate::GenerateArgs;
+use super::Start;
 use crate::commands::doctor;
 use crate::error::{Exit, Failure};
 
@@ -31,12 +31,13 @@ struct Sizes {
 }
 
 /// The map of a server with these settings, as `plan --engine plimsoll --gpu cpu` prints it.
-pub(super) fn plan(
-    args: &GenerateArgs,
+pub(crate) fn plan(
+    what: &Start<'_>,
     spec: &ModelSpec,
     context: u64,
     threads: u64,
 ) -> Result<MemoryMap, Failure> {
+    let args = what.engine;
     let deployment = Deployment {
         device: doctor::cpu(args.memory)?,
         parallel: Parallel::default(),
@@ -59,7 +60,7 @@ pub(super) fn plan(
     };
     let asked = Sizes {
         tokens: args.max_num_batched_tokens,
-        sequences: u64::from(args.sequences()),
+        sequences: u64::from(what.sequences),
         context,
     };
     let evaluation = judge(asked, args.kv_memory)?;
@@ -149,10 +150,10 @@ fn nearest(
 }
 
 /// What was planned, committed and used.
-pub(super) struct Report<'a> {
-    pub(super) map: &'a MemoryMap,
-    pub(super) usage: Vec<Usage>,
-    pub(super) ready: Option<Bytes>,
+pub(crate) struct Report<'a> {
+    pub(crate) map: &'a MemoryMap,
+    pub(crate) usage: Vec<Usage>,
+    pub(crate) ready: Option<Bytes>,
 }
 
 impl Report<'_> {
@@ -163,7 +164,7 @@ impl Report<'_> {
         Some(peak.saturating_sub(Bytes::new(committed)))
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut text = String::from("memory: planned, committed, used at most");
         for &(region, planned) in self.map.regions() {
             let name = region.name().replace('_', " ");
@@ -185,7 +186,7 @@ impl Report<'_> {
         text
     }
 
-    pub(super) fn write(&self, path: &Path) -> Result<(), Failure> {
+    pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
         let regions: Vec<_> = self
             .map
             .regions()

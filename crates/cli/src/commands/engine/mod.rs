@@ -1,5 +1,7 @@
 //! From a MODEL argument to an engine: sizes first, then memory, then weights.
 
+pub(crate) mod memory;
+
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
@@ -12,16 +14,15 @@ use plimsoll_model::ModelSpec;
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
 use plimsoll_report::short_bytes;
-use plimsoll_runtime::sample::{Sampling, SamplingError, SamplingParams};
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::{Checkpoint, load as load_weights};
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
-use super::memory::{self, Report};
-use crate::args::generate::{GenerateArgs, LevelArg};
+use self::memory::Report;
+use crate::args::engine::{EngineArgs, LevelArg};
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
@@ -31,56 +32,40 @@ const MODEL_LEN: u64 = 8192;
 /// The event log of a run, for `simulate --replay`.
 type RunLog = LogWriter<BufWriter<File>>;
 
+/// What is started: flags, and what a command makes of them.
+pub(crate) struct Start<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) engine: &'a EngineArgs,
+    /// R.
+    pub(crate) sequences: u32,
+    /// The longest sequence, where no flag says.
+    pub(crate) context: Option<u64>,
+    /// Where decisions are recorded.
+    pub(crate) log: Option<&'a Path>,
+}
+
 /// An engine that is ready.
-pub(super) struct Started {
-    pub(super) engine: Engine<CpuExecutor<Choices>, Option<RunLog>>,
-    pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) template: Option<ChatTemplate>,
-    generation: GenerationConfig,
-    pub(super) limits: Limits,
-    vocab: u32,
+pub(crate) struct Started {
+    pub(crate) engine: Engine<CpuExecutor<Choices>, Option<RunLog>>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) template: Option<ChatTemplate>,
+    pub(crate) generation: GenerationConfig,
+    pub(crate) limits: Limits,
+    pub(crate) vocab: u32,
+    pub(crate) threads: usize,
+    pub(crate) level: Level,
+    /// What steps are believed to take.
+    pub(crate) cost: CostModel,
     map: MemoryMap,
     /// What the process had in memory when it was ready.
     ready: Option<Bytes>,
     /// What a user should know of how the model is run.
-    pub(super) note: Option<String>,
+    pub(crate) note: Option<String>,
 }
 
 impl Started {
-    /// Whether `token` is one that ends the model's texts and is no part of them.
-    pub(super) fn ends(&self, args: &GenerateArgs, token: u32) -> bool {
-        !args.ignore_eos && self.generation.eos.binary_search(&token).is_ok()
-    }
-
-    /// How tokens are chosen: what was asked for, else what the model's own configuration says.
-    pub(super) fn params(
-        &self,
-        args: &GenerateArgs,
-        max_tokens: u32,
-    ) -> Result<SamplingParams, SamplingError> {
-        let own = &self.generation;
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "rounds; ranges are checked after"
-        )]
-        let of = |given: Option<f32>, own: Option<f64>, other: f32| {
-            given.or(own.map(|x| x as f32)).unwrap_or(other)
-        };
-        let asked = Sampling {
-            temperature: of(args.temperature, own.temperature, 1.0),
-            top_k: args.top_k.or(own.top_k).unwrap_or(0),
-            top_p: of(args.top_p, own.top_p, 1.0),
-            min_p: of(args.min_p, own.min_p, 0.0),
-            repetition_penalty: of(args.repetition_penalty, own.repetition_penalty, 1.0),
-            seed: args.seed,
-            ignore_eos: args.ignore_eos,
-            ..Sampling::default()
-        };
-        SamplingParams::new(asked, self.vocab, &own.eos, max_tokens)
-    }
-
     /// What was planned, committed and used at most.
-    pub(super) fn memory(&self) -> Report<'_> {
+    pub(crate) fn memory(&self) -> Report<'_> {
         Report {
             map: &self.map,
             usage: self.engine.executor().usage(),
@@ -89,8 +74,9 @@ impl Started {
     }
 }
 
-pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
-    let reference = locate(&args.model).map_err(|e| crate::load::failure(&e))?;
+pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
+    let args = what.engine;
+    let reference = locate(what.model).map_err(|e| crate::load::failure(&e))?;
     let mut options = LoadOptions::new(Env::process());
     options.offline = true;
     let loaded = plimsoll_host::load(&reference, &options).map_err(|e| crate::load::failure(&e))?;
@@ -101,20 +87,21 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
             Failure::new(
                 Exit::NotFound,
                 "E-GEN-007",
-                format!("{} is no model on this machine with weights", args.model),
+                format!("{} is no model on this machine with weights", what.model),
             )
             .why("today models run from a folder as transformers writes it, or a .gguf file")
             .hint("download the model and name its folder or file")
         })?;
     let context = args
         .max_model_len
+        .or(what.context)
         .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
     let threads = args.threads.unwrap_or_else(crate::commands::processors);
-    let program = lowered(args, spec, context)?;
+    let program = lowered(what, spec, context)?;
     let layout = Layout::new(&program.geometry).map_err(|e| {
         Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
     })?;
-    let map = memory::plan(args, spec, context, threads)?;
+    let map = memory::plan(what, spec, context, threads)?;
     let text = ModelText::of(&checkpoint).map_err(|e| {
         Failure::new(Exit::Corrupt, "E-GEN-002", e.to_string())
             .hint("fetch the model's files again")
@@ -150,11 +137,11 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     let limits = Limits {
         max_model_len: u32::try_from(context).unwrap_or(u32::MAX),
         vocab,
-        max_width: args.sequences(),
+        max_width: what.sequences,
         tenants: 1,
     };
     let mut config = SchedulerConfig::new(limits);
-    config.max_seqs = args.sequences();
+    config.max_seqs = what.sequences;
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
     let pages = |region| {
         let n = map.region(region).whole(program.geometry.page);
@@ -164,17 +151,18 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
     kv.swap_pages = pages(Region::Swap);
     kv.prefix_cache = !args.no_enable_prefix_caching;
     let cost = cost(spec, &program)?;
-    let log = match &args.log {
+    let log = match what.log {
         None => None,
         Some(path) => {
             let file = File::create(path).map_err(|e| cannot_write(path, &e))?;
             Some(LogWriter::new(BufWriter::new(file), &config, &kv, &cost))
         }
     };
-    let scheduler = Scheduler::new(config, KvCache::new(kv), cost);
+    let scheduler = Scheduler::new(config, KvCache::new(kv), cost.clone());
     let choices = Choices::new(vocab, Some(Arc::clone(&tokenizer)));
-    let executor = CpuExecutor::new(program, memory, threads, level(args)?, choices)
-        .map_err(|e| too_large(&e))?;
+    let level = level(args)?;
+    let executor =
+        CpuExecutor::new(program, memory, threads, level, choices).map_err(|e| too_large(&e))?;
     Ok(Started {
         engine: Engine::new(scheduler, executor, log),
         tokenizer,
@@ -183,12 +171,15 @@ pub(super) fn start(args: &GenerateArgs) -> Result<Started, Failure> {
         limits,
         vocab,
         map,
+        threads,
+        level,
+        cost,
         note: converted(spec, args.weights),
         ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
 
-pub(super) fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
+pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
     Failure::new(
         Exit::Failure,
         "E-IO-004",
@@ -197,7 +188,7 @@ pub(super) fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
     .hint("name a file in a folder that exists and has room")
 }
 
-fn level(args: &GenerateArgs) -> Result<Level, Failure> {
+fn level(args: &EngineArgs) -> Result<Level, Failure> {
     let level = match args.cpu_level {
         LevelArg::Auto => Level::detect(),
         LevelArg::Scalar => Level::Scalar,
@@ -215,7 +206,8 @@ fn level(args: &GenerateArgs) -> Result<Level, Failure> {
     .hint("leave `--cpu-level` out"))
 }
 
-fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
+fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
+    let args = what.engine;
     let rules = KvRules {
         dtype: args.kv_cache_dtype,
         state_dtype: DType::F32,
@@ -223,8 +215,8 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
     };
     let sizes = Sizes {
         // A step has room for a token of every sequence.
-        tokens: args.max_num_batched_tokens.max(u64::from(args.sequences())),
-        outputs: u64::from(args.sequences()),
+        tokens: args.max_num_batched_tokens.max(u64::from(what.sequences)),
+        outputs: u64::from(what.sequences),
         context,
         weights: args.weights,
     };
@@ -249,31 +241,29 @@ fn lowered(args: &GenerateArgs, spec: &ModelSpec, context: u64) -> Result<Progra
     Ok(program)
 }
 
-/// Matrices that are rounded to bfloat16 though nobody asked for another type than theirs, if any.
+/// Matrices that are stored in another type than the one they are packed in, if any.
 fn converted(spec: &ModelSpec, weights: WeightType) -> Option<String> {
-    if weights != WeightType::Bf16 {
-        return None;
-    }
     let matrices = spec.tensors.iter().filter(|t| t.linear.is_some());
     let mut types: Vec<String> = matrices
         .map(|t| t.dtype)
-        .filter(|d| *d != DType::Bf16)
+        .filter(|d| weights != WeightType::Bf16 || *d != DType::Bf16)
         .map(|d| d.to_string())
         .collect();
     types.sort();
     types.dedup();
-    (!types.is_empty()).then(|| {
-        format!(
-            "note: matrices stored as {} are computed as bf16, rounded",
-            types.join(", ")
-        )
-    })
+    let done = match weights {
+        WeightType::Bf16 => "computed as bf16, rounded".to_owned(),
+        other => format!("quantised to {other} as they are loaded, and their inputs to int8"),
+    };
+    (!types.is_empty()).then(|| format!("note: matrices stored as {} are {done}", types.join(", ")))
 }
 
 /// What the scheduler believes of this machine until step times teach it: rates of a server core.
 fn cost(spec: &ModelSpec, program: &Program) -> Result<CostModel, Failure> {
-    let work = Work::new(spec, &program.geometry, 1)
-        .map_err(|e| Failure::new(Exit::Corrupt, "E-MODEL-001", e.to_string()))?;
+    let wrong = |e: SizeOverflow| Failure::new(Exit::Corrupt, "E-MODEL-001", e.to_string());
+    let mut work = Work::new(spec, &program.geometry, 1).map_err(wrong)?;
+    // As they lie here, not as they are stored.
+    work.weight_bytes = program.read_by_one_token().map_err(wrong)?.get();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     Ok(CostModel {
         work,

@@ -1,0 +1,59 @@
+//! Flags of whatever runs the engine.
+
+use clap::{Args, ValueEnum};
+use plimsoll_units::{Bytes, DType, WeightType};
+
+use super::tokens;
+
+/// Which instructions kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LevelArg {
+    /// The best that this processor has
+    Auto,
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub(crate) weights: WeightType,
+    /// Threads (default: processors)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) threads: Option<u64>,
+    /// Which instructions kernels use; results are the same with all
+    #[arg(long, value_enum, default_value_t = LevelArg::Auto)]
+    pub(crate) cpu_level: LevelArg,
+    /// Budget for everything (default: what the machine and its control group leave, less a reserve for others)
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<Bytes>,
+    /// KV cache, in place of what R sequences of the longest length can use
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) kv_memory: Option<Bytes>,
+    /// Host memory for swapped KV blocks
+    #[arg(long, value_name = "SIZE", default_value = "0")]
+    pub(crate) swap_space: Bytes,
+    /// Type of the KV cache: bf16 or f32
+    #[arg(
+        long,
+        visible_alias = "kv-dtype",
+        value_name = "TYPE",
+        default_value = "bf16"
+    )]
+    pub(crate) kv_cache_dtype: DType,
+    /// Tokens per block
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub(crate) block_size: u64,
+    /// Longest sequence accepted (default: the trained context, at most 8,192)
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) max_model_len: Option<u64>,
+    /// T: tokens per step
+    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = tokens)]
+    pub(crate) max_num_batched_tokens: u64,
+    /// Keep no cached prefixes
+    #[arg(long)]
+    pub(crate) no_enable_prefix_caching: bool,
+}

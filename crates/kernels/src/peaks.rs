@@ -1,0 +1,90 @@
+//! What this machine's processors can do at most, measured: bounds that kernels are held against.
+#![allow(
+    unsafe_code,
+    reason = "kernels of a level run where the processor has it"
+)]
+
+use std::time::{Duration, Instant};
+
+use crate::cpu::Level;
+use crate::lanes::{LANES, Lanes, at_level, for_levels};
+use crate::pool::Pool;
+
+/// Time that a measure takes.
+const TIME: Duration = Duration::from_millis(150);
+/// Words that a thread reads before it takes more.
+const TILE: usize = 1 << 16;
+/// Accumulators that are worked on at once: more than latency times width of any processor.
+const CHAINS: usize = 20;
+/// Times that each of them is added to in a tile.
+const ROUNDS: usize = 100_000;
+
+/// The best of some runs, as `work` per second.
+fn best(work: usize, mut run: impl FnMut()) -> u64 {
+    let (began, mut least) = (Instant::now(), Duration::MAX);
+    while began.elapsed() < TIME || least == Duration::MAX {
+        let start = Instant::now();
+        run();
+        least = least.min(start.elapsed());
+    }
+    let per_s = work as u128 * 1_000_000_000 / least.as_nanos().max(1);
+    u64::try_from(per_s).unwrap_or(u64::MAX)
+}
+
+/// Bytes of `words` that all threads read in a second. Words that fit into the processor's caches measure these.
+pub fn read_bytes_per_s(pool: &mut Pool, words: &[u32]) -> u64 {
+    let tiles = words.len().div_ceil(TILE);
+    best(words.len() * 4, || {
+        pool.run(tiles, |i| {
+            let tile = &words[i * TILE..words.len().min((i + 1) * TILE)];
+            let sum = tile.chunks_exact(64).fold([0_u32; 64], |mut sum, c| {
+                sum.iter_mut()
+                    .zip(c)
+                    .for_each(|(s, c)| *s = s.wrapping_add(*c));
+                sum
+            });
+            std::hint::black_box(sum);
+        });
+    })
+}
+
+/// Operations of f32 fused multiply-adds, two each, that all threads do in a second at `level`.
+pub fn flops_per_s(pool: &mut Pool, level: Level) -> u64 {
+    let tiles = pool.threads() * 4;
+    best(tiles * CHAINS * ROUNDS * LANES * 2, || {
+        pool.run(tiles, |_| {
+            let mut out = [0.0; LANES];
+            at_level!(level, chains(&mut out));
+            std::hint::black_box(out);
+        });
+    })
+}
+
+for_levels!(chains, chains_of(out: &mut [f32]));
+
+#[inline(always)]
+fn chains_of<V: Lanes>(out: &mut [f32]) {
+    let (a, b) = (V::splat(0.999), V::splat(0.001));
+    let mut sums = [V::splat(1.0); CHAINS];
+    for _ in 0..ROUNDS {
+        for s in &mut sums {
+            *s = s.fma(a, b);
+        }
+    }
+    let all = sums.into_iter().fold(V::splat(0.0), V::add);
+    all.store(out);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_what_there_is() {
+        let mut pool = Pool::new(1).expect("one thread is this one");
+        assert!(flops_per_s(&mut pool, Level::detect()) > 0);
+        assert!(read_bytes_per_s(&mut pool, &[1; 1 << 16]) > 0);
+        // Nothing to read takes no time worth dividing by.
+        assert_eq!(read_bytes_per_s(&mut pool, &[]), 0);
+    }
+}
