@@ -157,6 +157,21 @@ def cases():
             original_max_position_embeddings=64, sliding_window=None,
             **rope(10000, **FACTORS, rope_type="longrope", partial_rotary_factor=0.75,
                    original_max_position_embeddings=64)),
+        # Order enters by the states alone.
+        "granite_hybrid": T.GraniteMoeHybridConfig(
+            **{**COMMON, "tie_word_embeddings": True}, num_local_experts=0, shared_intermediate_size=72,
+            layer_types=["linear_attention", "full_attention", "linear_attention"], mamba_n_heads=4, mamba_d_head=32,
+            mamba_d_state=16, mamba_chunk_size=16,
+            embedding_multiplier=6.0, attention_multiplier=0.125, residual_multiplier=0.6, logits_scaling=3.0),
+        # Everything that is optional, heads that end inside a register, and limits that some steps meet.
+        "granite_hybrid_moe": T.GraniteMoeHybridConfig(
+            **{**COMMON, "hidden_size": 48, "intermediate_size": 24, "num_hidden_layers": 2, "head_dim": 12},
+            num_local_experts=6, num_experts_per_tok=2, shared_intermediate_size=40,
+            layer_types=["full_attention", "linear_attention"], mamba_n_heads=4, mamba_d_head=24, mamba_n_groups=2,
+            mamba_d_state=12, mamba_d_conv=3, mamba_proj_bias=True, mamba_chunk_size=8, time_step_limit=(0.02, 0.9),
+            attention_bias=True, position_embedding_type="rope",
+            embedding_multiplier=6.0, attention_multiplier=0.2, residual_multiplier=0.6, logits_scaling=3.0,
+            **rope(10000)),
     }
 
 
@@ -180,6 +195,15 @@ def weight(case, config, name, shape):
     if re.search(r"(norm|ln_\w)\.weight$", name):
         gain = 1.4 if re.search(r"[qk]_norm", name) else 1.0
         return gain - (1.0 if plus_one else 0.0) + normal(key, shape, 0.15)
+    if name.endswith("A_log"):
+        # Some heads forget within a few tokens, others hardly.
+        return torch.log(torch.linspace(0.02, 2.0, shape[0]))
+    if name.endswith("dt_bias"):
+        return normal(key, shape, 0.5) - 1.0
+    if name.endswith("mamba.D"):
+        return 1.0 + normal(key, shape, 0.2)
+    if name.endswith("conv1d.weight"):
+        return normal(key, shape, 1.0 / math.sqrt(shape[-1]))
     if name.endswith("bias"):
         return normal(key, shape, 0.2)
     if name.endswith("sinks"):

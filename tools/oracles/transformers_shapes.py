@@ -207,6 +207,16 @@ CASES = {
     "granitemoe-small": small(
         "granitemoe", "GraniteMoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, attention_bias=True
     ),
+    "granitemoehybrid-small": small(
+        "granitemoehybrid", "GraniteMoeHybridForCausalLM", num_local_experts=0, shared_intermediate_size=120,
+        layer_types=["mamba", "attention", "mamba", "mamba"], mamba_n_heads=8, mamba_d_state=20,
+    ),
+    "granitemoehybrid-experts": small(
+        "granitemoehybrid", "GraniteMoeHybridForCausalLM", num_local_experts=6, num_experts_per_tok=3,
+        shared_intermediate_size=120, layer_types=["mamba", "attention", "mamba", "attention"], mamba_n_heads=12,
+        mamba_d_head=24, mamba_expand=3, mamba_n_groups=3, mamba_d_state=20, mamba_d_conv=3, mamba_conv_bias=False,
+        mamba_proj_bias=True, attention_bias=True, position_embedding_type="rope", tie_word_embeddings=True,
+    ),
     "deepseek_v2-small": small("deepseek_v2", "DeepseekV2ForCausalLM", **DEEPSEEK),
     "deepseek_v2-lite": small(
         "deepseek_v2", "DeepseekV2ForCausalLM", **{**DEEPSEEK, "q_lora_rank": None, "attention_bias": True}

@@ -83,8 +83,14 @@ fn words(seed: usize, n: usize) -> String {
 
 #[test]
 fn text_does_not_depend_on_how_it_is_computed() {
+    for family in ["llama", "granite_hybrid"] {
+        one_text(family);
+    }
+}
+
+fn one_text(family: &str) {
     let dir = Dir::new();
-    let model = dir.model("llama");
+    let model = dir.model(family);
     let prompt = words(1, 30);
     let run = |more: &[&str]| {
         let all = [

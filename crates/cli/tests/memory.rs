@@ -19,6 +19,30 @@ impl Drop for Folder {
 
 const VOCAB: u64 = 256;
 
+/// One word per token.
+fn tokenizer() -> Vec<u8> {
+    let vocab: BTreeMap<String, u64> = (0..VOCAB).map(|i| (format!("w{i}"), i)).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
+    });
+    tokenizer.to_string().into_bytes()
+}
+
+/// A checkpoint whose layers keep states of f32 beside keys and values of bfloat16.
+fn hybrid(name: &str) -> Folder {
+    let path = std::env::temp_dir().join(format!("plimsoll-memory-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&path).expect("a folder");
+    let root =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/fixtures/granite_hybrid");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(root.join(file), path.join(file)).expect("a copy");
+    }
+    std::fs::write(path.join("tokenizer.json"), tokenizer()).expect("written");
+    Folder(path)
+}
+
 /// A LLaMA of random weights, with a tokenizer of one word per token.
 fn model(name: &str, layers: u64, hidden: u64) -> Folder {
     let path = std::env::temp_dir().join(format!("plimsoll-memory-{}-{name}", std::process::id()));
@@ -33,13 +57,7 @@ fn model(name: &str, layers: u64, hidden: u64) -> Folder {
         "bos_token_id": 0, "eos_token_id": 1,
     });
     write("config.json", config.to_string().into_bytes());
-    let vocab: BTreeMap<String, u64> = (0..VOCAB).map(|i| (format!("w{i}"), i)).collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "w0"},
-    });
-    write("tokenizer.json", tokenizer.to_string().into_bytes());
+    write("tokenizer.json", tokenizer());
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
@@ -139,18 +157,25 @@ fn run(folder: &Folder, flags: &[&str]) -> Value {
 
 #[test]
 fn the_map_of_a_run_is_the_one_that_plan_prints() {
-    let folder = model("map", 2, 64);
+    for (folder, length) in [(model("map", 2, 64), "256"), (hybrid("states"), "128")] {
+        compare_maps(&folder, length);
+    }
+}
+
+fn compare_maps(folder: &Folder, length: &str) {
     for sizes in [["--kv-memory", "3MiB"], ["--memory", "256MiB"]] {
-        let mut flags = SETTINGS.to_vec();
+        let mut flags = SETTINGS
+            .map(|f| if f == "256" { length } else { f })
+            .to_vec();
         flags.extend(sizes);
-        let map = run(&folder, &flags);
+        let map = run(folder, &flags);
         let mut question = vec![
             "--engine",
             "plimsoll",
             "--gpu",
             "cpu",
             "--context",
-            "256",
+            length,
             "--json",
         ];
         question.extend(&flags);

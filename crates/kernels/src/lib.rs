@@ -15,6 +15,7 @@ mod linear;
 mod peaks;
 mod pool;
 mod rows;
+mod state;
 
 pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
@@ -29,3 +30,4 @@ pub use rows::{
     Activation, Choice, ExpertGroups, Norm, activate, clamped_swiglu, norm, norm_in_place, rotate,
     route,
 };
+pub use state::{COLS_MAX, Heads, StateShape, TAPS_MAX, Taps, convolve, scan, steps};

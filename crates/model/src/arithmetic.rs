@@ -40,6 +40,8 @@ pub struct Arithmetic {
     pub logit_scale: f64,
     /// Logits s become c · tanh(s / c).
     pub final_softcap: Option<f64>,
+    /// The steps of a selective state space are kept between these.
+    pub step_limits: [f64; 2],
 }
 
 /// A norm.
@@ -75,6 +77,8 @@ pub enum Residual {
 /// How positions enter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
+    /// Not at all: only by the order in which states take tokens in.
+    None,
     /// A table with a row for each position, added to the embeddings.
     Learned {
         /// Rows before that of the first position.
@@ -271,6 +275,7 @@ impl Arithmetic {
             residual_scale: 1.0,
             logit_scale: 1.0,
             final_softcap: None,
+            step_limits: [0.0, f64::INFINITY],
         })
     }
 }

@@ -149,7 +149,7 @@ impl SpecBuilder {
         result
     }
 
-    /// The share of a head that is rotated where the config does not say.
+    /// The share of a head that is rotated where the config does not say; 0 for a model without positions.
     pub fn rotary_share(&mut self, share: f64) {
         self.rotary_share = share;
     }
@@ -440,6 +440,9 @@ fn rotary(text: &Config<'_>, builder: &SpecBuilder) -> Result<Vec<Rotary>, Model
         None if (0.0..=1.0).contains(&share) => scaled(head, share),
         None => head,
     };
+    if dim == 0 {
+        return Ok(Vec::new());
+    }
     let positions = match &scaling {
         Some(s) => stretched(text, s, positions)?,
         None => positions,

@@ -467,3 +467,57 @@ fn what_is_not_computed_is_no_reason_not_to_plan() {
     c["word_embed_proj_dim"] = json!(64);
     assert!(spec(&c).arithmetic.is_ok());
 }
+
+/// Granite 4: what its states cannot be is refused with the field, and models of attention alone need none of it.
+#[test]
+fn hybrid_configs_are_checked_where_they_have_states() {
+    let base = json!({
+        "architectures": ["GraniteMoeHybridForCausalLM"], "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 256, "num_local_experts": 0, "shared_intermediate_size": 96,
+        "layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "position_embedding_type": "nope",
+    });
+    let with = |key: &str, value: Value| {
+        let mut c = base.clone();
+        c[key] = value;
+        c
+    };
+    let states = |c: &Value| {
+        let layers = spec(c).layers;
+        layers
+            .iter()
+            .filter(|l| matches!(l.mixer, Mixer::State(_)))
+            .count()
+    };
+    assert_eq!(states(&base), 1);
+    assert!(spec(&base).rotary.is_empty());
+    for (key, value) in [
+        ("mamba_n_heads", json!(7)),
+        ("mamba_d_head", json!(20)),
+        ("mamba_n_groups", json!(3)),
+        ("layer_types", json!(["mamba", "sliding_attention"])),
+    ] {
+        let e = from_config(&with(key, value), Assume::Nothing).unwrap_err();
+        let named = if key == "mamba_d_head" {
+            "mamba_n_heads"
+        } else {
+            key
+        };
+        assert!(e.to_string().contains(named), "{key}: {e}");
+    }
+    for (key, value) in [
+        ("position_embedding_type", json!("alibi")),
+        ("time_step_limit", json!([0.5, 0.1])),
+        ("time_step_limit", json!("none")),
+    ] {
+        let e = spec(&with(key, value)).arithmetic.unwrap_err();
+        assert!(e.to_string().contains(key), "{key}: {e}");
+    }
+    let limits = json!([0.01, {"__float__": "Infinity"}]);
+    let read = spec(&with("time_step_limit", limits)).arithmetic.unwrap();
+    assert_eq!(read.step_limits, [0.01, f64::INFINITY]);
+    let mut attention = with("layer_types", json!(["attention", "attention"]));
+    attention["mamba_n_heads"] = json!(7);
+    attention["position_embedding_type"] = json!("rope");
+    assert_eq!(states(&attention), 0);
+    assert_eq!(spec(&attention).rotary.len(), 1);
+}

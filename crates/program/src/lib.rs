@@ -15,7 +15,7 @@ pub use lower::{Limits, LowerError, lower};
 pub use parallel::{Parallel, ParallelError, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
 pub use program::{
-    ActivationKind, AttentionOp, Buffer, BufferId, ExpertGroups, LatentOp, NormKind, Op, Program,
-    RotaryTable, Rows, Source, Weight, WeightId, WeightLayout,
+    ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, LatentOp, NormKind,
+    Op, Program, RotaryTable, Rows, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
 };
 pub use weights::{LocalTensor, PackedLayout, RoleBytes, WeightRules, rank_tensors, rank_weights};

@@ -59,10 +59,22 @@ pub struct PoolGeometry {
 pub struct KvRules {
     /// Type of cached keys, values and latents.
     pub dtype: DType,
-    /// Type of recurrent states that fix none.
+    /// Type of the recurrent states that fix none, and of the inputs that their convolutions keep.
     pub state_dtype: DType,
     /// Tokens per block of the group with the most bytes per token.
     pub block_size: u64,
+}
+
+impl KvRules {
+    /// Plimsoll's own: recurrences run in f32, and what they keep is never rounded.
+    #[must_use]
+    pub const fn plimsoll(dtype: DType, block_size: u64) -> Self {
+        Self {
+            dtype,
+            state_dtype: DType::F32,
+            block_size,
+        }
+    }
 }
 
 /// Bytes of the KV cache that one token of one layer needs on one rank of `tp`.
@@ -184,14 +196,14 @@ impl PoolGeometry {
                 }
                 Mixer::State(s) => add(
                     GroupKind::State,
-                    state_bytes(&s, parallel.tp, spec.dtype, rules.state_dtype)?,
+                    state_bytes(&s, parallel.tp, rules.state_dtype, rules.state_dtype)?,
                 ),
                 Mixer::None => {}
             }
             if let Some(s) = layer.parallel {
                 add(
                     GroupKind::State,
-                    state_bytes(&s, parallel.tp, spec.dtype, rules.state_dtype)?,
+                    state_bytes(&s, parallel.tp, rules.state_dtype, rules.state_dtype)?,
                 );
             }
         }

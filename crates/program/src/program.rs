@@ -226,6 +226,59 @@ pub struct ExpertGroups {
     pub best: u64,
 }
 
+/// Where a layer keeps a part of its recurrent state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatePlace {
+    /// The layer group in [`PoolGeometry::groups`]: one of states.
+    pub group: u64,
+    /// The part's first element, in f32, in what the group keeps of a sequence, page after page.
+    pub from: u64,
+}
+
+/// Each channel's convolution with its own past: `out = bias + Σ weight · x` over a token and those before it, the
+/// oldest first; before the first one there are zeros.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConvolveOp {
+    /// Inputs.
+    pub x: BufferId,
+    /// First channel in a row of the inputs.
+    pub from: u64,
+    /// Result: as wide as there are channels.
+    pub out: BufferId,
+    /// Tokens that a sum goes over.
+    pub taps: u64,
+    /// `taps` for each channel.
+    pub weight: WeightId,
+    /// One for each channel.
+    pub bias: Option<WeightId>,
+    /// The last `taps − 1` inputs of all channels, oldest first.
+    pub state: StatePlace,
+}
+
+/// A selective state space, token by token. Of each head's state `h`, `rows × cols`, with the head's step and what it
+/// keeps: `h = keep · h + step · x Bᵀ`, and `out = h C + skip · x`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScanOp {
+    /// `x` of all heads, then B of all groups, then C.
+    pub x: BufferId,
+    /// What [`Op::Steps`] wrote.
+    pub steps: BufferId,
+    /// One for each head.
+    pub skip: WeightId,
+    /// Result: `heads × rows`.
+    pub out: BufferId,
+    /// Heads.
+    pub heads: u64,
+    /// Elements of a head.
+    pub rows: u64,
+    /// Elements of B and C.
+    pub cols: u64,
+    /// Groups of neighbouring heads that share B and C.
+    pub groups: u64,
+    /// `heads × rows × cols`; the kernel orders them.
+    pub state: StatePlace,
+}
+
 /// One operation. Buffers may be read and written by the same operation only where it says so.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -333,6 +386,39 @@ pub enum Op {
         /// What the sigmoid's argument is multiplied by.
         alpha: f32,
     },
+    /// `out = f(gate) · x`.
+    Gate {
+        /// The function.
+        kind: ActivationKind,
+        /// Gates.
+        gate: BufferId,
+        /// The first gate's place in its row.
+        from: u64,
+        /// What they multiply.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
+    },
+    /// Convolution.
+    Convolve(ConvolveOp),
+    /// What each head of a selective state space does with a token: its step ln(1 + e^(x + bias)), kept between
+    /// `limits`; after the steps of all heads what each keeps of its state, e^(−step · e^decay).
+    Steps {
+        /// One number for each head.
+        x: BufferId,
+        /// The first one's place in its row.
+        from: u64,
+        /// One for each head.
+        bias: WeightId,
+        /// One for each head.
+        decay: WeightId,
+        /// The smallest step and the largest.
+        limits: [f32; 2],
+        /// Result: twice as wide as there are heads.
+        out: BufferId,
+    },
+    /// A selective state space.
+    Scan(ScanOp),
     /// `out += x · scale`.
     Add {
         /// What is added.
@@ -462,6 +548,10 @@ impl Op {
             Self::Attention(a) => (vec![a.q, a.k, a.v], a.out),
             Self::Latent(a) => (vec![a.q, a.q_rope, a.latent], a.out),
             Self::Heads { x, out, .. } | Self::ClampedSwiglu { x, out, .. } => (vec![*x], *out),
+            Self::Gate { gate, x, out, .. } => (vec![*gate, *x], *out),
+            Self::Convolve(c) => (vec![c.x], c.out),
+            Self::Steps { x, out, .. } => (vec![*x], *out),
+            Self::Scan(s) => (vec![s.x, s.steps], s.out),
             Self::Add { x, out, .. } => (vec![*x, *out], *out),
             Self::Route { logits, out, .. } => (vec![*logits], *out),
             Self::Experts { routes, x, out, .. } => (vec![*routes, *x], *out),

@@ -24,11 +24,7 @@ struct Case {
 
 impl Case {
     fn all() -> Vec<Self> {
-        let rules = KvRules {
-            dtype: DType::Bf16,
-            state_dtype: DType::F32,
-            block_size: 16,
-        };
+        let rules = KvRules::plimsoll(DType::Bf16, 16);
         let read = |folder: &std::path::PathBuf| {
             let name = name(folder);
             let spec = spec(folder);
@@ -255,6 +251,37 @@ const MISTAKES: &[Mistake] = &[
         p.ops.iter_mut().fold(false, |any, op| match op {
             Op::Activate { kind, .. } if *kind == ActivationKind::Sigmoid => {
                 *kind = ActivationKind::Relu;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("a convolution of the channels beside", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Convolve(c) => {
+                c.from += 1;
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("steps that no limit holds, or the other way round", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Steps { limits, .. } => {
+                *limits = if limits[1].is_finite() {
+                    [0.0, f32::INFINITY]
+                } else {
+                    [0.1, 0.5]
+                };
+                true
+            }
+            _ => any,
+        })
+    }),
+    ("gates by a sigmoid alone", |p| {
+        p.ops.iter_mut().fold(false, |any, op| match op {
+            Op::Gate { kind, .. } => {
+                *kind = ActivationKind::Sigmoid;
                 true
             }
             _ => any,

@@ -12,10 +12,10 @@ use std::path::Path;
 
 use plimsoll_model::gguf;
 use plimsoll_model::read_at::{ReadAt, ReadError};
-use plimsoll_model::{Assume, ModelSpec, Role, catalogue, from_config};
+use plimsoll_model::{Assume, ModelSpec, Role, TensorSpec, catalogue, from_config};
 use plimsoll_program::{
-    AttentionOp, BufferId, KvRules, Limits, LowerError, NormKind, Op, Program, Rows, Weight,
-    WeightId, WeightLayout, lower,
+    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rows,
+    Weight, WeightId, WeightLayout, lower,
 };
 use plimsoll_units::{DType, WeightType};
 use serde_json::{Value, json};
@@ -199,6 +199,51 @@ impl Dump<'_> {
                 b(out),
                 b(x),
                 if *gated { ", gated" } else { "" },
+            ),
+            Op::Gate {
+                kind,
+                gate,
+                from,
+                x,
+                out,
+            } => format!("{} = {kind:?}({}[{from}..]) x {}", b(out), b(gate), b(x)),
+            Op::Convolve(c) => format!(
+                "{} = {} taps of {} over {}[{}..]{}, group {} at {}",
+                b(&c.out),
+                c.taps,
+                w(&c.weight),
+                b(&c.x),
+                c.from,
+                self.bias(c.bias),
+                c.state.group,
+                c.state.from,
+            ),
+            Op::Steps {
+                x,
+                from,
+                bias,
+                decay,
+                limits: [low, high],
+                out,
+            } => format!(
+                "{} = steps {low} to {high} of {}[{from}..] + {}, kept by {}",
+                b(out),
+                b(x),
+                w(bias),
+                w(decay),
+            ),
+            Op::Scan(s) => format!(
+                "{} = scan of {} by {}, {} x {} x {}, {} groups, + {}, group {} at {}",
+                b(&s.out),
+                b(&s.x),
+                b(&s.steps),
+                s.heads,
+                s.rows,
+                s.cols,
+                s.groups,
+                w(&s.skip),
+                s.state.group,
+                s.state.from,
             ),
             Op::Add { x, out, scale } => format!("{} += {} x {scale}", b(out), b(x)),
             Op::Route {
@@ -389,6 +434,10 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
                 Op::Attention(a) => vec![a.q, a.k, a.v],
                 Op::Latent(a) => vec![a.q, a.q_rope, a.latent],
                 Op::Heads { x, .. } | Op::ClampedSwiglu { x, .. } => vec![*x],
+                Op::Gate { gate, x, .. } => vec![*gate, *x],
+                Op::Convolve(c) => vec![c.x],
+                Op::Steps { x, .. } => vec![*x],
+                Op::Scan(s) => vec![s.x, s.steps],
                 Op::Add { x, out, .. } => vec![*x, *out],
                 Op::Route { logits, .. } => vec![*logits],
                 Op::Experts { routes, x, .. } => vec![*routes, *x],
@@ -402,10 +451,13 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
             Op::Activate { out, .. } | Op::Add { out, .. } | Op::Gather { out, .. } => *out,
             Op::Route { out, .. } | Op::Experts { out, .. } | Op::AddWeighted { out, .. } => *out,
             Op::AddPosition { x, .. } | Op::Cap { x, .. } | Op::Rotate { x, .. } => *x,
+            Op::Gate { out, .. } | Op::Steps { out, .. } => *out,
             Op::Rotary(t) => t.out,
             Op::Attention(a) => a.out,
             Op::Latent(a) => a.out,
             Op::Heads { out, .. } | Op::ClampedSwiglu { out, .. } => *out,
+            Op::Convolve(c) => c.out,
+            Op::Scan(s) => s.out,
         };
         for (i, op) in p.ops.iter().enumerate() {
             for id in reads(op) {
@@ -517,6 +569,8 @@ fn every_stored_element_is_used_once() {
         // Rows and columns of the stored tensors, higher ranks as matrices one below the other.
         let turned = spec.tensors.iter().filter(|t| t.shape.len() == 2);
         let widths: BTreeMap<&str, u64> = turned.map(|t| (&*t.name, t.shape[1])).collect();
+        let row = |t: &TensorSpec| t.shape[1..].iter().product();
+        let rows: BTreeMap<&str, u64> = spec.tensors.iter().map(|t| (&*t.name, row(t))).collect();
         let mut used: BTreeMap<&str, Vec<[std::ops::Range<u64>; 2]>> = BTreeMap::new();
         for w in &p.weights {
             assert_eq!(
@@ -530,8 +584,8 @@ fn every_stored_element_is_used_once() {
                 WeightLayout::Packed { n, k, .. } => (n, k),
                 WeightLayout::F32 { n } => (n, 1),
             };
-            let rows: u64 = w.sources.iter().map(|s| s.rows.end - s.rows.start).sum();
-            assert_eq!(rows, n, "{name}: {}", w.name);
+            let taken: u64 = w.sources.iter().map(|s| s.rows.end - s.rows.start).sum();
+            assert_eq!(taken, n, "{name}: {}", w.name);
             for s in &w.sources {
                 // Experts with inputs first lie one below the other.
                 let width = widths.get(s.tensor.as_str()).copied().unwrap_or(u64::MAX);
@@ -541,6 +595,12 @@ fn every_stored_element_is_used_once() {
                         let column = s.rows.start % width;
                         let end = column + (s.rows.end - s.rows.start);
                         [from..from + k, column..end]
+                    }
+                    // Small tables are taken element by element.
+                    None if matches!(w.layout, WeightLayout::F32 { .. }) => {
+                        let row = rows.get(s.tensor.as_str()).copied().unwrap_or(1);
+                        assert_eq!([s.rows.start % row, s.rows.end % row], [0; 2], "{name}");
+                        [s.rows.start / row..s.rows.end / row, 0..row]
                     }
                     None => [s.rows.clone(), 0..k],
                     // Two elements a byte, and a scale for 32.
@@ -597,19 +657,32 @@ fn every_stored_element_is_used_once() {
 #[test]
 fn layers_have_their_own_places_in_their_groups() {
     for (name, spec, p) in programs() {
+        // Layers, or f32 of states, which lie without gaps.
         let mut seen: Vec<u64> = vec![0; p.geometry.groups.len()];
         for op in &p.ops {
-            let (group, index) = match op {
-                Op::Attention(a) => (a.group, a.index),
-                Op::Latent(a) => (a.group, a.index),
+            let (group, from, len) = match op {
+                Op::Attention(a) => (a.group, a.index, 1),
+                Op::Latent(a) => (a.group, a.index, 1),
+                Op::Convolve(c) => {
+                    let inputs = (c.taps - 1) * p.buffer(c.out).width;
+                    (c.state.group, c.state.from, inputs)
+                }
+                Op::Scan(s) => (s.state.group, s.state.from, s.heads * s.rows * s.cols),
                 _ => continue,
             };
             let group = usize::try_from(group).unwrap();
-            assert_eq!(index, seen[group], "{name}");
-            seen[group] += 1;
+            assert_eq!(from, seen[group], "{name}");
+            seen[group] += len;
         }
-        let layers: Vec<u64> = p.geometry.groups.iter().map(|g| g.layers).collect();
-        assert_eq!(seen, layers, "{name}");
+        let groups = p.geometry.groups.iter();
+        let layers: Vec<u64> = groups.clone().map(|g| g.layers).collect();
+        let want: Vec<u64> = groups
+            .map(|g| match g.kind {
+                GroupKind::State => g.layers * g.rate.get() / 4,
+                _ => g.layers,
+            })
+            .collect();
+        assert_eq!(seen, want, "{name}");
         assert_eq!(
             layers.iter().sum::<u64>(),
             spec.layers.len() as u64,

@@ -109,11 +109,7 @@ fn map(spec: &ModelSpec, weights: WeightType) -> MemoryMap {
 }
 
 fn planned(spec: &ModelSpec, weights: WeightType) -> (Program, MemoryMap) {
-    let rules = KvRules {
-        dtype: DType::Bf16,
-        state_dtype: DType::F32,
-        block_size: BLOCK,
-    };
+    let rules = KvRules::plimsoll(DType::Bf16, BLOCK);
     let sizes = Sizes {
         tokens: TOKENS,
         outputs: SEQUENCES.into(),
@@ -217,11 +213,12 @@ fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
         let name = format!("{name}, {weights}");
         let spec = support::spec(&folder);
         let (program, map) = planned(&spec, weights);
-        let full = program
-            .geometry
-            .groups
-            .iter()
-            .all(|g| matches!(g.kind, GroupKind::Full | GroupKind::Latent));
+        let full = program.geometry.groups.iter().all(|g| {
+            matches!(
+                g.kind,
+                GroupKind::Full | GroupKind::Latent | GroupKind::State
+            )
+        });
         let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
         let memory = Memory::commit(&map).unwrap();
         let mut served = Served::start(program, memory, &checkpoint);

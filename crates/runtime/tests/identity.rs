@@ -7,7 +7,7 @@
 mod support;
 
 use plimsoll_kernels::Level;
-use plimsoll_program::GroupKind;
+use plimsoll_program::{GroupKind, Op, Program};
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, SeqId, WeightType};
 use support::{Model, Seen, Server, expected, fixtures};
@@ -113,7 +113,15 @@ fn batches_chunks_threads_and_instructions_change_nothing() {
 /// Inputs of quantised weights are quantised too, each row by itself.
 #[test]
 fn types_of_weights_change_nothing_of_this() {
-    let some = ["gpt2", "granite_moe", "llama", "qwen2_moe", "gemma2"];
+    let some = [
+        "deepseek_v3",
+        "gemma2",
+        "gpt2",
+        "gpt_oss_mxfp4",
+        "granite_hybrid",
+        "llama",
+        "qwen2_moe",
+    ];
     each(|name, model, prompt| {
         if !some.contains(&name) {
             return;
@@ -197,6 +205,43 @@ fn cached_prefixes_change_nothing() {
         let stats = compare(name, model, &server, &all, &want);
         assert!(stats.cached_tokens >= 7 * 32, "{name}: {stats:?}");
     });
+}
+
+/// A state is kept where prompts and answers pass a multiple of the interval, and whoever begins with the same tokens
+/// goes on from there: a prompt that parts from another behind it, and one that has another's answer in it.
+#[test]
+fn states_that_are_kept_on_the_way_change_nothing() {
+    let models = std::cell::Cell::new(0);
+    each(|name, model, prompt| {
+        let groups = model.program(&Server::default()).geometry.groups;
+        if groups.iter().all(|g| g.kind != GroupKind::State) {
+            return;
+        }
+        models.set(models.get() + 1);
+        let first = (prompt[..40].to_vec(), 24, Fan::ONE);
+        let mut parts = first.0[..20].to_vec();
+        parts.extend_from_slice(&prompt[30..50]);
+        let answer = model.serve(&plain(), std::slice::from_ref(&first)).0;
+        let longer = [&first.0, &answer[&0][0], &prompt[..5]].concat();
+        let all = [first, (parts, 8, Fan::ONE), (longer, 8, Fan::ONE)];
+        let want = alone(model, &plain(), &all);
+        for (tokens, threads) in [(256, 1), (7, 2)] {
+            let server = Server {
+                prefix_cache: true,
+                snapshot: Some(16),
+                sequences: 1,
+                tokens,
+                threads,
+                ..Server::default()
+            };
+            let name = format!("{name}, T = {tokens}");
+            let stats = compare(&name, model, &server, &all, &want);
+            // The second begins at 16; the third at 48, which only the first one's answer has passed.
+            assert_eq!(stats.cached_tokens, 16 + 48, "{name}: {stats:?}");
+            assert!(stats.pages_copied > 0, "{name}: {stats:?}");
+        }
+    });
+    assert!(models.get() >= 2);
 }
 
 #[test]
@@ -290,48 +335,111 @@ fn beams_change_nothing() {
     });
 }
 
+/// With a prefix cache a tight pool gives up what it has cached, and a state that is kept goes on in a copy while there
+/// are pages for one.
+#[test]
+fn giving_way_with_cached_prefixes_changes_nothing() {
+    each(|name, model, prompt| {
+        let all = growing(prompt, Fan::Sample { n: 4, best_of: 4 });
+        let want = alone(model, &plain(), &all);
+        for (preempt, swap) in [(Preempt::Swap, 400), (Preempt::Recompute, 0)] {
+            let server = model.tight(Server {
+                preempt,
+                swap,
+                block: 4,
+                sequences: 12,
+                prefix_cache: true,
+                ..Server::default()
+            });
+            let name = format!("{name}, {preempt:?}");
+            let stats = compare(&name, model, &server, &all[..4], &cut(&want, 4));
+            let gave_way = stats.swaps + stats.recomputes;
+            assert!(gave_way > 0 && stats.pages_copied > 0, "{name}: {stats:?}");
+        }
+    });
+}
+
+/// What a request gives after its prompt was computed and `damage` done to the pages that it names.
+fn damaged(
+    model: &Model,
+    prompt: &[u32],
+    damage: impl FnOnce(&Program, &dyn Fn(usize) -> Vec<u32>) -> Option<u64>,
+) -> Option<(Vec<u32>, Vec<u32>)> {
+    let server = Server::default();
+    let ask = [(prompt.to_vec(), 4, Fan::ONE)];
+    let (_, want, _) = model.serve(&server, &ask);
+    let mut engine = model.engine(&server);
+    engine.submit(model.request(0, &ask[0])).unwrap();
+    // The step before the last may end where a prefix can be shared.
+    while engine.executor().chooser().seen.len() < prompt.len() {
+        assert!(engine.step(|_| {}).unwrap());
+    }
+    let program = model.program(&server);
+    let table = |group| engine.executor().table(SeqId(0), group).to_vec();
+    let byte = damage(&program, &table)?;
+    let part = plimsoll_runtime::Part {
+        offset: byte,
+        len: 1,
+    };
+    let pages = engine.executor_mut().pages_mut();
+    pages.view_mut::<u8>(part).unwrap()[0] ^= 0x40;
+    while engine.step(|_| {}).unwrap() {}
+    let mut seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
+    let key = (0, 0, u32::try_from(prompt.len()).unwrap());
+    Some((seen.remove(&key).unwrap(), want[&key].clone()))
+}
+
 /// The guard of all of these: where attention reads a slot, damage shows.
 #[test]
 fn one_slot_that_is_overwritten_shows() {
     each(|name, model, prompt| {
-        let server = Server::default();
-        let ask = [(prompt.to_vec(), 4, Fan::ONE)];
-        let (_, want, _) = model.serve(&server, &ask);
-        let mut engine = model.engine(&server);
-        let request = model.request(0, &ask[0]);
-        engine.submit(request).unwrap();
-        assert!(engine.step(|_| {}).unwrap());
-        let program = model.program(&server);
-        // A position that every layer of the first group still sees, in a page before the last.
+        // A position that every layer of the first group with slots still sees, in a page before the last.
         let at = prompt.len() - 8;
-        let slots = usize::try_from(program.geometry.groups[0].slots).unwrap();
-        let page = engine.executor().table(SeqId(0), 0)[at / slots];
-        let bytes = program.geometry.page.get();
-        let group = &program.geometry.groups[0];
-        let layer = usize::try_from(group.rate.get() / 2).unwrap() * slots;
-        let part = plimsoll_runtime::Part {
-            offset: u64::from(page) * bytes,
-            len: bytes / 2,
-        };
-        let pages = engine
-            .executor_mut()
-            .pages_mut()
-            .view_mut::<u16>(part)
-            .unwrap();
-        // The first element of that slot in the group's last layer: keys lie in rows of `slots` elements, latents in
-        // rows of their own.
-        let last = layer * (usize::try_from(group.layers).unwrap() - 1);
-        let step = match group.kind {
-            GroupKind::Latent => layer / slots,
-            _ => 1,
-        };
-        pages[last + at % slots * step] ^= 0x4000;
-        while engine.step(|_| {}).unwrap() {}
-        let seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);
-        let key = (0, 0, u32::try_from(prompt.len()).unwrap());
-        assert!(
-            seen[&key] != want[&key],
-            "{name}: nothing reads position {at}"
-        );
+        let found = damaged(model, prompt, |program, table| {
+            let mut groups = program.geometry.groups.iter().enumerate();
+            let (i, group) = groups.find(|(_, g)| g.slots > 0)?;
+            let slots = usize::try_from(group.slots).unwrap();
+            let page = u64::from(table(i)[at / slots]) * program.geometry.page.get();
+            // The first element of that slot in the group's last layer: keys lie in rows of `slots` elements, latents in
+            // rows of their own.
+            let layer = group.rate.get() * group.slots * (group.layers - 1);
+            let step = match group.kind {
+                GroupKind::Latent => group.rate.get(),
+                _ => 2,
+            };
+            let slot = step * u64::try_from(at % slots).unwrap();
+            // The high byte of a bfloat16.
+            Some(page + layer + slot + 1)
+        });
+        let (got, want) = found.unwrap();
+        assert!(got != want, "{name}: nothing reads position {at}");
     });
+}
+
+/// The same where layers keep states: damage of the first element of each part of each layer shows.
+#[test]
+fn one_element_of_a_state_that_is_overwritten_shows() {
+    let places = std::cell::Cell::new(0);
+    each(|name, model, prompt| {
+        let program = model.program(&Server::default());
+        for op in &program.ops {
+            let place = match op {
+                Op::Convolve(c) => c.state,
+                Op::Scan(s) => s.state,
+                _ => continue,
+            };
+            let found = damaged(model, prompt, |program, table| {
+                let page = program.geometry.page.get();
+                let at = place.from * 4;
+                let pages = table(usize::try_from(place.group).unwrap());
+                let held = u64::from(pages[usize::try_from(at / page).unwrap()]);
+                // The high byte of an f32.
+                Some(held * page + at % page + 3)
+            });
+            let (got, want) = found.unwrap();
+            assert!(got != want, "{name}: nothing reads {place:?}");
+            places.set(places.get() + 1);
+        }
+    });
+    assert!(places.get() >= 6, "{}", places.get());
 }

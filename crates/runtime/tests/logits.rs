@@ -49,54 +49,46 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-/// Root of the mean squared difference over that of the logits, as quantisation may leave it. A matrix of the fixtures
-/// has random elements, for which eight bits with their inputs' are off by 0.5 % and four bits by 8.5 % of a product's
-/// size (`plimsoll-kernels`, linear); a few layers of a residual stream add up to some times that.
-fn quantised_tolerance(weights: WeightType) -> f64 {
-    match weights {
-        WeightType::Bf16 => 0.0,
-        WeightType::Int8 => 0.04,
-        WeightType::Int4 => 0.5,
-    }
+/// Root of the mean squared difference from the exact logits of a position over that of the logits: the middle one of
+/// all positions. With experts some positions are far off, where a token takes other experts.
+fn error(model: &Model, weights: WeightType, prompt: &[u32], want: &[f32]) -> f64 {
+    let server = Server {
+        weights,
+        kv: DType::F32,
+        ..Server::default()
+    };
+    let (_, seen, _) = model.serve(&server, &[(prompt.to_vec(), 1, Fan::ONE)]);
+    let positions = want.chunks(want.len() / prompt.len());
+    let mut errors: Vec<f64> = (0..)
+        .zip(positions)
+        .map(|(i, want)| {
+            let (mut off, mut size) = (0.0, 0.0);
+            for (g, w) in seen[&(0, 0, i)].iter().zip(want) {
+                let (g, w) = (f64::from(f32::from_bits(*g)), f64::from(*w));
+                off += (g - w).powi(2);
+                size += w * w;
+            }
+            (off / size).sqrt()
+        })
+        .collect();
+    errors.sort_by(f64::total_cmp);
+    errors[errors.len() / 2]
 }
 
+/// Products of random matrices are off by 0.7 % with eight bits and by 8 % with four (`plimsoll-kernels`, linear); the
+/// layers of the fixtures, whose attention is sharp, make 1.8 to 6.2 % and 17 to 63 % of it, and 8 to 14 times as much
+/// with four bits as with eight. Anything but rounding is off by as much as the logits with both.
 #[test]
 fn quantised_weights_stay_near_those_they_stand_for() {
     for folder in fixtures() {
-        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        let name = folder.file_name().unwrap().to_str().unwrap();
         let model = Model::open(&folder);
         let (prompt, want) = expected(&folder);
-        // A rounding may change which experts a token takes.
-        if rounded(&folder).is_some() {
-            continue;
-        }
-        let mut errors = Vec::new();
-        for weights in [WeightType::Int8, WeightType::Int4] {
-            let server = Server {
-                weights,
-                kv: DType::F32,
-                ..Server::default()
-            };
-            let (_, seen, _) = model.serve(&server, &[(prompt.clone(), 1, Fan::ONE)]);
-            let (mut off, mut size, mut dot, mut own) = (0.0, 0.0, 0.0, 0.0);
-            for (i, want) in want.chunks(want.len() / prompt.len()).enumerate() {
-                let got = &seen[&(0, 0, u32::try_from(i).unwrap())];
-                for (g, w) in got.iter().zip(want) {
-                    let (g, w) = (f64::from(f32::from_bits(*g)), f64::from(*w));
-                    off += (g - w).powi(2);
-                    size += w * w;
-                    own += g * g;
-                    dot += g * w;
-                }
-            }
-            let (error, cosine) = ((off / size).sqrt(), dot / (own * size).sqrt());
-            println!("{name}, {weights}: error {error:.4}, cosine {cosine:.6}");
-            errors.push((weights, error));
-        }
-        for (weights, error) in &errors {
-            let most = quantised_tolerance(*weights);
-            assert!(*error > 0.0 && *error < most, "{name}, {weights}: {error}");
-        }
-        assert!(errors[0].1 < errors[1].1, "{name}: {errors:?}");
+        let [eight, four] =
+            [WeightType::Int8, WeightType::Int4].map(|w| error(&model, w, &prompt, &want));
+        println!("{name}: int8 {eight:.4}, int4 {four:.4}");
+        assert!(eight > 0.0 && eight < 0.1, "{name}, int8: {eight}");
+        let more = four / eight;
+        assert!((5.0..20.0).contains(&more), "{name}: {eight}, {four}");
     }
 }

@@ -42,4 +42,25 @@ fn programs_that_no_kernel_carries_out_are_refused() {
         check(&narrow),
         Err(StartError::KvType(DType::F16))
     ));
+    let states = fixtures()
+        .into_iter()
+        .find(|f| f.ends_with("granite_hybrid"))
+        .unwrap();
+    let good = Model::open(&states).program(&Server::default());
+    check(&good).unwrap();
+    let changed = |change: fn(&mut Op)| {
+        let mut p = good.clone();
+        p.ops.iter_mut().for_each(change);
+        matches!(check(&p), Err(StartError::State { .. }))
+    };
+    assert!(changed(|op| {
+        if let Op::Scan(s) = op {
+            s.cols = 257;
+        }
+    }));
+    assert!(changed(|op| {
+        if let Op::Convolve(c) = op {
+            c.taps = 9;
+        }
+    }));
 }

@@ -11,7 +11,7 @@ use plimsoll_report::thousands;
 use plimsoll_schedule::{Admission, CostModel, Preempt, Rates, Work};
 use plimsoll_simulate::log::PAGES_MAX;
 use plimsoll_simulate::paged::{Branching, Fleet, Router};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::Bytes;
 
 use super::{Measured, RateChanges};
 use crate::error::{Exit, Failure};
@@ -138,14 +138,7 @@ impl Case {
             None if stage.over_budget => Bytes::ZERO,
             None => stage.pool,
         };
-        let rules = KvRules {
-            dtype,
-            state_dtype: match dtype {
-                DType::F32 | DType::F16 | DType::Bf16 => dtype,
-                _ => spec.dtype,
-            },
-            block_size: self.block_size,
-        };
+        let rules = KvRules::plimsoll(dtype, self.block_size);
         let geometry =
             PoolGeometry::new(spec, &parallel, &stage.stage, &rules).map_err(PlanError::from)?;
         let layout = Layout::new(&geometry).map_err(|e| {

@@ -111,5 +111,6 @@ fn arithmetic(config: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError
         residual_scale: 1.0,
         logit_scale: 1.0,
         final_softcap: None,
+        step_limits: [0.0, f64::INFINITY],
     })
 }

@@ -5,7 +5,7 @@
 
 use super::{Family, decoder, granite, moe, tie};
 use crate::builder::{attention_layer, columns};
-use crate::{Axis, Config, Ffn, Linear, ModelError, Reach, Role, SpecBuilder};
+use crate::{Axis, Config, Ffn, Linear, ModelError, Moe, Reach, Role, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "granite_moe",
@@ -23,36 +23,14 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let moe = moe(&text, &["num_local_experts"], &["intermediate_size"], 0)?;
     let bias = text.flag("attention_bias", false)?;
     let attention = d.attention(Reach::Full);
-    let (h, inner) = (d.hidden, moe.intermediate);
+    let h = d.hidden;
 
     b.embedding("model.embed_tokens.weight", d.vocab, h);
     for i in 0..d.layers {
         let layer = attention_layer(attention, Ffn::Moe(moe));
         b.layer(&format!("model.layers.{i}."), layer, |b| {
             b.qkvo(h, &attention, bias, bias);
-            b.experts(moe.experts, |b| {
-                let up = Linear {
-                    out: 2 * inner,
-                    inp: h,
-                    axis: Axis::Out,
-                };
-                let down = Linear {
-                    out: h,
-                    inp: inner,
-                    axis: Axis::In,
-                };
-                for (name, l) in [("input_linear", up), ("output_linear", down)] {
-                    let name = format!("block_sparse_moe.{name}.weight");
-                    b.matrix_as(Role::Experts, &name, &[l.out, l.inp], l, columns(inner));
-                }
-                Ok(())
-            })?;
-            b.whole(
-                Role::Router,
-                "block_sparse_moe.router.layer",
-                [moe.experts, h],
-                false,
-            );
+            experts(b, h, &moe)?;
             b.norm("input_layernorm", h);
             b.norm("post_attention_layernorm", h);
             Ok(())
@@ -60,5 +38,34 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     }
     b.norm("model.norm", h);
     b.head("lm_head", d.vocab, h);
+    Ok(())
+}
+
+/// A layer's experts and their router.
+pub(super) fn experts(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
+    let inner = moe.intermediate;
+    b.experts(moe.experts, |b| {
+        let up = Linear {
+            out: 2 * inner,
+            inp: hidden,
+            axis: Axis::Out,
+        };
+        let down = Linear {
+            out: hidden,
+            inp: inner,
+            axis: Axis::In,
+        };
+        for (name, l) in [("input_linear", up), ("output_linear", down)] {
+            let name = format!("block_sparse_moe.{name}.weight");
+            b.matrix_as(Role::Experts, &name, &[l.out, l.inp], l, columns(inner));
+        }
+        Ok(())
+    })?;
+    b.whole(
+        Role::Router,
+        "block_sparse_moe.router.layer",
+        [moe.experts, hidden],
+        false,
+    );
     Ok(())
 }

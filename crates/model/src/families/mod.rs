@@ -283,9 +283,9 @@ pub(crate) fn layer_types(
     names
         .into_iter()
         .map(|name| match name {
-            "full_attention" => Ok(LayerKind::Full),
+            "full_attention" | "attention" => Ok(LayerKind::Full),
             "sliding_attention" => Ok(LayerKind::Window),
-            "linear_attention" => Ok(LayerKind::Linear),
+            "linear_attention" | "mamba" => Ok(LayerKind::Linear),
             other => Err(text.reject(
                 "layer_types",
                 format!(

@@ -50,7 +50,7 @@ pub(super) fn token_law(context: &Context<'_>, engine: &str) -> Result<TokenLaw,
 }
 
 /// States without a type of their own are kept as activations are.
-pub(super) fn state_dtype(context: &Context<'_>) -> DType {
+fn state_dtype(context: &Context<'_>) -> DType {
     match context.settings.kv_type {
         KvType::Plain(d @ (DType::F32 | DType::F16 | DType::Bf16)) => d,
         _ => super::activation_dtype(context),

@@ -7,7 +7,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 mod cpu;
 
-use super::ideal::{state_dtype, whole_device};
+use super::ideal::whole_device;
 use super::{Context, EngineStage, Takes, extras, in_use, plain_kv_dtype, weight_terms};
 use crate::error::PlanError;
 use crate::kv::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
@@ -97,11 +97,9 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
 }
 
 fn kv_rules(context: &Context<'_>) -> Result<KvRules, PlanError> {
-    Ok(KvRules {
-        dtype: plain_kv_dtype(context, "plimsoll")?,
-        state_dtype: state_dtype(context),
-        block_size: context.settings.block_size.unwrap_or(BLOCK_SIZE),
-    })
+    let dtype = plain_kv_dtype(context, "plimsoll")?;
+    let block_size = context.settings.block_size.unwrap_or(BLOCK_SIZE);
+    Ok(KvRules::plimsoll(dtype, block_size))
 }
 
 /// The program that runs, or why there is none.

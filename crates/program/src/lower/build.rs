@@ -367,8 +367,21 @@ impl<'a> Builder<'a> {
         n: u64,
         plus: i8,
     ) -> Result<WeightId, LowerError> {
-        let t = self.take(layer, tensor, &[n])?;
-        let sources = vec![vector(&t.name, 0..n, plus)];
+        self.elements(layer, [name, tensor], &[n], 0..n, plus)
+    }
+
+    /// The elements `taken` of a tensor of this shape, as they are stored.
+    pub(super) fn elements(
+        &mut self,
+        layer: Option<usize>,
+        [name, tensor]: [&str; 2],
+        shape: &[u64],
+        taken: Range<u64>,
+        plus: i8,
+    ) -> Result<WeightId, LowerError> {
+        let t = self.take(layer, tensor, shape)?;
+        let n = taken.end - taken.start;
+        let sources = vec![vector(&t.name, taken, plus)];
         self.weight(named(layer, name), t.role, WeightLayout::F32 { n }, sources)
     }
 

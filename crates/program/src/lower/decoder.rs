@@ -1,18 +1,19 @@
-//! The decoder that all families are: embedding, layers of attention and feed-forward over one residual stream,
+//! The decoder that all families are: embedding, layers of a mixer and a feed-forward over one residual stream,
 //! final norm and head.
 
 use plimsoll_model::{
-    Activation, Arithmetic, Attention, Ffn, Mixer, ModelSpec, Moe, Norm, Positions, Reach,
-    Residual, Rope, RopeScaling, RouterScore,
+    Activation, Arithmetic, Attention, Ffn, LayerSpec, Mixer, ModelSpec, Moe, Norm, Positions,
+    Reach, Residual, Rope, RopeScaling, RouterScore, StateKind, StateSpace,
 };
-use plimsoll_units::{Bytes, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::build::{Builder, Part};
 use super::names::{ExpertNames, LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
 use super::{LowerError, rope};
-use crate::pool::{GroupKind, KvRules, PoolGeometry, attention_group};
+use crate::pool::{GroupKind, KvRules, PoolGeometry, attention_group, state_bytes};
 use crate::program::{
-    ActivationKind, AttentionOp, BufferId, ExpertGroups, NormKind, Op, RotaryTable, Rows, WeightId,
+    ActivationKind, AttentionOp, BufferId, ConvolveOp, ExpertGroups, NormKind, Op, RotaryTable,
+    Rows, ScanOp, StatePlace, WeightId,
 };
 
 /// A table of angles for the layers with this rope.
@@ -64,14 +65,7 @@ pub(super) fn decoder(
     };
     d.positions(b)?;
     for (i, layer) in spec.layers.iter().enumerate() {
-        let not_yet = || LowerError::NotYet {
-            family: spec.family,
-        };
-        let shared = matches!(layer.mixer, Mixer::Attention(a) if a.shared);
-        if shared || layer.parallel.is_some() || layer.ffn == Ffn::None {
-            return Err(not_yet());
-        }
-        d.layer(b, i, &layer.mixer, layer.ffn)?;
+        d.layer(b, i, layer)?;
     }
     let last = b.buffer("last", Rows::Outputs, hidden)?;
     b.op(Op::Gather { x, out: last });
@@ -115,6 +109,7 @@ impl<'a> Decoder<'a> {
     /// Learned positions, or the tables of angles that layers share.
     fn positions(&mut self, b: &mut Builder<'_>) -> Result<(), LowerError> {
         let (full, window) = match &self.a.positions {
+            Positions::None => return Ok(()),
             Positions::Learned { offset } => return self.learned(b, *offset),
             Positions::Rotary { full, window, .. } => (full, window),
         };
@@ -176,25 +171,36 @@ impl<'a> Decoder<'a> {
         &mut self,
         b: &mut Builder<'_>,
         i: usize,
-        mixer: &Mixer,
-        ffn: Ffn,
+        layer: &LayerSpec,
     ) -> Result<(), LowerError> {
+        let not_yet = LowerError::NotYet {
+            family: self.spec.family,
+        };
+        if layer.parallel.is_some() {
+            return Err(not_yet);
+        }
         let (names, hidden) = (self.names, self.spec.hidden);
         let whole = [0, 1, hidden];
         let normed = b.buffer("normed", Rows::Tokens, hidden)?;
         let first = ["attention_norm", names.attention_norm];
         self.norm(b, Some(i), first, self.x, normed, whole)?;
-        let (attended, columns) = match mixer {
-            Mixer::Attention(a) => (self.attend(b, i, a, normed)?, product(a.q_heads, a.v_dim)?),
-            Mixer::Latent(a) => (
-                self.attend_latent(b, i, a, normed)?,
-                product(a.q_heads, a.v_dim)?,
-            ),
-            Mixer::State(_) | Mixer::None => {
-                return Err(LowerError::NotYet {
-                    family: self.spec.family,
-                });
+        let (mixed, name, module, columns) = match &layer.mixer {
+            Mixer::Attention(a) if !a.shared => {
+                let columns = product(a.q_heads, a.v_dim)?;
+                let mixed = self.attend(b, i, a, normed)?;
+                (mixed, "attention_out", names.output, columns)
             }
+            Mixer::Latent(a) => {
+                let columns = product(a.q_heads, a.v_dim)?;
+                let mixed = self.attend_latent(b, i, a, normed)?;
+                (mixed, "attention_out", names.output, columns)
+            }
+            Mixer::State(s) if s.kind == StateKind::Mamba2 => {
+                let columns = product(s.heads, s.rows)?;
+                let mixed = self.recur(b, i, s, normed)?;
+                (mixed, "state_out", names.state.output, columns)
+            }
+            Mixer::Attention(_) | Mixer::State(_) | Mixer::None => return Err(not_yet),
         };
         let parallel = self.a.residual == Residual::Parallel;
         let second = names.mlp_norm.map(|n| ["mlp_norm", n]);
@@ -203,17 +209,17 @@ impl<'a> Decoder<'a> {
             self.norm(b, Some(i), second, self.x, normed, whole)?;
         }
         let output = Half {
-            name: "attention_out",
-            module: names.output,
+            name,
+            module,
             after: ["after_attention_norm", names.after[0]],
             columns,
         };
-        self.add(b, i, &output, attended)?;
+        self.add(b, i, &output, mixed)?;
         if !parallel {
             let second = second.unwrap_or(first);
             self.norm(b, Some(i), second, self.x, normed, whole)?;
         }
-        match ffn {
+        match layer.ffn {
             Ffn::Dense {
                 intermediate,
                 gated,
@@ -232,7 +238,7 @@ impl<'a> Decoder<'a> {
                 self.dense(b, i, normed, &modules, gated)
             }
             Ffn::Moe(moe) => self.experts(b, i, normed, &moe),
-            Ffn::None => Ok(()),
+            Ffn::None => Err(not_yet),
         }
     }
 
@@ -413,6 +419,112 @@ impl<'a> Decoder<'a> {
         });
     }
 
+    /// Projects, convolves, and passes the states; returns where the heads' results are, gated and normalised.
+    fn recur(
+        &mut self,
+        b: &mut Builder<'_>,
+        i: usize,
+        s: &StateSpace,
+        normed: BufferId,
+    ) -> Result<BufferId, LowerError> {
+        let names = &self.names.state;
+        let inner = product(s.heads, s.rows)?;
+        let before = sum(inner, s.conv_channels)?;
+        let all = sum(before, s.heads)?;
+        let input = b.buffer("state_in", Rows::Tokens, all)?;
+        let parts = [Part::whole(names.input, all)];
+        self.linear(b, i, "state_in", &parts, normed, input)?;
+        let [tail, state] = self.state_places(s)?;
+        let (channels, taps, layer) = (s.conv_channels, s.conv_taps, Some(i));
+        let convolved = b.buffer("convolved", Rows::Tokens, channels)?;
+        let stored = format!("{}.weight", names.convolution);
+        let shape = [channels, 1, taps];
+        let elements = 0..product(channels, taps)?;
+        let weight = b.elements(layer, ["convolution", &stored], &shape, elements, 0)?;
+        let parts = [Part::whole(names.convolution, channels)];
+        let bias = b.biases(layer, "convolution", &parts)?;
+        b.op(Op::Convolve(ConvolveOp {
+            x: input,
+            from: inner,
+            out: convolved,
+            taps,
+            weight,
+            bias,
+            state: tail,
+        }));
+        let taken = b.buffer("taken", Rows::Tokens, channels)?;
+        self.activate(b, convolved, taken, false);
+        let steps = b.buffer("steps", Rows::Tokens, product(2, s.heads)?)?;
+        let bias = b.vector(layer, "step_bias", names.step_bias, s.heads, 0)?;
+        let decay = b.vector(layer, "decay", names.decay, s.heads, 0)?;
+        b.op(Op::Steps {
+            x: input,
+            from: before,
+            bias,
+            decay,
+            limits: self.a.step_limits.map(single),
+            out: steps,
+        });
+        let scanned = b.buffer("scanned", Rows::Tokens, inner)?;
+        let skip = b.vector(layer, "skip", names.skip, s.heads, 0)?;
+        b.op(Op::Scan(ScanOp {
+            x: taken,
+            steps,
+            skip,
+            out: scanned,
+            heads: s.heads,
+            rows: s.rows,
+            cols: s.cols,
+            groups: s.groups,
+            state,
+        }));
+        let gated = b.buffer("gated", Rows::Tokens, inner)?;
+        b.op(Op::Gate {
+            kind: ActivationKind::Silu,
+            gate: input,
+            from: 0,
+            x: scanned,
+            out: gated,
+        });
+        let stored = format!("{}.weight", names.norm);
+        let head = inner / s.groups.max(1);
+        for group in 0..s.groups {
+            let from = product(group, head)?;
+            let gains = from..sum(from, head)?;
+            let weight = b.elements(layer, ["state_norm", &stored], &[inner], gains, 0)?;
+            b.op(Op::Norm {
+                kind: self.norm_kind(),
+                weight: Some(weight),
+                bias: None,
+                x: gated,
+                out: gated,
+                from,
+                heads: 1,
+                head,
+            });
+        }
+        Ok(gated)
+    }
+
+    /// Where a layer keeps the inputs of its convolution, and its states.
+    fn state_places(&mut self, s: &StateSpace) -> Result<[StatePlace; 2], LowerError> {
+        let dtype = s.state_dtype.unwrap_or(self.rules.state_dtype);
+        if [dtype, self.rules.state_dtype] != [DType::F32; 2] {
+            return Err(LowerError::Unsupported {
+                family: self.spec.family,
+                what: format!(
+                    "its recurrent states are kept in {dtype}, and recurrences run in f32"
+                ),
+            });
+        }
+        let rate = state_bytes(s, 1, dtype, dtype)?;
+        let (group, index) = self.place((GroupKind::State, rate))?;
+        let from = product(index, rate.get() / 4)?;
+        let inputs = product(s.conv_channels, s.conv_taps.saturating_sub(1))?;
+        let state = sum(from, inputs)?;
+        Ok([from, state].map(|from| StatePlace { group, from }))
+    }
+
     /// Projects, rotates and attends; returns where the heads' results are.
     fn attend(
         &mut self,
@@ -473,7 +585,7 @@ impl<'a> Decoder<'a> {
             None
         };
         let out = b.buffer("attended", Rows::Tokens, product(at.q_heads, at.v_dim)?)?;
-        let (group, index) = self.place(at)?;
+        let (group, index) = self.place(attention_group(at, 1, self.rules.dtype)?)?;
         b.op(Op::Attention(AttentionOp {
             q: qkv,
             k: qkv,
@@ -499,13 +611,8 @@ impl<'a> Decoder<'a> {
         found.map(|t| t.buffer)
     }
 
-    /// The layer's group in the pool, and its place there.
-    fn place(&mut self, at: &Attention) -> Result<(u64, u64), LowerError> {
-        self.place_of(attention_group(at, 1, self.rules.dtype)?)
-    }
-
-    /// The next layer's place in the group of this kind and rate.
-    pub(super) fn place_of(&mut self, key: (GroupKind, Bytes)) -> Result<(u64, u64), LowerError> {
+    /// The group in the pool of a layer that keeps this, and its place there.
+    pub(super) fn place(&mut self, key: (GroupKind, Bytes)) -> Result<(u64, u64), LowerError> {
         let mut groups = self.geometry.groups.iter().zip(&mut self.seen).zip(0_u64..);
         let found = groups.find(|((g, _), _)| (g.kind, g.rate) == key);
         let Some(((_, seen), group)) = found else {
@@ -606,11 +713,9 @@ impl<'a> Decoder<'a> {
         out: BufferId,
         [from, heads, head]: [u64; 3],
     ) -> Result<(), LowerError> {
-        let (kind, gains, plus) = match self.a.norm {
-            Norm::Rms { eps, plus_one } => {
-                (NormKind::Rms { eps: single(eps) }, true, i8::from(plus_one))
-            }
-            Norm::Layer { eps, affine } => (NormKind::Layer { eps: single(eps) }, affine, 0),
+        let (gains, plus) = match self.a.norm {
+            Norm::Rms { plus_one, .. } => (true, i8::from(plus_one)),
+            Norm::Layer { affine, .. } => (affine, 0),
         };
         let stored = |leaf: &str| format!("{module}.{leaf}");
         let weight = if gains {
@@ -625,7 +730,7 @@ impl<'a> Decoder<'a> {
             None
         };
         b.op(Op::Norm {
-            kind,
+            kind: self.norm_kind(),
             weight,
             bias,
             x,
@@ -635,6 +740,13 @@ impl<'a> Decoder<'a> {
             head,
         });
         Ok(())
+    }
+
+    fn norm_kind(&self) -> NormKind {
+        match self.a.norm {
+            Norm::Rms { eps, .. } => NormKind::Rms { eps: single(eps) },
+            Norm::Layer { eps, .. } => NormKind::Layer { eps: single(eps) },
+        }
     }
 }
 

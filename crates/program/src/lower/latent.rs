@@ -88,7 +88,7 @@ impl Decoder<'_> {
             out: absorbed,
         });
         let seen = b.buffer("attended_latents", Rows::Tokens, each)?;
-        let (group, index) = self.place_of(latent_group(at, self.rules.dtype)?)?;
+        let (group, index) = self.place(latent_group(at, self.rules.dtype)?)?;
         b.op(Op::Latent(LatentOp {
             q: absorbed,
             q_rope,

@@ -31,6 +31,8 @@ pub(super) struct Names {
     /// Gate and up, or one module with both, or the only one of a feed-forward without gate.
     pub(super) mlp_in: &'static [&'static str],
     pub(super) mlp_out: &'static str,
+    /// A mixer that keeps a state.
+    pub(super) state: StateNames,
     /// A feed-forward of experts; `None` where we know no names for it.
     pub(super) experts: Option<ExpertNames>,
     /// Norms of what attention and feed-forward give, where there are such.
@@ -82,6 +84,29 @@ const DEEPSEEK_LATENT: LatentNames = LatentNames {
     kv_up: "self_attn.kv_b_proj",
 };
 
+/// Modules and tensors of a selective state space.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StateNames {
+    /// Gates, what is convolved, steps.
+    pub(super) input: &'static str,
+    pub(super) convolution: &'static str,
+    pub(super) step_bias: &'static str,
+    pub(super) decay: &'static str,
+    pub(super) skip: &'static str,
+    pub(super) norm: &'static str,
+    pub(super) output: &'static str,
+}
+
+const MAMBA: StateNames = StateNames {
+    input: "mamba.in_proj",
+    convolution: "mamba.conv1d",
+    step_bias: "mamba.dt_bias",
+    decay: "mamba.A_log",
+    skip: "mamba.D",
+    norm: "mamba.norm",
+    output: "mamba.out_proj",
+};
+
 const QWEN_EXPERTS: ExpertNames = ExpertNames {
     router: "mlp.gate",
     input: &["mlp.experts.{e}.gate_proj", "mlp.experts.{e}.up_proj"],
@@ -113,6 +138,9 @@ const GRANITE_EXPERTS: ExpertNames = ExpertNames {
     router: "block_sparse_moe.router.layer",
     input: &["block_sparse_moe.input_linear"],
     output: "block_sparse_moe.output_linear",
+    shared_input: &["shared_mlp.input_linear"],
+    shared_output: "shared_mlp.output_linear",
+    shared_gate: None,
     ..QWEN_EXPERTS
 };
 
@@ -136,11 +164,19 @@ const LLAMA: Names = Names {
     mlp_norm: Some("post_attention_layernorm"),
     mlp_in: &["mlp.gate_proj", "mlp.up_proj"],
     mlp_out: "mlp.down_proj",
+    state: MAMBA,
     experts: None,
     after: ["post_attention_layernorm", "post_feedforward_layernorm"],
     final_norm: "norm",
     head: "lm_head",
     transposed: false,
+};
+
+const GRANITE_HYBRID: Names = Names {
+    mlp_in: &["shared_mlp.input_linear"],
+    mlp_out: "shared_mlp.output_linear",
+    experts: Some(GRANITE_EXPERTS),
+    ..LLAMA
 };
 
 const GEMMA2: Names = Names {
@@ -214,6 +250,7 @@ const GGUF: Names = Names {
     mlp_norm: Some("ffn_norm"),
     mlp_in: &["ffn_gate", "ffn_up"],
     mlp_out: "ffn_down",
+    state: MAMBA,
     experts: None,
     after: ["post_attention_norm", "post_ffw_norm"],
     final_norm: "output_norm",
@@ -243,6 +280,7 @@ impl Names {
             },
             "gpt_oss" => with(GPT_OSS_EXPERTS),
             "granite_moe" => with(GRANITE_EXPERTS),
+            "granite_hybrid" => GRANITE_HYBRID,
             "gemma2" | "gemma3" => GEMMA2,
             "phi3" => PHI3,
             "phi" => PHI,

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use plimsoll_model::safetensors::{SafetensorsHeader, spec_with_headers};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{
-    ActivationKind, AttentionOp, BufferId, GroupKind, LatentOp, NormKind, Op, Program, Source,
-    Weight, WeightId, WeightLayout,
+    ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op, Program,
+    ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
 };
 use plimsoll_units::DType;
 
@@ -23,7 +23,7 @@ pub(crate) fn fixtures() -> Vec<PathBuf> {
         .filter(|p| p.is_dir())
         .collect();
     all.sort();
-    assert!(all.len() >= 18, "{all:?}");
+    assert!(all.len() >= 20, "{all:?}");
     all
 }
 
@@ -261,6 +261,48 @@ impl<'a> Reader<'a> {
                 }
                 all[usize::from(out.0)] = result;
             }
+            Op::Gate {
+                kind,
+                gate,
+                from,
+                x,
+                out,
+            } => {
+                let (w, n, from) = (self.width(*gate), self.width(*out), index(*from));
+                let gates = all[usize::from(gate.0)].chunks_exact(w);
+                let rows = gates.zip(all[usize::from(x.0)].chunks_exact(n));
+                let f = |(gates, x): (&[f64], &[f64])| {
+                    let pairs = gates[from..from + n].iter().zip(x);
+                    pairs
+                        .map(|(g, x)| activation(*kind, *g) * x)
+                        .collect::<Vec<f64>>()
+                };
+                all[usize::from(out.0)] = rows.flat_map(f).collect();
+            }
+            Op::Convolve(c) => self.convolve(c, all),
+            Op::Steps {
+                x,
+                from,
+                bias,
+                decay,
+                limits,
+                out,
+            } => {
+                let (bias, decay) = (self.weight(*bias), self.weight(*decay));
+                let [low, high] = limits.map(f64::from);
+                let mut result = Vec::new();
+                for x in all[usize::from(x.0)].chunks_exact(self.width(*x)) {
+                    let x = x[index(*from)..].iter().zip(bias);
+                    let steps: Vec<f64> = x
+                        .map(|(x, b)| (x + b).exp().ln_1p().clamp(low, high))
+                        .collect();
+                    assert_eq!(2 * steps.len(), self.width(*out));
+                    let kept = steps.iter().zip(decay).map(|(s, d)| (-s * d.exp()).exp());
+                    result.extend(steps.iter().copied().chain(kept));
+                }
+                all[usize::from(out.0)] = result;
+            }
+            Op::Scan(s) => self.scan(s, all),
             Op::Activate {
                 kind,
                 x,
@@ -502,6 +544,63 @@ impl<'a> Reader<'a> {
             }
         }
         all[usize::from(a.out.0)] = out;
+    }
+
+    /// A layer's part of what the group keeps must lie in the layer's share of it.
+    fn inside(&self, place: StatePlace, elements: u64) {
+        let group = &self.program.geometry.groups[index(place.group)];
+        assert_eq!(group.kind, GroupKind::State);
+        let rate = group.rate.get() / 4;
+        assert!(place.from / rate < group.layers && place.from % rate + elements <= rate);
+    }
+
+    fn convolve(&self, c: &ConvolveOp, all: &mut Buffers) {
+        self.inside(c.state, (c.taps - 1) * self.program.buffer(c.out).width);
+        let (w, n, from, taps) = (
+            self.width(c.x),
+            self.width(c.out),
+            index(c.from),
+            index(c.taps),
+        );
+        let x: Vec<&[f64]> = all[usize::from(c.x.0)].chunks_exact(w).collect();
+        let (weight, bias) = (self.weight(c.weight), c.bias.map(|b| self.weight(b)));
+        let mut out = Vec::new();
+        for p in 0..x.len() {
+            for channel in 0..n {
+                // The last tap is the token itself.
+                let past = (0..taps.min(p + 1)).map(|back| {
+                    weight[channel * taps + taps - 1 - back] * x[p - back][from + channel]
+                });
+                out.push(past.sum::<f64>() + bias.map_or(0.0, |b| b[channel]));
+            }
+        }
+        all[usize::from(c.out.0)] = out;
+    }
+
+    fn scan(&self, s: &ScanOp, all: &mut Buffers) {
+        self.inside(s.state, s.heads * s.rows * s.cols);
+        let [heads, rows, cols, groups] = [s.heads, s.rows, s.cols, s.groups].map(index);
+        let (w, skip) = (self.width(s.x), self.weight(s.skip));
+        assert_eq!(w, heads * rows + 2 * groups * cols);
+        let mut state = vec![0.0; heads * rows * cols];
+        let mut out = Vec::new();
+        let steps = all[usize::from(s.steps.0)].chunks_exact(2 * heads);
+        for (x, steps) in all[usize::from(s.x.0)].chunks_exact(w).zip(steps) {
+            for head in 0..heads {
+                let b = heads * rows + head * groups / heads * cols;
+                let c = b + groups * cols;
+                for row in head * rows..(head + 1) * rows {
+                    let mut sum = skip[head] * x[row];
+                    for col in 0..cols {
+                        let h = &mut state[row * cols + col];
+                        *h = steps[heads + head] * *h + steps[head] * x[row] * x[b + col];
+                        sum += *h * x[c + col];
+                    }
+                    out.push(sum);
+                }
+            }
+        }
+        all[usize::from(s.out.0)] = out;
     }
 
     fn attend(&self, a: &AttentionOp, all: &mut Buffers) {

@@ -10,7 +10,7 @@ mod tables;
 
 use std::time::Instant;
 
-use plimsoll_kernels::{HEAD_MAX, LATENT_MAX, Level, Pool};
+use plimsoll_kernels::{COLS_MAX, HEAD_MAX, LATENT_MAX, Level, Pool, TAPS_MAX};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{Executor, ExecutorError, Output, RowOutput, Step, StepOutput, Ticket};
@@ -98,6 +98,16 @@ pub enum StartError {
     /// Latents that no kernel has room for.
     #[error("latents of {0} elements cannot be served on the CPU yet: at most {LATENT_MAX} can")]
     Latent(u64),
+    /// A recurrent state that no kernel has room for.
+    #[error(
+        "recurrent states of {cols} columns behind convolutions of {taps} taps cannot be served on the CPU yet: at most {COLS_MAX} and {TAPS_MAX} can"
+    )]
+    State {
+        /// Columns of a head's state.
+        cols: u64,
+        /// Taps of a convolution.
+        taps: u64,
+    },
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -106,11 +116,12 @@ pub enum StartError {
 /// Whether the kernels of this machine's processors can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// [`StartError::KvType`], [`StartError::Head`] or [`StartError::Latent`].
+/// [`StartError::KvType`], [`StartError::Head`], [`StartError::Latent`] or [`StartError::State`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
         return Err(StartError::KvType(program.kv_dtype));
     }
+    let (mut cols, mut taps) = (0, 0);
     for op in &program.ops {
         match op {
             Op::Attention(a) if a.k_dim.max(a.v_dim) > HEAD_MAX as u64 => {
@@ -119,8 +130,13 @@ pub fn check(program: &Program) -> Result<(), StartError> {
             Op::Latent(a) if a.rank.saturating_add(a.rope_dim) > LATENT_MAX as u64 => {
                 return Err(StartError::Latent(a.rank.saturating_add(a.rope_dim)));
             }
+            Op::Convolve(c) => taps = taps.max(c.taps),
+            Op::Scan(s) => cols = cols.max(s.cols),
             _ => {}
         }
+    }
+    if cols > COLS_MAX as u64 || taps > TAPS_MAX as u64 {
+        return Err(StartError::State { cols, taps });
     }
     Ok(())
 }
@@ -261,7 +277,8 @@ impl<S: Chooser> CpuExecutor<S> {
         self.tables.get(seq, group)
     }
 
-    /// From now on pages that went to swap space are filled with NaN: for tests.
+    /// From now on pages that went to swap space are filled with NaN: for tests without a prefix cache, in which pages
+    /// that went are still found.
     pub const fn poison(&mut self) {
         self.poison = true;
     }

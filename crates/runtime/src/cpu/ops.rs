@@ -3,13 +3,14 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Cached, Choice, Columns, ExpertGroups, Groups, KvShape, LatentShape, Linear, Norm,
-    Pool, Queries, Reach, Scores, Start, activate, attend, attend_latents, clamped_swiglu, norm,
-    norm_in_place, rotate, route, run_heads, write_kv, write_latents,
+    Activation, Cached, Choice, Columns, ExpertGroups, Groups, Heads, KvShape, LatentShape, Linear,
+    Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, activate, attend, attend_latents,
+    clamped_swiglu, convolve, norm, norm_in_place, rotate, route, run_heads, scan, steps, write_kv,
+    write_latents,
 };
 use plimsoll_program::{
-    ActivationKind, AttentionOp, Buffer, BufferId, GroupKind, LatentOp, NormKind, Op, Program,
-    Rows, WeightId, WeightLayout,
+    ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op,
+    Program, Rows, ScanOp, StatePlace, WeightId, WeightLayout,
 };
 use plimsoll_schedule::Step;
 use plimsoll_units::{Bytes, DType, WeightType};
@@ -35,6 +36,16 @@ fn rows_of(b: &Buffer, tokens: usize, outputs: usize) -> usize {
 /// Sizes fit: the arena that holds them was allocated.
 fn size(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
+}
+
+const fn function(kind: ActivationKind) -> Activation {
+    match kind {
+        ActivationKind::Silu => Activation::Silu,
+        ActivationKind::GeluTanh => Activation::GeluTanh,
+        ActivationKind::Gelu => Activation::Gelu,
+        ActivationKind::Relu => Activation::Relu,
+        ActivationKind::Sigmoid => Activation::Sigmoid,
+    }
 }
 
 /// What the operations of one step have in common.
@@ -94,16 +105,22 @@ impl<S: Chooser> CpuExecutor<S> {
         let level = self.level;
         let tables = &self.tables;
         let queries = |group: u64| -> Vec<Queries<'_>> {
-            let of = |r: &plimsoll_schedule::Row| Queries {
+            let row = |r: &plimsoll_schedule::Row| Queries {
                 table: tables.get(r.seq, size(group)),
                 start: r.start as usize,
                 count: (r.tokens.end - r.tokens.start) as usize,
                 row: r.tokens.start as usize,
             };
-            step.rows.iter().map(of).collect()
+            step.rows.iter().map(row).collect()
         };
         for (op, scratch) in program.ops.iter().zip(&program.scratch) {
             match op {
+                Op::Convolve(c) => {
+                    walk.convolve(&mut self.pool, level, c, &queries(c.state.group), pages);
+                }
+                Op::Scan(s) => {
+                    walk.scan(&mut self.pool, level, s, &queries(s.state.group), pages);
+                }
                 Op::Latent(a) => {
                     let queries = queries(a.group);
                     match program.kv_dtype {
@@ -138,7 +155,11 @@ impl<S: Chooser> CpuExecutor<S> {
                     r.start as usize / slots,
                     (r.start as usize + n).div_ceil(slots),
                 );
-                self.tables.get(r.seq, i).get(from..to)?.iter().max()
+                let table = self.tables.get(r.seq, i);
+                match group.kind {
+                    GroupKind::State => table.iter().max(),
+                    _ => table.get(from..to)?.iter().max(),
+                }
             });
             if let Some(page) = last.max() {
                 let end = (u64::from(*page) + 1).saturating_mul(self.program.geometry.page.get());
@@ -351,13 +372,7 @@ impl<'a> Walk<'a> {
                 out,
                 gated,
             } => {
-                let f = match kind {
-                    ActivationKind::Silu => Activation::Silu,
-                    ActivationKind::GeluTanh => Activation::GeluTanh,
-                    ActivationKind::Gelu => Activation::Gelu,
-                    ActivationKind::Relu => Activation::Relu,
-                    ActivationKind::Sigmoid => Activation::Sigmoid,
-                };
+                let f = function(kind);
                 let (wide, width) = (self.width(x), self.width(out));
                 let ([x], out) = self.views([x], out);
                 pool.rows(out, width, |i, out| {
@@ -487,8 +502,99 @@ impl<'a> Walk<'a> {
                     }
                 });
             }
-            Op::Attention(_) | Op::Latent(_) => {}
+            Op::Gate {
+                kind,
+                gate,
+                from,
+                x,
+                out,
+            } => {
+                let f = function(kind);
+                let (wide, width, from) = (self.width(gate), self.width(out), size(from));
+                let ([gate, x], out) = self.views([gate, x], out);
+                pool.rows(out, width, |i, out| {
+                    let gate = &gate[i * wide + from..][..width];
+                    activate(level, f, gate, Some(&x[i * width..][..width]), out);
+                });
+            }
+            Op::Steps {
+                x,
+                from,
+                bias,
+                decay,
+                limits,
+                out,
+            } => {
+                let (bias, decay) = (self.vector(bias), self.vector(decay));
+                let (wide, width, from) = (self.width(x), self.width(out), size(from));
+                let ([x], out) = self.views([x], out);
+                pool.rows(out, width, |i, out| {
+                    let x = &x[i * wide + from..][..width / 2];
+                    steps(x, bias, decay, limits, out);
+                });
+            }
+            // They have pages as well.
+            Op::Attention(_) | Op::Latent(_) | Op::Convolve(_) | Op::Scan(_) => {}
         }
+    }
+
+    /// Where a layer keeps a part of its states.
+    fn state(&self, place: StatePlace) -> StateShape {
+        StateShape {
+            page: size(self.program.geometry.page.get() / 4),
+            from: size(place.from),
+        }
+    }
+
+    fn convolve(
+        &mut self,
+        pool: &mut Pool,
+        level: plimsoll_kernels::Level,
+        c: &ConvolveOp,
+        queries: &[Queries<'_>],
+        pages: &mut Arena,
+    ) {
+        let taps = Taps {
+            taps: size(c.taps),
+            weight: self.vector(c.weight),
+            bias: c.bias.map(|b| self.vector(b)),
+        };
+        let (place, stride, channels) = (self.state(c.state), self.width(c.x), self.width(c.out));
+        let ([data], out) = self.views([c.x], c.out);
+        let x = Columns {
+            data,
+            stride,
+            from: size(c.from),
+        };
+        let pages = pages.whole_mut();
+        convolve(pool, level, place, pages, queries, &taps, x, out, channels);
+    }
+
+    fn scan(
+        &mut self,
+        pool: &mut Pool,
+        level: plimsoll_kernels::Level,
+        s: &ScanOp,
+        queries: &[Queries<'_>],
+        pages: &mut Arena,
+    ) {
+        let shape = Heads {
+            heads: size(s.heads),
+            rows: size(s.rows),
+            cols: size(s.cols),
+            groups: size(s.groups),
+            skip: self.vector(s.skip),
+        };
+        let place = self.state(s.state);
+        let strides = [s.x, s.steps].map(|b| self.width(b));
+        let ([x, steps], out) = self.views([s.x, s.steps], s.out);
+        let [x, steps] = [(x, 0), (steps, 1)].map(|(data, i)| Columns {
+            data,
+            stride: strides[i],
+            from: 0,
+        });
+        let pages = pages.whole_mut();
+        scan(pool, level, place, pages, queries, &shape, x, steps, out);
     }
 
     fn latent<C: Cached + Element>(

@@ -79,6 +79,8 @@ pub(crate) struct Server {
     pub(crate) threads: usize,
     pub(crate) level: Level,
     pub(crate) prefix_cache: bool,
+    /// Tokens between states that are kept for reuse, where not as many as usual.
+    pub(crate) snapshot: Option<u32>,
     pub(crate) preempt: plimsoll_schedule::Preempt,
 }
 
@@ -95,6 +97,7 @@ impl Default for Server {
             threads: 1,
             level: Level::detect(),
             prefix_cache: false,
+            snapshot: None,
             preempt: plimsoll_schedule::Preempt::Auto,
         }
     }
@@ -195,11 +198,7 @@ impl Model {
     }
 
     pub(crate) fn program(&self, server: &Server) -> Program {
-        let rules = KvRules {
-            dtype: server.kv,
-            state_dtype: DType::F32,
-            block_size: server.block,
-        };
+        let rules = KvRules::plimsoll(server.kv, server.block);
         let sizes = Sizes {
             tokens: u64::from(server.tokens),
             outputs: u64::from(server.tokens),
@@ -221,7 +220,8 @@ impl Model {
         };
         let checkpoint = Checkpoint::open(&self.folder, &[self.file]).unwrap();
         load(&program, &checkpoint, &mut memory.weights, 1, &|_, _| {}).unwrap();
-        let layout = Layout::new(&program.geometry).unwrap();
+        let mut layout = Layout::new(&program.geometry).unwrap();
+        layout.snapshot = server.snapshot.unwrap_or(layout.snapshot);
         let mut config = SchedulerConfig::new(self.limits());
         config.max_batched_tokens = server.tokens;
         config.max_seqs = server.sequences;
@@ -240,7 +240,10 @@ impl Model {
             Greedy::default(),
         );
         let mut executor = executor.unwrap();
-        executor.poison();
+        // A page that was published stays cached where it was while its copy is in swap space.
+        if !server.prefix_cache {
+            executor.poison();
+        }
         Engine::new(scheduler, executor, NoLog)
     }
 

@@ -208,11 +208,7 @@ fn level(args: &EngineArgs) -> Result<Level, Failure> {
 
 fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
     let args = what.engine;
-    let rules = KvRules {
-        dtype: args.kv_cache_dtype,
-        state_dtype: DType::F32,
-        block_size: args.block_size,
-    };
+    let rules = KvRules::plimsoll(args.kv_cache_dtype, args.block_size);
     let sizes = Sizes {
         // A step has room for a token of every sequence.
         tokens: args.max_num_batched_tokens.max(u64::from(what.sequences)),
