@@ -17,7 +17,7 @@ mkdir -p "$root"
 command -v cmake >/dev/null && command -v ninja >/dev/null || apt-get install -y -qq cmake ninja-build
 if [ ! -f "$root/ovvenv/ready" ]; then
   python3 -m venv "$root/ovvenv"
-  "$root/ovvenv/bin/pip" -q install "openvino-genai==$openvino" openvino-tokenizers 'optimum-intel[openvino]' nncf gguf tokenizers
+  "$root/ovvenv/bin/pip" -q install "openvino-genai==$openvino" openvino-tokenizers 'optimum-intel[openvino]' nncf gguf sentencepiece tokenizers
   touch "$root/ovvenv/ready"
 fi
 source=$root/llama_cpp_python-$llama/vendor/llama.cpp
