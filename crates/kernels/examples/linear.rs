@@ -3,7 +3,7 @@
 //!
 //! Few rows wait for weights: their share of what the core reads is printed. Many rows wait for arithmetic.
 
-use plimsoll_kernels::{Level, Linear, Pool, Start};
+use plimsoll_kernels::{Level, Linear, Pool, Start, read_bytes_per_s};
 use plimsoll_units::WeightType;
 
 /// Bytes of weights that are gone through, so that none are in a cache where there are few rows.
@@ -23,17 +23,8 @@ fn best(runs: usize, mut f: impl FnMut()) -> f64 {
 #[allow(clippy::print_stdout, reason = "it is what this program is for")]
 fn main() {
     let mut pool = Pool::new(1).expect("one thread is this one");
-    let all = vec![1_u64; 64 << 20];
-    let ns = best(10, || {
-        let sum = all.chunks_exact(16).fold([0_u64; 16], |mut s, c| {
-            s.iter_mut()
-                .zip(c)
-                .for_each(|(s, c)| *s = s.wrapping_add(*c));
-            s
-        });
-        std::hint::black_box(sum);
-    });
-    let read = (all.len() * 8) as f64 / ns;
+    let all = vec![1_u32; COLD / 4];
+    let read = read_bytes_per_s(&mut pool, &all) as f64 / 1e9;
     println!("read: {read:.1} GB/s");
     drop(all);
     let level = Level::detect();

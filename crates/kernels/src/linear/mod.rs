@@ -1,9 +1,9 @@
 //! `y = x W^T`, the weights packed in panels of [`PANEL`] output rows.
 //!
-//! A panel of bfloat16 holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each the
-//! bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked,
-//! gives 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are
-//! padded with zeros, which change no sum.
+//! A panel of bfloat16 holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each
+//! the bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked, gives
+//! 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are padded with zeros,
+//! which change no sum.
 //!
 //! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
 //! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than

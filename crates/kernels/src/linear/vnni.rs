@@ -9,7 +9,7 @@ use super::PANEL;
 use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
 
 /// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 1024;
 
 pub(super) fn multiply<const FOUR: bool>(
     words: &[&[u32]],

@@ -3,8 +3,8 @@
 //! Promises: every tensor that the program names is found, and its type and shape agree, before a byte of data is
 //! read; what is read lies in scratch of [`SCRATCH`] bytes per thread (of one panel, where that is more), so the
 //! original is never resident twice; which thread packs what changes no bit. Matrices become bfloat16, rounded to
-//! the nearest, ties to even, or are quantised from their stored values; vectors become f32, exactly. Files are read, not mapped: a mapped file counts as
-//! memory a second time, and one that shrinks ends the process.
+//! the nearest, ties to even, or are quantised from their stored values; vectors become f32, exactly. Files are read,
+//! not mapped: a mapped file counts as memory a second time, and one that shrinks ends the process.
 
 mod blocks;
 mod check;
