@@ -563,7 +563,13 @@ fn weights_that_are_rounded_are_told() {
         "0",
     ];
     let before = plimsoll(&args);
-    assert!(!String::from_utf8_lossy(&before.stderr).contains("rounded"));
+    assert!(!String::from_utf8_lossy(&before.stderr).contains("note:"));
+    for weights in ["int8", "int4"] {
+        let out = plimsoll(&[&args[..], &["--weights", weights]].concat());
+        assert!(out.status.success());
+        let note = format!("matrices stored as bf16 are quantised to {weights}");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(&note));
+    }
     // The same numbers, stored as float32.
     let file = dir.path("model.safetensors");
     let bytes = std::fs::read(&file).unwrap();

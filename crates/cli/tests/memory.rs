@@ -158,16 +158,20 @@ fn run(folder: &Folder, flags: &[&str]) -> Value {
 #[test]
 fn the_map_of_a_run_is_the_one_that_plan_prints() {
     for (folder, length) in [(model("map", 2, 64), "256"), (hybrid("states"), "128")] {
-        compare_maps(&folder, length);
+        let bytes = ["bf16", "int8", "int4"].map(|w| compare_maps(&folder, length, w));
+        assert!(bytes[0] > bytes[1] && bytes[1] > bytes[2], "{bytes:?}");
     }
 }
 
-fn compare_maps(folder: &Folder, length: &str) {
+/// Bytes of weights.
+fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
+    let mut weight_bytes = 0;
     for sizes in [["--kv-memory", "3MiB"], ["--memory", "256MiB"]] {
         let mut flags = SETTINGS
             .map(|f| if f == "256" { length } else { f })
             .to_vec();
         flags.extend(sizes);
+        flags.extend(["--weights", weights]);
         let map = run(folder, &flags);
         let mut question = vec![
             "--engine",
@@ -183,7 +187,7 @@ fn compare_maps(folder: &Folder, length: &str) {
         assert!(out.status.success(), "{}", text(&out.stderr));
         let plan: Value = serde_json::from_slice(&out.stdout).expect("JSON");
         let planned = terms(&plan["ranks"][0]["terms"]);
-        assert_eq!(terms(&map["terms"]), planned, "{sizes:?}");
+        assert_eq!(terms(&map["terms"]), planned, "{weights}, {sizes:?}");
         let mut regions: BTreeMap<&str, u64> = BTreeMap::new();
         for ((region, _), bytes) in &planned {
             *regions.entry(region).or_default() += bytes;
@@ -199,7 +203,9 @@ fn compare_maps(folder: &Folder, length: &str) {
                 assert_eq!(r["committed_bytes"], regions[name], "{name}");
             }
         }
+        weight_bytes = regions["weights"];
     }
+    weight_bytes
 }
 
 #[test]

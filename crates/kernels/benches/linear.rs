@@ -3,7 +3,8 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use plimsoll_kernels::{Level, Linear, Pool, Start, packed_bytes};
+use plimsoll_kernels::{Level, Linear, Pool, Start};
+use plimsoll_units::WeightType;
 
 fn main() {
     divan::main();
@@ -15,7 +16,9 @@ fn threads() -> usize {
 
 /// Matrices enough that none is in a cache when its turn comes.
 fn matrices(n: usize, k: usize) -> Vec<Vec<u32>> {
-    let bytes = packed_bytes(n, k).unwrap_or_default();
+    let bytes = WeightType::Bf16
+        .bytes(n as u64, k as u64)
+        .map_or(0, |b| b.get() as usize);
     let copies = (512_usize << 20).div_ceil(bytes).clamp(1, 64);
     (0..copies).map(|_| vec![0x3f80_3f80; bytes / 4]).collect()
 }
@@ -31,7 +34,16 @@ fn one_row(bencher: Bencher, (n, k): (usize, usize)) {
         .counter(BytesCount::new(all[0].len() * 4))
         .bench_local(|| {
             i = (i + 1) % all.len();
-            Linear::new(&all[i], n, k).run(&mut pool, Level::detect(), &x, 1, &mut y, Start::Zero);
+            let matrix = Linear::new(&all[i], WeightType::Bf16, n, k);
+            matrix.run(
+                &mut pool,
+                Level::detect(),
+                &x,
+                1,
+                &mut [],
+                &mut y,
+                Start::Zero,
+            );
         });
 }
 
@@ -74,6 +86,15 @@ fn rows(bencher: Bencher, m: usize) {
         .counter(BytesCount::new(2 * n * k * m))
         .bench_local(|| {
             i = (i + 1) % all.len();
-            Linear::new(&all[i], n, k).run(&mut pool, Level::detect(), &x, m, &mut y, Start::Zero);
+            let matrix = Linear::new(&all[i], WeightType::Bf16, n, k);
+            matrix.run(
+                &mut pool,
+                Level::detect(),
+                &x,
+                m,
+                &mut [],
+                &mut y,
+                Start::Zero,
+            );
         });
 }

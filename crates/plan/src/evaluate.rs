@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use plimsoll_model::{Ffn, ModelSpec, quant};
 use plimsoll_program::Stage;
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, WeightType};
 
 use crate::engine::{self, Budget, Context, Engine, EngineStage, Takes};
 use crate::error::PlanError;
@@ -171,6 +171,13 @@ pub fn prepared<'a>(
     spec: &'a ModelSpec,
     settings: &Settings,
 ) -> Result<Cow<'a, ModelSpec>, PlanError> {
+    if settings.weights != WeightType::Bf16 && settings.engine != Engine::Plimsoll {
+        return Err(PlanError::Refused {
+            engine: settings.engine.to_string(),
+            setting: format!("--weights {}", settings.weights),
+            reason: "it is for `--engine plimsoll`; others have `--quantization`".to_owned(),
+        });
+    }
     match settings.quantization {
         Some(format) if spec.quant.is_none() => {
             let mut changed = spec.clone();

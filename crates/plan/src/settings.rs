@@ -8,7 +8,7 @@ use plimsoll_device::Device;
 use plimsoll_model::ModelSpec;
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_program::Parallel;
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use crate::engine::Engine;
 use crate::kv::Lengths;
@@ -125,6 +125,8 @@ pub struct Settings {
     pub dtype: Option<DType>,
     /// `--quantization`: quantise an unquantised checkpoint while loading.
     pub quantization: Option<QuantFormat>,
+    /// `--weights`: what matrices are kept as (plimsoll).
+    pub weights: WeightType,
     /// `--kv-cache-dtype`, for K (and V unless `kv_type_v` is set).
     pub kv_type: KvType,
     /// `--cache-type-v` (llama.cpp).
@@ -199,6 +201,7 @@ impl Settings {
             engine,
             dtype: None,
             quantization: None,
+            weights: WeightType::Bf16,
             kv_type: KvType::Auto,
             kv_type_v: None,
             block_size: None,

@@ -7,7 +7,7 @@ use plimsoll_plan::{
     max_context, max_users, total,
 };
 use plimsoll_program::{KvRules, Limits, Parallel, lower};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 use proptest::prelude::*;
 
 fn builtin(name: &str) -> ModelSpec {
@@ -289,6 +289,7 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
             tokens: 512,
             outputs: 16,
             context: 1024,
+            weights: WeightType::Bf16,
         };
         let rules = KvRules {
             dtype: spec.dtype,

@@ -5,7 +5,7 @@
 //! row whose logits are wanted ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
 
 use plimsoll_model::Role;
-use plimsoll_units::{Bytes, DType, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 use crate::pool::PoolGeometry;
 
@@ -59,8 +59,10 @@ pub struct Buffer {
 /// How a weight lies in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightLayout {
-    /// A matrix of `n` output rows and `k` columns, bfloat16 in panels of 32 rows (`plimsoll-kernels`, linear).
+    /// A matrix of `n` output rows and `k` columns in panels of 32 rows (`plimsoll-kernels`, linear).
     Packed {
+        /// What elements are kept as.
+        form: WeightType,
         /// Output rows.
         n: u64,
         /// Columns.
@@ -491,6 +493,8 @@ pub enum Op {
 pub struct Program {
     /// What is carried out, in order.
     pub ops: Vec<Op>,
+    /// Where each operation quantises its input, if it does: a buffer that is alive during that operation alone.
+    pub scratch: Vec<Option<BufferId>>,
     /// Buffers.
     pub buffers: Vec<Buffer>,
     /// Bytes of the arena of activations.
@@ -520,10 +524,7 @@ impl WeightLayout {
     /// [`SizeOverflow`].
     pub fn bytes(&self) -> Result<Bytes, SizeOverflow> {
         match *self {
-            Self::Packed { n, k } => {
-                let rows = n.div_ceil(32).checked_mul(32).ok_or(SizeOverflow)?;
-                Bytes::product([rows, k.div_ceil(2), 4])
-            }
+            Self::Packed { form, n, k } => form.bytes(n, k),
             Self::F32 { n } => Bytes::product([n, 4]),
         }
     }

@@ -6,7 +6,7 @@ mod support;
 use plimsoll_program::{
     ActivationKind, GroupKind, KvRules, Limits, NormKind, Op, Program, Rows, lower,
 };
-use plimsoll_units::DType;
+use plimsoll_units::{DType, WeightType};
 use support::{Reader, Tensors, fixtures, name, spec, tensors};
 
 /// Share of the largest logit. transformers computes in float32 what is computed here in f64, which leaves less than
@@ -34,6 +34,7 @@ impl Case {
                 tokens: tokens.len() as u64,
                 outputs: tokens.len() as u64,
                 context: spec.max_context.expect("a context"),
+                weights: WeightType::Bf16,
             };
             Self {
                 program: lower(&spec, &limits, &rules).unwrap_or_else(|e| panic!("{name}: {e}")),

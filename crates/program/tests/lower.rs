@@ -17,7 +17,7 @@ use plimsoll_program::{
     AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rows,
     Weight, WeightId, WeightLayout, lower,
 };
-use plimsoll_units::DType;
+use plimsoll_units::{DType, WeightType};
 use serde_json::{Value, json};
 use support::{Reader, fixtures, name, spec, tensors};
 
@@ -31,6 +31,7 @@ const LIMITS: Limits = Limits {
     tokens: 48,
     outputs: 4,
     context: 64,
+    weights: WeightType::Bf16,
 };
 
 fn config(json: &Value) -> ModelSpec {
@@ -51,6 +52,7 @@ fn programs() -> Vec<(String, ModelSpec, Program)> {
             tokens: 2048,
             outputs: 256,
             context: spec.max_context.unwrap(),
+            weights: WeightType::Bf16,
         };
         match lower(&spec, &limits, &RULES) {
             Ok(program) => all.push((entry.name.clone(), spec, program)),
@@ -330,7 +332,7 @@ impl Dump<'_> {
         }
         for w in &p.weights {
             let layout = match w.layout {
-                WeightLayout::Packed { n, k } => format!("{n} x {k}"),
+                WeightLayout::Packed { n, k, .. } => format!("{n} x {k}"),
                 WeightLayout::F32 { n } => format!("{n} f32"),
             };
             write!(
@@ -495,6 +497,7 @@ fn dead_buffers_give_their_space_back() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
+        weights: WeightType::Bf16,
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place, the feed-forward: residual and angles, gate and up, and their product.
@@ -509,6 +512,7 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
+        weights: WeightType::Bf16,
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place: residual, angles and routes, and for two experts gate and up, and their product.
@@ -517,6 +521,52 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
 }
 
 // ---------------------------------------------------------------- weights
+
+/// Where inputs are quantised: one row for each of the input's, apart from all that is alive meanwhile.
+#[test]
+fn quantised_inputs_have_room_of_their_own() {
+    for (folder, spec, plain) in programs() {
+        assert!(plain.scratch.iter().all(Option::is_none));
+        for weights in [WeightType::Int8, WeightType::Int4] {
+            let p = lower(&spec, &Limits { weights, ..LIMITS }, &RULES).unwrap();
+            assert!(p.weight_bytes < plain.weight_bytes, "{folder}");
+            let mut some = 0;
+            for (op, scratch) in p.ops.iter().zip(&p.scratch) {
+                let (weight, x) = match op {
+                    Op::Linear { weight, x, .. } => (*weight, *x),
+                    Op::Experts { weights, x, .. } => (weights[0], *x),
+                    _ => {
+                        assert_eq!(*scratch, None);
+                        continue;
+                    }
+                };
+                let w = p.weight(weight);
+                let WeightLayout::Packed { form, k, .. } = w.layout else {
+                    panic!("{folder}: {} is no matrix", w.name);
+                };
+                let router = w.role == plimsoll_model::Role::Router;
+                assert_eq!(form == WeightType::Bf16, router, "{folder}: {}", w.name);
+                assert_eq!(scratch.is_none(), router, "{folder}: {}", w.name);
+                let Some(scratch) = scratch else { continue };
+                some += 1;
+                let of = |id| p.buffer(id);
+                assert_eq!(of(*scratch).rows, of(x).rows);
+                assert_eq!(of(*scratch).width, form.input_words(k));
+                let place = |id| {
+                    let rows = of(id).rows.most([p.tokens, p.outputs]).unwrap();
+                    let from = of(id).offset.get();
+                    from..from + rows * of(id).width * 4
+                };
+                let (reads, write) = op.buffers();
+                for other in reads.into_iter().chain([write]) {
+                    let (a, b) = (place(*scratch), place(other));
+                    assert!(a.end <= b.start || b.end <= a.start, "{folder}: {op:?}");
+                }
+            }
+            assert!(some > 0);
+        }
+    }
+}
 
 #[test]
 fn every_stored_element_is_used_once() {
@@ -537,7 +587,7 @@ fn every_stored_element_is_used_once() {
             );
             end = w.offset.get() + w.layout.bytes().unwrap().get();
             let (n, k) = match w.layout {
-                WeightLayout::Packed { n, k } => (n, k),
+                WeightLayout::Packed { n, k, .. } => (n, k),
                 WeightLayout::F32 { n } => (n, 1),
             };
             let taken: u64 = w.sources.iter().map(|s| s.rows.end - s.rows.start).sum();

@@ -11,6 +11,7 @@
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -30,7 +31,7 @@ use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
 use plimsoll_schedule::{
     Fan, Limits, NoLog, Notice, Request, RequestId, Scheduler, SchedulerConfig,
 };
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 use support::fixtures;
 
 struct Counting;
@@ -84,7 +85,7 @@ const SEQUENCES: u32 = 4;
 const LENGTH: u32 = 64;
 const BLOCK: u64 = 16;
 
-fn map(spec: &ModelSpec) -> MemoryMap {
+fn map(spec: &ModelSpec, weights: WeightType) -> MemoryMap {
     let deployment = Deployment {
         device: Device {
             vendor: "cpu".to_owned(),
@@ -94,6 +95,7 @@ fn map(spec: &ModelSpec) -> MemoryMap {
         in_use: Bytes::ZERO,
     };
     let settings = Settings {
+        weights,
         kv_type: KvType::Plain(DType::Bf16),
         block_size: Some(BLOCK),
         max_model_len: Some(LENGTH.into()),
@@ -107,15 +109,16 @@ fn map(spec: &ModelSpec) -> MemoryMap {
     MemoryMap::of(&e.stages[0]).unwrap()
 }
 
-fn planned(spec: &ModelSpec) -> (Program, MemoryMap) {
+fn planned(spec: &ModelSpec, weights: WeightType) -> (Program, MemoryMap) {
     let rules = KvRules::plimsoll(DType::Bf16, BLOCK);
     let sizes = Sizes {
         tokens: TOKENS,
         outputs: SEQUENCES.into(),
         context: LENGTH.into(),
+        weights,
     };
     let program = lower(spec, &sizes, &rules).unwrap();
-    (program, map(spec))
+    (program, map(spec, weights))
 }
 
 fn bytes(map: &MemoryMap, name: &str) -> usize {
@@ -219,10 +222,12 @@ impl Served {
 #[test]
 fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
     let _turn = TURN.lock().unwrap();
-    for folder in fixtures() {
-        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+    let each = |folder| WeightType::ALL.map(|weights| (PathBuf::clone(folder), weights));
+    for (folder, weights) in fixtures().iter().flat_map(each) {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let name = format!("{name}, {weights}");
         let spec = support::spec(&folder);
-        let (program, map) = planned(&spec);
+        let (program, map) = planned(&spec, weights);
         let full = program.geometry.groups.iter().all(|g| {
             matches!(
                 g.kind,
@@ -264,7 +269,7 @@ fn thousands_of_steps(tokenizer: Option<Arc<Tokenizer>>) -> (usize, usize, usize
         .into_iter()
         .find(|f| f.ends_with("llama"))
         .unwrap();
-    let (program, map) = planned(&support::spec(&folder));
+    let (program, map) = planned(&support::spec(&folder), WeightType::Int8);
     let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
     let base = live();
     let memory = Memory::commit(&map).unwrap();
@@ -350,7 +355,7 @@ fn wide_tokenizer() {
         PEAK.load(Ordering::Relaxed) - base + json.len(),
     );
     assert_eq!(u64::from(tokenizer.vocab()), vocab);
-    let planned = map(&spec);
+    let planned = map(&spec, WeightType::Bf16);
     let [term, starting] = ["tokenizer", "starting"].map(|n| bytes(&planned, n));
     println!("kept {kept} of {term}, {peak} at most with the file, for which {starting} more");
     assert!(kept <= term, "{kept} of {term}");

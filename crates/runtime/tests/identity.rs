@@ -9,7 +9,7 @@ mod support;
 use plimsoll_kernels::Level;
 use plimsoll_program::{GroupKind, Op, Program};
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
-use plimsoll_units::{DType, SeqId};
+use plimsoll_units::{DType, SeqId, WeightType};
 use support::{Disk, Model, Seen, Server, expected, fixtures};
 
 /// What one request asks for.
@@ -151,6 +151,64 @@ fn batches_of_up_to_64_change_nothing() {
                 stats.rows >= (widest - 1) * (stats.steps - 3),
                 "{name}: {stats:?}"
             );
+        }
+    });
+}
+
+/// Inputs of quantised weights are quantised too, each row by itself.
+#[test]
+fn types_of_weights_change_nothing_of_this() {
+    let some = [
+        "deepseek_v3",
+        "gemma2",
+        "gpt2",
+        "gpt_oss_mxfp4",
+        "granite_hybrid",
+        "llama",
+        "qwen2_moe",
+    ];
+    each(|name, model, prompt| {
+        if !some.contains(&name) {
+            return;
+        }
+        let mut before = None;
+        for weights in [WeightType::Int8, WeightType::Int4] {
+            let all = requests(prompt, Fan::ONE);
+            let server = Server { weights, ..plain() };
+            let want = alone(model, &server, &all);
+            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                for (tokens, threads) in [(256, 1), (8, 2), (19, 1)] {
+                    let server = Server {
+                        weights,
+                        level,
+                        tokens,
+                        threads,
+                        sequences: 8,
+                        ..Server::default()
+                    };
+                    let name = format!("{name}, {weights}, {level:?}, T = {tokens}");
+                    let stats = compare(&name, model, &server, &all, &want);
+                    assert!(stats.rows >= 2 * stats.steps, "{name}: {stats:?}");
+                }
+            }
+            let growing = growing(prompt, Fan::Sample { n: 4, best_of: 4 });
+            let tight = model.tight(Server {
+                block: 4,
+                swap: 400,
+                sequences: 12,
+                preempt: Preempt::Swap,
+                weights,
+                ..Server::default()
+            });
+            let alone = alone(model, &server, &growing);
+            let name = format!("{name}, {weights}, tight");
+            let stats = compare(&name, model, &tight, &growing, &alone);
+            assert!(
+                stats.swaps > 0 && stats.pages_copied > 0,
+                "{name}: {stats:?}"
+            );
+            // They are other weights.
+            assert!(before.replace(want.1.clone()) != Some(want.1), "{name}");
         }
     });
 }

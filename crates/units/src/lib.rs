@@ -7,10 +7,12 @@
 mod bytes;
 mod dtype;
 mod ids;
+mod weight;
 
 pub use bytes::{Bytes, ParseBytesError, SizeOverflow};
 pub use dtype::{DType, ParseDTypeError};
 pub use ids::{BlockId, Blocks, LayerId, Nanos, SeqId, Tokens};
+pub use weight::{ParseWeightTypeError, WeightType};
 
 /// `a / b` rounded up. `b` is a constant or already checked to be non-zero by the caller's type.
 ///

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::{PreemptArg, tokens};
 
@@ -20,6 +20,9 @@ pub(crate) enum LevelArg {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
+    /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub(crate) weights: WeightType,
     /// Threads (default: processors)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) threads: Option<u64>,

@@ -11,6 +11,7 @@ use plimsoll_runtime::Peaks;
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::Stops;
 use plimsoll_schedule::{CostModel, Fan, Notice, Request, RequestId, StepLoad};
+use plimsoll_units::WeightType;
 use serde_json::{Value, json};
 
 use super::engine::{Start, Started, start};
@@ -98,7 +99,12 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         .iter()
         .map(|t| f64::from(args.prefill) / t.first_s)
         .collect();
-    all.push(Rates::new("prefill", prefill, rates).computes(&bench.server.cost, peaks));
+    let rates = Rates::new("prefill", prefill, rates);
+    all.push(match args.engine.weights {
+        WeightType::Bf16 => rates.computes(&bench.server.cost, peaks),
+        // Their products are of whole numbers, whose peak is another that is not measured.
+        WeightType::Int8 | WeightType::Int4 => rates,
+    });
     for &requests in &args.concurrency {
         let case = Case {
             requests,

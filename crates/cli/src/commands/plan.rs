@@ -359,6 +359,7 @@ fn the_settings(
     Settings {
         dtype: args.dtype,
         quantization: args.quantization,
+        weights: args.weights,
         kv_type: args.kv_cache_dtype.unwrap_or(KvType::Auto),
         kv_type_v: args.cache_type_v,
         block_size: args.block_size,

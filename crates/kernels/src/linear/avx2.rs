@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::PANEL;
+use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
 
 /// Rows that a pass computes: what 16 registers hold the sums of, with what they wait for.
 const PASS: usize = 4;
@@ -78,6 +79,133 @@ unsafe fn some<const R: usize>(
         for r in 0..R {
             _mm256_storeu_ps(acc[r].as_mut_ptr().add(half), c[r][0]);
             _mm256_storeu_ps(acc[r].as_mut_ptr().add(half + 8), c[r][1]);
+        }
+    }
+}
+
+/// As [`multiply`], of whole numbers: bytes of even and of odd k become words of 16 bits, whose products are added in
+/// pairs. (Bytes times bytes in one instruction would saturate.)
+pub(super) fn multiply_whole<const FOUR: bool>(
+    words: &[&[u32]],
+    x: &[f32],
+    rows: usize,
+    acc: &mut [[f32; PANEL]],
+) {
+    for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
+        let groups = (words.len() / PANEL).div_ceil(super::group_lines(FOUR));
+        assert!(acc.len() == rows && x.len() >= rows * WORDS * groups);
+        for (i, acc) in acc.chunks_mut(PASS).enumerate() {
+            let first = i * PASS;
+            // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
+            unsafe {
+                for half in [0, 16] {
+                    match acc.len() {
+                        4 => whole::<4, FOUR>(words, half, x, rows, first, acc),
+                        3 => whole::<3, FOUR>(words, half, x, rows, first, acc),
+                        2 => whole::<2, FOUR>(words, half, x, rows, first, acc),
+                        _ => whole::<1, FOUR>(words, half, x, rows, first, acc),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Half a panel, from output `half` on.
+///
+/// # Safety
+/// AVX2 and FMA; `acc` has `R` of the `rows` rows of `x`, from `first` on, and `words` as many groups as `x`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn whole<const R: usize, const FOUR: bool>(
+    words: &[u32],
+    half: usize,
+    x: &[f32],
+    rows: usize,
+    first: usize,
+    acc: &mut [[f32; PANEL]],
+) {
+    // SAFETY: pointers stay inside the slices, by the caller's word.
+    unsafe {
+        let (low, even) = (_mm256_set1_epi8(15), _mm256_set1_epi16(255));
+        let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+        let mut w = words.as_ptr().add(half);
+        let mut x = x.as_ptr().add(first);
+        let y = acc.as_mut_ptr().cast::<f32>().add(half);
+        let mut left = words.len() / PANEL;
+        while left > 0 {
+            let mut scales = w;
+            for part in 0..if FOUR { GROUP / NIBBLES } else { 1 } {
+                if left == 0 {
+                    break;
+                }
+                if !FOUR || part % 2 == 0 {
+                    scales = w;
+                    w = w.add(PANEL);
+                    left -= 1;
+                }
+                let lines = left.min(if FOUR { NIBBLES / 8 } else { GROUP / 4 });
+                left -= lines;
+                let mut c = [[_mm256_setzero_si256(); 2]; R];
+                for r in 0..R {
+                    let sum = |i: usize| (*x.add(i * rows + r)).to_bits().cast_signed();
+                    let before = if FOUR {
+                        sum(1 + part).wrapping_mul(-8)
+                    } else {
+                        (1..HEAD)
+                            .fold(0, |a: i32, i| a.wrapping_add(sum(i)))
+                            .wrapping_mul(-128)
+                    };
+                    c[r] = [_mm256_set1_epi32(before); 2];
+                }
+                let mut at = x.add((HEAD + part * (NIBBLES / 4)) * rows).cast::<i32>();
+                for _ in 0..lines {
+                    let loaded = [
+                        _mm256_loadu_si256(w.cast()),
+                        _mm256_loadu_si256(w.add(8).cast()),
+                    ];
+                    w = w.add(PANEL);
+                    for quad in 0..if FOUR { 2 } else { 1 } {
+                        let bytes = match (FOUR, quad) {
+                            (false, _) => loaded,
+                            (true, 0) => loaded.map(|w| _mm256_and_si256(w, low)),
+                            (true, _) => {
+                                loaded.map(|w| _mm256_and_si256(_mm256_srli_epi32::<4>(w), low))
+                            }
+                        };
+                        let evens = bytes.map(|w| _mm256_and_si256(w, even));
+                        let odds = bytes.map(|w| _mm256_srli_epi16::<8>(w));
+                        for r in 0..R {
+                            let a = _mm256_set1_epi32(*at.add(r));
+                            let a0 = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
+                            let a1 = _mm256_srai_epi16::<8>(a);
+                            for h in 0..2 {
+                                let sum = _mm256_add_epi32(
+                                    _mm256_madd_epi16(evens[h], a0),
+                                    _mm256_madd_epi16(odds[h], a1),
+                                );
+                                c[r][h] = _mm256_add_epi32(c[r][h], sum);
+                            }
+                        }
+                        at = at.add(rows);
+                    }
+                }
+                for h in 0..2 {
+                    let s = _mm256_loadu_si256(scales.add(8 * h).cast());
+                    let s = match (FOUR, part % 2) {
+                        (false, _) => s,
+                        (true, 0) => _mm256_slli_epi32::<16>(s),
+                        (true, _) => _mm256_and_si256(s, high),
+                    };
+                    let s = _mm256_castsi256_ps(s);
+                    for r in 0..R {
+                        let y = y.add(r * PANEL + 8 * h);
+                        let s = _mm256_mul_ps(s, _mm256_set1_ps(*x.add(r)));
+                        let c = _mm256_cvtepi32_ps(c[r][h]);
+                        _mm256_storeu_ps(y, _mm256_fmadd_ps(c, s, _mm256_loadu_ps(y)));
+                    }
+                }
+            }
+            x = x.add(WORDS * rows);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! [`Groups`]: rows of a batch that go to different matrices, the experts of a mixture.
 
-use super::{GROUP, Linear, Outputs, PANEL, Rows, Start, TILE};
+use super::{GROUP, Linear, Outputs, PANEL, Rows, Start};
 use crate::cpu::Level;
 use crate::pool::Pool;
 
@@ -37,10 +37,11 @@ impl Groups {
 
     /// `y = x W^T`, every row of y with the matrix of its expert, which are all of one size, from what `start` says of
     /// its expert on; `share` rows of y, one after the other, have one row of x. Matrices of experts without rows are
-    /// not asked for.
+    /// not asked for. `scratch` is that of [`Linear::run`].
     ///
     /// # Panics
-    /// Where the slices are too short, or matrices of different sizes.
+    /// Where the slices are too short, or matrices of different sizes or types.
+    #[allow(clippy::too_many_arguments, reason = "what any matrix product has")]
     pub fn run<'a>(
         &self,
         pool: &mut Pool,
@@ -48,6 +49,7 @@ impl Groups {
         expert: impl Fn(usize) -> (Linear<'a>, Start<'a>),
         share: usize,
         x: &[f32],
+        scratch: &mut [f32],
         y: &mut [f32],
     ) {
         let begins = std::iter::once(0).chain(self.ends.iter().copied());
@@ -61,18 +63,20 @@ impl Groups {
                 (matrix, start, Rows::Listed { rows, share })
             })
             .collect();
-        let Some((Linear { n, k, .. }, ..)) = busy.first().copied() else {
+        let Some((one, ..)) = busy.first().copied() else {
             return;
         };
+        let Linear { n, k, form, .. } = one;
         for (m, start, _) in &busy {
-            assert!((m.n, m.k) == (n, k));
+            assert!((m.n, m.k, m.form) == (n, k, form));
             assert!(!matches!(start, Start::Bias(b) if b.len() < n));
         }
         assert!(x.len() >= self.rows.len().div_ceil(share) * k && y.len() >= self.rows.len() * n);
+        let x = one.inputs_of(pool, level, x, self.rows.len().div_ceil(share), scratch);
         let panels = n.div_ceil(PANEL);
         let tile = (busy.len() * panels)
             .div_ceil(pool.threads() * 8)
-            .clamp(1, TILE)
+            .clamp(1, one.tile_panels())
             .next_multiple_of(GROUP);
         let tiles = panels.div_ceil(tile);
         let out = Outputs(y.as_mut_ptr());

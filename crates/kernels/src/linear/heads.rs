@@ -3,12 +3,13 @@
 use super::{CHUNK, GROUP, Linear, Outputs, PANEL, Rows, Start, TILE};
 use crate::cpu::Level;
 use crate::pool::Pool;
+use plimsoll_units::WeightType;
 
 /// `y = x W^T` for `m` rows of `matrices.len()` heads, which lie one after the other in a row of x and of y: each head
-/// with its matrix, which are all of one size.
+/// with its matrix, which are all of one size and of bfloat16.
 ///
 /// # Panics
-/// Where the slices are too short, or matrices of different sizes.
+/// Where the slices are too short, or matrices of different sizes or of another type.
 pub fn run_heads(
     pool: &mut Pool,
     level: Level,
@@ -21,7 +22,8 @@ pub fn run_heads(
     let Some(Linear { n, k, .. }) = matrices.first().copied() else {
         return;
     };
-    assert!(matrices.iter().all(|l| (l.n, l.k) == (n, k)));
+    let same = |l: &Linear<'_>| (l.n, l.k, l.form) == (n, k, WeightType::Bf16);
+    assert!(matrices.iter().all(same));
     assert!(x.len() >= m * heads * k && y.len() >= m * heads * n);
     if m == 0 {
         return;

@@ -1,9 +1,16 @@
 //! `y = x W^T`, the weights packed in panels of [`PANEL`] output rows.
 //!
-//! A panel holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each the
-//! bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked,
-//! gives 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are
-//! padded with zeros, which change no sum.
+//! A panel of bfloat16 holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each
+//! the bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked, gives
+//! 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are padded with zeros,
+//! which change no sum.
+//!
+//! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
+//! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than
+//! what is meant. Four bits: a line of two bfloat16 scales before each 64 columns, those of the first 32 in the low
+//! half, eight columns in a word, 8 more than what is meant, the first four in the low halves of its bytes. Products
+//! under one scale are added as whole numbers, which is exact in any order; those sums, times both scales, are one
+//! chain of fused multiply-adds over k.
 
 #![allow(unsafe_code)]
 
@@ -14,16 +21,23 @@ mod avx512;
 mod groups;
 mod heads;
 mod pack;
+mod quantise;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
+pub use quantise::quantise_row;
 
 use std::ops::Range;
 
+use plimsoll_units::WeightType;
+
 use crate::cpu::Level;
 use crate::pool::Pool;
+use quantise::{GROUP as GROUP_K, NIBBLES, WORDS};
 
 /// Output rows of a panel.
 pub const PANEL: usize = 32;
@@ -42,22 +56,31 @@ const SUMS: usize = 12;
 const FEW: usize = 4;
 /// k that a panel's pass covers before the next rows of x: what stays in the cache.
 const BLOCK: usize = 512;
+/// The same of rows that are quantised.
+const BLOCK_WHOLE: usize = 8 * GROUP_K;
+/// Words of rows of x side by side, at most.
+const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
+    ROWS * BLOCK
+} else {
+    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS)
+};
 
 /// A packed matrix of `n` output rows and `k` columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     words: &'a [u32],
+    form: WeightType,
     n: usize,
     k: usize,
 }
 
-/// Bytes of a packed matrix of `n` output rows and `k` columns; `None` where they overflow.
-#[must_use]
-pub fn packed_bytes(n: usize, k: usize) -> Option<usize> {
-    n.div_ceil(PANEL)
-        .checked_mul(PANEL)?
-        .checked_mul(k.div_ceil(2))?
-        .checked_mul(4)
+/// Lines of a panel that meet one group of quantised inputs.
+const fn group_lines(four: bool) -> usize {
+    if four {
+        GROUP_K / 8 + GROUP_K / (2 * NIBBLES)
+    } else {
+        GROUP_K / 4 + 1
+    }
 }
 
 /// Packs output row `row`, whose elements are `values` in order, into `words` of an `n` × `k` matrix.
@@ -79,13 +102,13 @@ impl<'a> Linear<'a> {
     /// # Panics
     /// Where the sizes do not agree.
     #[must_use]
-    pub fn new(words: &'a [u32], n: usize, k: usize) -> Self {
+    pub fn new(words: &'a [u32], form: WeightType, n: usize, k: usize) -> Self {
         assert_eq!(
-            Some(words.len() * 4),
-            packed_bytes(n, k),
+            Ok(words.len() as u64 * 4),
+            form.bytes(n as u64, k as u64).map(|b| b.get()),
             "a packed matrix of {n} x {k}"
         );
-        Self { words, n, k }
+        Self { words, form, n, k }
     }
 
     /// Output rows.
@@ -100,16 +123,19 @@ impl<'a> Linear<'a> {
         self.k
     }
 
-    /// `y = x W^T` for `m` rows of x; rows of x are `k` and rows of y `n` elements apart.
+    /// `y = x W^T` for `m` rows of x; rows of x are `k` and rows of y `n` elements apart. In `scratch` the rows are
+    /// quantised, where weights are: it has [`WeightType::input_words`] for each.
     ///
     /// # Panics
     /// Where the slices are too short.
+    #[allow(clippy::too_many_arguments, reason = "what any matrix product has")]
     pub fn run(
         &self,
         pool: &mut Pool,
         level: Level,
         x: &[f32],
         m: usize,
+        scratch: &mut [f32],
         y: &mut [f32],
         start: Start<'_>,
     ) {
@@ -120,9 +146,11 @@ impl<'a> Linear<'a> {
         if m == 0 {
             return;
         }
+        let x = self.inputs_of(pool, level, x, m, scratch);
         let panels = self.n.div_ceil(PANEL);
+        let most = self.tile_panels();
         // At least two tiles per thread, so that a slow core takes fewer; no more panels than stay in a cache.
-        let per_thread = panels.div_ceil(pool.threads() * TILE).max(2);
+        let per_thread = panels.div_ceil(pool.threads() * most).max(2);
         let tile = panels.div_ceil(pool.threads() * per_thread);
         let tiles = panels.div_ceil(tile.max(1));
         let chunk = if m < 2 * CHUNK { m } else { CHUNK };
@@ -157,20 +185,63 @@ impl<'a> Linear<'a> {
 
     fn elements(&self, row: usize) -> impl Iterator<Item = f32> {
         assert!(row < self.n);
-        let words = self.words(row / PANEL);
-        (0..self.k).map(move |i| {
-            let word = words[i / 2 * PANEL + row % PANEL];
-            f32::from_bits(if i % 2 == 0 {
-                word << 16
-            } else {
-                word & 0xffff_0000
-            })
-        })
+        let (words, form) = (self.words(row / PANEL), self.form);
+        (0..self.k).map(move |i| quantise::element(form, words, row % PANEL, i))
+    }
+
+    /// Words of a panel before those of column `k`, which begins a group.
+    fn before(&self, k: usize) -> usize {
+        // Of what lies in memory.
+        PANEL * usize::try_from(self.form.row_words(k as u64)).unwrap_or(usize::MAX)
     }
 
     fn words(&self, panel: usize) -> &'a [u32] {
-        let len = PANEL * self.k.div_ceil(2);
+        let len = self.before(self.k);
         &self.words[panel * len..(panel + 1) * len]
+    }
+
+    /// Words of a row of inputs before those of column `k`, which begins a group.
+    fn input_before(&self, k: usize) -> usize {
+        match self.form {
+            WeightType::Bf16 => k,
+            WeightType::Int8 | WeightType::Int4 => k.div_ceil(GROUP_K) * WORDS,
+        }
+    }
+
+    /// Panels of a tile at most.
+    const fn tile_panels(&self) -> usize {
+        match self.form {
+            WeightType::Bf16 => TILE,
+            WeightType::Int8 | WeightType::Int4 => 2 * TILE,
+        }
+    }
+
+    /// k of a pass.
+    const fn block_columns(&self) -> usize {
+        match self.form {
+            WeightType::Bf16 => BLOCK,
+            WeightType::Int8 | WeightType::Int4 => BLOCK_WHOLE,
+        }
+    }
+
+    /// Rows of x as the matrix meets them: themselves, or quantised.
+    fn inputs_of<'x>(
+        &self,
+        pool: &mut Pool,
+        level: Level,
+        x: &'x [f32],
+        m: usize,
+        scratch: &'x mut [f32],
+    ) -> &'x [f32] {
+        if self.form == WeightType::Bf16 || self.k == 0 {
+            return x;
+        }
+        let (k, width) = (self.k, self.input_before(self.k));
+        let scratch = &mut scratch[..m * width];
+        pool.rows(scratch, width, |i, out| {
+            quantise::input(level, &x[i * k..][..k], out)
+        });
+        scratch
     }
 
     /// # Safety
@@ -185,7 +256,7 @@ impl<'a> Linear<'a> {
         start: Start<'_>,
     ) {
         // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let packed = &mut [0.0; ROWS * BLOCK];
+        let packed = &mut [0.0; PACKED];
         let m = rows.len();
         if m <= FEW {
             // Few rows wait for weights: each panel is read from its start to its end.
@@ -200,7 +271,7 @@ impl<'a> Linear<'a> {
         let mut from = 0;
         // At least once, also where k is 0.
         while from < self.k || from == 0 {
-            let k = from..(from + BLOCK).min(self.k);
+            let k = from..(from + self.block_columns()).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
             for row in (0..m).step_by(ROWS) {
                 let rows = rows.part(row, (m - row).min(ROWS));
@@ -240,40 +311,41 @@ impl<'a> Linear<'a> {
         of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
-        packed: &mut [f32; ROWS * BLOCK],
+        packed: &mut [f32; PACKED],
         out: Outputs,
         start: Start<'_>,
     ) {
         let rows = of.len();
         let group = level.panels(rows);
+        let width = self.input_before(self.k);
         let mut from = k.start;
         loop {
-            let to = (from + BLOCK).min(k.end);
-            let pairs = (to - from).div_ceil(2);
+            let to = (from + self.block_columns()).min(k.end);
             let start = if from == k.start { start } else { Start::Keep };
-            let packed = &mut packed[..2 * pairs * rows];
-            let x = |r: usize| &x[of.x(r) * self.k + from..][..to - from];
+            let part = self.input_before(from)..self.input_before(to);
+            let len = part.len();
+            // An odd last column has a partner of zeros.
+            let odd = self.form == WeightType::Bf16 && len % 2 == 1;
+            let packed = &mut packed[..(len + usize::from(odd)) * rows];
+            let x = |r: usize| &x[of.x(r) * width..][part.clone()];
             for (r, x) in (0..rows).map(x).enumerate() {
                 for (i, x) in x.iter().enumerate() {
                     packed[i * rows + r] = *x;
                 }
-                if to - from < 2 * pairs {
-                    // An odd last column has a partner of zeros.
-                    packed[(to - from) * rows + r] = 0.0;
-                }
             }
+            packed[len * rows..].fill(0.0);
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);
                 let mut acc = [[0.0; PANEL]; SUMS];
                 let mut words = [&self.words[..0]; GROUP];
                 for (i, words) in words[..count].iter_mut().enumerate() {
-                    *words = &self.words(first + i)[from / 2 * PANEL..][..pairs * PANEL];
+                    *words = &self.words(first + i)[self.before(from)..self.before(to)];
                 }
                 for (i, acc) in acc[..count * rows].iter_mut().enumerate() {
                     // SAFETY: the caller's.
                     unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
-                level.kernel()(&words[..count], packed, rows, &mut acc[..count * rows]);
+                level.kernel(self.form)(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
                     unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
@@ -405,13 +477,28 @@ unsafe impl Sync for Outputs {}
 type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
 
 impl Level {
-    fn kernel(self) -> Kernel {
+    fn kernel(self, form: WeightType) -> Kernel {
+        match form {
+            WeightType::Bf16 => match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512 => avx512::multiply,
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2 => avx2::multiply,
+                _ => scalar::multiply,
+            },
+            WeightType::Int8 => self.whole::<false>(),
+            WeightType::Int4 => self.whole::<true>(),
+        }
+    }
+
+    fn whole<const FOUR: bool>(self) -> Kernel {
         match self {
+            // The first processors with AVX-512 have no VNNI.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512::multiply,
+            Self::Avx512 if is_x86_feature_detected!("avx512vnni") => vnni::multiply::<FOUR>,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2::multiply,
-            _ => scalar::multiply,
+            Self::Avx512 | Self::Avx2 => avx2::multiply_whole::<FOUR>,
+            _ => scalar::multiply_whole::<FOUR>,
         }
     }
 

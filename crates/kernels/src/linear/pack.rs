@@ -60,14 +60,14 @@ pub fn pack_columns(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{pack_row, packed_bytes};
+    use super::super::pack_row;
     use super::*;
 
     #[test]
     fn packs_as_one_row_after_the_other() {
-        for (n, k) in [(1, 1), (32, 2), (31, 33), (32, 97), (20, 130)] {
+        for (n, k) in [(1_usize, 1_usize), (32, 2), (31, 33), (32, 97), (20, 130)] {
             let rows: Vec<u16> = (0..n * k).map(|i| (i * 40503 + 7) as u16).collect();
-            let mut want = vec![0; packed_bytes(n, k).unwrap() / 4];
+            let mut want = vec![0; PANEL * n.div_ceil(PANEL) * k.div_ceil(2)];
             for (r, row) in rows.chunks_exact(k).enumerate() {
                 pack_row(&mut want, k, r, row.iter().copied());
             }

@@ -14,21 +14,210 @@ pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f32> {
         .collect()
 }
 
-fn packed(w: &[f32], n: usize, k: usize) -> Vec<u32> {
-    let mut words = vec![0; packed_bytes(n, k).unwrap() / 4];
-    for row in 0..n {
-        let values = w[row * k..(row + 1) * k].iter().map(|x| bf16_from_f32(*x));
-        pack_row(&mut words, k, row, values);
+fn packed(form: WeightType, w: &[f32], n: usize, k: usize) -> Vec<u32> {
+    let bytes = form.bytes(n as u64, k as u64).unwrap().get();
+    let mut words = vec![0; usize::try_from(bytes).unwrap() / 4];
+    let panel = words.len() / n.div_ceil(PANEL);
+    for (row, w) in w.chunks(k).enumerate() {
+        if form == WeightType::Bf16 {
+            pack_row(&mut words, k, row, w.iter().map(|x| bf16_from_f32(*x)));
+        } else {
+            let panel = &mut words[row / PANEL * panel..][..panel];
+            quantise_row(form, panel, row % PANEL, w);
+        }
     }
     words
+}
+
+/// Room for quantised rows, with something in it.
+fn scratch(form: WeightType, m: usize, k: usize) -> Vec<f32> {
+    vec![f32::NAN; m * usize::try_from(form.input_words(k as u64)).unwrap()]
+}
+
+const WHOLE: [WeightType; 2] = [WeightType::Int8, WeightType::Int4];
+
+/// Sums of products of what inputs and weights are as whole numbers, in f64, from the definition.
+#[test]
+fn whole_numbers_give_the_products_of_what_they_stand_for() {
+    for form in WHOLE {
+        for (n, k) in [
+            (1, 1),
+            (5, 3),
+            (33, 31),
+            (32, 65),
+            (40, 130),
+            (70, 1030),
+            (33, 2049),
+        ] {
+            let w: Vec<f32> = numbers(n as u64, n * k).iter().map(|x| x * x * x).collect();
+            let words = packed(form, &w, n, k);
+            let linear = Linear::new(&words, form, n, k);
+            let m = 3;
+            let x = numbers(3, m * k);
+            let mut y = vec![0.0; m * n];
+            let mut pool = Pool::new(1).unwrap();
+            let scratch = &mut scratch(form, m, k);
+            linear.run(
+                &mut pool,
+                Level::Scalar,
+                &x,
+                m,
+                scratch,
+                &mut y,
+                Start::Zero,
+            );
+            let (mut error, mut size) = (0.0, 0.0);
+            for row in 0..m {
+                let x: Vec<f64> = x[row * k..][..k]
+                    .chunks(128)
+                    .flat_map(|g| {
+                        let largest = g.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+                        let whole = |x: &f32| (x * (127.0 / largest)).round_ties_even();
+                        assert!(g.iter().all(|x| whole(x).abs() <= 127.0));
+                        let scale = f64::from(largest) / 127.0;
+                        g.iter()
+                            .map(|x| f64::from(whole(x)) * scale)
+                            .collect::<Vec<_>>()
+                    })
+                    .collect();
+                for out in 0..n {
+                    let mut element = vec![0.0; k];
+                    linear.row(out, &mut element);
+                    let terms = element.iter().zip(&x).map(|(w, x)| f64::from(*w) * x);
+                    let want: f64 = terms.clone().sum();
+                    let largest: f64 = terms.map(f64::abs).sum();
+                    let got = f64::from(y[row * n + out]);
+                    // A rounding of each scale, of their product and of each sum.
+                    let rounds = 4.0 + k.div_ceil(32) as f64;
+                    assert!(
+                        (got - want).abs() <= rounds * largest * 2.0_f64.powi(-24),
+                        "{form}, {n} x {k}: {got}, not {want}"
+                    );
+                    let exact: f64 = (w[out * k..].iter().zip(&x))
+                        .map(|(w, x)| f64::from(*w) * x)
+                        .sum();
+                    error += (got - exact).powi(2);
+                    size += exact.powi(2);
+                }
+            }
+            if k > 1000 {
+                println!(
+                    "{form}, {n} x {k}: relative error {:.4}",
+                    (error / size).sqrt()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_weight_is_no_further_than_its_scale_allows() {
+    let k = 300;
+    let w = numbers(9, 4 * k);
+    for (form, group, steps) in [(WeightType::Int8, 128, 254.0), (WeightType::Int4, 32, 16.0)] {
+        let words = packed(form, &w, 4, k);
+        let linear = Linear::new(&words, form, 4, k);
+        let mut got = vec![0.0; k];
+        let mut sum = vec![1.0; k];
+        for (row, w) in w.chunks(k).enumerate() {
+            linear.row(row, &mut got);
+            linear.add_row(row, &mut sum);
+            for (got, w) in got.chunks(group).zip(w.chunks(group)) {
+                let largest = w.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+                for (got, x) in got.iter().zip(w) {
+                    // Of four bits, what is largest with the other sign has no number of its own: a whole step.
+                    let step = if form == WeightType::Int4 { 2.0 } else { 1.0 };
+                    assert!(
+                        (got - x).abs() <= step * largest / steps * 1.01,
+                        "{form}: {got}, {x}"
+                    );
+                }
+            }
+            assert!(sum.iter().zip(&got).all(|(s, g)| *s == 1.0 + g));
+            sum.fill(1.0);
+        }
+    }
+}
+
+#[test]
+fn nothing_hides_what_is_no_number() {
+    for form in WHOLE {
+        let k = 200;
+        let (w, mut x) = (numbers(1, 2 * k), numbers(2, k));
+        let words = packed(form, &w, 2, k);
+        for bad in [f32::NAN, f32::INFINITY] {
+            x[150] = bad;
+            let mut y = [0.0; 2];
+            let mut pool = Pool::new(1).unwrap();
+            let linear = Linear::new(&words, form, 2, k);
+            let scratch = &mut scratch(form, 1, k);
+            linear.run(
+                &mut pool,
+                Level::detect(),
+                &x,
+                1,
+                scratch,
+                &mut y,
+                Start::Zero,
+            );
+            assert!(y.iter().all(|y| y.is_nan()), "{form}, {bad} in x: {y:?}");
+            let mut w = w.clone();
+            w[3] = bad;
+            let mut row = vec![0.0; k];
+            let words = packed(form, &w, 2, k);
+            Linear::new(&words, form, 2, k).row(0, &mut row);
+            assert!(!row[3].is_finite(), "{form}, {bad} in w: {}", row[3]);
+        }
+        // Zeros, and what is too small for its inverse, are zeros.
+        let words = packed(form, &[1e-38; 32], 1, 32);
+        let mut row = [f32::NAN; 32];
+        Linear::new(&words, form, 1, 32).row(0, &mut row);
+        assert!(row.iter().all(|x| *x == 0.0), "{form}: {row:?}");
+    }
+}
+
+/// The scalar kernel alone, a row at a time, is what all others are compared with.
+#[test]
+fn whole_numbers_have_the_same_bits_at_every_level_batch_and_thread_count() {
+    for form in WHOLE {
+        for (n, k) in [(1, 1), (5, 3), (32, 16), (33, 65), (150, 1030), (257, 2049)] {
+            let words = packed(form, &numbers(n as u64, n * k), n, k);
+            let linear = Linear::new(&words, form, n, k);
+            let (bias, m_max) = (numbers(7, n), 27);
+            let (x, before) = (numbers(3, m_max * k), numbers(5, m_max * n));
+            let scratch = &mut scratch(form, m_max, k);
+            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+                let mut one = Pool::new(1).unwrap();
+                let mut want = before.clone();
+                for (x, y) in x.chunks(k).zip(want.chunks_mut(n)) {
+                    linear.run(&mut one, Level::Scalar, x, 1, scratch, y, start);
+                }
+                for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                    for threads in [1, 3] {
+                        let mut pool = Pool::new(threads).unwrap();
+                        for m in [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, m_max] {
+                            let mut y = before.clone();
+                            linear.run(&mut pool, level, &x, m, scratch, &mut y, start);
+                            let want = want[..m * n].iter().chain(&before[m * n..]);
+                            let same = y.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits());
+                            assert!(
+                                same,
+                                "{form}, {n} x {k}, {m} rows, {level:?}, {threads} threads"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]
 fn every_level_batch_and_thread_count_gives_the_bits_of_one_chain() {
     for (n, k) in [(1, 1), (5, 3), (32, 16), (33, 65), (150, 1030), (257, 2049)] {
         let w = numbers(n as u64, n * k);
-        let words = packed(&w, n, k);
-        let linear = Linear::new(&words, n, k);
+        let words = packed(WeightType::Bf16, &w, n, k);
+        let linear = Linear::new(&words, WeightType::Bf16, n, k);
         let bias = numbers(7, n);
         let m_max = 27;
         let x = numbers(3, m_max * k);
@@ -49,7 +238,7 @@ fn every_level_batch_and_thread_count_gives_the_bits_of_one_chain() {
                         (Start::Keep, None),
                     ] {
                         let mut y = before.clone();
-                        linear.run(&mut pool, level, &x, m, &mut y, start);
+                        linear.run(&mut pool, level, &x, m, &mut [], &mut y, start);
                         for row in 0..m {
                             for out in 0..n {
                                 let from = match (start, first) {
@@ -77,14 +266,18 @@ fn every_level_batch_and_thread_count_gives_the_bits_of_one_chain() {
 #[test]
 fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
     let (experts, share) = (5, 3);
-    for (n, k) in [(1, 1), (33, 65), (150, 1030)] {
+    let sizes = [(1, 1), (33, 65), (150, 1030)];
+    for (form, (n, k)) in WeightType::ALL
+        .into_iter()
+        .flat_map(|f| sizes.map(|s| (f, s)))
+    {
         let words: Vec<Vec<u32>> = (0..experts)
-            .map(|e| packed(&numbers(e as u64 + 1, n * k), n, k))
+            .map(|e| packed(form, &numbers(e as u64 + 1, n * k), n, k))
             .collect();
         // The last expert has no row, and no matrix: it must not be asked for.
         let matrix = |e: usize| {
             assert!(e + 1 < experts);
-            Linear::new(&words[e], n, k)
+            Linear::new(&words[e], form, n, k)
         };
         // Some have biases.
         let biases = numbers(9, n);
@@ -96,25 +289,26 @@ fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
             let x = numbers(3, tokens * k);
             let of = (0..tokens * share).map(|i| (i * i + i / 7) % (experts - 1));
             let groups = Groups::new(experts, of.clone());
+            let scratch = &mut scratch(form, tokens.max(1), k);
             let mut alone = vec![0.0; tokens * share * n];
             let mut pool = Pool::new(1).unwrap();
             for (row, e) in of.enumerate() {
                 let (x, y) = (&x[row / share * k..], &mut alone[row * n..(row + 1) * n]);
-                matrix(e).run(&mut pool, Level::Scalar, x, 1, y, start(e));
+                matrix(e).run(&mut pool, Level::Scalar, x, 1, scratch, y, start(e));
             }
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for threads in [1, 3] {
                     let mut pool = Pool::new(threads).unwrap();
                     let mut y = vec![f32::NAN; alone.len() + 1];
                     let expert = |e| (matrix(e), start(e));
-                    groups.run(&mut pool, level, expert, share, &x, &mut y);
+                    groups.run(&mut pool, level, expert, share, &x, scratch, &mut y);
                     let same = y
                         .iter()
                         .zip(&alone)
                         .all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(
                         same,
-                        "{n} x {k}, {tokens} tokens, {level:?}, {threads} threads"
+                        "{form}, {n} x {k}, {tokens} tokens, {level:?}, {threads} threads"
                     );
                     assert!(y[alone.len()].is_nan());
                 }
@@ -129,16 +323,25 @@ fn heads_have_the_bits_of_their_own_matrix_alone() {
     let heads = 3;
     for (n, k) in [(1, 1), (33, 65), (150, 1030)] {
         let words: Vec<Vec<u32>> = (0..heads)
-            .map(|h| packed(&numbers(h as u64 + 1, n * k), n, k))
+            .map(|h| packed(WeightType::Bf16, &numbers(h as u64 + 1, n * k), n, k))
             .collect();
-        let matrices: Vec<Linear<'_>> = words.iter().map(|w| Linear::new(w, n, k)).collect();
+        let matrix = |w| Linear::new(w, WeightType::Bf16, n, k);
+        let matrices: Vec<Linear<'_>> = words.iter().map(|w| matrix(w)).collect();
         for rows in [0, 1, 7, 200] {
             let x = numbers(3, rows * heads * k);
             let mut alone = vec![0.0; rows * heads * n];
             let mut pool = Pool::new(1).unwrap();
             for (i, y) in alone.chunks_mut(n).enumerate() {
                 let m = &matrices[i % heads];
-                m.run(&mut pool, Level::Scalar, &x[i * k..], 1, y, Start::Zero);
+                m.run(
+                    &mut pool,
+                    Level::Scalar,
+                    &x[i * k..],
+                    1,
+                    &mut [],
+                    y,
+                    Start::Zero,
+                );
             }
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for threads in [1, 3] {

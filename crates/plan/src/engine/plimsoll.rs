@@ -3,7 +3,7 @@
 
 use plimsoll_model::{Ffn, Mixer};
 use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, WeightRules, lower};
-use plimsoll_units::{Bytes, DType, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 mod cpu;
 
@@ -44,6 +44,14 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
             program_terms(context, &program)?
         }
         Err(why) => {
+            let weights = context.settings.weights;
+            if weights != WeightType::Bf16 {
+                return Err(PlanError::Refused {
+                    engine: "plimsoll".to_owned(),
+                    setting: format!("--weights {weights}"),
+                    reason: format!("only models that run are quantised, and {why}"),
+                });
+            }
             notes.push(format!("activations, logits and driver are bounds: {why}"));
             bounds(context)?
         }
@@ -114,6 +122,7 @@ fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> 
         tokens: batched_tokens(context),
         outputs: outputs(context),
         context: context.max_model_len,
+        weights: context.settings.weights,
     };
     Ok(lower(context.spec, &limits, &kv_rules(context)?).map_err(|e| e.to_string()))
 }
@@ -125,7 +134,10 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
         .into_iter()
         .map(|(role, bytes)| {
             Term::exact(Region::Weights, role.name(), bytes)
-                .formula("packed weights, each up to a multiple of 64 bytes: bf16 matrices in panels of 32 rows, f32 vectors")
+                .formula(format!(
+                    "packed weights, each up to a multiple of 64 bytes: {} matrices in panels of 32 rows, f32 vectors",
+                    context.settings.weights
+                ))
                 .source("plimsoll-program: lower/")
         })
         .collect();

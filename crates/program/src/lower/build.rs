@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use plimsoll_model::{ModelSpec, Role, TensorSpec};
-use plimsoll_units::{Bytes, SizeOverflow};
+use plimsoll_units::{Bytes, SizeOverflow, WeightType};
 
 use super::place::place;
 use super::{Inventory, Limits, LowerError};
@@ -145,6 +145,15 @@ impl<'a> Builder<'a> {
         Ok(WeightId(id))
     }
 
+    fn packed(&self, role: Role, n: u64, k: u64) -> WeightLayout {
+        // Which experts a token takes changes at once where their scores change a little, and these are small.
+        let form = match role {
+            Role::Router => WeightType::Bf16,
+            _ => self.limits.weights,
+        };
+        WeightLayout::Packed { form, n, k }
+    }
+
     /// The matrix of `parts`, one below the other, `columns` wide.
     pub(super) fn matrix(
         &mut self,
@@ -175,7 +184,7 @@ impl<'a> Builder<'a> {
                 });
             }
         }
-        let layout = WeightLayout::Packed { n, k: columns };
+        let layout = self.packed(role, n, columns);
         self.weight(named(layer, name), role, layout, sources)
     }
 
@@ -214,7 +223,9 @@ impl<'a> Builder<'a> {
             ];
             for (way, (name, source, [n, k])) in ways.iter_mut().zip(sides) {
                 let name = named(Some(layer), &format!("heads.{h}.{name}"));
-                let layout = WeightLayout::Packed { n, k };
+                // Small, and met by latents, which all later attention reads: not quantised.
+                let form = WeightType::Bf16;
+                let layout = WeightLayout::Packed { form, n, k };
                 way.push(self.weight(name, t.role, layout, vec![source])?);
             }
         }
@@ -257,7 +268,7 @@ impl<'a> Builder<'a> {
                     });
                 }
             }
-            let layout = WeightLayout::Packed { n, k: columns };
+            let layout = self.packed(role, n, columns);
             let name = named(Some(layer), &format!("experts.{e}.{name}"));
             all.push(self.weight(name, role, layout, sources)?);
         }
@@ -374,6 +385,28 @@ impl<'a> Builder<'a> {
         self.weight(named(layer, name), t.role, WeightLayout::F32 { n }, sources)
     }
 
+    /// A buffer for each operation that quantises its input, with a row for each of the input's.
+    fn scratch(&mut self) -> Result<Vec<Option<BufferId>>, LowerError> {
+        (0..self.ops.len())
+            .map(|i| {
+                let (weight, x) = match &self.ops[i] {
+                    Op::Linear { weight, x, .. } => (Some(weight), x),
+                    Op::Experts { weights, x, .. } => (weights.first(), x),
+                    _ => return Ok(None),
+                };
+                let width = match weight.map(|w| self.weights[w.0 as usize].layout) {
+                    Some(WeightLayout::Packed { form, k, .. }) => form.input_words(k),
+                    _ => 0,
+                };
+                let rows = self.buffers[usize::from(x.0)].rows;
+                if width == 0 {
+                    return Ok(None);
+                }
+                self.buffer("quantised", rows, width).map(Some)
+            })
+            .collect()
+    }
+
     /// Places buffers and checks that nothing was left out.
     pub(super) fn finish(
         mut self,
@@ -391,9 +424,12 @@ impl<'a> Builder<'a> {
         let Limits {
             tokens, outputs, ..
         } = *self.limits;
-        let activation_bytes = place(&mut self.buffers, &self.ops, logits, [tokens, outputs])?;
+        let scratch = self.scratch()?;
+        let ops = self.ops.iter().zip(scratch.iter().copied());
+        let activation_bytes = place(&mut self.buffers, ops, logits, [tokens, outputs])?;
         Ok(Program {
             ops: self.ops,
+            scratch,
             buffers: self.buffers,
             activation_bytes,
             weights: self.weights,

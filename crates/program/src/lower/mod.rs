@@ -13,7 +13,7 @@ mod rope;
 
 use plimsoll_model::quant::{QuantFormat, QuantScheme};
 use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec};
-use plimsoll_units::SizeOverflow;
+use plimsoll_units::{SizeOverflow, WeightType};
 
 use crate::parallel::Parallel;
 use crate::pool::{KvRules, PoolGeometry};
@@ -31,6 +31,8 @@ pub struct Limits {
     /// The longest sequence. LongRoPE takes its divisors for long contexts where this exceeds the context first
     /// trained: by the request, as transformers does, logits would depend on who is served.
     pub context: u64,
+    /// What matrices are kept as; those that choose experts are always bfloat16.
+    pub weights: WeightType,
 }
 
 /// Why a model does not lower.

@@ -9,9 +9,9 @@ const ALIGNMENT: Bytes = Bytes::new(64);
 
 /// Sets the offsets and returns the bytes of the arena: the largest buffer first, each at the first place that is
 /// free whenever it is alive.
-pub(super) fn place(
+pub(super) fn place<'a>(
     buffers: &mut [Buffer],
-    ops: &[Op],
+    ops: impl DoubleEndedIterator<Item = (&'a Op, Option<BufferId>)> + Clone,
     result: BufferId,
     limits: [u64; 2],
 ) -> Result<Bytes, SizeOverflow> {
@@ -49,22 +49,27 @@ pub(super) fn place(
     Ok(all)
 }
 
-/// Which buffers are alive during the same operation: from where one is written whole to where it is last read.
-fn alive_together(n: usize, ops: &[Op], result: BufferId) -> Vec<Vec<bool>> {
+/// Which buffers are alive during the same operation: from where one is written whole to where it is last read, and
+/// an operation's own while it lasts.
+fn alive_together<'a>(
+    n: usize,
+    ops: impl DoubleEndedIterator<Item = (&'a Op, Option<BufferId>)> + Clone,
+    result: BufferId,
+) -> Vec<Vec<bool>> {
     let mut together = vec![vec![false; n]; n];
     let mut alive = vec![false; n];
     alive[usize::from(result.0)] = true;
     // What comes after the rows are gathered can be done again for others.
-    for op in ops {
+    for (op, _) in ops.clone() {
         if let Op::Gather { x, .. } = op {
             alive[usize::from(x.0)] = true;
         }
     }
-    for op in ops.iter().rev() {
+    for (op, scratch) in ops.rev() {
         let (reads, write) = op.buffers();
         let here = |i: usize| {
             let id = BufferId(u16::try_from(i).unwrap_or(u16::MAX));
-            alive[i] || id == write || reads.contains(&id)
+            alive[i] || id == write || scratch == Some(id) || reads.contains(&id)
         };
         let now: Vec<usize> = (0..n).filter(|&i| here(i)).collect();
         for &i in &now {

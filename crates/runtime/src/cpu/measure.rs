@@ -115,20 +115,20 @@ impl<S: Chooser> CpuExecutor<S> {
             };
             let each = self.program.buffer(*out).rows == Rows::Tokens;
             match self.program.weight(*weight).layout {
-                WeightLayout::Packed { n, k } if each => Some(n.saturating_mul(k)),
+                WeightLayout::Packed { n, k, .. } if each => Some(n.saturating_mul(k)),
                 _ => None,
             }
         };
-        let ops = self.program.ops.iter();
-        let (params, op) = ops
-            .filter_map(|op| Some((size(op)?, op)))
+        let ops = self.program.ops.iter().zip(&self.program.scratch);
+        let (params, op, scratch) = ops
+            .filter_map(|(op, scratch)| Some((size(op)?, op, *scratch)))
             .max_by_key(|x| x.0)?;
         let op = op.clone();
         let tokens = TOKENS.min(self.program.tokens);
         let flops = params.saturating_mul(2).saturating_mul(tokens);
         let n = usize::try_from(tokens).unwrap_or(1);
         Some(plimsoll_kernels::best_per_s(BRIEF, flops, || {
-            self.alone(&op, n);
+            self.alone(&op, scratch, n);
         }))
     }
 }

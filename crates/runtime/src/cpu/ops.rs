@@ -13,7 +13,7 @@ use plimsoll_program::{
     Program, Rows, ScanOp, StatePlace, WeightId, WeightLayout,
 };
 use plimsoll_schedule::Step;
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::CpuExecutor;
 use crate::arena::{Arena, Element, Part};
@@ -116,7 +116,8 @@ impl<S: Chooser> CpuExecutor<S> {
             };
             step.rows.iter().map(row).collect()
         };
-        for op in &program.ops[ops] {
+        let scratch = &program.scratch[ops.clone()];
+        for (op, scratch) in program.ops[ops].iter().zip(scratch) {
             match op {
                 Op::Convolve(c) => {
                     walk.convolve(&mut self.pool, level, c, &queries(c.state.group), pages);
@@ -140,7 +141,7 @@ impl<S: Chooser> CpuExecutor<S> {
                         _ => walk.attention::<u16>(&mut self.pool, level, a, &queries, pages),
                     }
                 }
-                other => walk.op(&mut self.pool, level, other),
+                other => walk.op(&mut self.pool, level, other, *scratch),
             }
         }
         let used = Bytes::new(4 * walk.used as u64);
@@ -148,7 +149,7 @@ impl<S: Chooser> CpuExecutor<S> {
     }
 
     /// Carries one operation out on `tokens` rows of whatever the buffers hold: to see how long it takes.
-    pub(super) fn alone(&mut self, op: &Op, tokens: usize) {
+    pub(super) fn alone(&mut self, op: &Op, scratch: Option<BufferId>, tokens: usize) {
         let (tokens, positions) = (vec![0; tokens], vec![0; tokens]);
         let mut walk = Walk {
             program: &self.program,
@@ -159,7 +160,7 @@ impl<S: Chooser> CpuExecutor<S> {
             wanted: &[],
             used: 0,
         };
-        walk.op(&mut self.pool, self.level, op);
+        walk.op(&mut self.pool, self.level, op, scratch);
     }
 
     /// Marks the pages that the step's tokens are written to.
@@ -223,6 +224,21 @@ impl<'a> Walk<'a> {
         (reads, out)
     }
 
+    /// A row of numbers and matrices' input to read, what an operation quantises that input in, and what it writes:
+    /// four buffers, placed apart.
+    fn product(
+        &mut self,
+        [read, x]: [Option<BufferId>; 2],
+        scratch: Option<BufferId>,
+        write: BufferId,
+    ) -> ([&[f32]; 2], [&mut [f32]; 2]) {
+        let at = [read, x, scratch, Some(write)].map(|b| b.map_or(0..0, |b| self.range(b)));
+        self.used = at.iter().fold(self.used, |used, at| used.max(at.end));
+        let all = self.activations.get_disjoint_mut(at);
+        let [read, x, scratch, out] = all.expect("what is alive together never overlaps");
+        ([read, x], [scratch, out])
+    }
+
     /// A weight's elements; the executor has seen at its start that they are there.
     fn elements<T: Element>(&self, id: WeightId) -> (&'a [T], WeightLayout) {
         let w = self.program.weight(id);
@@ -235,11 +251,11 @@ impl<'a> Walk<'a> {
 
     fn matrix(&self, id: WeightId) -> Linear<'a> {
         let (words, layout) = self.elements(id);
-        let (n, k) = match layout {
-            WeightLayout::Packed { n, k } => (size(n), size(k)),
-            WeightLayout::F32 { n } => (1, size(n)),
-        };
-        Linear::new(words, n, k)
+        match layout {
+            WeightLayout::Packed { form, n, k } => Linear::new(words, form, size(n), size(k)),
+            // Lowering gives vectors to no operation that takes a matrix.
+            WeightLayout::F32 { .. } => Linear::new(&[], WeightType::Bf16, 0, 0),
+        }
     }
 
     fn vector(&self, id: WeightId) -> &'a [f32] {
@@ -247,7 +263,13 @@ impl<'a> Walk<'a> {
     }
 
     #[allow(clippy::too_many_lines, reason = "one arm for each operation")]
-    fn op(&mut self, pool: &mut Pool, level: plimsoll_kernels::Level, op: &Op) {
+    fn op(
+        &mut self,
+        pool: &mut Pool,
+        level: plimsoll_kernels::Level,
+        op: &Op,
+        scratch: Option<BufferId>,
+    ) {
         match *op {
             Op::Embed { table, out, scale } => {
                 let (m, tokens, width) = (self.matrix(table), self.tokens, self.width(out));
@@ -328,13 +350,13 @@ impl<'a> Walk<'a> {
             } => {
                 let (m, bias) = (self.matrix(weight), bias.map(|b| self.vector(b)));
                 let rows = self.rows(out);
-                let ([x], out) = self.views([x], out);
+                let ([_, x], [scratch, out]) = self.product([None, Some(x)], scratch, out);
                 let start = match (add, bias) {
                     (true, _) => Start::Keep,
                     (false, Some(b)) => Start::Bias(b),
                     (false, None) => Start::Zero,
                 };
-                m.run(pool, level, x, rows, out, start);
+                m.run(pool, level, x, rows, scratch, out, start);
             }
             Op::Rotate {
                 table,
@@ -443,7 +465,8 @@ impl<'a> Walk<'a> {
                 let (wide, width) = (self.width(routes), self.width(out));
                 let biases = biases.map(|b| self.vector(b));
                 let matrices: Vec<Linear<'a>> = weights.iter().map(|w| self.matrix(*w)).collect();
-                let ([routes, x], out) = self.views([routes, x], out);
+                let ([routes, x], [scratch, out]) =
+                    self.product([Some(routes), Some(x)], scratch, out);
                 #[allow(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,
@@ -457,7 +480,7 @@ impl<'a> Walk<'a> {
                     let start = biases.map_or(Start::Zero, |b| Start::Bias(&b[e * width..]));
                     (matrices[e], start)
                 };
-                groups.run(pool, level, expert, share, x, out);
+                groups.run(pool, level, expert, share, x, scratch, out);
             }
             Op::AddWeighted {
                 x,

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use plimsoll_kernels::{PANEL, pack_columns, pack_rows};
+use plimsoll_kernels::{PANEL, f32_from_bf16, pack_columns, pack_rows, quantise_row};
 use plimsoll_model::json::printable;
-use plimsoll_units::DType;
+use plimsoll_units::{DType, WeightType};
 
 use super::checkpoint::Checkpoint;
 use super::{SCRATCH, WeightsError, decode};
@@ -54,7 +54,11 @@ pub(super) struct Piece {
 #[derive(Debug)]
 pub(super) enum Dest<'a> {
     /// Whole panels of a packed matrix of `k` columns.
-    Panels { words: &'a mut [u32], k: u64 },
+    Panels {
+        words: &'a mut [u32],
+        form: WeightType,
+        k: u64,
+    },
     /// f32, by their bits.
     Floats(&'a mut [u32]),
 }
@@ -119,13 +123,13 @@ pub(super) fn item(
         };
         match (&mut dest, piece.matrix) {
             (Dest::Floats(words), _) => rows.floats(words, scratch)?,
-            (Dest::Panels { words, k }, Matrix::Columns { stride, input }) => {
-                rows.columns(words, *k, [stride, input], scratch)?;
+            (Dest::Panels { words, form, k }, Matrix::Columns { stride, input }) => {
+                rows.columns(words, *form, *k, [stride, input], scratch)?;
             }
-            (Dest::Panels { words, k }, Matrix::Mxfp4 { file, begin }) => {
-                rows.mxfp4(words, *k, (file, begin), scratch)?;
+            (Dest::Panels { words, form, k }, Matrix::Mxfp4 { file, begin }) => {
+                rows.mxfp4(words, *form, *k, (file, begin), scratch)?;
             }
-            (Dest::Panels { words, k }, _) => rows.matrix(words, *k, scratch)?,
+            (Dest::Panels { words, form, k }, _) => rows.matrix(words, *form, *k, scratch)?,
         }
     }
     Ok(())
@@ -179,7 +183,13 @@ impl Rows<'_> {
     }
 
     /// Rows of a matrix.
-    fn matrix(&self, words: &mut [u32], k: u64, scratch: &mut Scratch) -> Result<(), WeightsError> {
+    fn matrix(
+        &self,
+        words: &mut [u32],
+        form: WeightType,
+        k: u64,
+        scratch: &mut Scratch,
+    ) -> Result<(), WeightsError> {
         let Self {
             piece, from, count, ..
         } = *self;
@@ -188,8 +198,17 @@ impl Rows<'_> {
         let row_bytes = k / block * size;
         scratch.bytes.resize(index(count) * row_bytes, 0);
         self.read(from * row_bytes as u64, &mut scratch.bytes)?;
-        self.for_panels(words, k, |panel, lane, done, n| {
+        self.for_panels(words, form, k, |panel, lane, done, n| {
             let bytes = &scratch.bytes[done * row_bytes..][..n * row_bytes];
+            if form != WeightType::Bf16 {
+                scratch.floats.resize(k, 0.0);
+                for (i, bytes) in bytes.chunks_exact(row_bytes.max(1)).enumerate() {
+                    decode::floats(piece.dtype, bytes, &mut scratch.floats);
+                    scratch.floats.iter_mut().for_each(|x| *x += piece.plus);
+                    quantise_row(form, panel, lane + i, &scratch.floats);
+                }
+                return;
+            }
             scratch.halves.resize(n * k, 0);
             // Row by row: a row need not end where a strip of blocks does.
             if k > 0 {
@@ -207,6 +226,7 @@ impl Rows<'_> {
     fn mxfp4(
         &self,
         words: &mut [u32],
+        form: WeightType,
         k: u64,
         (file, begin): (usize, u64),
         scratch: &mut Scratch,
@@ -219,12 +239,21 @@ impl Rows<'_> {
         self.read(from * blocks, elements)?;
         self.read_at(file, begin + from * scales, exponents)?;
         let (k, blocks, scales) = (index(k), index(blocks), index(scales));
-        self.for_panels(words, k, |panel, lane, done, n| {
+        self.for_panels(words, form, k, |panel, lane, done, n| {
             scratch.halves.resize(n * k, 0);
             let elements = &elements[done * blocks..][..n * blocks];
             let exponents = &exponents[done * scales..][..n * scales];
             decode::mxfp4(elements, exponents, &mut scratch.halves);
-            pack_rows(panel, k, lane, &scratch.halves);
+            if form == WeightType::Bf16 {
+                pack_rows(panel, k, lane, &scratch.halves);
+                return;
+            }
+            scratch.floats.resize(k, 0.0);
+            for (i, row) in scratch.halves.chunks_exact(k.max(1)).enumerate() {
+                let row = row.iter().zip(&mut scratch.floats);
+                row.for_each(|(half, x)| *x = f32_from_bf16(*half));
+                quantise_row(form, panel, lane + i, &scratch.floats);
+            }
         });
         scratch.bytes = bytes;
         Ok(())
@@ -234,6 +263,7 @@ impl Rows<'_> {
     fn columns(
         &self,
         words: &mut [u32],
+        form: WeightType,
         k: u64,
         [stride, input]: [u64; 2],
         scratch: &mut Scratch,
@@ -256,18 +286,34 @@ impl Rows<'_> {
                     self.read((begin + i * stride) * size, row)?;
                 }
             }
-            scratch.halves.resize(index(k * n), 0);
-            decode::halves(piece.dtype, &bytes, piece.plus, &mut scratch.halves);
-            scratch.bytes = bytes;
             let part = Rows {
                 count: n,
                 to: self.to + index(done),
                 ..*self
             };
-            let halves = &scratch.halves;
-            part.for_panels(words, index(k), |panel, lane, column, count| {
-                pack_columns(panel, index(k), (lane, count), (halves, index(n), column));
-            });
+            let (width, k) = (index(n), index(k));
+            if form == WeightType::Bf16 {
+                scratch.halves.resize(k * width, 0);
+                decode::halves(piece.dtype, &bytes, piece.plus, &mut scratch.halves);
+                let halves = &scratch.halves;
+                part.for_panels(words, form, k, |panel, lane, column, count| {
+                    pack_columns(panel, k, (lane, count), (halves, width, column));
+                });
+            } else {
+                let element = index(size);
+                scratch.floats.resize(k, 0.0);
+                part.for_panels(words, form, k, |panel, lane, column, count| {
+                    for i in 0..count {
+                        let one = bytes[(column + i) * element..].chunks(width * element);
+                        for (bytes, x) in one.zip(&mut scratch.floats) {
+                            decode::floats(piece.dtype, &bytes[..element], std::slice::from_mut(x));
+                            *x += piece.plus;
+                        }
+                        quantise_row(form, panel, lane + i, &scratch.floats);
+                    }
+                });
+            }
+            scratch.bytes = bytes;
             done += n;
         }
         Ok(())
@@ -277,10 +323,11 @@ impl Rows<'_> {
     fn for_panels(
         &self,
         words: &mut [u32],
+        form: WeightType,
         k: usize,
         mut each: impl FnMut(&mut [u32], usize, usize, usize),
     ) {
-        let len = PANEL * k.div_ceil(2);
+        let len = PANEL * index(form.row_words(k as u64));
         let count = index(self.count);
         let mut done = 0;
         while done < count {

@@ -3,8 +3,8 @@
 //! Promises: every tensor that the program names is found, and its type and shape agree, before a byte of data is
 //! read; what is read lies in scratch of [`SCRATCH`] bytes per thread (of one panel, where that is more), so the
 //! original is never resident twice; which thread packs what changes no bit. Matrices become bfloat16, rounded to
-//! the nearest, ties to even; vectors become f32, exactly. Files are read, not mapped: a mapped file counts as
-//! memory a second time, and one that shrinks ends the process.
+//! the nearest, ties to even, or are quantised from their stored values; vectors become f32, exactly. Files are read,
+//! not mapped: a mapped file counts as memory a second time, and one that shrinks ends the process.
 
 mod blocks;
 mod check;
@@ -397,18 +397,18 @@ fn divide<'a>(
     };
     match weight.layout {
         WeightLayout::F32 { n } => push(0..n, 1, Dest::Floats(words)),
-        WeightLayout::Packed { n, k } => {
+        WeightLayout::Packed { form, n, k } => {
             let panel = PANEL as u64;
             let widest = pieces.iter().map(|p| stored(panel, k, p.dtype)).max();
             let panels = (SCRATCH / widest.unwrap_or(1).max(1)).max(1);
             // At most the words that there are; a panel of no columns has none.
-            let len = usize::try_from(panels * panel * k.div_ceil(2)).unwrap_or(usize::MAX);
+            let len = usize::try_from(panels * panel * form.row_words(k)).unwrap_or(usize::MAX);
             for (i, words) in words.chunks_mut(len.max(1)).enumerate() {
                 let first = i as u64 * panels * panel;
                 push(
                     first..n.min(first + panels * panel),
                     k,
-                    Dest::Panels { words, k },
+                    Dest::Panels { words, form, k },
                 );
             }
         }

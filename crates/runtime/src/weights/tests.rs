@@ -1,7 +1,8 @@
 use std::path::Path;
 
-use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, pack_row, packed_bytes};
+use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, pack_row, quantise_row};
 use plimsoll_program::{BufferId, PoolGeometry, Source};
+use plimsoll_units::WeightType;
 
 use super::*;
 use crate::testing::{Folder, Meta, numbers};
@@ -47,6 +48,7 @@ fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
         .collect();
     Program {
         ops: Vec::new(),
+        scratch: Vec::new(),
         buffers: Vec::new(),
         activation_bytes: Bytes::ZERO,
         weights,
@@ -86,9 +88,24 @@ fn words(arena: &Arena, w: &Weight) -> Vec<u32> {
     arena.view(Part { offset, len }).unwrap().to_vec()
 }
 
+/// The quantised form of rows.
+fn quantised(form: WeightType, rows: &[Vec<f32>], k: u64) -> Vec<u32> {
+    let panel = PANEL * form.row_words(k) as usize;
+    let mut words = vec![0; panel * rows.len().div_ceil(PANEL)];
+    for (r, row) in rows.iter().enumerate() {
+        quantise_row(
+            form,
+            &mut words[r / PANEL * panel..][..panel],
+            r % PANEL,
+            row,
+        );
+    }
+    words
+}
+
 /// The packed form of rows, by the kernels' own oracle.
 fn packed(rows: &[Vec<f32>], k: usize) -> Vec<u32> {
-    let mut words = vec![0; packed_bytes(rows.len(), k).unwrap() / 4];
+    let mut words = vec![0; PANEL * rows.len().div_ceil(PANEL) * k.div_ceil(2)];
     for (r, row) in rows.iter().enumerate() {
         pack_row(&mut words, k, r, row.iter().map(|x| bf16_from_f32(*x)));
     }
@@ -135,11 +152,22 @@ fn stacks_parts_of_all_types_from_all_files() {
     plus.plus = 1;
     let program = program(vec![
         (
-            WeightLayout::Packed { n: 109, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 109,
+                k,
+            },
             vec![source("b", 0..11), from_c.clone(), source("a", 5..60)],
         ),
         (WeightLayout::F32 { n: 9 }, vec![plus, source("h", 0..4)]),
-        (WeightLayout::Packed { n: 70, k }, vec![source("a", 0..70)]),
+        (
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 70,
+                k,
+            },
+            vec![source("a", 0..70)],
+        ),
     ]);
     let mut want = rows(&b, k);
     for row in 40..83 {
@@ -193,7 +221,14 @@ fn some_inputs_of_a_matrix_are_taken_as_its_columns() {
     let turned = |input| {
         let mut s = source("x", 7..60);
         (s.transposed, s.input) = (true, Some(input));
-        program(vec![(WeightLayout::Packed { n: 53, k: 4 }, vec![s])])
+        program(vec![(
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 53,
+                k: 4,
+            },
+            vec![s],
+        )])
     };
     let program = turned(3);
     let arena = loaded(&program, &folder.0, files, 1).unwrap();
@@ -226,12 +261,13 @@ fn mxfp4_becomes_the_bf16_that_it_says() {
     ];
     folder.safetensors("s.safetensors", &others);
     let files = &["b.safetensors", "s.safetensors"];
-    let of = |scales: &str, rows: std::ops::Range<u64>, k| {
+    let typed = |form, scales: &str, rows: std::ops::Range<u64>, k| {
         let n = rows.end - rows.start;
         let mut s = source("x_blocks", rows);
         s.scales = Some(scales.to_owned());
-        program(vec![(WeightLayout::Packed { n, k }, vec![s])])
+        program(vec![(WeightLayout::Packed { form, n, k }, vec![s])])
     };
+    let of = |scales: &str, rows, k| typed(WeightType::Bf16, scales, rows, k);
     // Rows of both experts, the first of a panel none of them.
     let good = of("x_scales", 7..75, 96);
     let arena = loaded(&good, &folder.0, files, 2).unwrap();
@@ -245,6 +281,12 @@ fn mxfp4_becomes_the_bf16_that_it_says() {
         .map(|row| (row * 96..(row + 1) * 96).map(value).collect())
         .collect();
     assert_eq!(words(&arena, &good.weights[0]), packed(&want, 96));
+    for form in [WeightType::Int8, WeightType::Int4] {
+        let good = typed(form, "x_scales", 7..75, 96);
+        let arena = loaded(&good, &folder.0, files, 2).unwrap();
+        let want = quantised(form, &want, 96);
+        assert_eq!(words(&arena, &good.weights[0]), want, "{form}");
+    }
 
     let error = |p: &Program| loaded(p, &folder.0, files, 1).unwrap_err().to_string();
     assert!(error(&of("gone", 0..4, 96)).contains("`gone`"));
@@ -271,10 +313,21 @@ fn large_matrices_go_in_pieces() {
     t.transposed = true;
     let program = program(vec![
         (
-            WeightLayout::Packed { n: 399, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 399,
+                k,
+            },
             vec![source("x", 1..400)],
         ),
-        (WeightLayout::Packed { n: 400, k }, vec![t]),
+        (
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 400,
+                k,
+            },
+            vec![t],
+        ),
     ]);
     let mut items = Vec::new();
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -319,19 +372,37 @@ fn names_what_does_not_fit() {
         .unwrap_err()
         .to_string()
     };
-    let matrix = WeightLayout::Packed { n: 4, k: 6 };
+    let matrix = WeightLayout::Packed {
+        form: WeightType::Bf16,
+        n: 4,
+        k: 6,
+    };
     let all = |t: &str| vec![source(t, 0..4)];
     let e = error(
         matrix,
         (0..7).map(|i| source(&format!("gone.{i}"), 0..1)).collect(),
     );
     assert!(e.contains("`gone.0`") && e.contains("and 2 more"), "{e}");
-    let e = error(WeightLayout::Packed { n: 4, k: 7 }, all("a"));
+    let e = error(
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 4,
+            k: 7,
+        },
+        all("a"),
+    );
     assert!(
         e.contains("`a`") && e.contains("[4, 6]") && e.contains('7'),
         "{e}"
     );
-    let e = error(WeightLayout::Packed { n: 5, k: 6 }, vec![source("a", 0..5)]);
+    let e = error(
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 5,
+            k: 6,
+        },
+        vec![source("a", 0..5)],
+    );
     assert!(e.contains("at least 5 rows"), "{e}");
     assert!(error(matrix, all("i")).contains("stored as i32"));
     assert!(error(matrix, all("v")).contains("`v`"));
@@ -355,7 +426,11 @@ fn a_file_that_shrinks_is_an_error() {
     let folder = Folder::new();
     folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
     let program = program(vec![(
-        WeightLayout::Packed { n: 4, k: 6 },
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 4,
+            k: 6,
+        },
         vec![source("a", 0..4)],
     )]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -375,7 +450,11 @@ fn an_arena_that_is_too_small_is_an_error() {
     let folder = Folder::new();
     folder.safetensors("m.safetensors", &[("a", "BF16", &[4, 6], vec![0; 48])]);
     let program = program(vec![(
-        WeightLayout::Packed { n: 4, k: 6 },
+        WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 4,
+            k: 6,
+        },
         vec![source("a", 0..4)],
     )]);
     let checkpoint = Checkpoint::open(&folder.0, &["m.safetensors"]).unwrap();
@@ -461,7 +540,11 @@ fn gguf_files_are_taken_as_they_lie() {
     let program = program(vec![
         // The second expert's rows.
         (
-            WeightLayout::Packed { n: 35, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 35,
+                k,
+            },
             vec![source("blk.0.ffn_gate_exps.weight", 42..77)],
         ),
         (
@@ -469,7 +552,11 @@ fn gguf_files_are_taken_as_they_lie() {
             vec![source("blk.0.attn_norm.weight", 0..k)],
         ),
         (
-            WeightLayout::Packed { n: 64, k },
+            WeightLayout::Packed {
+                form: WeightType::Bf16,
+                n: 64,
+                k,
+            },
             vec![source("token_embd.weight", 5..69)],
         ),
         (
@@ -509,4 +596,37 @@ fn gguf_files_are_taken_as_they_lie() {
         e.contains("`token_embd.weight`") && e.contains("q8_0"),
         "{e}"
     );
+}
+
+#[test]
+fn quantises_rows_and_columns_of_any_type_from_their_stored_values() {
+    let folder = Folder::new();
+    let k: u64 = 133;
+    let (a, c) = (numbers(1, 50 * k), numbers(2, k * 45));
+    let blocks = numbers(3, 40 * k);
+    folder.safetensors(
+        "m.safetensors",
+        &[
+            ("a", "F32", &[50, k], f32_bytes(&a)),
+            ("c", "F32", &[k, 45], f32_bytes(&c)),
+            ("b", "BF16", &[40, k], bf16_bytes(&blocks)),
+        ],
+    );
+    let mut columns = source("c", 3..44);
+    columns.transposed = true;
+    let all = || vec![source("a", 7..50), columns.clone(), source("b", 0..40)];
+    let mut values = rows(&a, k)[7..].to_vec();
+    values.extend((3..44).map(|o| c[o..].iter().step_by(45).copied().collect()));
+    let rounded = |x: &f32| f32_from_bf16(bf16_from_f32(*x));
+    values.extend(rows(&blocks.iter().map(rounded).collect::<Vec<_>>(), k));
+    let n = values.len() as u64;
+    for form in [WeightType::Int8, WeightType::Int4] {
+        let layout = WeightLayout::Packed { form, n, k };
+        let program = program(vec![(layout, all())]);
+        let want = quantised(form, &values, k);
+        for threads in [1, 2] {
+            let arena = loaded(&program, &folder.0, &["m.safetensors"], threads).unwrap();
+            assert_eq!(words(&arena, &program.weights[0]), want, "{form}");
+        }
+    }
 }

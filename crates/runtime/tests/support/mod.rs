@@ -17,7 +17,7 @@ use plimsoll_schedule::{
     AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
     Row, RowOutput, Scheduler, SchedulerConfig, SeqEvent, Stats, Work,
 };
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 pub(crate) fn fixtures() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -102,6 +102,7 @@ impl Disk {
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
+    pub(crate) weights: WeightType,
     pub(crate) kv: DType,
     pub(crate) block: u64,
     pub(crate) pages: u32,
@@ -122,6 +123,7 @@ pub(crate) struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
+            weights: WeightType::Bf16,
             kv: DType::Bf16,
             block: 16,
             pages: 400,
@@ -240,6 +242,7 @@ impl Model {
             tokens: u64::from(server.tokens),
             outputs: u64::from(server.outputs),
             context: self.spec.max_context.unwrap(),
+            weights: server.weights,
         };
         lower(&self.spec, &sizes, &rules).unwrap()
     }

@@ -45,6 +45,7 @@ pub(crate) fn plan(
     };
     let judge = |s: Sizes, kv_memory: Option<Bytes>| -> Result<Evaluation, PlanError> {
         let settings = Settings {
+            weights: args.weights,
             kv_type: KvType::Plain(args.kv_cache_dtype),
             block_size: Some(args.block_size),
             max_model_len: Some(s.context),

@@ -21,7 +21,7 @@ use plimsoll_runtime::weights::load as load_weights;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, SwapSpace};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_units::{Bytes, DType, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 use self::memory::Report;
 use self::source::Source;
@@ -191,7 +191,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         threads,
         level,
         cost,
-        note: converted(spec),
+        note: converted(spec, args.weights),
         ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
@@ -231,6 +231,7 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, 
         tokens: args.max_num_batched_tokens.max(u64::from(what.sequences)),
         outputs: u64::from(what.sequences),
         context,
+        weights: args.weights,
     };
     let program = lower(spec, &sizes, &rules).map_err(|e| {
         let exit = match e {
@@ -254,21 +255,20 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, 
 }
 
 /// Matrices that are stored in another type than the one they are packed in, if any.
-fn converted(spec: &ModelSpec) -> Option<String> {
+fn converted(spec: &ModelSpec, weights: WeightType) -> Option<String> {
     let matrices = spec.tensors.iter().filter(|t| t.linear.is_some());
     let mut types: Vec<String> = matrices
         .map(|t| t.dtype)
-        .filter(|d| *d != DType::Bf16)
+        .filter(|d| weights != WeightType::Bf16 || *d != DType::Bf16)
         .map(|d| d.to_string())
         .collect();
     types.sort();
     types.dedup();
-    (!types.is_empty()).then(|| {
-        format!(
-            "note: matrices stored as {} are computed as bf16, rounded",
-            types.join(", ")
-        )
-    })
+    let done = match weights {
+        WeightType::Bf16 => "computed as bf16, rounded".to_owned(),
+        other => format!("quantised to {other} as they are loaded, and their inputs to int8"),
+    };
+    (!types.is_empty()).then(|| format!("note: matrices stored as {} are {done}", types.join(", ")))
 }
 
 /// What the scheduler believes of this machine: rates of a server core, until they are measured.

@@ -1,0 +1,173 @@
+//! Rows as whole numbers and scales: inputs as they come, weights when they are packed.
+//!
+//! An input is cut into groups of [`GROUP`] elements, each with its scale, the largest over 127; nothing but the
+//! group itself decides it, so a row is the same in any batch. Weights have groups of their own: eight bits share a
+//! scale over [`GROUP`] columns, four bits over [`NIBBLES`]. A group with NaN or an infinity has such a scale, and
+//! so do all sums that it is part of.
+
+#![allow(unsafe_code)]
+
+use super::PANEL;
+use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::cpu::Level;
+use plimsoll_units::WeightType;
+
+/// Elements of an input that share a scale, and columns of eight-bit weights.
+pub(super) const GROUP: usize = 128;
+/// Columns of four-bit weights that share a scale.
+pub(super) const NIBBLES: usize = 32;
+/// Where the elements of a group of inputs begin: after its scale and the sums of its quarters.
+pub(super) const HEAD: usize = 1 + GROUP / NIBBLES;
+/// Words of a group of inputs.
+pub(super) const WORDS: usize = HEAD + GROUP / 4;
+
+/// Scales below this are those of zeros: their inverse could overflow.
+const TINY: f32 = 1e-30;
+/// 1.5 × 2²³: what is added rounds to whole numbers, ties to even, and leaves them in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// The nearest whole number, for numbers below 2²².
+#[inline(always)]
+fn whole(x: f32) -> i32 {
+    (x + ROUND)
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .cast_signed()
+}
+
+/// Whole numbers of −127 to 127 and what they are to be multiplied by.
+#[inline(always)]
+fn group(x: &[f32]) -> ([i32; GROUP], f32) {
+    let mut v = [0.0; GROUP];
+    v[..x.len()].copy_from_slice(x);
+    // By their bits NaN and infinities are the largest.
+    let largest = v.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() {
+        return ([0; GROUP], f32::NAN);
+    }
+    let inverse = if largest > TINY { 127.0 / largest } else { 0.0 };
+    (v.map(|x| whole(x * inverse)), largest / 127.0)
+}
+
+/// Quantises one row, into words of the same size.
+#[inline(always)]
+fn row(x: &[f32], out: &mut [f32]) {
+    for (x, out) in x.chunks(GROUP).zip(out.chunks_exact_mut(WORDS)) {
+        let (q, scale) = group(x);
+        out[0] = scale;
+        for (sum, q) in out[1..HEAD].iter_mut().zip(q.chunks_exact(NIBBLES)) {
+            *sum = f32::from_bits(q.iter().sum::<i32>().cast_unsigned());
+        }
+        let bytes = q.map(|q| q.to_le_bytes()[0]);
+        for (word, four) in out[HEAD..].iter_mut().zip(bytes.as_chunks().0) {
+            *word = f32::from_bits(u32::from_le_bytes(*four));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+fn row_avx512(x: &[f32], out: &mut [f32]) {
+    row(x, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn row_avx2(x: &[f32], out: &mut [f32]) {
+    row(x, out);
+}
+
+/// Quantises one row of inputs; every level gives the same.
+pub(super) fn input(level: Level, x: &[f32], out: &mut [f32]) {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: this level is chosen only where the processor has these instructions.
+        Level::Avx512 => unsafe { row_avx512(x, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { row_avx2(x, out) },
+        _ => row(x, out),
+    }
+}
+
+/// Quantises output row `lane` of a panel of eight- or four-bit weights.
+///
+/// # Panics
+/// Where the panel has not the words of as many columns as there are `values`, or of another type.
+pub fn quantise_row(form: WeightType, panel: &mut [u32], lane: usize, values: &[f32]) {
+    let lines = form.row_words(values.len() as u64);
+    assert!(lane < PANEL && panel.len() as u64 == lines * PANEL as u64);
+    let mut lines = panel.chunks_exact_mut(PANEL).map(|line| &mut line[lane]);
+    // The words are as many as were counted.
+    let mut next = || lines.next().expect("counted above");
+    match form {
+        WeightType::Bf16 => panic!("bfloat16 is packed, not quantised"),
+        WeightType::Int8 => {
+            for values in values.chunks(GROUP) {
+                let (q, scale) = group(values);
+                *next() = scale.to_bits();
+                for four in q[..values.len().next_multiple_of(4)].as_chunks::<4>().0 {
+                    *next() = u32::from_le_bytes(four.map(|q| q.to_le_bytes()[0] ^ 0x80));
+                }
+            }
+        }
+        WeightType::Int4 => {
+            for values in values.chunks(2 * NIBBLES) {
+                let mut q = [8; 2 * NIBBLES];
+                let scales = next();
+                *scales = 0;
+                for (i, (values, q)) in values
+                    .chunks(NIBBLES)
+                    .zip(q.chunks_mut(NIBBLES))
+                    .enumerate()
+                {
+                    *scales |= u32::from(nibbles(values, q)) << (16 * i);
+                }
+                for eight in q[..values.len().next_multiple_of(8)].as_chunks::<8>().0 {
+                    let byte = |i: usize| eight[i] | eight[i + 4] << 4;
+                    *next() = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of 0 to 15, 8 more than what is meant, and the bits of their scale. The number that is largest becomes −8,
+/// of which there is no opposite, so that all sixteen are used.
+fn nibbles(values: &[f32], out: &mut [u8]) -> u16 {
+    let size = |x: f32| x.to_bits() & 0x7fff_ffff;
+    let largest = values
+        .iter()
+        .fold(0.0, |m, x| if size(*x) > size(m) { *x } else { m });
+    let scale = bf16_from_f32(largest / -8.0);
+    let inverse = if largest.abs() > TINY {
+        1.0 / f32_from_bf16(scale)
+    } else {
+        0.0
+    };
+    for (q, x) in out.iter_mut().zip(values) {
+        // The scale was rounded: the largest may be a little beyond. What NaN becomes does not matter.
+        *q = whole((x * inverse).clamp(-8.0, 7.0) + 8.0).to_le_bytes()[0] & 15;
+    }
+    scale
+}
+
+/// The element of row `lane` and column `i` in a panel.
+pub(super) fn element(form: WeightType, panel: &[u32], lane: usize, i: usize) -> f32 {
+    let word = |line: usize| panel[line * PANEL + lane];
+    match form {
+        WeightType::Bf16 => f32_from_bf16((word(i / 2) >> (16 * (i % 2))) as u16),
+        WeightType::Int8 => {
+            let byte = word(i / 4 + i / GROUP + 1).to_le_bytes()[i % 4];
+            let scale = word(i / GROUP * (GROUP / 4 + 1));
+            f32::from((byte ^ 0x80).cast_signed()) * f32::from_bits(scale)
+        }
+        WeightType::Int4 => {
+            let scales = i / 64 * 9;
+            let nibble = word(scales + 1 + i % 64 / 8) >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
+            let scale = word(scales) >> (16 * (i % 64 / NIBBLES));
+            (nibble as f32 - 8.0) * f32_from_bf16(scale as u16)
+        }
+    }
+}

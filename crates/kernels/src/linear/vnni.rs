@@ -1,0 +1,164 @@
+//! Whole numbers, 16 lanes: four products of bytes and their sum in one instruction.
+
+#![allow(unsafe_code)]
+#![allow(clippy::needless_range_loop, reason = "registers, by number")]
+
+use std::arch::x86_64::*;
+
+use super::PANEL;
+use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
+
+/// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
+const AHEAD: usize = 1024;
+
+pub(super) fn multiply<const FOUR: bool>(
+    words: &[&[u32]],
+    x: &[f32],
+    rows: usize,
+    acc: &mut [[f32; PANEL]],
+) {
+    let len = words.first().map_or(0, |w| w.len());
+    assert!(words.iter().all(|w| w.len() == len));
+    let group = PANEL * super::group_lines(FOUR);
+    assert!(acc.len() == words.len() * rows && x.len() >= rows * WORDS * len.div_ceil(group));
+    macro_rules! by_size {
+        ($(($p:literal, $r:literal)),*) => {
+            match (words.len(), rows) {
+                // SAFETY: this kernel is chosen only where the processor has VNNI; sizes are checked above.
+                $(($p, $r) => unsafe { some::<$p, $r, FOUR>(words, x, acc) },)*
+                // Few panels are left over: one after the other.
+                _ => for (w, acc) in words.iter().zip(acc.chunks_mut(rows)) {
+                    assert!(words.len() > 1, "a size without a kernel");
+                    multiply::<FOUR>(&[w], x, rows, acc);
+                },
+            }
+        };
+    }
+    by_size!(
+        (4, 1),
+        (4, 2),
+        (3, 3),
+        (3, 4),
+        (2, 5),
+        (2, 6),
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (1, 5),
+        (1, 6),
+        (1, 7),
+        (1, 8),
+        (1, 9),
+        (1, 10),
+        (1, 11),
+        (1, 12)
+    );
+}
+
+/// # Safety
+/// AVX-512 F and VNNI; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of as many
+/// groups, side by side.
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
+    words: &[&[u32]],
+    x: &[f32],
+    acc: &mut [[f32; PANEL]],
+) {
+    // SAFETY: pointers stay inside the slices, by the caller's word; those that are only asked for may leave them.
+    unsafe {
+        let low = _mm512_set1_epi8(15);
+        let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+        let mut w = [std::ptr::null::<u32>(); P];
+        for p in 0..P {
+            w[p] = words[p].as_ptr();
+        }
+        let (mut x, y) = (x.as_ptr(), acc.as_mut_ptr().cast::<f32>());
+        let mut left = words[0].len() / PANEL;
+        while left > 0 {
+            let mut scales = w;
+            for part in 0..if FOUR { GROUP / NIBBLES } else { 1 } {
+                if left == 0 {
+                    break;
+                }
+                if !FOUR || part % 2 == 0 {
+                    scales = w;
+                    for p in 0..P {
+                        w[p] = w[p].add(PANEL);
+                    }
+                    left -= 1;
+                }
+                let lines = left.min(if FOUR { NIBBLES / 8 } else { GROUP / 4 });
+                left -= lines;
+                let mut c = [[[_mm512_setzero_si512(); 2]; R]; P];
+                for r in 0..R {
+                    let sum = |i: usize| (*x.add(i * R + r)).to_bits().cast_signed();
+                    let before = if FOUR {
+                        sum(1 + part).wrapping_mul(-8)
+                    } else {
+                        (1..HEAD)
+                            .fold(0, |a: i32, i| a.wrapping_add(sum(i)))
+                            .wrapping_mul(-128)
+                    };
+                    for p in 0..P {
+                        c[p][r] = [_mm512_set1_epi32(before); 2];
+                    }
+                }
+                let mut at = x.add((HEAD + part * (NIBBLES / 4)) * R).cast::<i32>();
+                for _ in 0..lines {
+                    for p in 0..P {
+                        let from = w[p];
+                        w[p] = from.add(PANEL);
+                        _mm_prefetch::<_MM_HINT_T0>(from.cast::<i8>().wrapping_add(AHEAD));
+                        _mm_prefetch::<_MM_HINT_T0>(from.cast::<i8>().wrapping_add(AHEAD + 64));
+                        let w0 = _mm512_loadu_si512(from.cast());
+                        let w1 = _mm512_loadu_si512(from.add(16).cast());
+                        if FOUR {
+                            let a0 = _mm512_and_si512(w0, low);
+                            let a1 = _mm512_and_si512(w1, low);
+                            for r in 0..R {
+                                let a = _mm512_set1_epi32(*at.add(r));
+                                c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], a0, a);
+                                c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], a1, a);
+                            }
+                            let b0 = _mm512_and_si512(_mm512_srli_epi32::<4>(w0), low);
+                            let b1 = _mm512_and_si512(_mm512_srli_epi32::<4>(w1), low);
+                            for r in 0..R {
+                                let b = _mm512_set1_epi32(*at.add(R + r));
+                                c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], b0, b);
+                                c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], b1, b);
+                            }
+                        } else {
+                            for r in 0..R {
+                                let a = _mm512_set1_epi32(*at.add(r));
+                                c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], w0, a);
+                                c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], w1, a);
+                            }
+                        }
+                    }
+                    at = at.add(if FOUR { 2 * R } else { R });
+                }
+                for p in 0..P {
+                    let s = [0, 16].map(|half| {
+                        let s = _mm512_loadu_si512(scales[p].add(half).cast());
+                        _mm512_castsi512_ps(match (FOUR, part % 2) {
+                            (false, _) => s,
+                            (true, 0) => _mm512_slli_epi32::<16>(s),
+                            (true, _) => _mm512_and_si512(s, high),
+                        })
+                    });
+                    for r in 0..R {
+                        let scale = _mm512_set1_ps(*x.add(r));
+                        for h in 0..2 {
+                            let y = y.add((p * R + r) * PANEL + 16 * h);
+                            let c = _mm512_cvtepi32_ps(c[p][r][h]);
+                            let s = _mm512_mul_ps(s[h], scale);
+                            _mm512_storeu_ps(y, _mm512_fmadd_ps(c, s, _mm512_loadu_ps(y)));
+                        }
+                    }
+                }
+            }
+            x = x.add(WORDS * R);
+        }
+    }
+}
