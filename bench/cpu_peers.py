@@ -76,7 +76,7 @@ def openvino(root: Path, folder: Path, size: str, form: str) -> Path:
 
 
 def openvino_once(folder: str, threads: int):
-    """One process of OpenVINO GenAI: prints tokens per second of the three cases. Each case once to warm up, then three times."""
+    """One process of OpenVINO GenAI: prints tokens per second of the three cases, each after once to warm up."""
     import numpy as np
     import openvino as ov
     import openvino_genai as og
@@ -106,14 +106,14 @@ def openvino_once(folder: str, threads: int):
         assert seen == requests * output, (seen, requests, output)
         return first - began, end - first, end - began
 
-    def median(f, *case):
+    def warm(f, *case):
         run(*case)
-        return statistics.median(f(*run(*case)) for _ in range(3))
+        return f(*run(*case))
 
     print(json.dumps({
-        "decode": median(lambda first, rest, _: (OUTPUT - 1) / rest, 1, DECODE_PROMPT, OUTPUT),
-        "prefill": median(lambda first, rest, _: PREFILL / first, 1, PREFILL, 2),
-        "batch": median(lambda first, rest, all: REQUESTS * OUTPUT / all, REQUESTS, PROMPT, OUTPUT),
+        "decode": warm(lambda first, rest, _: (OUTPUT - 1) / rest, 1, DECODE_PROMPT, OUTPUT),
+        "prefill": warm(lambda first, rest, _: PREFILL / first, 1, PREFILL, 2),
+        "batch": warm(lambda first, rest, all: REQUESTS * OUTPUT / all, REQUESTS, PROMPT, OUTPUT),
     }))
 
 
@@ -132,7 +132,7 @@ def ours_once(a, folder: Path, form: str):
     kv = 2 * (SIZES[a.size]["hidden_size"] // SIZES[a.size]["num_attention_heads"]) * SIZES[a.size]["num_key_value_heads"] * 2
     kv *= SIZES[a.size]["num_hidden_layers"] * (REQUESTS * (PROMPT + OUTPUT) + 16)
     out, peak = measured([a.ours, "bench", folder, "--weights", form, "--concurrency", REQUESTS, "--prefill", PREFILL, "--prompt-len", PROMPT,
-                          "--output-len", OUTPUT, "--repeats", 3, "--threads", a.threads, "--kv-memory", kv, "--json"])
+                          "--output-len", OUTPUT, "--repeats", 1, "--threads", a.threads, "--kv-memory", kv, "--json"])
     value = json.loads(out)
     rates = {c["name"].split()[0]: c["tokens_per_s"] for c in value["cases"]}
     bound = value["cases"][0]["share_of_bound"]
@@ -141,7 +141,7 @@ def ours_once(a, folder: Path, form: str):
 
 def llama_once(a, model: Path):
     bench, batched = (a.root / "lcpp/bin" / x for x in ("llama-bench", "llama-batched-bench"))
-    out, _ = measured([bench, "-m", model, "-t", a.threads, "-p", PREFILL, "-n", OUTPUT, "-r", 3, "-fa", 1, "-o", "json"])
+    out, _ = measured([bench, "-m", model, "-t", a.threads, "-p", PREFILL, "-n", OUTPUT, "-r", 1, "-fa", 1, "-o", "json"])
     rows = json.loads(out)
     prefill = next(r["avg_ts"] for r in rows if r["n_prompt"] == PREFILL and not r["n_gen"])
     decode = next(r["avg_ts"] for r in rows if r["n_gen"] == OUTPUT and not r["n_prompt"])
