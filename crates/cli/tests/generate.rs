@@ -778,3 +778,72 @@ fn what_cannot_be_run_is_one_clear_error() {
     .unwrap();
     fails(&[&mamba, "-p", "w5"], 65, "no_such");
 }
+
+/// Draws, searches and single answers that begin alike, in a pool that has too few pages for them.
+#[test]
+fn a_run_under_every_pressure_answers_as_one_without_and_is_decided_again() {
+    let home = Dir::new();
+    let lines: Vec<String> = (0..12)
+        .map(|i| {
+            let name = ["Elizabeth", "Emma", "Anne", "Fanny", "Elinor", "Marianne"][i % 6];
+            let verb = ["looked", "said"][i / 6];
+            let prompt = format!(
+                "It is a truth universally acknowledged, that a young lady of good fortune, who had been \
+                 brought up at her uncle's house, {name} {verb}"
+            );
+            let mut line = match i % 3 {
+                0 => json!({ "n": 4, "temperature": 0.8, "seed": i }),
+                1 => json!({ "beam_width": 4 }),
+                _ => json!({ "temperature": 0 }),
+            };
+            line["prompt"] = prompt.into();
+            line["max_tokens"] = 40.into();
+            line.to_string()
+        })
+        .collect();
+    let file = home.write("prompts.jsonl", lines.join("\n"));
+    let log = home.path("run.log");
+    let run = |memory: &[&str]| {
+        let mut args = vec!["generate", "demo", "--prompts", &file, "--ignore-eos"];
+        args.extend(["--max-model-len", "96", "--max-num-seqs", "24"]);
+        args.extend(memory);
+        let (out, talk) = demo(&home, &args);
+        let mut texts: Vec<(u64, Vec<Value>)> = out
+            .lines()
+            .map(|l| {
+                let v: Value = serde_json::from_str(l).unwrap();
+                let choices = v["choices"].as_array().unwrap();
+                let of = choices.iter().map(|c| c["text"].clone()).collect();
+                (v["index"].as_u64().unwrap(), of)
+            })
+            .collect();
+        texts.sort_by_key(|t| t.0);
+        (texts, talk)
+    };
+    let (want, roomy) = run(&[]);
+    assert!(!roomy.contains("by recompute (believed"), "{roomy}");
+    let tight = ["--kv-memory", "896KiB", "--swap-space", "150KiB"];
+    let (texts, talk) = run(&[&tight[..], &["--log", &log]].concat());
+    assert_eq!(texts, want, "{talk}");
+    // Each kind of pressure was there.
+    let count = |before: &str, after: &str| -> u64 {
+        let at = talk
+            .find(after)
+            .unwrap_or_else(|| panic!("{after}: {talk}"));
+        let from = talk[..at].rfind(before).unwrap() + before.len();
+        talk[from..at].trim().replace(',', "").parse().unwrap()
+    };
+    assert!(count("preempted", " times by swap") > 0, "{talk}");
+    assert!(count(", ", " by recompute") > 0, "{talk}");
+    assert!(
+        count("\n", " prompt tokens from the prefix cache") > 0,
+        "{talk}"
+    );
+    assert!(count("cache,", " pages copied") > 0, "{talk}");
+    let (replayed, _) = demo(&home, &["simulate", "--replay", &log]);
+    assert!(
+        replayed.contains("every decision is the same")
+            && replayed.contains("every block table is the same"),
+        "{replayed}"
+    );
+}
