@@ -847,3 +847,48 @@ fn a_run_under_every_pressure_answers_as_one_without_and_is_decided_again() {
         "{replayed}"
     );
 }
+
+#[test]
+fn bench_times_what_it_says_and_tells_of_sequences_past_training() {
+    let home = Dir::new();
+    let bench = |more: &[&str]| {
+        let mut args = vec![
+            "bench",
+            "--repeats",
+            "2",
+            "--prefill",
+            "40",
+            "--output-len",
+            "6",
+        ];
+        args.extend(["--prompt-len", "5", "--concurrency", "1,3", "--json"]);
+        args.extend(more);
+        let (out, talk) = demo(&home, &args);
+        (serde_json::from_str::<Value>(&out).unwrap(), talk)
+    };
+    let (all, talk) = bench(&[]);
+    assert!(!talk.contains("trained for"), "{talk}");
+    let cases = all["cases"].as_array().unwrap();
+    let shape = |c: &Value| {
+        let n = |key: &str| c[key].as_u64().unwrap();
+        [n("requests"), n("prompt_tokens"), n("output_tokens")]
+    };
+    let shapes: Vec<[u64; 3]> = cases.iter().map(shape).collect();
+    assert_eq!(shapes, [[1, 32, 6], [1, 40, 1], [1, 5, 6], [3, 5, 6]]);
+    for c in cases {
+        let runs = c["runs_tokens_per_s"].as_array().unwrap();
+        assert_eq!(runs.len(), 2, "{c}");
+        assert!(
+            runs.iter().all(|r| r.as_f64().is_some_and(|r| r > 0.0)),
+            "{c}"
+        );
+    }
+    // Neither is known better than to be there: bounds of other types of inputs are not f32 arithmetic's.
+    assert!(cases[0]["share_of_bound"].as_f64().is_some_and(|s| s > 0.0));
+    assert!(bench(&["--weights", "int8"]).0["cases"][1]["share_of_bound"].is_null());
+    let (_, talk) = bench(&["--max-model-len", "2000"]);
+    assert!(
+        talk.contains("2000 tokens, and the model was trained for 1024"),
+        "{talk}"
+    );
+}

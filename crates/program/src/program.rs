@@ -614,6 +614,11 @@ impl Program {
                         all = all.add(of(*bias)?)?;
                     }
                 }
+                Op::Heads { weights, .. } => {
+                    for &head in weights {
+                        all = all.add(of(head)?)?;
+                    }
+                }
                 Op::Experts { weights, out, .. } => {
                     let taken = self.buffer(*out).rows.most([1, 1])?;
                     if let Some(&one) = weights.first() {

@@ -63,6 +63,35 @@ fn programs() -> Vec<(String, ModelSpec, Program)> {
     all
 }
 
+/// Every matrix but tables is read for every token, and of experts those that it takes.
+#[test]
+fn one_token_reads_every_matrix_that_it_passes() {
+    for (name, spec, program) in programs() {
+        let (mut matrices, mut vectors) = (0, 0);
+        for w in &program.weights {
+            let bytes = w.layout.bytes().unwrap().get();
+            let table =
+                w.role == Role::Position || (w.role == Role::Embedding && !spec.tied_embeddings);
+            match w.layout {
+                WeightLayout::F32 { .. } => vectors += bytes,
+                WeightLayout::Packed { .. } if !table => matrices += bytes,
+                WeightLayout::Packed { .. } => {}
+            }
+        }
+        for op in &program.ops {
+            if let Op::Experts { weights, out, .. } = op {
+                let taken = program.buffer(*out).rows.most([1, 1]).unwrap();
+                let one = program.weight(weights[0]).layout.bytes().unwrap().get();
+                matrices -= (weights.len() as u64 - taken) * one;
+            }
+        }
+        // Norms are not counted, biases are.
+        let read = program.read_by_one_token().unwrap().get();
+        let whole = matrices..=matrices + vectors;
+        assert!(whole.contains(&read), "{name}: {read} of {whole:?}");
+    }
+}
+
 // ---------------------------------------------------------------- golden files
 
 struct Dump<'a>(&'a Program);

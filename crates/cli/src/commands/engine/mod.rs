@@ -191,7 +191,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         threads,
         level,
         cost,
-        note: converted(spec, args.weights),
+        note: notes(spec, args.weights, context),
         ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
@@ -252,6 +252,16 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, 
         )
     })?;
     Ok(program)
+}
+
+/// What a user should know of how the model is run, if anything.
+fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Option<String> {
+    let longer = spec.max_context.filter(|trained| context > *trained);
+    let longer = longer.map(|trained| {
+        format!("note: sequences may have {context} tokens, and the model was trained for {trained}: what comes after them is often worse")
+    });
+    let all: Vec<String> = converted(spec, weights).into_iter().chain(longer).collect();
+    (!all.is_empty()).then(|| all.join("\n"))
 }
 
 /// Matrices that are stored in another type than the one they are packed in, if any.
