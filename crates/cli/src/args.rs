@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod engine;
 pub(crate) mod generate;
 mod rates;
+pub(crate) mod serve;
 mod simulate;
 mod sweep;
 mod workload;
@@ -62,6 +63,8 @@ pub(crate) enum Command {
     Simulate(Box<SimulateArgs>),
     /// Run a model on this machine's processors
     Generate(Box<generate::GenerateArgs>),
+    /// Serve a model over HTTP, as OpenAI's clients expect it
+    Serve(Box<serve::ServeArgs>),
     /// Time a model on this machine's processors: decode, prefill, batches
     Bench(Box<bench::BenchArgs>),
     /// Built-in models

@@ -32,12 +32,16 @@ fn main() -> ExitCode {
         Command::Devices { json } | Command::Doctor { json } => *json,
         Command::Bench(a) => a.json,
         Command::Generate(a) => a.json,
-        Command::Models(_) | Command::Schema { .. } | Command::Completions { .. } => false,
+        Command::Serve(_)
+        | Command::Models(_)
+        | Command::Schema { .. }
+        | Command::Completions { .. } => false,
     };
     let result = match cli.command {
         Command::Plan(args) => commands::plan::run(&args, &mut output),
         Command::Simulate(args) => commands::simulate::run(&args, &mut output),
         Command::Generate(args) => commands::generate::run(&args, &mut output),
+        Command::Serve(args) => commands::serve::run(&args, &mut output),
         Command::Bench(args) => commands::bench::run(&args, &mut output),
         Command::Models(command) => commands::models::run(&command, &mut output),
         Command::Devices { json } => commands::devices::run(json, &mut output),

@@ -18,6 +18,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("plimsoll-report", 5),
     ("plimsoll-runtime", 5),
     ("plimsoll-simulate", 6),
+    ("plimsoll-server", 6),
     ("plimsoll", 7),
 ];
 

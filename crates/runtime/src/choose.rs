@@ -176,6 +176,12 @@ impl Choices {
         self.asked.remove(&id);
     }
 
+    /// A request's log probabilities so far, as they were asked for.
+    #[must_use]
+    pub fn logprobs(&self, id: RequestId) -> Option<&Logprobs> {
+        self.asked.get(&id).map(|a| &a.logprobs)
+    }
+
     /// Takes a request's log probabilities, as they were asked for. A beam search has none of what it generates.
     pub fn take_logprobs(&mut self, id: RequestId) -> Logprobs {
         let asked = self.asked.get_mut(&id);

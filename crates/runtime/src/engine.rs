@@ -48,6 +48,11 @@ impl<E: Executor, L: Log> Engine<E, L> {
         self.driver.cancel(id, now)
     }
 
+    /// Nobody is let in any more; whoever is in, ends.
+    pub fn drain(&mut self) {
+        self.driver.drain();
+    }
+
     /// One step, and what happened in it; `false` where there was nothing to do.
     ///
     /// # Errors

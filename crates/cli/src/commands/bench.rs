@@ -65,6 +65,7 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         model: &args.model,
         engine: &args.engine,
         sequences: widest,
+        queued: None,
         context: Some(u64::from(context)),
         log: None,
         logprobs: None,

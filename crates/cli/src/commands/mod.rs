@@ -11,6 +11,7 @@ pub(crate) mod generate;
 pub(crate) mod models;
 pub(crate) mod plan;
 pub(crate) mod schema;
+pub(crate) mod serve;
 pub(crate) mod simulate;
 
 /// Processors that this process may use.

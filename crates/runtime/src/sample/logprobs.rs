@@ -51,6 +51,14 @@ impl TokenLogprobs {
         self.entries.is_empty()
     }
 
+    /// The token at `place` and its alternatives.
+    #[must_use]
+    pub fn get(&self, place: usize) -> Option<((u32, f32), &[(u32, f32)])> {
+        let start = place.checked_mul(self.alternatives + 1)?;
+        let entry = self.entries.get(start..start + self.alternatives + 1)?;
+        entry.split_first().map(|(token, top)| (*token, top))
+    }
+
     /// Each token and its alternatives.
     pub fn iter(&self) -> impl Iterator<Item = ((u32, f32), &[(u32, f32)])> {
         let all = self.entries.chunks_exact(self.alternatives + 1);

@@ -7,6 +7,7 @@ use plimsoll_model::json::parse_config;
 use serde_json::Value;
 
 use super::{TextError, Tokenizer, corrupt};
+use crate::sample::Sampling;
 
 /// Largest accepted setting; those that repeat the added tokens have some MB.
 const MAX_CONFIG_BYTES: u64 = 32 << 20;
@@ -124,6 +125,25 @@ pub struct GenerationConfig {
 }
 
 impl GenerationConfig {
+    /// How a request is sampled that asks for nothing.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        #[allow(
+            clippy::cast_possible_truncation,
+            reason = "rounds; ranges are checked after"
+        )]
+        let of = |own: Option<f64>, other: f32| own.map_or(other, |x| x as f32);
+        let plain = Sampling::default();
+        Sampling {
+            temperature: of(self.temperature, plain.temperature),
+            top_k: self.top_k.unwrap_or(plain.top_k),
+            top_p: of(self.top_p, plain.top_p),
+            min_p: of(self.min_p, plain.min_p),
+            repetition_penalty: of(self.repetition_penalty, plain.repetition_penalty),
+            ..plain
+        }
+    }
+
     /// Reads what a folder says: `generation_config.json`; ends from `config.json` where it names none; and the
     /// tokenizer's own end.
     ///

@@ -4,6 +4,7 @@
 //! without broken UTF-8, and all pieces together are what decoding at once gives; a template cannot run for ever
 //! or grow without bound.
 
+mod answer;
 mod config;
 mod ggml;
 mod stops;
@@ -18,6 +19,7 @@ use plimsoll_model::json::printable;
 
 use crate::weights::Checkpoint;
 
+pub use answer::Answer;
 pub use config::{GenerationConfig, TokenizerConfig};
 pub use stops::{MAX_STOP_BYTES, MAX_STOPS, StopError, Stops};
 pub use stream::Detokenizer;

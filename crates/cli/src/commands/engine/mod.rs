@@ -14,14 +14,14 @@ use plimsoll_kernels::Level;
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
+use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, SwapSpace};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
+use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
 
 use self::memory::Report;
 use self::source::Source;
@@ -41,6 +41,8 @@ pub(crate) struct Start<'a> {
     pub(crate) engine: &'a EngineArgs,
     /// R.
     pub(crate) sequences: u32,
+    /// Requests that may wait, where there is a limit.
+    pub(crate) queued: Option<u32>,
     /// The longest sequence, where no flag says.
     pub(crate) context: Option<u64>,
     /// Where decisions are recorded.
@@ -49,9 +51,12 @@ pub(crate) struct Start<'a> {
     pub(crate) logprobs: Option<u32>,
 }
 
+/// A scheduler, this machine's processors, and what is written down.
+pub(crate) type RunEngine = Engine<CpuExecutor<Choices>, Option<RunLog>>;
+
 /// An engine that is ready.
 pub(crate) struct Started {
-    pub(crate) engine: Engine<CpuExecutor<Choices>, Option<RunLog>>,
+    pub(crate) engine: RunEngine,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) generation: GenerationConfig,
@@ -61,9 +66,7 @@ pub(crate) struct Started {
     pub(crate) level: Level,
     /// What steps are believed to take.
     pub(crate) cost: CostModel,
-    map: MemoryMap,
-    /// What the process had in memory when it was ready.
-    ready: Option<Bytes>,
+    pub(crate) planned: Planned,
     /// What a user should know of how the model is run.
     pub(crate) note: Option<String>,
 }
@@ -71,11 +74,49 @@ pub(crate) struct Started {
 impl Started {
     /// What was planned, committed and used at most.
     pub(crate) fn memory(&self) -> Report<'_> {
+        self.planned.memory(&self.engine)
+    }
+}
+
+/// What was planned for an engine.
+pub(crate) struct Planned {
+    map: MemoryMap,
+    /// What the process had in memory when it was ready.
+    ready: Option<Bytes>,
+    geometry: PoolGeometry,
+    /// Pages for sequences.
+    pages: u32,
+    /// T.
+    step_tokens: u64,
+}
+
+impl Planned {
+    /// What was planned, committed and used at most by `engine`, which it was planned for.
+    pub(crate) fn memory(&self, engine: &RunEngine) -> Report<'_> {
         Report {
             map: &self.map,
-            usage: self.engine.executor().usage(),
+            usage: engine.executor().usage(),
             ready: self.ready,
         }
+    }
+
+    /// Requests of so many tokens, one sequence each, whose keys and values fit at once.
+    pub(crate) fn requests_of(&self, tokens: u64) -> u64 {
+        let chunk = self.step_tokens.min(tokens);
+        let each = self.geometry.held(Tokens(tokens - chunk), Tokens(chunk));
+        u64::from(self.pages) / each.get().max(1)
+    }
+}
+
+/// Ends the log of `engine`'s run, which lies at `path`.
+pub(crate) fn end_log(path: &Path, engine: RunEngine) -> Result<(), Failure> {
+    let hash = engine.scheduler().decision_hash();
+    let tables = engine.executor().tables().digest();
+    match engine.into_log() {
+        Some(log) => log
+            .end(hash, Some(tables))
+            .map_err(|e| cannot_write(path, &e)),
+        None => Ok(()),
     }
 }
 
@@ -152,6 +193,9 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     };
     let mut config = SchedulerConfig::new(limits);
     config.max_seqs = what.sequences;
+    if let Some(queued) = what.queued {
+        config.max_queued = queued as usize;
+    }
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
     config.preempt = args.preempt.into();
     let pages = |bytes: Bytes| {
@@ -161,6 +205,8 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let mut kv = KvConfig::new(layout, pages(map.region(Region::KvCache)).saturating_sub(1));
     kv.swap_pages = pages(memory.swap.bytes());
     kv.prefix_cache = !args.no_enable_prefix_caching;
+    let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
+    let usable = kv.pages;
     let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
@@ -187,16 +233,21 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         generation: text.generation,
         limits,
         vocab,
-        map,
+        planned: Planned {
+            map,
+            ready: plimsoll_host::memory::resident().map(|(now, _)| now),
+            geometry,
+            pages: usable,
+            step_tokens,
+        },
         threads,
         level,
         cost,
         note: notes(spec, args.weights, context),
-        ready: plimsoll_host::memory::resident().map(|(now, _)| now),
     })
 }
 
-pub(crate) fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
+fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
     Failure::new(
         Exit::Failure,
         "E-IO-004",

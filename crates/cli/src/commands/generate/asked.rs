@@ -173,14 +173,7 @@ impl Asked {
                 "a search tells no log probabilities of tokens: leave logprobs out".to_owned(),
             );
         }
-        let own = &server.generation;
-        #[allow(
-            clippy::cast_possible_truncation,
-            reason = "rounds; ranges are checked after"
-        )]
-        let of = |given: Option<f32>, own: Option<f64>, other: f32| {
-            given.or(own.map(|x| x as f32)).unwrap_or(other)
-        };
+        let own = server.generation.sampling();
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let common = Sampling {
             prompt_logprobs: self.prompt_logprobs,
@@ -193,11 +186,11 @@ impl Asked {
         let asked = match self.beam_width {
             Some(_) => common,
             None => Sampling {
-                temperature: of(self.temperature, own.temperature, 1.0),
-                top_k: self.top_k.or(own.top_k).unwrap_or(0),
-                top_p: of(self.top_p, own.top_p, 1.0),
-                min_p: of(self.min_p, own.min_p, 0.0),
-                repetition_penalty: of(self.repetition_penalty, own.repetition_penalty, 1.0),
+                temperature: self.temperature.unwrap_or(own.temperature),
+                top_k: self.top_k.unwrap_or(own.top_k),
+                top_p: self.top_p.unwrap_or(own.top_p),
+                min_p: self.min_p.unwrap_or(own.min_p),
+                repetition_penalty: self.repetition_penalty.unwrap_or(own.repetition_penalty),
                 presence_penalty: self.presence_penalty.unwrap_or(0.0),
                 frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                 logit_bias: biases.map(|(id, x)| (*id, *x)).collect(),
@@ -208,7 +201,7 @@ impl Asked {
         };
         let draws = self.beam_width.is_none() && asked.temperature > 0.0;
         let seed = draws.then_some(asked.seed);
-        let params = SamplingParams::new(asked, server.vocab, &own.eos, max_tokens)
+        let params = SamplingParams::new(asked, server.vocab, &server.generation.eos, max_tokens)
             .map_err(|e| e.to_string())?;
         let stops = match self.stop.clone() {
             None => Vec::new(),

@@ -1,6 +1,5 @@
 //! `plimsoll generate`: prompts through the engine on this machine.
 
-mod answer;
 mod asked;
 mod preemptions;
 mod prompts;
@@ -13,16 +12,16 @@ use std::time::{Duration, Instant};
 
 use plimsoll_kv::Scope;
 use plimsoll_report::thousands;
+use plimsoll_runtime::text::Answer;
 use plimsoll_runtime::{ChoiceError, Moved};
 use plimsoll_schedule::{End, Ended, Notice, Request, RequestError, RequestId, Stats};
 use serde_json::json;
 
-use self::answer::Answer;
 use self::preemptions::Preemptions;
 use self::prompts::{Prompt, read};
 use self::result::{Answered, Choice};
 use crate::args::generate::GenerateArgs;
-use crate::commands::engine::{Start, Started, cannot_write, start};
+use crate::commands::engine::{Start, Started, end_log, start};
 use crate::demo;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
@@ -71,6 +70,7 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
         model: &args.model,
         engine: &args.engine,
         sequences: args.sequences(widest),
+        queued: None,
         context: None,
         log: args.log.as_deref(),
         logprobs: prompts.iter().filter_map(told).max(),
@@ -334,11 +334,8 @@ impl Batch<'_> {
         if let Some(path) = &args.memory_map {
             self.server.memory().write(path)?;
         }
-        let hash = self.server.engine.scheduler().decision_hash();
-        let tables = self.server.engine.executor().tables().digest();
-        if let (Some(path), Some(log)) = (&args.log, self.server.engine.into_log()) {
-            log.end(hash, Some(tables))
-                .map_err(|e| cannot_write(path, &e))?;
+        if let Some(path) = &args.log {
+            end_log(path, self.server.engine)?;
         }
         if self.failed == 0 {
             return Ok(ExitCode::SUCCESS);

@@ -1,10 +1,10 @@
-//! The text of one answer, token by token: what may be shown of it so far.
+//! [`Answer`]: the text of one answer, token by token: what may be shown of it so far.
 
-use plimsoll_runtime::text::{Detokenizer, Stops, TextError, Tokenizer};
+use super::{Detokenizer, Stops, TextError, Tokenizer};
 
 /// An answer under way.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub struct Answer {
     stream: Detokenizer,
     stops: Stops,
     over: bool,
@@ -12,7 +12,8 @@ pub(super) struct Answer {
 
 impl Answer {
     /// What follows `prompt`, up to one of `stops`.
-    pub(super) fn new(prompt: &[u32], stops: Stops) -> Self {
+    #[must_use]
+    pub fn new(prompt: &[u32], stops: Stops) -> Self {
         Self {
             stream: Detokenizer::new(prompt, false),
             stops,
@@ -21,7 +22,10 @@ impl Answer {
     }
 
     /// The text that one more token completes; empty for one that only ends the answer.
-    pub(super) fn push(
+    ///
+    /// # Errors
+    /// [`TextError::Decode`].
+    pub fn push(
         &mut self,
         tokenizer: &Tokenizer,
         token: u32,
@@ -35,7 +39,10 @@ impl Answer {
     }
 
     /// What was held back, when no more tokens come.
-    pub(super) fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String, TextError> {
+    ///
+    /// # Errors
+    /// [`TextError::Decode`].
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String, TextError> {
         if self.over {
             return Ok(String::new());
         }

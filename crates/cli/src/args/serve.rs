@@ -1,0 +1,46 @@
+//! `plimsoll serve`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::engine::EngineArgs;
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// As of `generate`: a folder, a .gguf file, or a hub id org/name or org/name:file.gguf
+    #[arg(default_value = crate::demo::NAME)]
+    pub(crate) model: String,
+    /// Address to listen at; beyond this machine only with --api-key or --allow-anonymous
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub(crate) host: IpAddr,
+    /// Port to listen at; 0 for one that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub(crate) port: u16,
+    /// What clients call the model (default: MODEL as typed)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) served_model_name: Option<String>,
+    /// What clients must send as `Authorization: Bearer KEY`; better from the environment, where no list of processes shows it
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "PLIMSOLL_API_KEY",
+        hide_env_values = true
+    )]
+    pub(crate) api_key: Option<String>,
+    /// Serve other machines without a key
+    #[arg(long)]
+    pub(crate) allow_anonymous: bool,
+    /// R: sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Engine")]
+    pub(crate) max_num_seqs: u32,
+    /// Requests that may wait; more are told when to come back (429)
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Engine")]
+    pub(crate) max_num_queued_reqs: u32,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Record every decision, for `simulate --replay`
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) log: Option<PathBuf>,
+}

@@ -1,0 +1,153 @@
+//! `plimsoll serve`: a model behind OpenAI's HTTP interface.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+
+use plimsoll_report::thousands;
+use plimsoll_runtime::text::MAX_TEXT_BYTES;
+use plimsoll_server::{Options, ServeError, Service, Stop, run as serve};
+
+use crate::args::serve::ServeArgs;
+use crate::commands::engine::{Start, Started, end_log, start};
+use crate::demo;
+use crate::error::{Exit, Failure};
+use crate::output::Output;
+
+/// Most alternatives that a client may ask for: memory for them is planned.
+const LOGPROBS: u32 = plimsoll_runtime::sample::MAX_LOGPROBS;
+/// The length in which the start card counts what the KV cache holds.
+const CARD_TOKENS: u64 = 4096;
+
+const _: () = assert!(
+    MAX_TEXT_BYTES >= 4 << 20,
+    "every body that is taken can be encoded"
+);
+
+pub(crate) fn run(args: &ServeArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+    let key = key(args)?;
+    // Before the model is loaded: who has the port already is told at once.
+    let listener = bind(args)?;
+    let address = listener.local_addr().unwrap_or(address(args));
+    if demo::is_meant(&args.model) {
+        output.talk(demo::NOTE);
+    }
+    let started = start(&Start {
+        model: &args.model,
+        engine: &args.engine,
+        sequences: args.max_num_seqs,
+        queued: Some(args.max_num_queued_reqs),
+        context: None,
+        log: args.log.as_deref(),
+        logprobs: Some(LOGPROBS),
+    })?;
+    if let Some(note) = &started.note {
+        output.talk(note);
+    }
+    let name = args.served_model_name.as_ref().unwrap_or(&args.model);
+    output.talk(&card(&started, name, address, key.is_some()));
+    let mut options = Options::new(name.clone());
+    options.api_key = key;
+    let Started {
+        engine,
+        tokenizer,
+        template,
+        generation,
+        limits,
+        planned,
+        ..
+    } = started;
+    let service = Service {
+        engine,
+        tokenizer,
+        template,
+        generation,
+        limits,
+    };
+    let (served, engine) = serve(service, listener, options, Stop::Signals);
+    if let Some(engine) = engine {
+        output.talk(&planned.memory(&engine).text());
+        if let Some(path) = &args.log {
+            end_log(path, engine)?;
+        }
+    }
+    match served {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(e) => {
+            let hint = match e {
+                ServeError::System(_) => "raise the limits of processes and open files",
+                ServeError::Engine => "please report this with what is printed above",
+                ServeError::Cut(_) => "one signal alone lets them end",
+            };
+            Err(Failure::new(Exit::Failure, "E-SERVE-003", e.to_string()).hint(hint))
+        }
+    }
+}
+
+/// The key, unless anybody may come.
+fn key(args: &ServeArgs) -> Result<Option<String>, Failure> {
+    let bad =
+        |what: &str, hint: &str| Err(Failure::new(Exit::Usage, "E-SERVE-001", what).hint(hint));
+    match &args.api_key {
+        // A header can carry no other.
+        Some(key) if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) => bad(
+            "the API key is empty, or has characters that no header carries",
+            "choose one of letters and digits, such as `openssl rand -hex 24` prints",
+        ),
+        None if !args.host.is_loopback() && !args.allow_anonymous => bad(
+            &format!(
+                "{} lets other machines in, and there is no API key",
+                args.host
+            ),
+            "set PLIMSOLL_API_KEY, or add `--allow-anonymous`",
+        ),
+        key => Ok(key.clone()),
+    }
+}
+
+fn address(args: &ServeArgs) -> SocketAddr {
+    SocketAddr::new(args.host, args.port)
+}
+
+fn bind(args: &ServeArgs) -> Result<TcpListener, Failure> {
+    let address = address(args);
+    TcpListener::bind(address).map_err(|e| {
+        let hint = match e.kind() {
+            ErrorKind::AddrInUse => "another program has it: choose another `--port`, or end that",
+            ErrorKind::PermissionDenied => "choose a `--port` above 1023",
+            _ => "choose an address of this machine with `--host`",
+        };
+        Failure::new(
+            Exit::Failure,
+            "E-SERVE-002",
+            format!("cannot listen at {address}: {e}"),
+        )
+        .hint(hint)
+    })
+}
+
+/// What was started and how to talk to it.
+fn card(started: &Started, name: &str, address: SocketAddr, has_key: bool) -> String {
+    let memory = started.planned.memory(&started.engine).text();
+    let longest = u64::from(started.limits.max_model_len);
+    let each = CARD_TOKENS.min(longest);
+    let requests = started.planned.requests_of(each);
+    let url = format!("http://{address}");
+    let key = if has_key {
+        " -H \"Authorization: Bearer $PLIMSOLL_API_KEY\""
+    } else {
+        ""
+    };
+    let body = serde_json::json!({ "model": name, "prompt": demo::PROMPT, "max_tokens": 32 });
+    let body = body.to_string().replace('\'', "'\\''");
+    format!(
+        "{memory}\n\
+         KV cache: {} tokens in {} requests of {}; sequences have at most {}\n\
+         {name} at {url}/v1\n  \
+         curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        thousands(requests.saturating_mul(each)),
+        thousands(requests),
+        thousands(each),
+        thousands(longest),
+    )
+}

@@ -1,0 +1,166 @@
+//! The accept loop: connections within limits, until everybody who was in has ended.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::ServeError;
+use crate::routes::router;
+use crate::state::State;
+
+/// Work that would hold up clients (tokens of texts, chats) is done by so many threads.
+const WORKERS: usize = 4;
+/// Time to look again, where nothing tells.
+const GLANCE: Duration = Duration::from_millis(20);
+/// How long answers that are written already may take to be read.
+const LAST_BYTES: Duration = Duration::from_secs(5);
+/// After an error of `accept`: no file descriptors are left, or a client left at once.
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// Most header fields of a request, and most bytes of them all.
+const HEADERS: usize = 100;
+const HEADER_BYTES: usize = 64 << 10;
+
+/// Who tells a server to stop.
+#[derive(Debug)]
+pub enum Stop {
+    /// SIGTERM and SIGINT.
+    Signals,
+    /// A message on this channel.
+    Channel(mpsc::UnboundedReceiver<()>),
+}
+
+enum Told {
+    Signals { term: Signal, interrupt: Signal },
+    Channel(mpsc::UnboundedReceiver<()>),
+}
+
+impl Told {
+    fn new(stop: Stop) -> std::io::Result<Self> {
+        Ok(match stop {
+            Stop::Signals => Self::Signals {
+                term: signal(SignalKind::terminate())?,
+                interrupt: signal(SignalKind::interrupt())?,
+            },
+            Stop::Channel(channel) => Self::Channel(channel),
+        })
+    }
+
+    async fn again(&mut self) {
+        match self {
+            Self::Signals { term, interrupt } => {
+                tokio::select! {
+                    _ = term.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            }
+            Self::Channel(channel) => {
+                if channel.recv().await.is_none() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+}
+
+/// Serves until it is told to stop and whoever was in has ended.
+pub(crate) fn serve(
+    state: &Arc<State>,
+    listener: TcpListener,
+    stop: Stop,
+) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(state.options.threads.max(1))
+        .max_blocking_threads(WORKERS)
+        // Tokenizers and templates of strangers recurse.
+        .thread_stack_size(8 << 20)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    let served = runtime.block_on(accept(state, listener, stop));
+    runtime.shutdown_background();
+    served
+}
+
+async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result<(), ServeError> {
+    let mut told = Told::new(stop)?;
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let connections = Arc::new(Semaphore::new(state.options.connections));
+    let graceful = GracefulShutdown::new();
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(state.options.header_timeout)
+        .max_headers(HEADERS)
+        .max_buf_size(HEADER_BYTES)
+        .half_close(false);
+    let app = router(state);
+
+    let mut draining = false;
+    let mut result = Ok(());
+    loop {
+        let connection = async {
+            // Never closed.
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        tokio::select! {
+            (accepted, permit) = connection => {
+                let Ok((socket, _)) = accepted else {
+                    tokio::time::sleep(BACK_OFF).await;
+                    continue;
+                };
+                // Tokens are small and should not wait for one another.
+                let _ = socket.set_nodelay(true);
+                let service = TowerToHyperService::new(app.clone());
+                let connection = http.serve_connection(TokioIo::new(socket), service);
+                let connection = graceful.watch(connection);
+                tokio::spawn(async move {
+                    // A client that leaves or talks nonsense is no news.
+                    let _ = connection.await;
+                    drop(permit);
+                });
+            }
+            () = told.again() => {
+                if draining {
+                    return Err(ServeError::Cut(state.flying()));
+                }
+                draining = true;
+                state.drain();
+                // Full or gone: then it is told below, or has nothing left to do.
+                let _ = state.engine.drain();
+            }
+            () = tokio::time::sleep(GLANCE), if draining => {
+                let _ = state.engine.drain();
+                if state.flying() == 0 {
+                    break;
+                }
+            }
+            () = dead(state) => {
+                result = Err(ServeError::Engine);
+                break;
+            }
+        }
+    }
+    drop(listener);
+    // Connections that wait for another request close; answers are written to their end.
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = tokio::time::sleep(LAST_BYTES) => {}
+        () = told.again() => {}
+    }
+    result
+}
+
+/// Returns when the engine has died.
+async fn dead(state: &State) {
+    while !state.engine.snapshot().dead {
+        tokio::time::sleep(10 * GLANCE).await;
+    }
+}

@@ -1,0 +1,191 @@
+//! Answers that come in one piece, and what they have in common with streams.
+
+use plimsoll_runtime::text::{TextError, Tokenizer};
+use plimsoll_schedule::{Completion, End};
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::engine::{Event, Finished};
+use crate::error::ApiError;
+use crate::logprobs;
+use crate::prepare::{Route, Told};
+use crate::state::{State, now_s};
+
+/// What every piece of an answer begins with.
+#[derive(Clone, Debug)]
+pub(crate) struct Head {
+    route: Route,
+    id: String,
+    created: u64,
+    model: String,
+}
+
+impl Head {
+    pub(crate) fn new(state: &State, route: Route) -> Self {
+        let kind = match route {
+            Route::Completion => "cmpl",
+            Route::Chat => "chatcmpl",
+        };
+        Self {
+            route,
+            id: format!("{kind}-{:016x}{:016x}", state.draw(), state.draw()),
+            created: now_s(),
+            model: state.options.name.clone(),
+        }
+    }
+
+    /// An object with these choices; a piece of a stream, or the whole.
+    pub(crate) fn object(&self, streams: bool, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": match (self.route, streams) {
+                (Route::Completion, _) => "text_completion",
+                (Route::Chat, false) => "chat.completion",
+                (Route::Chat, true) => "chat.completion.chunk",
+            },
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": null,
+            "choices": choices,
+        })
+    }
+}
+
+/// Tokens that were read and written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt: u64,
+    pub(crate) completion: u64,
+    pub(crate) cached: u64,
+}
+
+impl Usage {
+    pub(crate) fn of(told: &[Told]) -> Self {
+        Self {
+            prompt: told.iter().map(|t| t.ids.len() as u64).sum(),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": { "cached_tokens": self.cached },
+        })
+    }
+}
+
+/// How a sequence ended, as clients read it.
+pub(crate) fn reason(end: End) -> Result<&'static str, ApiError> {
+    match end {
+        End::Stop => Ok("stop"),
+        End::Length => Ok("length"),
+        End::Error => Err(numerical(None)),
+    }
+}
+
+/// Nothing could be chosen.
+pub(crate) fn numerical(why: Option<&str>) -> ApiError {
+    let why = why.unwrap_or("its logits are no numbers");
+    ApiError::server(
+        "numerical_error",
+        format!("the answer ended with an error: {why}"),
+    )
+}
+
+/// Waits until all prompts have ended; what came of each, by their places.
+pub(crate) async fn collect(
+    state: &State,
+    events: &mut UnboundedReceiver<Event>,
+    prompts: usize,
+) -> Result<Vec<Finished>, ApiError> {
+    let mut all: Vec<Option<Finished>> = (0..prompts).map(|_| None).collect();
+    while all.iter().any(Option::is_none) {
+        match events.recv().await {
+            Some(Event::Finished(place, finished)) => {
+                if let Some(slot) = all.get_mut(place) {
+                    *slot = Some(*finished);
+                }
+            }
+            Some(Event::Refused(refusal)) => return Err(refusal.into()),
+            Some(_) => {}
+            None => return Err(ApiError::cut(state.engine.snapshot().dead)),
+        }
+    }
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// The whole answer.
+pub(crate) fn whole(
+    state: &State,
+    head: &Head,
+    told: &[Told],
+    finished: &mut [Finished],
+    n: u32,
+    ranked: bool,
+) -> Result<Value, ApiError> {
+    let tokenizer = &state.model.tokenizer;
+    let mut usage = Usage::of(told);
+    let mut choices = Vec::new();
+    for (place, (told, f)) in told.iter().zip(finished).enumerate() {
+        if f.error.is_some() {
+            return Err(numerical(f.error.as_deref()));
+        }
+        usage.cached += u64::from(f.ended.cached_tokens);
+        let completions = &mut f.ended.completions;
+        if !ranked {
+            completions.sort_by_key(|c| c.index);
+        }
+        for (i, c) in completions.iter().enumerate() {
+            usage.completion += c.tokens.len() as u64;
+            let index = place as u64 * u64::from(n) + i as u64;
+            let reason = reason(c.end)?;
+            let text = text(tokenizer, told, c)?;
+            let own = f.logprobs.sequences.get(&c.index);
+            choices.push(match head.route {
+                Route::Chat => {
+                    let logprobs = own.map(|l| logprobs::chat(tokenizer, logprobs::entries(l)));
+                    let logprobs = logprobs.transpose()?;
+                    json!({
+                        "index": index,
+                        "message": { "role": "assistant", "content": text, "refusal": null },
+                        "logprobs": logprobs.map(|l| json!({ "content": l, "refusal": null })),
+                        "finish_reason": reason,
+                    })
+                }
+                Route::Completion => {
+                    let before = told.params.asked().prompt_logprobs.is_some();
+                    let before = before.then(|| logprobs::prompt(&told.ids, &f.logprobs.prompt));
+                    let logprobs = own.map(|l| {
+                        let all = before.into_iter().flatten().chain(logprobs::entries(l));
+                        logprobs::completion(tokenizer, all, &mut 0)
+                    });
+                    let echo = told.echo.as_deref().unwrap_or_default();
+                    json!({
+                        "index": index,
+                        "text": format!("{echo}{text}"),
+                        "logprobs": logprobs.transpose()?,
+                        "finish_reason": reason,
+                    })
+                }
+            });
+        }
+    }
+    let mut object = head.object(false, choices);
+    object["usage"] = usage.json();
+    Ok(object)
+}
+
+fn text(tokenizer: &Tokenizer, told: &Told, c: &Completion) -> Result<String, TextError> {
+    let mut answer = told.answer.clone();
+    let mut text = String::new();
+    let last = c.tokens.len().saturating_sub(1);
+    for (i, &token) in c.tokens.iter().enumerate() {
+        let ends = i == last && c.end == End::Stop && told.params.ends(token);
+        text.push_str(&answer.push(tokenizer, token, ends)?);
+    }
+    text.push_str(&answer.finish(tokenizer)?);
+    Ok(text)
+}

@@ -1,0 +1,121 @@
+//! Bodies: how many bytes, how long, and what JSON they are.
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+use crate::state::State;
+
+/// Reads a body of JSON, within the limits.
+pub(crate) async fn read(
+    state: &State,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, ApiError> {
+    let kind = headers.get(header::CONTENT_TYPE);
+    let kind = kind.and_then(|k| k.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::client(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "the body is not said to be JSON: send the header `Content-Type: application/json`",
+        ));
+    }
+    if headers.contains_key(header::CONTENT_ENCODING) {
+        return Err(ApiError::client(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "compressed bodies are not taken: send it as it is, without `Content-Encoding`",
+        ));
+    }
+    let most = state.options.body_bytes;
+    let too_large = || {
+        let message = format!("the body has more than {most} bytes");
+        ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    };
+    let length = headers.get(header::CONTENT_LENGTH);
+    let length = length.and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|l| l > most as u64) {
+        return Err(too_large());
+    }
+    let whole = async {
+        let mut body = body;
+        let mut all = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| {
+                ApiError::invalid("invalid_body", "the body ended before it was whole")
+            })?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            if all.len() + data.len() > most {
+                return Err(too_large());
+            }
+            all.extend_from_slice(&data);
+        }
+        Ok(Bytes::from(all))
+    };
+    let limit = state.options.body_timeout;
+    tokio::time::timeout(limit, whole)
+        .await
+        .unwrap_or_else(|_| {
+            let message = format!("the body took more than {} s", limit.as_secs());
+            Err(ApiError::client(
+                StatusCode::REQUEST_TIMEOUT,
+                "request_timeout",
+                message,
+            ))
+        })
+}
+
+/// What a body says; its mistakes name the field.
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    // A list would be taken for the fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(ApiError::invalid(
+            "invalid_json",
+            "the body is not a JSON object",
+        ));
+    }
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let path = e.path().to_string();
+        let inner = e.into_inner();
+        let text = inner.to_string();
+        let place = format!("line {}, column {}", inner.line(), inner.column());
+        let what = text.rsplit_once(" at line ").map_or(&*text, |t| t.0);
+        if !inner.is_data() {
+            let message = format!("the body is not JSON: {what} ({place})");
+            return ApiError::invalid("invalid_json", message);
+        }
+        // Of an unknown name, the list of all known ones helps nobody.
+        let quoted = |start: &str| what.strip_prefix(start)?.split('`').next();
+        if let Some(name) = quoted("unknown field `") {
+            let name: String = name.chars().take(64).collect();
+            return ApiError::unsupported(
+                &name,
+                format!("unknown field {name:?}: leave it out ({place})"),
+            );
+        }
+        if let Some(name) = quoted("missing field `") {
+            return ApiError::invalid("missing_field", format!("{name} is missing ({place})"))
+                .param(name);
+        }
+        // A text may be as long as a body.
+        let what: String = what.chars().take(300).collect();
+        match &*path {
+            "." => ApiError::invalid("invalid_value", format!("{what} ({place})")),
+            path => ApiError::value(path, format!("{path}: {what} ({place})")),
+        }
+    })?;
+    json.end().map_err(|e| {
+        ApiError::invalid(
+            "invalid_json",
+            format!("the body goes on after its JSON: {e}"),
+        )
+    })?;
+    Ok(value)
+}

@@ -1,0 +1,420 @@
+//! The thread that owns the engine.
+//!
+//! It takes all commands there are without waiting, carries out a step, and waits for a command only where there is
+//! nothing to do. A mailbox whose reader is gone is a request that is cancelled: no command is needed for that, so none
+//! can be lost or find a full channel.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use plimsoll_runtime::sample::{Logprobs, SamplingParams, TokenLogprobs};
+use plimsoll_runtime::text::Stops;
+use plimsoll_runtime::{Choices, CpuExecutor, Engine};
+use plimsoll_schedule::{Ended, Executor, Log, Notice, Reason, Refusal, Request, RequestId, Stats};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Commands that may wait for the engine to look.
+const COMMANDS: usize = 1024;
+/// Steps that may fail one after another; then whoever is in flight is given up.
+const FAILURES: u32 = 3;
+
+/// An executor whose tokens are chosen by [`Choices`].
+pub trait Choosing {
+    /// They.
+    fn choices(&mut self) -> &mut Choices;
+}
+
+impl Choosing for CpuExecutor<Choices> {
+    fn choices(&mut self) -> &mut Choices {
+        self.chooser_mut()
+    }
+}
+
+/// One prompt, checked.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    pub(crate) params: SamplingParams,
+    pub(crate) stops: Stops,
+}
+
+/// Prompts of one client, let in together or not at all.
+#[derive(Debug)]
+struct Submit {
+    jobs: Vec<Job>,
+    /// Whether tokens are told as they come, or only the end.
+    streams: bool,
+    events: UnboundedSender<Event>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Submit(Submit),
+    Drain,
+}
+
+/// What happens to a client's prompts, each by its place among them.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// All were let in; first of all events.
+    Accepted,
+    /// None was let in; the only event.
+    Refused(Refusal),
+    /// Log probabilities of a prompt, where they were asked for, before its first token.
+    Prompt(usize, TokenLogprobs),
+    /// Another token.
+    Token(usize, Token),
+    /// A prompt has all its answers.
+    Finished(usize, Box<Finished>),
+}
+
+/// A token that came.
+#[derive(Debug)]
+pub(crate) struct Token {
+    /// The sequence's place among the prompt's.
+    pub(crate) index: u32,
+    pub(crate) id: u32,
+    pub(crate) logprob: f32,
+    /// Whether it ends its sequence.
+    pub(crate) ends: bool,
+    /// The likeliest tokens at its place, where they were asked for.
+    pub(crate) top: Vec<(u32, f32)>,
+}
+
+/// The end of a prompt.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) ended: Ended,
+    pub(crate) logprobs: Logprobs,
+    /// Why nothing could be chosen, where that is how it ended.
+    pub(crate) error: Option<String>,
+}
+
+/// What the engine does now.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) running: usize,
+    pub(crate) waiting: usize,
+    pub(crate) preempted: usize,
+    /// Pages that sequences hold.
+    pub(crate) pages_held: u32,
+    pub(crate) pages: u32,
+    pub(crate) stats: Stats,
+    /// Since when the step under way is under way.
+    pub(crate) stepping: Option<Instant>,
+    /// Nothing comes of it any more.
+    pub(crate) dead: bool,
+}
+
+/// Why prompts were not handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// Too many commands wait.
+    Full,
+    /// The engine is gone, or going.
+    Closed,
+}
+
+/// The way to the engine.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    commands: Mutex<Option<SyncSender<Command>>>,
+    next: AtomicU64,
+    now: Arc<Mutex<Snapshot>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is behind these locks is whole at any time.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Handle {
+    /// An id that no other request has.
+    pub(crate) fn id(&self) -> RequestId {
+        RequestId(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What happened last.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        *lock(&self.now)
+    }
+
+    /// Hands prompts over; dropping what comes back cancels them.
+    pub(crate) fn submit(
+        &self,
+        jobs: Vec<Job>,
+        streams: bool,
+    ) -> Result<UnboundedReceiver<Event>, NotSent> {
+        let (events, receiver) = unbounded_channel();
+        let submit = Submit {
+            jobs,
+            streams,
+            events,
+        };
+        self.send(Command::Submit(submit)).map(|()| receiver)
+    }
+
+    /// Nobody is let in any more.
+    pub(crate) fn drain(&self) -> Result<(), NotSent> {
+        self.send(Command::Drain)
+    }
+
+    /// No more commands.
+    pub(crate) fn close(&self) {
+        lock(&self.commands).take();
+    }
+
+    fn send(&self, command: Command) -> Result<(), NotSent> {
+        let commands = lock(&self.commands);
+        let sender = commands.as_ref().ok_or(NotSent::Closed)?;
+        sender.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => NotSent::Full,
+            TrySendError::Disconnected(_) => NotSent::Closed,
+        })
+    }
+}
+
+/// Starts the engine's thread. It gives the engine back when it has been drained or nobody can send commands, and
+/// nothing where it panicked.
+pub(crate) fn spawn<E, L>(
+    engine: Engine<E, L>,
+) -> std::io::Result<(Handle, JoinHandle<Option<Engine<E, L>>>)>
+where
+    E: Executor + Choosing + Send + 'static,
+    L: Log + Send + 'static,
+{
+    let (sender, receiver) = sync_channel(COMMANDS);
+    let now = Arc::new(Mutex::new(Snapshot::default()));
+    let handle = Handle {
+        commands: Mutex::new(Some(sender)),
+        next: AtomicU64::new(0),
+        now: Arc::clone(&now),
+    };
+    let thread = std::thread::Builder::new().name("engine".to_owned());
+    let thread = thread.spawn(move || {
+        let mut worker = Worker {
+            engine,
+            flights: BTreeMap::new(),
+            draining: false,
+            failures: 0,
+            now: &now,
+        };
+        worker.publish(None);
+        // Another engine could go on with the same channel here.
+        let ended = catch_unwind(AssertUnwindSafe(|| worker.work(&receiver)));
+        // Whoever is in flight, or has a command in the channel, sees the mailbox close without an end. Dead is said
+        // first, so that they know why.
+        lock(&now).dead = ended.is_err();
+        worker.flights.clear();
+        drop(receiver);
+        ended.is_ok().then_some(worker.engine)
+    })?;
+    Ok((handle, thread))
+}
+
+/// A prompt in the engine.
+struct Flight {
+    events: UnboundedSender<Event>,
+    place: usize,
+    streams: bool,
+    /// Whether its prompt's log probabilities are still to be told.
+    prompt_untold: bool,
+    /// Tokens of each sequence, where log probabilities of them are told.
+    told: Option<Vec<usize>>,
+}
+
+struct Worker<'a, E, L> {
+    engine: Engine<E, L>,
+    flights: BTreeMap<RequestId, Flight>,
+    draining: bool,
+    /// Steps that failed since one did not.
+    failures: u32,
+    now: &'a Mutex<Snapshot>,
+}
+
+impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
+    fn work(&mut self, commands: &Receiver<Command>) {
+        let mut notices = Vec::new();
+        loop {
+            if self.flights.is_empty() && self.engine.is_idle() {
+                if self.draining {
+                    return;
+                }
+                let Ok(command) = commands.recv() else {
+                    return;
+                };
+                self.take(command);
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.take(command);
+            }
+            self.cancel_gone();
+            self.publish(Some(Instant::now()));
+            let stepped = self.engine.step(|n| notices.push(n));
+            let failed = self.engine.executor_mut().choices().take_failed();
+            for notice in notices.drain(..) {
+                let error = |id| {
+                    let error = failed.iter().find(|f| f.0 == id);
+                    error.map(|f| f.1.to_string())
+                };
+                self.tell(notice, &error);
+            }
+            self.failures = match stepped {
+                Ok(_) => 0,
+                Err(_) => self.failures + 1,
+            };
+            if self.failures >= FAILURES {
+                self.give_up();
+            }
+            self.publish(None);
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit(submit) => self.submit(submit),
+            Command::Drain => {
+                self.draining = true;
+                self.engine.drain();
+            }
+        }
+    }
+
+    /// Lets all of a client's prompts in, or none.
+    fn submit(&mut self, submit: Submit) {
+        let Submit {
+            jobs,
+            streams,
+            events,
+        } = submit;
+        let mut all = Vec::with_capacity(jobs.len());
+        for (place, job) in jobs.into_iter().enumerate() {
+            let id = job.request.id();
+            let asked = job.params.asked();
+            let width = job.request.fan().width() as usize;
+            let flight = Flight {
+                events: events.clone(),
+                place,
+                streams,
+                prompt_untold: asked.prompt_logprobs.is_some(),
+                told: asked.logprobs.map(|_| vec![0; width]),
+            };
+            let choices = self.engine.executor_mut().choices();
+            choices.expect(id, job.request.prompt(), job.params, job.stops);
+            all.push((id, flight));
+            if let Err(refusal) = self.engine.submit(job.request) {
+                for (id, _) in all {
+                    self.engine.cancel(id);
+                    self.engine.executor_mut().choices().forget(id);
+                }
+                // Whoever asked may be gone.
+                let _ = events.send(Event::Refused(refusal));
+                return;
+            }
+        }
+        let _ = events.send(Event::Accepted);
+        self.flights.extend(all);
+    }
+
+    /// Cancels whatever nobody waits for any more.
+    fn cancel_gone(&mut self) {
+        let engine = &mut self.engine;
+        self.flights.retain(|&id, flight| {
+            let gone = flight.events.is_closed();
+            if gone {
+                engine.cancel(id);
+                engine.executor_mut().choices().forget(id);
+            }
+            !gone
+        });
+    }
+
+    /// Drops whoever is in flight: steps fail, and would for ever.
+    fn give_up(&mut self) {
+        for (id, _) in std::mem::take(&mut self.flights) {
+            self.engine.cancel(id);
+            self.engine.executor_mut().choices().forget(id);
+        }
+    }
+
+    fn tell(&mut self, notice: Notice, error: &dyn Fn(RequestId) -> Option<String>) {
+        match notice {
+            Notice::Token {
+                request,
+                index,
+                draw,
+            } => {
+                let Some(flight) = self.flights.get_mut(&request).filter(|f| f.streams) else {
+                    return;
+                };
+                let choices = self.engine.executor_mut().choices();
+                let logprobs = choices.logprobs(request);
+                if std::mem::take(&mut flight.prompt_untold) {
+                    let prompt = logprobs.map(|l| l.prompt.clone()).unwrap_or_default();
+                    let _ = flight.events.send(Event::Prompt(flight.place, prompt));
+                }
+                let told = flight.told.as_mut();
+                let top = told.and_then(|t| t.get_mut(index as usize)).map(|place| {
+                    let all = logprobs.and_then(|l| l.sequences.get(&index));
+                    let entry = all.and_then(|s| s.get(*place));
+                    *place += 1;
+                    entry.map(|e| e.1.to_vec()).unwrap_or_default()
+                });
+                let token = Token {
+                    index,
+                    id: draw.token,
+                    logprob: draw.logprob,
+                    ends: draw.ends,
+                    top: top.unwrap_or_default(),
+                };
+                let _ = flight.events.send(Event::Token(flight.place, token));
+            }
+            Notice::Finished(ended) => {
+                let id = ended.request;
+                let choices = self.engine.executor_mut().choices();
+                let logprobs = choices.take_logprobs(id);
+                choices.forget(id);
+                let Some(flight) = self.flights.remove(&id) else {
+                    return;
+                };
+                let finished = Box::new(Finished {
+                    ended: *ended,
+                    logprobs,
+                    error: error(id),
+                });
+                let _ = flight.events.send(Event::Finished(flight.place, finished));
+            }
+            Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
+        }
+    }
+
+    fn publish(&self, stepping: Option<Instant>) {
+        let scheduler = self.engine.scheduler();
+        let kv = scheduler.kv();
+        *lock(self.now) = Snapshot {
+            running: scheduler.running(),
+            waiting: scheduler.waiting(),
+            preempted: scheduler.preempted(),
+            pages_held: kv.pages().saturating_sub(kv.available()),
+            pages: kv.pages(),
+            stats: *scheduler.stats(),
+            stepping,
+            dead: false,
+        };
+    }
+}
+
+/// When to come back after a refusal, where that helps.
+pub(crate) fn retry_after(refusal: &Refusal) -> Option<Duration> {
+    match refusal.reason {
+        Reason::QueueFull { .. } => Some(Duration::from_nanos(
+            refusal.retry_after.map_or(1_000_000_000, |n| n.0),
+        )),
+        _ => None,
+    }
+}

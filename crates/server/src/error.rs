@@ -1,0 +1,235 @@
+//! [`ApiError`]: what went wrong, as OpenAI's clients read it.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use plimsoll_runtime::sample::SamplingError;
+use plimsoll_runtime::text::TextError;
+use plimsoll_schedule::{Reason, Refusal, RequestError};
+use serde_json::{Value, json};
+
+use crate::engine::{NotSent, retry_after};
+
+/// An error on its way to a client.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    kind: &'static str,
+    /// Stable; part of the interface.
+    code: &'static str,
+    param: Option<String>,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            kind,
+            code,
+            param: None,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    /// A mistake of the client.
+    pub(crate) fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        let status = StatusCode::BAD_REQUEST;
+        Self::new(status, "invalid_request_error", code, message)
+    }
+
+    /// A value that a field cannot have.
+    pub(crate) fn value(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::invalid("invalid_value", message).param(param)
+    }
+
+    /// A field that exists elsewhere.
+    pub(crate) fn unsupported(param: &str, message: impl Into<String>) -> Self {
+        Self::invalid("unsupported_parameter", message).param(param)
+    }
+
+    /// A mistake of the client with a status of its own.
+    pub(crate) fn client(
+        status: StatusCode,
+        code: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self::new(status, "invalid_request_error", code, message)
+    }
+
+    pub(crate) fn no_key() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "authentication_error",
+            "invalid_api_key",
+            "no valid API key: send the header `Authorization: Bearer KEY`",
+        )
+    }
+
+    pub(crate) fn draining() -> Self {
+        let mut e = Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            "shutting_down",
+            "the server is shutting down and takes no new requests",
+        );
+        // By then another one answers here, or none.
+        e.retry_after = Some(Duration::from_secs(5));
+        e
+    }
+
+    pub(crate) fn busy(message: impl Into<String>, after: Duration) -> Self {
+        let mut e = Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "queue_full",
+            message,
+        );
+        e.retry_after = Some(after);
+        e
+    }
+
+    /// A fault of ours.
+    pub(crate) fn server(code: &'static str, message: impl Into<String>) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "server_error", code, message)
+    }
+
+    /// The mailbox closed without an end.
+    pub(crate) fn cut(dead: bool) -> Self {
+        if dead {
+            Self::server(
+                "engine_failed",
+                "the engine stopped before the answer ended",
+            )
+        } else {
+            Self::draining()
+        }
+    }
+
+    pub(crate) fn param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        json!({
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        })
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = json_response(self.status, &self.json());
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(after) = self.retry_after {
+            // Whole seconds, at least one; OpenAI's clients read the milliseconds first.
+            let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
+            headers.insert(header::RETRY_AFTER, ms.div_ceil(1000).into());
+            headers.insert("retry-after-ms", ms.into());
+        }
+        if self.code == "shutting_down" {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// A response of one JSON text.
+pub(crate) fn json_response(status: StatusCode, value: &Value) -> Response {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}
+
+impl From<NotSent> for ApiError {
+    fn from(e: NotSent) -> Self {
+        match e {
+            NotSent::Full => Self::busy("too many requests come at once", Duration::from_secs(1)),
+            NotSent::Closed => Self::draining(),
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal.reason {
+            Reason::Draining => Self::draining(),
+            Reason::QueueFull { .. } => {
+                let after = retry_after(&refusal).unwrap_or(Duration::from_secs(1));
+                Self::busy(refusal.to_string(), after)
+            }
+            Reason::NeverFits { .. } | Reason::OverTenantCap { .. } => {
+                Self::invalid("exceeds_kv_cache", refusal.to_string()).param("max_tokens")
+            }
+            Reason::TooWide { .. } => Self::value("n", refusal.to_string()),
+            Reason::Duplicate => Self::server("internal_error", refusal.to_string()),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(e: RequestError) -> Self {
+        let message = e.to_string();
+        match e {
+            RequestError::EmptyPrompt => Self::value("prompt", message),
+            RequestError::NothingAsked => Self::value("max_tokens", message),
+            RequestError::TooLong { .. } => {
+                Self::invalid("context_length_exceeded", message).param("max_tokens")
+            }
+            RequestError::NoSuchToken { .. } => Self::value("prompt", message),
+            RequestError::Width { .. } => Self::value("n", message),
+            RequestError::BestOf { .. } => Self::value("best_of", message),
+            RequestError::LengthPenalty(_) => Self::value("length_penalty", message),
+            RequestError::Tenant { .. } => Self::server("internal_error", message),
+        }
+    }
+}
+
+impl From<SamplingError> for ApiError {
+    fn from(e: SamplingError) -> Self {
+        let param = match &e {
+            SamplingError::Range { name, .. }
+            | SamplingError::TooMany { name, .. }
+            | SamplingError::NoSuchToken { name, .. } => name,
+            SamplingError::TwoBiases(_) => "logit_bias",
+            SamplingError::MinTokens { .. } => "min_tokens",
+        };
+        Self::value(param, e.to_string())
+    }
+}
+
+impl From<TextError> for ApiError {
+    fn from(e: TextError) -> Self {
+        match e {
+            TextError::Chat(_) => Self::value("messages", e.to_string()),
+            TextError::Encode(_) => Self::value("prompt", e.to_string()),
+            TextError::Decode(_) => Self::value("tokens", e.to_string()),
+            TextError::File(_) | TextError::Corrupt { .. } => {
+                Self::server("internal_error", e.to_string())
+            }
+        }
+    }
+}

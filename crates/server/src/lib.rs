@@ -1,0 +1,146 @@
+//! The engine behind OpenAI's HTTP interface.
+//!
+//! [`run`] takes an engine that is ready and a socket that is bound, and serves until it is told to stop. Promises:
+//!
+//! - one thread owns the engine and never waits for a reader: what a request yields lies in a mailbox of its own,
+//!   which holds no more than the request may produce;
+//! - a client that goes away takes its request with it: the pages are free by the next step;
+//! - a request is checked once, before the engine sees it, and each mistake is one error that names the field;
+//! - a panic ends what it happened in: a handler's request, or the requests in flight where it is the engine's.
+//!
+//! It does not know flags, files or the terminal. The shapes on the wire are OpenAI's, with vLLM's additions.
+
+mod accept;
+mod answer;
+mod body;
+mod engine;
+mod error;
+mod logprobs;
+mod prepare;
+mod routes;
+mod state;
+mod stream;
+mod wire;
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use plimsoll_runtime::Engine;
+use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
+use plimsoll_schedule::{Executor, Limits, Log};
+
+pub use accept::Stop;
+pub use engine::Choosing;
+
+/// A model that is ready, by its parts.
+#[derive(Debug)]
+pub struct Service<E, L> {
+    /// Runs it.
+    pub engine: Engine<E, L>,
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// How it makes prompts of chats, where it does.
+    pub template: Option<ChatTemplate>,
+    /// How it is meant to be sampled.
+    pub generation: GenerationConfig,
+    /// What may be asked for.
+    pub limits: Limits,
+}
+
+/// How it is served.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the model is called.
+    pub name: String,
+    /// What clients must show to get anything but health.
+    pub api_key: Option<String>,
+    /// Threads that talk to clients.
+    pub threads: usize,
+    /// Connections at once; more wait.
+    pub connections: usize,
+    /// The largest body.
+    pub body_bytes: usize,
+    /// How long a client may take for its headers.
+    pub header_timeout: Duration,
+    /// How long a client may take for its body.
+    pub body_timeout: Duration,
+    /// A step that takes longer is taken for a hang: health turns red.
+    pub step_timeout: Duration,
+}
+
+impl Options {
+    /// Defaults, for a model of this name.
+    #[must_use]
+    pub fn new(name: String) -> Self {
+        Self {
+            name,
+            api_key: None,
+            threads: 2,
+            connections: 4096,
+            body_bytes: 4 << 20,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            step_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a server ended otherwise than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The system refused a thread, a socket or a signal handler.
+    #[error("the server cannot run: {0}")]
+    System(#[from] std::io::Error),
+    /// The engine's thread ended by a panic, and its requests with it.
+    #[error("the engine stopped by a panic")]
+    Engine,
+    /// It was told twice, and did not wait for requests in flight.
+    #[error("stopped before {0} requests had ended")]
+    Cut(usize),
+}
+
+/// Serves until it is told to stop: once, whoever is in flight ends; twice, nobody is waited for. The engine comes
+/// back for a report, where there is one left.
+///
+/// # Errors
+/// [`ServeError`].
+pub fn run<E, L>(
+    service: Service<E, L>,
+    listener: TcpListener,
+    options: Options,
+    stop: Stop,
+) -> (Result<(), ServeError>, Option<Engine<E, L>>)
+where
+    E: Executor + Choosing + Send + 'static,
+    L: Log + Send + 'static,
+{
+    let Service {
+        engine,
+        tokenizer,
+        template,
+        generation,
+        limits,
+    } = service;
+    let (handle, thread) = match engine::spawn(engine) {
+        Ok(both) => both,
+        Err(e) => return (Err(e.into()), None),
+    };
+    let model = state::Model {
+        tokenizer,
+        template,
+        generation,
+        limits,
+    };
+    let state = Arc::new(state::State::new(model, handle, options));
+    let served = accept::serve(&state, listener, stop);
+    // Nobody can send a command any more: the engine's thread ends when it has done what it has.
+    state.engine.close();
+    if matches!(served, Err(ServeError::Cut(_))) {
+        return (served, None);
+    }
+    match thread.join() {
+        Ok(Some(engine)) => (served, Some(engine)),
+        Ok(None) | Err(_) => (served.and(Err(ServeError::Engine)), None),
+    }
+}

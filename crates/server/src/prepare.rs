@@ -1,0 +1,421 @@
+//! From a body to jobs for the engine: everything is checked here, once, off the threads that talk to clients.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::http::StatusCode;
+use plimsoll_kv::Scope;
+use plimsoll_runtime::sample::{Sampling, SamplingParams};
+use plimsoll_runtime::text::{Answer, Stops};
+use plimsoll_schedule::{Fan, Request, RequestError};
+use serde_json::{Value, json};
+
+use crate::engine::Job;
+use crate::error::ApiError;
+use crate::state::State;
+use crate::wire::{Asked, AskedLogprobs, Message, Prompt, Whole};
+
+/// Tokens of a completion unless told, as OpenAI and vLLM have it.
+const COMPLETION_TOKENS: u32 = 16;
+/// Most sequences of one body, over all its prompts.
+const MAX_SEQUENCES: usize = 256;
+
+/// Which route asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    Completion,
+    Chat,
+}
+
+/// What is told of a prompt's answers, beside the job in the engine.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) ids: Arc<[u32]>,
+    /// The prompt's text, where it is told again.
+    pub(crate) echo: Option<String>,
+    pub(crate) params: SamplingParams,
+    /// What each of its answers begins from.
+    pub(crate) answer: Answer,
+}
+
+/// A body that was found to make sense.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) route: Route,
+    pub(crate) jobs: Vec<Job>,
+    pub(crate) told: Vec<Told>,
+    /// Answers to each prompt.
+    pub(crate) n: u32,
+    /// Whether the answers are the best of more.
+    pub(crate) ranked: bool,
+    pub(crate) streams: bool,
+    pub(crate) include_usage: bool,
+}
+
+/// Whether `model` is the one that is served.
+pub(crate) fn check_model(state: &State, model: Option<&str>) -> Result<(), ApiError> {
+    let served = &state.options.name;
+    match model {
+        None => Ok(()),
+        Some(model) if model == served => Ok(()),
+        Some(model) => {
+            let model: String = model.chars().take(64).collect();
+            let message = format!("there is no model {model:?} here: this is {served:?}");
+            let e = ApiError::client(StatusCode::NOT_FOUND, "model_not_found", message);
+            Err(e.param("model"))
+        }
+    }
+}
+
+/// The prompt of a chat.
+pub(crate) fn chat(
+    state: &State,
+    messages: &[Message],
+    add_generation_prompt: bool,
+) -> Result<String, ApiError> {
+    let Some(template) = &state.model.template else {
+        return Err(ApiError::invalid(
+            "no_chat_template",
+            "this model has no chat template: ask /v1/completions, or serve a model trained for chats",
+        ));
+    };
+    if messages.is_empty() {
+        return Err(ApiError::value(
+            "messages",
+            "there are no messages: send at least one",
+        ));
+    }
+    let mut all: Vec<Value> = Vec::with_capacity(messages.len());
+    for (i, m) in messages.iter().enumerate() {
+        let calls = m.tool_calls.as_ref().and_then(Value::as_array);
+        if m.tool_calls.is_some() && !calls.is_some_and(Vec::is_empty) {
+            let message = "calls of tools are not supported yet";
+            return Err(ApiError::unsupported(
+                &format!("messages[{i}].tool_calls"),
+                message,
+            ));
+        }
+        let Some(content) = &m.content else {
+            let param = format!("messages[{i}].content");
+            return Err(ApiError::value(
+                param,
+                "a message has no content: send a text",
+            ));
+        };
+        let mut one = json!({ "role": m.role.name(), "content": content.0 });
+        if let Some(name) = &m.name {
+            one["name"] = name.as_str().into();
+        }
+        all.push(one);
+    }
+    Ok(template.render(&all, add_generation_prompt, SystemTime::now())?)
+}
+
+fn whole<T: TryFrom<i128>>(name: &str, given: Option<Whole>) -> Result<Option<T>, ApiError> {
+    given
+        .map(|w| {
+            T::try_from(w.0)
+                .map_err(|_| ApiError::value(name, format!("{name} is {}: out of range", w.0)))
+        })
+        .transpose()
+}
+
+/// What is asked of the draws, apart from what differs from prompt to prompt.
+fn sampling(state: &State, asked: &Asked, route: Route) -> Result<Sampling, ApiError> {
+    let own = state.model.generation.sampling();
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "rounds, beyond its range to infinity; ranges are checked after"
+    )]
+    let of = |given: Option<f64>, own: f32| given.map_or(own, |x| x as f32);
+    // vLLM's −1 is no limit.
+    let top_k = match asked.top_k {
+        Some(Whole(-1)) => Some(0),
+        given => whole("top_k", given)?,
+    };
+    let (logprobs, prompt_logprobs) = logprobs(asked, route)?;
+    let mut stop_token_ids = Vec::new();
+    for id in asked.stop_token_ids.iter().flat_map(|l| &l.0) {
+        stop_token_ids.extend(whole::<u32>("stop_token_ids", Some(*id))?);
+    }
+    let biases = asked.logit_bias.iter().flat_map(|b| &b.0);
+    Ok(Sampling {
+        temperature: of(asked.temperature, own.temperature),
+        top_k: top_k.unwrap_or(own.top_k),
+        top_p: of(asked.top_p, own.top_p),
+        min_p: of(asked.min_p, own.min_p),
+        repetition_penalty: of(asked.repetition_penalty, own.repetition_penalty),
+        presence_penalty: of(asked.presence_penalty, 0.0),
+        frequency_penalty: of(asked.frequency_penalty, 0.0),
+        logit_bias: biases.map(|(id, x)| (*id, of(Some(*x), 0.0))).collect(),
+        // Seeds of all 64 bits, signed or not.
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "checked"
+        )]
+        seed: match asked.seed {
+            None => state.draw(),
+            Some(Whole(s)) if s >= i64::MIN.into() && s <= u64::MAX.into() => s as u64,
+            Some(Whole(s)) => {
+                return Err(ApiError::value("seed", format!("seed is {s}: use 64 bits")));
+            }
+        },
+        logprobs,
+        prompt_logprobs,
+        min_tokens: whole("min_tokens", asked.min_tokens)?.unwrap_or(0),
+        stop_token_ids,
+        ignore_eos: asked.ignore_eos.unwrap_or(false),
+    })
+}
+
+/// Alternatives of generated tokens, and of the prompt's.
+fn logprobs(asked: &Asked, route: Route) -> Result<(Option<u32>, Option<u32>), ApiError> {
+    let top = whole("top_logprobs", asked.top_logprobs)?;
+    match (route, asked.logprobs, top) {
+        (Route::Completion, _, Some(_)) => Err(ApiError::unsupported(
+            "top_logprobs",
+            "top_logprobs is for chats: logprobs is the number of tokens here",
+        )),
+        (Route::Completion, None, None) => Ok((None, None)),
+        (Route::Completion, Some(AskedLogprobs::Count(n)), None) => {
+            let n = whole("logprobs", Some(n))?;
+            Ok((n, n.filter(|_| asked.echo == Some(true))))
+        }
+        (Route::Completion, Some(AskedLogprobs::Whether(_)), None) => Err(ApiError::value(
+            "logprobs",
+            "logprobs is a number of tokens here, and true or false in chats",
+        )),
+        (Route::Chat, Some(AskedLogprobs::Whether(true)), n) => Ok((Some(n.unwrap_or(0)), None)),
+        (Route::Chat, None | Some(AskedLogprobs::Whether(false)), None) => Ok((None, None)),
+        (Route::Chat, None | Some(AskedLogprobs::Whether(false)), Some(_)) => Err(ApiError::value(
+            "top_logprobs",
+            "top_logprobs needs logprobs: set it to true",
+        )),
+        (Route::Chat, Some(AskedLogprobs::Count(_)), _) => Err(ApiError::value(
+            "logprobs",
+            "logprobs is true or false in chats: top_logprobs is the number of tokens",
+        )),
+    }
+}
+
+/// Tokens of a sequence at most, where any are asked for.
+fn max_tokens(asked: &Asked) -> Result<Option<(u32, &'static str)>, ApiError> {
+    let old = whole("max_tokens", asked.max_tokens)?.map(|n| (n, "max_tokens"));
+    let new = whole("max_completion_tokens", asked.max_completion_tokens)?;
+    let new = new.map(|n| (n, "max_completion_tokens"));
+    match (old, new) {
+        (Some(a), Some(b)) if a.0 != b.0 => Err(ApiError::value(
+            "max_tokens",
+            format!(
+                "max_tokens is {} and max_completion_tokens is {}: send one of them",
+                a.0, b.0
+            ),
+        )),
+        (old, new) => {
+            let given = new.or(old);
+            match given {
+                Some((0, name)) => Err(ApiError::value(
+                    name,
+                    format!("{name} is 0: ask for at least one token"),
+                )),
+                given => Ok(given),
+            }
+        }
+    }
+}
+
+/// Checks all of a body, and makes tokens of its texts.
+pub(crate) fn prepare(state: &State, asked: &Asked, route: Route) -> Result<Prepared, ApiError> {
+    check_model(state, asked.model.as_deref())?;
+    if let Some(name) = asked.unsupported() {
+        return Err(ApiError::unsupported(
+            name,
+            format!("{name} is not supported yet: leave it out"),
+        ));
+    }
+    let elsewhere = match route {
+        Route::Completion => [
+            ("messages", asked.messages.is_some()),
+            (
+                "max_completion_tokens",
+                asked.max_completion_tokens.is_some(),
+            ),
+            (
+                "add_generation_prompt",
+                asked.add_generation_prompt.is_some(),
+            ),
+        ],
+        Route::Chat => [
+            ("prompt", asked.prompt.is_some()),
+            ("echo", asked.echo == Some(true)),
+            ("best_of", asked.best_of.is_some()),
+        ],
+    };
+    if let Some((name, _)) = elsewhere.into_iter().find(|e| e.1) {
+        return Err(ApiError::unsupported(
+            name,
+            format!("{name} is not for this route"),
+        ));
+    }
+    let streams = asked.stream.unwrap_or(false);
+    if asked.stream_options.is_some() && !streams {
+        return Err(ApiError::value(
+            "stream_options",
+            "stream_options needs stream: set it to true",
+        ));
+    }
+    let n = whole("n", asked.n)?.unwrap_or(1);
+    let best_of = whole("best_of", asked.best_of)?.unwrap_or(n);
+    let ranked = best_of != n;
+    if ranked && streams {
+        return Err(ApiError::value(
+            "best_of",
+            "best_of cannot stream: the best are known at the end",
+        ));
+    }
+    let fan = Fan::Sample { n, best_of };
+    let most = max_tokens(asked)?;
+    let sampling = sampling(state, asked, route)?;
+    let stops = asked.stop.as_ref().map(|s| s.0.clone()).unwrap_or_default();
+    let stops = Stops::new(stops, asked.include_stop_str_in_output.unwrap_or(false))
+        .map_err(|e| ApiError::value("stop", e.to_string()))?;
+    let prompts = prompts(state, asked, route)?;
+    if prompts.len().saturating_mul(best_of as usize) > MAX_SEQUENCES {
+        let message = format!(
+            "{} prompts with {best_of} answers each are too many: at most {MAX_SEQUENCES} in all",
+            prompts.len()
+        );
+        return Err(ApiError::value("n", message));
+    }
+    let mut jobs = Vec::with_capacity(prompts.len());
+    let mut told = Vec::with_capacity(prompts.len());
+    for (i, prompt) in prompts.into_iter().enumerate() {
+        let (ids, echo) = tokens(state, asked, route, prompt)?;
+        let limit = state.model.limits.max_model_len;
+        let room = u64::from(limit).saturating_sub(ids.len() as u64);
+        let room = u32::try_from(room).unwrap_or(u32::MAX);
+        if room == 0 {
+            let message = format!(
+                "the prompt has {} tokens and leaves no room for an answer: prompt and answer have at most {limit}",
+                ids.len()
+            );
+            let param = if route == Route::Chat {
+                "messages"
+            } else {
+                "prompt"
+            };
+            return Err(ApiError::invalid("context_length_exceeded", message).param(param));
+        }
+        let (max_tokens, name) = match (most, route) {
+            (Some(most), _) => most,
+            (None, Route::Chat) => (room, "max_tokens"),
+            (None, Route::Completion) => (COMPLETION_TOKENS.min(room), "max_tokens"),
+        };
+        let mut sampling = sampling.clone();
+        if asked.seed.is_none() {
+            // Prompts that are alike get answers that are not.
+            sampling.seed = sampling.seed.wrapping_add(i as u64);
+        }
+        let model = &state.model;
+        let params = SamplingParams::new(
+            sampling,
+            model.limits.vocab,
+            &model.generation.eos,
+            max_tokens,
+        )?;
+        let id = state.engine.id();
+        let ids: Arc<[u32]> = ids.into();
+        let request = Request::new(
+            id,
+            Arc::clone(&ids),
+            max_tokens,
+            fan,
+            Scope::default(),
+            &model.limits,
+        );
+        let mut request = request.map_err(|e| match e {
+            RequestError::TooLong { .. } => ApiError::from(e).param(name),
+            e => e.into(),
+        })?;
+        if params.asked().prompt_logprobs.is_some() {
+            request = request.without_cached_prefix();
+        }
+        told.push(Told {
+            answer: Answer::new(&ids, stops.clone()),
+            ids,
+            echo,
+            params: params.clone(),
+        });
+        jobs.push(Job {
+            request,
+            params,
+            stops: stops.clone(),
+        });
+    }
+    Ok(Prepared {
+        route,
+        jobs,
+        told,
+        n,
+        ranked,
+        streams,
+        include_usage: asked
+            .stream_options
+            .as_ref()
+            .and_then(|o| o.include_usage)
+            .unwrap_or(false),
+    })
+}
+
+fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, ApiError> {
+    let missing =
+        |name: &str| ApiError::invalid("missing_field", format!("{name} is missing")).param(name);
+    match route {
+        Route::Completion => {
+            let prompts = asked.prompt.as_ref().ok_or_else(|| missing("prompt"))?;
+            if prompts.0.is_empty() {
+                return Err(ApiError::value(
+                    "prompt",
+                    "there is no prompt: send at least one",
+                ));
+            }
+            Ok(prompts.0.clone())
+        }
+        Route::Chat => {
+            let messages = asked.messages.as_ref().ok_or_else(|| missing("messages"))?;
+            let begin = asked.add_generation_prompt.unwrap_or(true);
+            Ok(vec![Prompt::Text(chat(state, &messages.0, begin)?)])
+        }
+    }
+}
+
+/// A prompt's tokens, and its text, where it is told again.
+fn tokens(
+    state: &State,
+    asked: &Asked,
+    route: Route,
+    prompt: Prompt,
+) -> Result<(Vec<u32>, Option<String>), ApiError> {
+    let echoes = asked.echo == Some(true);
+    let tokenizer = &state.model.tokenizer;
+    match prompt {
+        Prompt::Text(text) => {
+            // A template writes the tokens around a text itself.
+            let special = asked
+                .add_special_tokens
+                .unwrap_or(route == Route::Completion);
+            let ids = tokenizer.encode(&text, special)?;
+            Ok((ids, echoes.then_some(text)))
+        }
+        Prompt::Ids(ids) => {
+            let vocab = state.model.limits.vocab;
+            if let Some((at, id)) = ids.iter().enumerate().find(|i| *i.1 >= vocab) {
+                let message = format!("token {id} at {at} is out of range: ids are below {vocab}");
+                return Err(ApiError::value("prompt", message));
+            }
+            let text = echoes.then(|| tokenizer.decode(&ids, false)).transpose()?;
+            Ok((ids, text))
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Routes, and what stands before them: the key, panics, ids.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State as Shared};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use futures_util::FutureExt as _;
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq as _;
+
+use crate::answer::{Head, collect, whole};
+use crate::engine::Event;
+use crate::error::{ApiError, json_response};
+use crate::prepare::{Prepared, Route, chat, check_model, prepare};
+use crate::state::State;
+use crate::wire::{Asked, Detokenize, Tokenize};
+use crate::{body, stream};
+
+type Answered = Result<Response, ApiError>;
+
+/// All routes. Health is open to everybody; it tells no figures.
+pub(crate) fn router(state: &Arc<State>) -> Router {
+    let guarded = Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chats))
+        .route("/v1/memory", get(memory))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/version", get(version))
+        // After the route is found: one decision, whatever the path looks like.
+        .route_layer(from_fn_with_state(Arc::clone(state), guard));
+    Router::new()
+        .route("/health/live", get(live))
+        .route("/health/ready", get(ready))
+        .route("/health", get(ready))
+        .merge(guarded)
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(from_fn_with_state(Arc::clone(state), contain))
+        .with_state(Arc::clone(state))
+}
+
+/// Gives the answer its request's id, and ends no more than the request that panics.
+async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let id = request_id(request.headers().get("x-request-id"), &state);
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let mut response = answered.unwrap_or_else(|_| internal().into_response());
+    response.headers_mut().insert("x-request-id", id);
+    response
+}
+
+fn internal() -> ApiError {
+    ApiError::server(
+        "internal_error",
+        "the server made a mistake with this request",
+    )
+}
+
+/// Lets in whoever shows the key, where there is one.
+async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let Some(key) = &state.options.api_key else {
+        return next.run(request).await;
+    };
+    let mut all = request.headers().get_all(header::AUTHORIZATION).iter();
+    let given = all.next().filter(|_| all.next().is_none());
+    let given = given.and_then(|v| bearer(v.as_bytes())).unwrap_or_default();
+    // Of another length it takes another time: the length is no secret.
+    if bool::from(given.ct_eq(key.as_bytes())) {
+        next.run(request).await
+    } else {
+        ApiError::no_key().into_response()
+    }
+}
+
+/// The key in `Bearer KEY`; the scheme in any case, as RFC 9110 has it.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
+}
+
+async fn no_route(method: Method, uri: Uri) -> Response {
+    let path: String = uri.path().chars().take(100).collect();
+    let message = format!("there is no route {method} {path}");
+    ApiError::client(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
+}
+
+async fn no_method(method: Method) -> Response {
+    let message = format!("{method} is not for this route");
+    ApiError::client(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        message,
+    )
+    .into_response()
+}
+
+async fn live() -> Response {
+    json_response(StatusCode::OK, &json!({ "status": "live" }))
+}
+
+async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
+    let (status, word) = if !state.is_healthy() {
+        (StatusCode::SERVICE_UNAVAILABLE, "failed")
+    } else if state.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else {
+        (StatusCode::OK, "ready")
+    };
+    json_response(status, &json!({ "status": word }))
+}
+
+async fn version() -> Response {
+    json_response(
+        StatusCode::OK,
+        &json!({ "version": env!("CARGO_PKG_VERSION") }),
+    )
+}
+
+fn described(state: &State) -> Value {
+    json!({
+        "id": state.options.name,
+        "object": "model",
+        "created": state.started_s,
+        "owned_by": "plimsoll",
+        "root": state.options.name,
+        "parent": null,
+        "max_model_len": state.model.limits.max_model_len,
+    })
+}
+
+async fn models(Shared(state): Shared<Arc<State>>) -> Response {
+    let all = json!({ "object": "list", "data": [described(&state)] });
+    json_response(StatusCode::OK, &all)
+}
+
+async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Answered {
+    check_model(&state, Some(&name))?;
+    Ok(json_response(StatusCode::OK, &described(&state)))
+}
+
+/// What the engine holds now.
+async fn memory(Shared(state): Shared<Arc<State>>) -> Response {
+    let now = state.engine.snapshot();
+    let value = json!({
+        "requests": {
+            "running": now.running,
+            "waiting": now.waiting,
+            "preempted": now.preempted,
+        },
+        "kv_pages": { "total": now.pages, "held": now.pages_held },
+        "engine_steps": now.stats.steps,
+    });
+    json_response(StatusCode::OK, &value)
+}
+
+async fn completions(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
+    generate(state, request, Route::Completion).await
+}
+
+async fn chats(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
+    generate(state, request, Route::Chat).await
+}
+
+async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered {
+    let flying = state.fly();
+    // After it is counted: whoever drains either sees it in flight or has told it.
+    if state.is_draining() {
+        return Err(ApiError::draining());
+    }
+    let mut prepared: Prepared = worked(&state, request, move |state, bytes| {
+        let asked: Asked = body::parse(bytes)?;
+        prepare(state, &asked, route)
+    })
+    .await?;
+    let jobs = std::mem::take(&mut prepared.jobs);
+    let mut events = state.engine.submit(jobs, prepared.streams)?;
+    // Let in or not: that decides on the status.
+    match events.recv().await {
+        Some(Event::Accepted) => {}
+        Some(Event::Refused(refusal)) => return Err(refusal.into()),
+        _ => return Err(ApiError::cut(state.engine.snapshot().dead)),
+    }
+    if prepared.streams {
+        return Ok(stream::response(state, prepared, events, flying));
+    }
+    let mut finished = collect(&state, &mut events, prepared.told.len()).await?;
+    let head = Head::new(&state, route);
+    let Prepared {
+        told, n, ranked, ..
+    } = prepared;
+    let shared = Arc::clone(&state);
+    let value = blocking(move || whole(&shared, &head, &told, &mut finished, n, ranked)).await?;
+    Ok(json_response(StatusCode::OK, &value))
+}
+
+/// Reads a body and works on it, off the threads that talk to clients.
+async fn worked<T: Send + 'static>(
+    state: &Arc<State>,
+    request: Request<Body>,
+    work: impl FnOnce(&State, &[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let (head, body) = request.into_parts();
+    // Never closed.
+    let _permit = state.bodies.acquire().await.map_err(|_| internal())?;
+    let bytes = body::read(state, &head.headers, body).await?;
+    let state = Arc::clone(state);
+    blocking(move || work(&state, &bytes)).await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| Err(internal()))
+}
+
+async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
+    let value = worked(&state, request, |state, bytes| {
+        let asked: Tokenize = body::parse(bytes)?;
+        check_model(state, asked.model.as_deref())?;
+        let tokenizer = &state.model.tokenizer;
+        let ids = match (&asked.prompt, &asked.messages) {
+            (Some(text), None) => {
+                tokenizer.encode(text, asked.add_special_tokens.unwrap_or(true))?
+            }
+            (None, Some(messages)) => {
+                let begin = asked.add_generation_prompt.unwrap_or(true);
+                let text = chat(state, &messages.0, begin)?;
+                tokenizer.encode(&text, asked.add_special_tokens.unwrap_or(false))?
+            }
+            _ => return Err(ApiError::value("prompt", "send either prompt or messages")),
+        };
+        let strings = asked.return_token_strs.unwrap_or(false).then(|| {
+            let token = |id: &u32| tokenizer.token(*id).unwrap_or_default();
+            ids.iter().map(token).collect::<Vec<_>>()
+        });
+        Ok(json!({
+            "count": ids.len(),
+            "max_model_len": state.model.limits.max_model_len,
+            "tokens": ids,
+            "token_strs": strings,
+        }))
+    });
+    Ok(json_response(StatusCode::OK, &value.await?))
+}
+
+async fn detokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
+    let value = worked(&state, request, |state, bytes| {
+        let asked: Detokenize = body::parse(bytes)?;
+        check_model(state, asked.model.as_deref())?;
+        let vocab = state.model.limits.vocab;
+        if let Some(id) = asked.tokens.0.iter().find(|id| **id >= vocab) {
+            let message = format!("token {id} is out of range: ids are below {vocab}");
+            return Err(ApiError::value("tokens", message));
+        }
+        let text = state.model.tokenizer.decode(&asked.tokens.0, true)?;
+        Ok(json!({ "prompt": text }))
+    });
+    Ok(json_response(StatusCode::OK, &value.await?))
+}
+
+/// Echoes an id that a client gave its request, or gives one: for its logs, and no key to anything here.
+fn request_id(given: Option<&HeaderValue>, state: &State) -> HeaderValue {
+    let fits = |v: &&HeaderValue| {
+        let plain = |b: &u8| b.is_ascii_graphic();
+        (1..=128).contains(&v.len()) && v.as_bytes().iter().all(plain)
+    };
+    let own = || HeaderValue::from_str(&format!("{:016x}", state.draw())).ok();
+    let id = given.filter(fits).cloned().or_else(own);
+    id.unwrap_or_else(|| HeaderValue::from_static("-"))
+}

@@ -1,0 +1,312 @@
+//! Answers that come as they are written: server-sent events, as OpenAI sends them.
+//!
+//! The connection pulls: it takes from the mailbox what there is, whenever it can write. Whoever reads slowly finds more
+//! in one piece; whoever leaves drops the mailbox, and that cancels the request.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use futures_util::stream;
+use plimsoll_runtime::sample::TokenLogprobs;
+use plimsoll_runtime::text::Answer;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::answer::{Head, Usage, numerical, reason};
+use crate::engine::{Event, Finished, Token};
+use crate::error::ApiError;
+use crate::logprobs::{self, Entry};
+use crate::prepare::{Prepared, Route, Told};
+use crate::state::{Flying, State};
+
+/// Events that go into one piece of a body.
+const BATCH: usize = 64;
+
+/// One answer under way.
+#[derive(Debug)]
+struct Choice {
+    answer: Answer,
+    tokens: u32,
+    /// Whether its first piece is out.
+    begun: bool,
+    over: bool,
+    /// Where its next token stands in its text.
+    offset: usize,
+}
+
+/// A stream under way.
+#[derive(Debug)]
+struct Stream {
+    state: Arc<State>,
+    head: Head,
+    route: Route,
+    told: Vec<Told>,
+    n: u32,
+    include_usage: bool,
+    usage: Usage,
+    choices: Vec<Choice>,
+    /// Log probabilities of prompts, where they are told.
+    prompts: Vec<Option<TokenLogprobs>>,
+    /// Prompts that have not ended.
+    open: usize,
+    events: UnboundedReceiver<Event>,
+    over: bool,
+    /// Counted as in flight until the last byte is taken.
+    _flying: Flying,
+}
+
+/// The response of a stream whose prompts were let in.
+pub(crate) fn response(
+    state: Arc<State>,
+    prepared: Prepared,
+    events: UnboundedReceiver<Event>,
+    flying: Flying,
+) -> Response {
+    let Prepared {
+        route,
+        told,
+        n,
+        include_usage,
+        ..
+    } = prepared;
+    let choice = |t: &Told| Choice {
+        answer: t.answer.clone(),
+        tokens: 0,
+        begun: false,
+        over: false,
+        offset: 0,
+    };
+    let each = |t| std::iter::repeat_with(move || choice(t)).take(n as usize);
+    let stream = Stream {
+        head: Head::new(&state, route),
+        route,
+        n,
+        include_usage,
+        usage: Usage::of(&told),
+        choices: told.iter().flat_map(each).collect(),
+        prompts: told.iter().map(|_| None).collect(),
+        open: told.len(),
+        told,
+        events,
+        over: false,
+        state,
+        _flying: flying,
+    };
+    let pieces = stream::unfold(stream, |mut stream| async {
+        let piece = stream.next().await?;
+        Some((Ok::<_, Infallible>(piece), stream))
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // Proxies that collect pieces would hold tokens back.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+fn data(out: &mut String, value: &Value) {
+    let _ = write!(out, "data: {value}\n\n");
+}
+
+impl Stream {
+    /// The next piece, when there is something to tell; `None` after the last.
+    async fn next(&mut self) -> Option<Bytes> {
+        let mut out = String::new();
+        while out.is_empty() {
+            if self.over {
+                return None;
+            }
+            let mut next = self.events.recv().await;
+            for _ in 0..BATCH {
+                if let Err(e) = self.take(next, &mut out) {
+                    // Without [DONE]: the answer is not whole.
+                    data(&mut out, &e.json());
+                    self.over = true;
+                }
+                if self.over {
+                    break;
+                }
+                match self.events.try_recv() {
+                    Ok(event) => next = Some(event),
+                    Err(_) => break,
+                }
+            }
+        }
+        Some(out.into())
+    }
+
+    fn take(&mut self, event: Option<Event>, out: &mut String) -> Result<(), ApiError> {
+        match event {
+            None => Err(ApiError::cut(self.state.engine.snapshot().dead)),
+            Some(Event::Refused(refusal)) => Err(refusal.into()),
+            Some(Event::Accepted) => Ok(()),
+            Some(Event::Prompt(place, logprobs)) => {
+                if let Some(slot) = self.prompts.get_mut(place) {
+                    *slot = Some(logprobs);
+                }
+                Ok(())
+            }
+            Some(Event::Token(place, token)) => self.token(place, &token, out),
+            Some(Event::Finished(place, finished)) => self.finished(place, &finished, out),
+        }
+    }
+
+    fn token(&mut self, place: usize, token: &Token, out: &mut String) -> Result<(), ApiError> {
+        let at = place * self.n as usize + token.index as usize;
+        self.begin(place, at, out)?;
+        let state = Arc::clone(&self.state);
+        let tokenizer = &state.model.tokenizer;
+        let (Some(told), Some(choice)) = (self.told.get(place), self.choices.get_mut(at)) else {
+            return Ok(());
+        };
+        choice.tokens += 1;
+        self.usage.completion += 1;
+        let params = &told.params;
+        let ends = token.ends && params.ends(token.id);
+        let mut text = choice.answer.push(tokenizer, token.id, ends)?;
+        let over = match (token.ends, choice.tokens >= params.max_tokens()) {
+            (true, _) => Some("stop"),
+            (false, true) => Some("length"),
+            _ => None,
+        };
+        if over.is_some() {
+            text.push_str(&choice.answer.finish(tokenizer)?);
+            choice.over = true;
+        }
+        let entry = params.asked().logprobs.map(|_| Entry {
+            logprob: Some(token.logprob),
+            id: token.id,
+            top: &token.top,
+        });
+        let logprobs = match (entry, self.route) {
+            (None, _) => Value::Null,
+            (Some(e), Route::Chat) => {
+                let content = logprobs::chat(tokenizer, std::iter::once(e))?;
+                json!({ "content": content, "refusal": null })
+            }
+            (Some(e), Route::Completion) => {
+                logprobs::completion(tokenizer, std::iter::once(e), &mut choice.offset)?
+            }
+        };
+        if !text.is_empty() || !logprobs.is_null() {
+            self.piece(at, &text, logprobs, None, out);
+        }
+        if let Some(reason) = over {
+            self.piece(at, "", Value::Null, Some(reason), out);
+        }
+        Ok(())
+    }
+
+    /// What comes before the first token of an answer: who speaks, or the prompt.
+    fn begin(&mut self, place: usize, at: usize, out: &mut String) -> Result<(), ApiError> {
+        let (Some(told), Some(choice)) = (self.told.get(place), self.choices.get_mut(at)) else {
+            return Ok(());
+        };
+        if std::mem::replace(&mut choice.begun, true) {
+            return Ok(());
+        }
+        match self.route {
+            Route::Chat => {
+                let delta = json!({ "role": "assistant", "content": "", "refusal": null });
+                self.chunk(chat_choice(at, delta, Value::Null, None), out);
+            }
+            Route::Completion => {
+                let Some(echo) = told.echo.clone() else {
+                    return Ok(());
+                };
+                let prompt = self.prompts.get(place).and_then(Option::as_ref);
+                let logprobs = prompt.map(|p| {
+                    let all = logprobs::prompt(&told.ids, p);
+                    logprobs::completion(&self.state.model.tokenizer, all, &mut choice.offset)
+                });
+                let logprobs = logprobs.transpose()?.unwrap_or_default();
+                self.piece(at, &echo, logprobs, None, out);
+            }
+        }
+        Ok(())
+    }
+
+    fn finished(
+        &mut self,
+        place: usize,
+        finished: &Finished,
+        out: &mut String,
+    ) -> Result<(), ApiError> {
+        if finished.error.is_some() {
+            return Err(numerical(finished.error.as_deref()));
+        }
+        self.usage.cached += u64::from(finished.ended.cached_tokens);
+        for c in &finished.ended.completions {
+            let at = place * self.n as usize + c.index as usize;
+            let reason = reason(c.end)?;
+            // Its last token said so already, unless it had none.
+            if self.choices.get(at).is_some_and(|c| !c.over) {
+                self.piece(at, "", Value::Null, Some(reason), out);
+            }
+        }
+        self.open -= 1;
+        if self.open == 0 {
+            if self.include_usage {
+                let mut object = self.head.object(true, Vec::new());
+                object["usage"] = self.usage.json();
+                data(out, &object);
+            }
+            out.push_str("data: [DONE]\n\n");
+            self.over = true;
+        }
+        Ok(())
+    }
+
+    /// A piece of an answer.
+    fn piece(
+        &self,
+        at: usize,
+        text: &str,
+        logprobs: Value,
+        reason: Option<&str>,
+        out: &mut String,
+    ) {
+        let choice = match self.route {
+            Route::Chat => {
+                let delta = match reason {
+                    None => json!({ "content": text }),
+                    Some(_) => json!({}),
+                };
+                chat_choice(at, delta, logprobs, reason)
+            }
+            Route::Completion => json!({
+                "index": at,
+                "text": text,
+                "logprobs": logprobs,
+                "finish_reason": reason,
+            }),
+        };
+        self.chunk(choice, out);
+    }
+
+    fn chunk(&self, choice: Value, out: &mut String) {
+        let mut object = self.head.object(true, vec![choice]);
+        if self.include_usage {
+            object["usage"] = Value::Null;
+        }
+        data(out, &object);
+    }
+}
+
+fn chat_choice(at: usize, delta: Value, logprobs: Value, reason: Option<&str>) -> Value {
+    json!({
+        "index": at,
+        "delta": delta,
+        "logprobs": logprobs,
+        "finish_reason": reason,
+    })
+}

@@ -1,0 +1,520 @@
+//! What clients send, as it stands in their JSON: fields of both generating routes, with the names of OpenAI's and
+//! vLLM's interfaces. Lists are cut off where they are too long, while they are read.
+//!
+//! A name that stands nowhere here is an error: what a client asks for and does not get, it should hear of. What OpenAI
+//! has and what changes nothing here (`user`, `metadata` ...) is taken and not looked at.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use plimsoll_runtime::sample::MAX_BIASES;
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+/// Most prompts of one request.
+pub(crate) const MAX_PROMPTS: usize = 128;
+/// Most messages of a chat.
+const MAX_MESSAGES: usize = 4096;
+/// Most parts of a message.
+const MAX_PARTS: usize = 1024;
+/// Most tokens of all prompts, given as ids: more than any context holds.
+const MAX_IDS: usize = 4 << 20;
+/// Most stop strings and tokens that are read; the runtime's own limits are below.
+const MAX_STOPS: usize = 256;
+
+/// A body of `/v1/completions` or `/v1/chat/completions`.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Asked {
+    pub(crate) model: Option<String>,
+    pub(crate) prompt: Option<Prompts>,
+    pub(crate) messages: Option<List<Message, MAX_MESSAGES>>,
+    pub(crate) max_tokens: Option<Whole>,
+    pub(crate) max_completion_tokens: Option<Whole>,
+    pub(crate) min_tokens: Option<Whole>,
+    pub(crate) n: Option<Whole>,
+    pub(crate) best_of: Option<Whole>,
+    pub(crate) stream: Option<bool>,
+    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) echo: Option<bool>,
+    pub(crate) logprobs: Option<AskedLogprobs>,
+    pub(crate) top_logprobs: Option<Whole>,
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) top_k: Option<Whole>,
+    pub(crate) min_p: Option<f64>,
+    pub(crate) presence_penalty: Option<f64>,
+    pub(crate) frequency_penalty: Option<f64>,
+    pub(crate) repetition_penalty: Option<f64>,
+    pub(crate) logit_bias: Option<Biases>,
+    pub(crate) seed: Option<Whole>,
+    pub(crate) stop: Option<Strings>,
+    pub(crate) stop_token_ids: Option<List<Whole, MAX_STOPS>>,
+    pub(crate) ignore_eos: Option<bool>,
+    pub(crate) include_stop_str_in_output: Option<bool>,
+    pub(crate) add_special_tokens: Option<bool>,
+    pub(crate) add_generation_prompt: Option<bool>,
+
+    // Taken only where they ask for nothing.
+    tools: Option<Value>,
+    tool_choice: Option<Value>,
+    functions: Option<Value>,
+    function_call: Option<Value>,
+    response_format: Option<Value>,
+    modalities: Option<Value>,
+    audio: Option<Value>,
+    suffix: Option<Value>,
+    web_search_options: Option<Value>,
+    reasoning_effort: Option<Value>,
+    verbosity: Option<Value>,
+    skip_special_tokens: Option<Value>,
+
+    // Change nothing here.
+    #[serde(rename = "user")]
+    _user: Option<IgnoredAny>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<IgnoredAny>,
+    #[serde(rename = "store")]
+    _store: Option<IgnoredAny>,
+    #[serde(rename = "service_tier")]
+    _service_tier: Option<IgnoredAny>,
+    #[serde(rename = "safety_identifier")]
+    _safety_identifier: Option<IgnoredAny>,
+    #[serde(rename = "prompt_cache_key")]
+    _prompt_cache_key: Option<IgnoredAny>,
+    #[serde(rename = "prompt_cache_retention")]
+    _prompt_cache_retention: Option<IgnoredAny>,
+    #[serde(rename = "prediction")]
+    _prediction: Option<IgnoredAny>,
+    #[serde(rename = "parallel_tool_calls")]
+    _parallel_tool_calls: Option<IgnoredAny>,
+}
+
+impl Asked {
+    /// A field that asks for what is not there.
+    pub(crate) fn unsupported(&self) -> Option<&'static str> {
+        let empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
+        let all: [(&str, &Option<Value>, bool); 12] = [
+            ("tools", &self.tools, self.tools.as_ref().is_some_and(empty)),
+            (
+                "tool_choice",
+                &self.tool_choice,
+                is(&self.tool_choice, "none"),
+            ),
+            (
+                "functions",
+                &self.functions,
+                self.functions.as_ref().is_some_and(empty),
+            ),
+            (
+                "function_call",
+                &self.function_call,
+                is(&self.function_call, "none"),
+            ),
+            (
+                "response_format",
+                &self.response_format,
+                is(
+                    &self
+                        .response_format
+                        .as_ref()
+                        .and_then(|f| f.get("type").cloned()),
+                    "text",
+                ),
+            ),
+            (
+                "modalities",
+                &self.modalities,
+                self.modalities
+                    .as_ref()
+                    .and_then(Value::as_array)
+                    .is_some_and(|m| m == &["text"]),
+            ),
+            ("audio", &self.audio, false),
+            ("suffix", &self.suffix, is(&self.suffix, "")),
+            ("web_search_options", &self.web_search_options, false),
+            (
+                "reasoning_effort",
+                &self.reasoning_effort,
+                is(&self.reasoning_effort, "none"),
+            ),
+            ("verbosity", &self.verbosity, is(&self.verbosity, "medium")),
+            (
+                "skip_special_tokens",
+                &self.skip_special_tokens,
+                self.skip_special_tokens == Some(Value::Bool(true)),
+            ),
+        ];
+        let wrong = all
+            .into_iter()
+            .find(|(_, v, neutral)| v.is_some() && !neutral);
+        wrong.map(|w| w.0)
+    }
+}
+
+fn is(value: &Option<Value>, neutral: &str) -> bool {
+    value.as_ref().and_then(Value::as_str) == Some(neutral)
+}
+
+/// What a stream says beside its text.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StreamOptions {
+    pub(crate) include_usage: Option<bool>,
+    /// Padding of chunks against listeners: none is sent.
+    #[serde(rename = "include_obfuscation")]
+    _include_obfuscation: Option<IgnoredAny>,
+}
+
+/// A message of a chat.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Message {
+    pub(crate) role: Role,
+    pub(crate) content: Option<Content>,
+    pub(crate) name: Option<String>,
+    pub(crate) tool_calls: Option<Value>,
+    #[serde(rename = "refusal")]
+    _refusal: Option<IgnoredAny>,
+    #[serde(rename = "annotations")]
+    _annotations: Option<IgnoredAny>,
+}
+
+/// Who says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Role {
+    System,
+    Developer,
+    User,
+    Assistant,
+}
+
+impl Role {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Developer => "developer",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// What a message says: parts of text, one under another.
+#[derive(Debug)]
+pub(crate) struct Content(pub(crate) String);
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+    // Named so that the error is about the type of the part.
+    #[serde(rename = "image_url")]
+    _image_url: Option<IgnoredAny>,
+    #[serde(rename = "input_audio")]
+    _input_audio: Option<IgnoredAny>,
+    #[serde(rename = "file")]
+    _file: Option<IgnoredAny>,
+    #[serde(rename = "refusal")]
+    _refusal: Option<IgnoredAny>,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Content;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or a list of parts of text")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Content, E> {
+                Ok(Content(text.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+                let mut all: Vec<String> = Vec::new();
+                while let Some(part) = parts.next_element::<Part>()? {
+                    if all.len() == MAX_PARTS {
+                        return Err(A::Error::custom(format!("more than {MAX_PARTS} parts")));
+                    }
+                    match (&*part.kind, part.text) {
+                        ("text", Some(text)) => all.push(text),
+                        ("text", None) => return Err(A::Error::missing_field("text")),
+                        (kind, _) => {
+                            let kind: String = kind.chars().take(32).collect();
+                            return Err(A::Error::custom(format!(
+                                "parts of type {kind:?} are not supported: this model reads text"
+                            )));
+                        }
+                    }
+                }
+                Ok(Content(all.join("\n")))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
+/// A prompt: text, or tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// One prompt or several.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Prompts(pub(crate) Vec<Prompt>);
+
+/// A text, an id or a list of ids.
+enum Item {
+    Text(String),
+    Id(u32),
+    Ids(Vec<u32>),
+}
+
+fn token<E: Error>(id: u64) -> Result<u32, E> {
+    u32::try_from(id).map_err(|_| E::custom(format!("{id} is no token id")))
+}
+
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Item;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, a token id or a list of token ids")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Item, E> {
+                Ok(Item::Text(text.to_owned()))
+            }
+            fn visit_u64<E: Error>(self, id: u64) -> Result<Item, E> {
+                token(id).map(Item::Id)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Item, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = seq.next_element::<u64>()? {
+                    if ids.len() == MAX_IDS {
+                        return Err(A::Error::custom(format!("more than {MAX_IDS} tokens")));
+                    }
+                    ids.push(token(id)?);
+                }
+                Ok(Item::Ids(ids))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Prompts;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, a list of texts, a list of token ids or a list of such lists")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
+                Ok(Prompts(vec![Prompt::Text(text.to_owned())]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+                let mut all = Vec::new();
+                let mut ids = Vec::new();
+                while let Some(item) = seq.next_element::<Item>()? {
+                    match item {
+                        Item::Id(id) if all.is_empty() => ids.push(id),
+                        Item::Text(text) if ids.is_empty() => all.push(Prompt::Text(text)),
+                        Item::Ids(list) if ids.is_empty() => all.push(Prompt::Ids(list)),
+                        _ => {
+                            return Err(A::Error::custom(
+                                "token ids beside prompts: they are one prompt or a list of lists",
+                            ));
+                        }
+                    }
+                    if all.len() > MAX_PROMPTS {
+                        return Err(A::Error::custom(format!("more than {MAX_PROMPTS} prompts")));
+                    }
+                    if ids.len() > MAX_IDS {
+                        return Err(A::Error::custom(format!("more than {MAX_IDS} tokens")));
+                    }
+                }
+                if !ids.is_empty() {
+                    all.push(Prompt::Ids(ids));
+                }
+                Ok(Prompts(all))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
+/// A whole number, also where it is written with a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Whole(pub(crate) i128);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl Visitor<'_> for Read {
+            type Value = Whole;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+            fn visit_u64<E: Error>(self, n: u64) -> Result<Whole, E> {
+                Ok(Whole(n.into()))
+            }
+            fn visit_i64<E: Error>(self, n: i64) -> Result<Whole, E> {
+                Ok(Whole(n.into()))
+            }
+            fn visit_f64<E: Error>(self, x: f64) -> Result<Whole, E> {
+                // Above, neighbours have no f64 of their own.
+                const EXACT: f64 = 9_007_199_254_740_992.0;
+                if x.fract() != 0.0 || x.abs() > EXACT {
+                    return Err(E::custom(format!("{x} is no whole number")));
+                }
+                #[allow(clippy::cast_possible_truncation, reason = "checked above")]
+                Ok(Whole(x as i128))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
+/// `logprobs`: of chats whether, of completions how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AskedLogprobs {
+    Whether(bool),
+    Count(Whole),
+}
+
+impl<'de> Deserialize<'de> for AskedLogprobs {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl Visitor<'_> for Read {
+            type Value = AskedLogprobs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of tokens, or for chats true or false")
+            }
+            fn visit_bool<E: Error>(self, b: bool) -> Result<AskedLogprobs, E> {
+                Ok(AskedLogprobs::Whether(b))
+            }
+            fn visit_u64<E: Error>(self, n: u64) -> Result<AskedLogprobs, E> {
+                Ok(AskedLogprobs::Count(Whole(n.into())))
+            }
+            fn visit_i64<E: Error>(self, n: i64) -> Result<AskedLogprobs, E> {
+                Ok(AskedLogprobs::Count(Whole(n.into())))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
+/// One text or several.
+#[derive(Debug)]
+pub(crate) struct Strings(pub(crate) Vec<String>);
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Strings;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text, or a list of texts")
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Strings, E> {
+                Ok(Strings(vec![text.to_owned()]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Strings, A::Error> {
+                capped(seq, MAX_STOPS).map(Strings)
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
+/// A list of at most `N`.
+#[derive(Debug)]
+pub(crate) struct List<T, const N: usize>(pub(crate) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for List<T, N> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read<T, const N: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const N: usize> Visitor<'de> for Read<T, N> {
+            type Value = List<T, N>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<List<T, N>, A::Error> {
+                capped(seq, N).map(List)
+            }
+        }
+        d.deserialize_seq(Read(PhantomData))
+    }
+}
+
+fn capped<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+    mut seq: A,
+    most: usize,
+) -> Result<Vec<T>, A::Error> {
+    let mut all = Vec::new();
+    while let Some(one) = seq.next_element()? {
+        if all.len() == most {
+            return Err(A::Error::custom(format!("more than {most} entries")));
+        }
+        all.push(one);
+    }
+    Ok(all)
+}
+
+/// `logit_bias`: ids, written as texts, and what is added to their logits.
+#[derive(Debug)]
+pub(crate) struct Biases(pub(crate) Vec<(u32, f64)>);
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Biases;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of token ids and numbers")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Biases, A::Error> {
+                let mut all = Vec::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if all.len() == MAX_BIASES {
+                        return Err(A::Error::custom(format!("more than {MAX_BIASES} entries")));
+                    }
+                    let id = key.parse().map_err(|_| {
+                        let key: String = key.chars().take(32).collect();
+                        A::Error::custom(format!("{key:?} is no token id"))
+                    })?;
+                    all.push((id, map.next_value()?));
+                }
+                Ok(Biases(all))
+            }
+        }
+        d.deserialize_map(Read)
+    }
+}
+
+/// A body of `/tokenize`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tokenize {
+    pub(crate) model: Option<String>,
+    pub(crate) prompt: Option<String>,
+    pub(crate) messages: Option<List<Message, MAX_MESSAGES>>,
+    pub(crate) add_special_tokens: Option<bool>,
+    pub(crate) add_generation_prompt: Option<bool>,
+    pub(crate) return_token_strs: Option<bool>,
+}
+
+/// A body of `/detokenize`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Detokenize {
+    pub(crate) model: Option<String>,
+    pub(crate) tokens: List<u32, MAX_IDS>,
+}
