@@ -110,6 +110,7 @@ pub(crate) async fn collect(
                 }
             }
             Some(Event::Refused(refusal)) => return Err(refusal.into()),
+            Some(Event::Failed(why)) => return Err(ApiError::failed(&why)),
             Some(_) => {}
             None => return Err(ApiError::cut(state.engine.snapshot().dead)),
         }

@@ -69,6 +69,8 @@ pub(crate) enum Event {
     Prompt(usize, TokenLogprobs),
     /// Another token.
     Token(usize, Token),
+    /// Steps fail, and would for ever; the last event.
+    Failed(String),
     /// A prompt has all its answers.
     Finished(usize, Box<Finished>),
 }
@@ -264,12 +266,14 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 };
                 self.tell(notice, &error);
             }
-            self.failures = match stepped {
-                Ok(_) => 0,
-                Err(_) => self.failures + 1,
-            };
-            if self.failures >= FAILURES {
-                self.give_up();
+            match stepped {
+                Ok(_) => self.failures = 0,
+                Err(e) => {
+                    self.failures += 1;
+                    if self.failures >= FAILURES {
+                        self.give_up(&e.to_string());
+                    }
+                }
             }
             self.publish(None);
         }
@@ -335,8 +339,9 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
     }
 
     /// Drops whoever is in flight: steps fail, and would for ever.
-    fn give_up(&mut self) {
-        for (id, _) in std::mem::take(&mut self.flights) {
+    fn give_up(&mut self, why: &str) {
+        for (id, flight) in std::mem::take(&mut self.flights) {
+            let _ = flight.events.send(Event::Failed(why.to_owned()));
             self.engine.cancel(id);
             self.engine.executor_mut().choices().forget(id);
         }

@@ -104,6 +104,14 @@ impl ApiError {
         Self::new(status, "server_error", code, message)
     }
 
+    /// Steps failed.
+    pub(crate) fn failed(why: &str) -> Self {
+        Self::server(
+            "engine_failed",
+            format!("the engine cannot go on with this: {why}"),
+        )
+    }
+
     /// The mailbox closed without an end.
     pub(crate) fn cut(dead: bool) -> Self {
         if dead {

@@ -148,6 +148,7 @@ impl Stream {
         match event {
             None => Err(ApiError::cut(self.state.engine.snapshot().dead)),
             Some(Event::Refused(refusal)) => Err(refusal.into()),
+            Some(Event::Failed(why)) => Err(ApiError::failed(&why)),
             Some(Event::Accepted) => Ok(()),
             Some(Event::Prompt(place, logprobs)) => {
                 if let Some(slot) = self.prompts.get_mut(place) {

@@ -11,6 +11,9 @@ pub struct Logprobs {
     pub sequences: BTreeMap<u32, TokenLogprobs>,
 }
 
+/// A token with its log probability, and the likeliest tokens at its place, best first.
+pub type TokenLogprob<'a> = ((u32, f32), &'a [(u32, f32)]);
+
 /// Of tokens in a row: each with its log probability and the likeliest tokens at its place, best first.
 ///
 /// Its memory is taken once, for as many tokens as can come: 8 bytes for each of them and of its alternatives.
@@ -53,14 +56,14 @@ impl TokenLogprobs {
 
     /// The token at `place` and its alternatives.
     #[must_use]
-    pub fn get(&self, place: usize) -> Option<((u32, f32), &[(u32, f32)])> {
+    pub fn get(&self, place: usize) -> Option<TokenLogprob<'_>> {
         let start = place.checked_mul(self.alternatives + 1)?;
         let entry = self.entries.get(start..start + self.alternatives + 1)?;
         entry.split_first().map(|(token, top)| (*token, top))
     }
 
     /// Each token and its alternatives.
-    pub fn iter(&self) -> impl Iterator<Item = ((u32, f32), &[(u32, f32)])> {
+    pub fn iter(&self) -> impl Iterator<Item = TokenLogprob<'_>> {
         let all = self.entries.chunks_exact(self.alternatives + 1);
         all.filter_map(|c| c.split_first().map(|(token, top)| (*token, top)))
     }

@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 pub use history::{Histories, History, PromptTokens};
-pub use logprobs::{Logprobs, TokenLogprobs};
+pub use logprobs::{Logprobs, TokenLogprob, TokenLogprobs};
 pub use params::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, Sampling, SamplingError, SamplingParams};
 use softmax::{exp, log_sum_exp, sum};
 
