@@ -331,6 +331,12 @@ fn stop_strings_cut_wherever_tokens_begin() {
     let chunks = server.post("/v1/completions", &stream.to_string()).chunks();
     let want = (vec![want.to_owned()], vec!["stop".to_owned()]);
     assert_eq!(streamed(&chunks, 1), want);
+    // What could have become one is text when nothing follows.
+    let mut almost = with(json!({ "stop": format!("{}\u{1}", &text[text.len() - 2..]) }));
+    assert_eq!(texts(&server.complete(almost.clone())), [text]);
+    almost["stream"] = true.into();
+    let chunks = server.post("/v1/completions", &almost.to_string()).chunks();
+    assert_eq!(streamed(&chunks, 1).0, [text]);
     // What ends a text by its id is no part of it.
     let id = server.post("/tokenize", &json!({ "prompt": text }).to_string());
     let id = id.json()["tokens"][3].clone();
@@ -348,13 +354,15 @@ fn stop_strings_cut_wherever_tokens_begin() {
 fn log_probabilities_have_their_shapes() {
     let model = ChatModel::new();
     let server = Server::start(&[model.0.to_str().unwrap(), "--served-model-name", "chat"]);
+    // Longer than a block: the second time, the prefix cache has it.
+    let prompt = format!("{PROMPT} {PROMPT} {PROMPT}");
     let mut body = json!({
-        "model": "chat", "prompt": PROMPT, "max_tokens": 6, "seed": 1, "logprobs": 2, "echo": true,
+        "model": "chat", "prompt": prompt, "max_tokens": 6, "seed": 1, "logprobs": 2, "echo": true,
     });
     let whole = server.complete(body.clone());
     let own = generate(&[
         "-p",
-        PROMPT,
+        &prompt,
         "-n",
         "6",
         "--seed",
@@ -381,7 +389,7 @@ fn log_probabilities_have_their_shapes() {
     }
     assert_eq!(whole["choices"][0]["text"], *text);
     let count = all["tokens"].as_array().unwrap().len();
-    assert_eq!(count, 6 + ids(&server).len());
+    assert_eq!(count, 6 + ids(&server, &prompt).len());
     // In pieces, the same columns.
     body["stream"] = true.into();
     let chunks = server.post("/v1/completions", &body.to_string()).chunks();
@@ -458,8 +466,8 @@ fn log_probabilities_have_their_shapes() {
     assert_eq!(entries.filter_map(Value::as_array).flatten().count(), 10);
 }
 
-fn ids(server: &Server) -> Vec<Value> {
-    let ids = server.post("/tokenize", &json!({ "prompt": PROMPT }).to_string());
+fn ids(server: &Server, prompt: &str) -> Vec<Value> {
+    let ids = server.post("/tokenize", &json!({ "prompt": prompt }).to_string());
     ids.json()["tokens"].as_array().unwrap().clone()
 }
 
@@ -859,6 +867,10 @@ fn a_full_queue_says_when_to_come_back() {
     let _running = server.send("POST", "/v1/completions", json, &long);
     let count = |s: &Server, what: &str| s.get("/v1/memory").json()["requests"][what].clone();
     server.wait_until("running", |s| count(s, "running") == 1);
+    // Two prompts of one body, of which only one has a place: neither stays.
+    let two = json!({ "prompt": [PROMPT, PROMPT], "max_tokens": 900 }).to_string();
+    assert_eq!(server.post("/v1/completions", &two).status, 429);
+    assert_eq!(count(&server, "waiting"), 0);
     let _waiting = server.send("POST", "/v1/completions", json, &long);
     server.wait_until("waiting", |s| count(s, "waiting") == 1);
     let refused = server.post("/v1/completions", &long);

@@ -77,22 +77,17 @@ impl Usage {
     }
 }
 
-/// How a sequence ended, as clients read it.
-pub(crate) fn reason(end: End) -> Result<&'static str, ApiError> {
+/// How a sequence ended, as clients read it; `why`, where that is an error.
+pub(crate) fn reason(end: End, why: Option<&str>) -> Result<&'static str, ApiError> {
     match end {
         End::Stop => Ok("stop"),
         End::Length => Ok("length"),
-        End::Error => Err(numerical(None)),
+        End::Error => {
+            let why = why.unwrap_or("its logits are no numbers");
+            let message = format!("the answer ended with an error: {why}");
+            Err(ApiError::server("numerical_error", message))
+        }
     }
-}
-
-/// Nothing could be chosen.
-pub(crate) fn numerical(why: Option<&str>) -> ApiError {
-    let why = why.unwrap_or("its logits are no numbers");
-    ApiError::server(
-        "numerical_error",
-        format!("the answer ended with an error: {why}"),
-    )
 }
 
 /// Waits until all prompts have ended; what came of each, by their places.
@@ -131,18 +126,15 @@ pub(crate) fn whole(
     let mut usage = Usage::of(told);
     let mut choices = Vec::new();
     for (place, (told, f)) in told.iter().zip(finished).enumerate() {
-        if f.error.is_some() {
-            return Err(numerical(f.error.as_deref()));
-        }
         usage.cached += u64::from(f.ended.cached_tokens);
-        let completions = &mut f.ended.completions;
+        let (completions, why) = (&mut f.ended.completions, f.error.as_deref());
         if !ranked {
             completions.sort_by_key(|c| c.index);
         }
         for (i, c) in completions.iter().enumerate() {
             usage.completion += c.tokens.len() as u64;
             let index = place as u64 * u64::from(n) + i as u64;
-            let reason = reason(c.end)?;
+            let reason = reason(c.end, why)?;
             let text = text(tokenizer, told, c)?;
             let own = f.logprobs.sequences.get(&c.index);
             choices.push(match head.route {

@@ -16,7 +16,7 @@ use plimsoll_runtime::text::Answer;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::answer::{Head, Usage, numerical, reason};
+use crate::answer::{Head, Usage, reason};
 use crate::engine::{Event, Finished, Token};
 use crate::error::ApiError;
 use crate::logprobs::{self, Entry};
@@ -242,13 +242,10 @@ impl Stream {
         finished: &Finished,
         out: &mut String,
     ) -> Result<(), ApiError> {
-        if finished.error.is_some() {
-            return Err(numerical(finished.error.as_deref()));
-        }
         self.usage.cached += u64::from(finished.ended.cached_tokens);
         for c in &finished.ended.completions {
             let at = place * self.n as usize + c.index as usize;
-            let reason = reason(c.end)?;
+            let reason = reason(c.end, finished.error.as_deref())?;
             // Its last token said so already, unless it had none.
             if self.choices.get(at).is_some_and(|c| !c.over) {
                 self.piece(at, "", Value::Null, Some(reason), out);

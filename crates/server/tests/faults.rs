@@ -251,6 +251,10 @@ fn no_numbers_end_one_request_and_no_other() {
     let answer = server.ask(NO_NUMBERS, 1);
     assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
     assert!(answer.contains("numerical_error"), "{answer}");
+    let stream = json!({ "prompt": [NO_NUMBERS], "max_tokens": 1, "stream": true });
+    let answer = read(&mut server.send(&stream));
+    assert!(answer.contains("numerical_error"), "{answer}");
+    assert!(!answer.contains("[DONE]"), "{answer}");
     other.read_exact(&mut [0; 4000]).unwrap();
     drop(other);
     assert!(server.ask(10, 3).contains(CANARY));
