@@ -146,8 +146,8 @@ fn terms(all: &Value) -> BTreeMap<(String, String), u64> {
 /// Runs a prompt and returns the map of the run.
 fn run(folder: &Folder, flags: &[&str]) -> Value {
     let file = folder.0.join("map.json");
-    let mut all = vec!["-p", "w5 w6 w7", "-n", "40", "--ignore-eos", "--memory-map"];
-    all.push(file.to_str().expect("a path"));
+    let mut all = vec!["-p", "w5 w6 w7", "-n", "40", "--ignore-eos", "--json"];
+    all.extend(["--memory-map", file.to_str().expect("a path")]);
     all.extend(flags);
     let out = plimsoll("generate", &folder.0, &all);
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -166,7 +166,11 @@ fn the_map_of_a_run_is_the_one_that_plan_prints() {
 /// Bytes of weights.
 fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
     let mut weight_bytes = 0;
-    for sizes in [["--kv-memory", "3MiB"], ["--memory", "256MiB"]] {
+    for sizes in [
+        &["--kv-memory", "3MiB"][..],
+        &["--memory", "256MiB"],
+        &["--memory", "256MiB", "--logprobs", "5"],
+    ] {
         let mut flags = SETTINGS
             .map(|f| if f == "256" { length } else { f })
             .to_vec();
@@ -188,6 +192,8 @@ fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
         let plan: Value = serde_json::from_slice(&out.stdout).expect("JSON");
         let planned = terms(&plan["ranks"][0]["terms"]);
         assert_eq!(terms(&map["terms"]), planned, "{weights}, {sizes:?}");
+        let told = planned.keys().any(|(_, name)| name == "log probabilities");
+        assert_eq!(told, sizes.contains(&"--logprobs"));
         let mut regions: BTreeMap<&str, u64> = BTreeMap::new();
         for ((region, _), bytes) in &planned {
             *regions.entry(region).or_default() += bytes;
