@@ -433,6 +433,23 @@ fn each_prompt_is_asked_in_its_own_way() {
     ]);
     let alone: Value = serde_json::from_str(&alone).unwrap();
     assert_eq!(alone["choices"], all[3]["choices"]);
+    let lines = [json!({ "prompt": prompt, "beam_width": 3, "max_tokens": 6, "logprobs": 2 })];
+    let told = &answers(&dir, &model, &lines, &["--ignore-eos"])[0];
+    for choice in told["choices"].as_array().unwrap() {
+        let tokens = choice["logprobs"].as_array().unwrap();
+        let sum: f64 = tokens.iter().map(|t| t["logprob"].as_f64().unwrap()).sum();
+        assert!((sum - choice["cumulative_logprob"].as_f64().unwrap()).abs() < 1e-9);
+        let spelled: Vec<&str> = tokens
+            .iter()
+            .map(|t| t["token"].as_str().unwrap())
+            .collect();
+        assert_eq!(spelled.join(" "), choice["text"].as_str().unwrap().trim());
+        assert!(
+            tokens
+                .iter()
+                .all(|t| t["top"].as_array().unwrap().len() == 2)
+        );
+    }
 }
 
 #[test]

@@ -307,7 +307,6 @@ impl Batch<'_> {
             choices.push(Choice {
                 text,
                 completion: c,
-                logprobs: logprobs.sequences.get(&c.index),
             });
         }
         if self.args.prompts.is_none() && !self.args.json {
@@ -320,7 +319,8 @@ impl Batch<'_> {
             ended,
             choices,
             prompt: &r.ids,
-            prompt_logprobs: r.told.then_some(&logprobs.prompt),
+            logprobs: &logprobs,
+            told: r.told,
             seed: r.seed,
             error,
         };

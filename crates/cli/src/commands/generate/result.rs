@@ -1,6 +1,6 @@
 //! What came of one prompt, as JSON: `--json`, and the lines of `--prompts`.
 
-use plimsoll_runtime::sample::TokenLogprobs;
+use plimsoll_runtime::sample::{Logprobs, TokenLogprobs};
 use plimsoll_runtime::text::{TextError, Tokenizer};
 use plimsoll_schedule::{Completion, End, Ended};
 use serde_json::{Value, json};
@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 pub(super) struct Choice<'a> {
     pub(super) text: String,
     pub(super) completion: &'a Completion,
-    pub(super) logprobs: Option<&'a TokenLogprobs>,
 }
 
 /// All of a prompt.
@@ -17,7 +16,9 @@ pub(super) struct Answered<'a> {
     pub(super) ended: &'a Ended,
     pub(super) choices: Vec<Choice<'a>>,
     pub(super) prompt: &'a [u32],
-    pub(super) prompt_logprobs: Option<&'a TokenLogprobs>,
+    pub(super) logprobs: &'a Logprobs,
+    /// Whether those of the prompt were asked for.
+    pub(super) told: bool,
     pub(super) seed: Option<u64>,
     pub(super) error: Option<String>,
 }
@@ -36,8 +37,8 @@ impl Answered<'_> {
                 },
                 "cumulative_logprob": c.completion.logprob,
             });
-            if let Some(l) = c.logprobs {
-                choice["logprobs"] = told(l, tokenizer)?.into();
+            if let Some(l) = self.logprobs.of(c.completion) {
+                choice["logprobs"] = told(&l, tokenizer)?.into();
             }
             choices.push(choice);
         }
@@ -53,7 +54,7 @@ impl Answered<'_> {
         if let Some(seed) = self.seed {
             all["seed"] = seed.into();
         }
-        if let Some(l) = self.prompt_logprobs {
+        if self.told {
             // Nothing comes before the first token.
             let first = json!({
                 "token": tokenizer.decode(&self.prompt[..1], true)?,
@@ -61,7 +62,7 @@ impl Answered<'_> {
                 "logprob": null,
                 "top": [],
             });
-            let rest = told(l, tokenizer)?;
+            let rest = told(&self.logprobs.prompt, tokenizer)?;
             all["prompt_logprobs"] = std::iter::once(first).chain(rest).collect();
         }
         if let Some(e) = &self.error {
