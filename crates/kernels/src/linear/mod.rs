@@ -90,11 +90,11 @@ const FEW: usize = 4;
 const BLOCK: usize = 512;
 /// The same of rows that are quantised.
 const BLOCK_WHOLE: usize = 8 * GROUP_K;
-/// Words of rows of x side by side, at most, and of an odd column's partners.
+/// Words of a packed row of x, at most: of a pass, and of an odd column's partner.
 const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
-    ROWS * (BLOCK + 1)
+    BLOCK + 1
 } else {
-    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS + 1)
+    BLOCK_WHOLE / GROUP_K * WORDS + 1
 };
 
 /// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
@@ -334,9 +334,9 @@ impl<'a> Linear<'a> {
         start: Start<'_>,
     ) {
         // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let packed = &mut [0.0; PACKED];
         let m = rows.len();
         if m <= FEW {
+            let packed = &mut [0.0; FEW * PACKED];
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
@@ -346,13 +346,16 @@ impl<'a> Linear<'a> {
             }
             return;
         }
+        let packed = &mut [0.0; ROWS * PACKED];
+        // As many in each part: few rows at the end would wait for weights as long as many.
+        let part = m.div_ceil(m.div_ceil(ROWS));
         let mut from = 0;
         // At least once, also where k is 0.
         while from < self.k || from == 0 {
             let k = from..(from + self.block_columns()).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
-            for row in (0..m).step_by(ROWS) {
-                let rows = rows.part(row, (m - row).min(ROWS));
+            for row in (0..m).step_by(part) {
+                let rows = rows.part(row, (m - row).min(part));
                 // SAFETY: the caller's.
                 unsafe {
                     self.block(
@@ -389,13 +392,15 @@ impl<'a> Linear<'a> {
         of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
-        packed: &mut [f32; PACKED],
+        packed: &mut [f32],
         out: Outputs,
         start: Start<'_>,
     ) {
         let rows = of.len();
         let group = level.panels(rows);
         let width = self.input_before(self.k);
+        let kernel = level.kernel(self.form, self.inputs);
+        let mut acc = [[0.0; PANEL]; SUMS];
         let mut from = k.start;
         loop {
             let to = (from + self.block_columns()).min(k.end);
@@ -419,7 +424,6 @@ impl<'a> Linear<'a> {
             }
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);
-                let mut acc = [[0.0; PANEL]; SUMS];
                 let mut words = [&self.words[..0]; GROUP];
                 for (i, words) in words[..count].iter_mut().enumerate() {
                     *words = &self.words(first + i)[self.before(from)..self.before(to)];
@@ -428,7 +432,6 @@ impl<'a> Linear<'a> {
                     // SAFETY: the caller's.
                     unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
-                let kernel = level.kernel(self.form, self.inputs);
                 kernel(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
@@ -456,14 +459,18 @@ impl<'a> Linear<'a> {
     ) {
         let from = panel * PANEL;
         let n = (self.n - from).min(PANEL);
-        match start {
-            Start::Zero => {}
-            Start::Bias(b) => acc[..n].copy_from_slice(&b[from..from + n]),
-            Start::Keep => {
-                // SAFETY: inside the outputs, by the caller's word.
-                let y = unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) };
-                acc[..n].copy_from_slice(y);
+        let first = match start {
+            Start::Zero => {
+                *acc = [0.0; PANEL];
+                return;
             }
+            Start::Bias(b) => &b[from..from + n],
+            // SAFETY: inside the outputs, by the caller's word.
+            Start::Keep => unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) },
+        };
+        match first.as_array() {
+            Some(all) => *acc = *all,
+            None => acc[..n].copy_from_slice(first),
         }
     }
 
@@ -474,7 +481,10 @@ impl<'a> Linear<'a> {
         let n = (self.n - from).min(PANEL);
         // SAFETY: inside the outputs, by the caller's word.
         let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(row * self.n + from), n) };
-        y.copy_from_slice(&acc[..n]);
+        match y.as_mut_array() {
+            Some(all) => *all = *acc,
+            None => y.copy_from_slice(&acc[..n]),
+        }
     }
 }
 
