@@ -84,7 +84,9 @@ pub enum StartError {
     #[error("a KV cache of {0} cannot be served on the CPU: choose bf16, f16, f32 or int8")]
     KvType(DType),
     /// A type of cached latents that no kernel reads.
-    #[error("latents cannot be cached as {0}: choose bf16, f16 or f32")]
+    #[error(
+        "latents have no heads to scale by, so they cannot be cached as {0}: choose bf16, f16 or f32"
+    )]
     LatentType(DType),
     /// An arena of another size than the program's.
     #[error("{region}: {committed} were committed, and the program has {needed}")]
