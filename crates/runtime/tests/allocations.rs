@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use plimsoll_device::Device;
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{
@@ -159,7 +159,15 @@ impl Served {
         kv.prefix_cache = true;
         let scheduler = Scheduler::new(config, KvCache::new(kv), support::cost());
         let choices = Choices::new(vocab, 2, tokenizer.clone());
-        let executor = CpuExecutor::new(program, memory, 2, Level::detect(), choices).unwrap();
+        let executor = CpuExecutor::new(
+            program,
+            memory,
+            2,
+            Level::detect(),
+            Inputs::default(),
+            choices,
+        )
+        .unwrap();
         Self {
             engine: Engine::new(scheduler, executor, NoLog),
             limits,

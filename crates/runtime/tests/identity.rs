@@ -6,7 +6,7 @@
 
 mod support;
 
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_program::{GroupKind, Op, Program};
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, SeqId, WeightType};
@@ -155,9 +155,9 @@ fn batches_of_up_to_64_change_nothing() {
     });
 }
 
-/// Inputs of quantised weights are quantised too, each row by itself.
+/// Inputs of quantised weights are quantised too, and those of bfloat16 weights may be rounded: each row by itself.
 #[test]
-fn types_of_weights_change_nothing_of_this() {
+fn types_of_weights_and_inputs_change_nothing_of_this() {
     let some = [
         "deepseek_v3",
         "gemma2",
@@ -171,15 +171,24 @@ fn types_of_weights_change_nothing_of_this() {
         if !some.contains(&name) {
             return;
         }
-        let mut before = None;
-        for weights in [WeightType::Int8, WeightType::Int4] {
-            let all = requests(prompt, Fan::ONE);
-            let server = Server { weights, ..plain() };
+        let all = requests(prompt, Fan::ONE);
+        let mut before = Some(alone(model, &plain(), &all).1);
+        for (weights, inputs) in [
+            (WeightType::Bf16, Inputs::Bf16),
+            (WeightType::Int8, Inputs::F32),
+            (WeightType::Int4, Inputs::F32),
+        ] {
+            let server = Server {
+                weights,
+                inputs,
+                ..plain()
+            };
             let want = alone(model, &server, &all);
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for (tokens, threads) in [(256, 1), (8, 2), (19, 1)] {
                     let server = Server {
                         weights,
+                        inputs,
                         level,
                         tokens,
                         threads,
@@ -198,6 +207,7 @@ fn types_of_weights_change_nothing_of_this() {
                 sequences: 12,
                 preempt: Preempt::Swap,
                 weights,
+                inputs,
                 ..Server::default()
             });
             let alone = alone(model, &server, &growing);
@@ -207,7 +217,7 @@ fn types_of_weights_change_nothing_of_this() {
                 stats.swaps > 0 && stats.pages_copied > 0,
                 "{name}: {stats:?}"
             );
-            // They are other weights.
+            // They are other weights, or inputs.
             assert!(before.replace(want.1.clone()) != Some(want.1), "{name}");
         }
     });

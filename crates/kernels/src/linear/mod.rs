@@ -3,7 +3,7 @@
 //! A panel of bfloat16 holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each
 //! the bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked, gives
 //! 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are padded with zeros,
-//! which change no sum.
+//! which change no sum. Inputs are f32, or are rounded to bfloat16 first ([`Inputs`], `rounded.rs`).
 //!
 //! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
 //! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than
@@ -14,6 +14,36 @@
 
 #![allow(unsafe_code)]
 
+/// Hands to a macro the numbers of panels and rows that a kernel of 16 lanes is made for: their sums fit into 24 of 32
+/// registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! sizes {
+    ($take:ident) => {
+        $take!(
+            (4, 1),
+            (4, 2),
+            (3, 3),
+            (3, 4),
+            (2, 5),
+            (2, 6),
+            (1, 1),
+            (1, 2),
+            (1, 3),
+            (1, 4),
+            (1, 5),
+            (1, 6),
+            (1, 7),
+            (1, 8),
+            (1, 9),
+            (1, 10),
+            (1, 11),
+            (1, 12)
+        )
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use sizes;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +52,7 @@ mod groups;
 mod heads;
 mod pack;
 mod quantise;
+mod rounded;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -30,6 +61,7 @@ pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
 pub use quantise::quantise_row;
+pub(crate) use rounded::chains as dot_chains;
 
 use std::ops::Range;
 
@@ -58,18 +90,51 @@ const FEW: usize = 4;
 const BLOCK: usize = 512;
 /// The same of rows that are quantised.
 const BLOCK_WHOLE: usize = 8 * GROUP_K;
-/// Words of rows of x side by side, at most.
+/// Words of rows of x side by side, at most, and of an odd column's partners.
 const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
-    ROWS * BLOCK
+    ROWS * (BLOCK + 1)
 } else {
-    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS)
+    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS + 1)
 };
+
+/// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inputs {
+    /// f32: one fused multiply-add for each weight, over k in order.
+    #[default]
+    F32,
+    /// bfloat16, rounded to nearest even: the dot product of pairs that some processors have, twice as fast there. Of a
+    /// pair of k, the second comes first; what is smaller than normal numbers is zero.
+    Bf16,
+}
+
+impl Inputs {
+    /// bfloat16 where this processor multiplies it by itself.
+    #[must_use]
+    pub fn detect() -> Self {
+        if rounded::is_native() {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+
+    /// Its name in flags and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
 
 /// A packed matrix of `n` output rows and `k` columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     words: &'a [u32],
     form: WeightType,
+    inputs: Inputs,
     n: usize,
     k: usize,
 }
@@ -108,7 +173,20 @@ impl<'a> Linear<'a> {
             form.bytes(n as u64, k as u64).map(|b| b.get()),
             "a packed matrix of {n} x {k}"
         );
-        Self { words, form, n, k }
+        let inputs = Inputs::default();
+        Self {
+            words,
+            form,
+            inputs,
+            n,
+            k,
+        }
+    }
+
+    /// The same with other inputs.
+    #[must_use]
+    pub const fn with_inputs(self, inputs: Inputs) -> Self {
+        Self { inputs, ..self }
     }
 
     /// Output rows.
@@ -323,17 +401,22 @@ impl<'a> Linear<'a> {
             let to = (from + self.block_columns()).min(k.end);
             let start = if from == k.start { start } else { Start::Keep };
             let part = self.input_before(from)..self.input_before(to);
-            let len = part.len();
-            // An odd last column has a partner of zeros.
-            let odd = self.form == WeightType::Bf16 && len % 2 == 1;
-            let packed = &mut packed[..(len + usize::from(odd)) * rows];
             let x = |r: usize| &x[of.x(r) * width..][part.clone()];
-            for (r, x) in (0..rows).map(x).enumerate() {
-                for (i, x) in x.iter().enumerate() {
-                    packed[i * rows + r] = *x;
+            if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
+                let out = packed.chunks_exact_mut(rounded::ROW);
+                (0..rows)
+                    .zip(out)
+                    .for_each(|(r, out)| rounded::row(level, x(r), out));
+            } else {
+                let len = part.len();
+                for (r, x) in (0..rows).map(x).enumerate() {
+                    for (i, x) in x.iter().enumerate() {
+                        packed[i * rows + r] = *x;
+                    }
                 }
+                // An odd last column of f32 has a partner of zeros, which nobody reads otherwise.
+                packed[len * rows..][..rows].fill(0.0);
             }
-            packed[len * rows..].fill(0.0);
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);
                 let mut acc = [[0.0; PANEL]; SUMS];
@@ -345,7 +428,8 @@ impl<'a> Linear<'a> {
                     // SAFETY: the caller's.
                     unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
-                level.kernel(self.form)(&words[..count], packed, rows, &mut acc[..count * rows]);
+                let kernel = level.kernel(self.form, self.inputs);
+                kernel(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
                     unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
@@ -473,12 +557,14 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, packed side by side, times some panels: `acc` holds each panel's rows in turn.
+/// Some rows of x, packed side by side (one after the other, where they are rounded), times some panels: `acc` holds
+/// each panel's rows in turn.
 type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
 
 impl Level {
-    fn kernel(self, form: WeightType) -> Kernel {
+    fn kernel(self, form: WeightType, inputs: Inputs) -> Kernel {
         match form {
+            WeightType::Bf16 if inputs == Inputs::Bf16 => rounded::kernel(self),
             WeightType::Bf16 => match self {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::multiply,

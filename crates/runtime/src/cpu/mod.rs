@@ -10,7 +10,7 @@ mod ops;
 
 use std::time::{Duration, Instant};
 
-use plimsoll_kernels::{COLS_MAX, HEAD_MAX, LATENT_MAX, Level, Pool, TAPS_MAX};
+use plimsoll_kernels::{COLS_MAX, HEAD_MAX, Inputs, LATENT_MAX, Level, Pool, TAPS_MAX};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{
@@ -168,6 +168,7 @@ pub struct CpuExecutor<S> {
     wanted: Vec<u32>,
     pool: Pool,
     level: Level,
+    inputs: Inputs,
     tables: Tables,
     chooser: S,
     poison: bool,
@@ -185,6 +186,7 @@ impl<S: Chooser> CpuExecutor<S> {
         memory: Memory,
         threads: usize,
         level: Level,
+        inputs: Inputs,
         chooser: S,
     ) -> Result<Self, StartError> {
         let page = program.geometry.page;
@@ -231,6 +233,7 @@ impl<S: Chooser> CpuExecutor<S> {
             program,
             pool: Pool::new(threads)?,
             level,
+            inputs,
             chooser,
             poison: false,
             notes_tables: false,

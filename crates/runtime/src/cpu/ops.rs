@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Cached, Choice, Columns, ExpertGroups, F16, Groups, Heads, KvShape, LatentShape,
-    Linear, Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, Unscaled, activate,
-    attend, attend_latents, clamped_swiglu, convolve, norm, norm_in_place, rotate, route,
+    Activation, Cached, Choice, Columns, ExpertGroups, F16, Groups, Heads, Inputs, KvShape,
+    LatentShape, Linear, Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, Unscaled,
+    activate, attend, attend_latents, clamped_swiglu, convolve, norm, norm_in_place, rotate, route,
     run_heads, scan, steps, write_kv, write_latents,
 };
 use plimsoll_program::{
@@ -51,6 +51,7 @@ const fn function(kind: ActivationKind) -> Activation {
 /// What the operations of one step have in common.
 struct Walk<'a> {
     program: &'a Program,
+    inputs: Inputs,
     weights: &'a Arena,
     activations: &'a mut [f32],
     positions: &'a [u32],
@@ -98,6 +99,7 @@ impl<S: Chooser> CpuExecutor<S> {
         let pages = &mut self.pages;
         let mut walk = Walk {
             program,
+            inputs: self.inputs,
             weights: &self.weights,
             activations: self.activations.whole_mut(),
             positions,
@@ -154,6 +156,7 @@ impl<S: Chooser> CpuExecutor<S> {
         let (tokens, positions) = (vec![0; tokens], vec![0; tokens]);
         let mut walk = Walk {
             program: &self.program,
+            inputs: self.inputs,
             weights: &self.weights,
             activations: self.activations.whole_mut(),
             positions: &positions,
@@ -253,7 +256,9 @@ impl<'a> Walk<'a> {
     fn matrix(&self, id: WeightId) -> Linear<'a> {
         let (words, layout) = self.elements(id);
         match layout {
-            WeightLayout::Packed { form, n, k } => Linear::new(words, form, size(n), size(k)),
+            WeightLayout::Packed { form, n, k } => {
+                Linear::new(words, form, size(n), size(k)).with_inputs(self.inputs)
+            }
             // Lowering gives vectors to no operation that takes a matrix.
             WeightLayout::F32 { .. } => Linear::new(&[], WeightType::Bf16, 0, 0),
         }

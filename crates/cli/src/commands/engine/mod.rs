@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use plimsoll_host::{Env, LoadOptions};
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{MemoryMap, Region};
@@ -25,7 +25,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 use self::memory::Report;
 use self::source::Source;
-use crate::args::engine::{EngineArgs, LevelArg};
+use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
@@ -59,6 +59,8 @@ pub(crate) struct Started {
     pub(crate) vocab: u32,
     pub(crate) threads: usize,
     pub(crate) level: Level,
+    /// What bf16 weights are multiplied with.
+    pub(crate) inputs: Inputs,
     /// What steps are believed to take.
     pub(crate) cost: CostModel,
     map: MemoryMap,
@@ -164,9 +166,9 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
-    let level = level(args)?;
-    let mut executor =
-        CpuExecutor::new(program, memory, threads, level, choices).map_err(|e| too_large(&e))?;
+    let (level, inputs) = (level(args)?, inputs(args));
+    let mut executor = CpuExecutor::new(program, memory, threads, level, inputs, choices)
+        .map_err(|e| too_large(&e))?;
     if kv.swap_pages > 0 {
         let measured = executor.measure().map_err(|e| too_large(&e))?;
         believe(&mut cost.rates, measured);
@@ -190,6 +192,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         map,
         threads,
         level,
+        inputs,
         cost,
         note: notes(spec, args.weights, context),
         ready: plimsoll_host::memory::resident().map(|(now, _)| now),
@@ -221,6 +224,14 @@ fn level(args: &EngineArgs) -> Result<Level, Failure> {
         format!("this processor has no {}", level.name()),
     )
     .hint("leave `--cpu-level` out"))
+}
+
+fn inputs(args: &EngineArgs) -> Inputs {
+    match args.inputs {
+        InputsArg::Auto => Inputs::detect(),
+        InputsArg::Bf16 => Inputs::Bf16,
+        InputsArg::F32 => Inputs::F32,
+    }
 }
 
 fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
