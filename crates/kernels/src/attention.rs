@@ -2,7 +2,8 @@
 //!
 //! **A block** holds, for each KV head in turn, its keys as `[k_dim][slots]`, and after all of them the values of
 //! each head as `[slots][v_dim]`: sixteen keys' elements lie side by side, so scores are sixteen chains over
-//! the head's elements, and values are added key by key. No sum runs across lanes but the last one.
+//! the head's elements, and values are added key by key. No sum runs across lanes but the last one. Where elements
+//! have scales ([`Cached::SCALE`]), those of the keys of each head follow as `[slots]`, then those of the values.
 //!
 //! **Tiles** are sixteen keys at absolute positions that are multiples of sixteen, whatever the block size and
 //! wherever a chunk begins. So the softmax is rescaled at the same keys in every batch, chunking and paging, and
@@ -10,10 +11,9 @@
 
 #![allow(unsafe_code)]
 
-use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::cached::{Cached, F16, for_types};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
-use crate::latent;
 use crate::pool::Pool;
 
 /// Queries that pass a tile together: those of one KV head, of neighbouring tokens.
@@ -22,83 +22,6 @@ const QUERIES: usize = 8;
 const TOGETHER: usize = 4;
 /// Elements of a head at most.
 pub const HEAD_MAX: usize = 256;
-
-/// A type of cached keys and values.
-pub trait Cached: Copy + Send + Sync + sealed::Sealed {
-    #[doc(hidden)]
-    fn narrow(x: f32) -> Self;
-    #[doc(hidden)]
-    fn wide(self) -> f32;
-}
-
-mod sealed {
-    use super::{Item, Lanes, Level};
-    use crate::latent;
-
-    pub trait Sealed: Sized + Default {
-        #[allow(private_bounds, private_interfaces, reason = "sealed")]
-        fn load<V: Lanes>(x: &[Self]) -> V;
-        #[allow(private_interfaces, reason = "sealed")]
-        fn attend(level: Level, item: &Item<'_, Self>);
-        #[allow(private_interfaces, reason = "sealed")]
-        fn attend_latents(level: Level, item: &latent::Item<'_, Self>);
-    }
-}
-
-/// bfloat16.
-impl Cached for u16 {
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        bf16_from_f32(x)
-    }
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        f32_from_bf16(self)
-    }
-}
-
-impl sealed::Sealed for u16 {
-    #[inline(always)]
-    #[allow(private_bounds, private_interfaces, reason = "sealed")]
-    fn load<V: Lanes>(x: &[Self]) -> V {
-        V::load_bf16(x)
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend(level: Level, item: &Item<'_, Self>) {
-        at_level!(level, item_bf16(item));
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend_latents(level: Level, item: &latent::Item<'_, Self>) {
-        latent::attend_bf16(level, item);
-    }
-}
-
-impl Cached for f32 {
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        self
-    }
-}
-
-impl sealed::Sealed for f32 {
-    #[inline(always)]
-    #[allow(private_bounds, private_interfaces, reason = "sealed")]
-    fn load<V: Lanes>(x: &[Self]) -> V {
-        V::load(x)
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend(level: Level, item: &Item<'_, Self>) {
-        at_level!(level, item_f32(item));
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend_latents(level: Level, item: &latent::Item<'_, Self>) {
-        latent::attend_f32(level, item);
-    }
-}
 
 /// How one layer's keys and values lie in a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,13 +52,19 @@ impl KvShape {
             + head * self.v_dim * self.slots
     }
 
-    /// Elements of the layer's part of a page.
-    const fn len(&self) -> usize {
-        self.heads * (self.k_dim + self.v_dim) * self.slots
+    /// Where the scales of a head's keys begin, and those of its values.
+    fn scales<C: Cached>(&self, page: u32, head: usize) -> [usize; 2] {
+        [head, self.heads + head].map(|n| self.value(page, self.heads) + n * self.slots * C::SCALE)
     }
 
-    fn check(&self, pages: usize) {
-        assert!(self.slots > 0 && self.layer + self.len() <= self.page);
+    /// Elements of the layer's part of a page.
+    const fn len<C: Cached>(&self) -> usize {
+        self.heads * (self.k_dim + self.v_dim + 2 * C::SCALE) * self.slots
+    }
+
+    fn check<C: Cached>(&self, pages: usize) {
+        assert!(C::SCALE == 0 || C::SCALE * size_of::<C>() == size_of::<f32>());
+        assert!(self.slots > 0 && self.layer + self.len::<C>() <= self.page);
         assert!(pages.is_multiple_of(self.page.max(1)));
         assert!(self.k_dim <= HEAD_MAX && self.v_dim <= HEAD_MAX);
     }
@@ -229,7 +158,7 @@ pub fn write_kv<C: Cached>(
     k: Columns<'_>,
     v: Columns<'_>,
 ) {
-    shape.check(pages.len());
+    shape.check::<C>(pages.len());
     let count = pages.len() / shape.page.max(1);
     let out = &Pages(pages.as_mut_ptr());
     pool.run(all.len(), |i| {
@@ -242,13 +171,24 @@ pub fn write_kv<C: Cached>(
                 let keys = k.row(q.row + n, head * shape.k_dim, shape.k_dim);
                 let values = v.row(q.row + n, head * shape.v_dim, shape.v_dim);
                 let (to_k, to_v) = (shape.key(page, head), shape.value(page, head));
+                let ((k_scale, k_by), (v_scale, v_by)) = (C::scale(keys), C::scale(values));
                 // SAFETY: inside the page, as checked; sequences write slots of their own.
                 unsafe {
                     for (d, x) in keys.iter().enumerate() {
-                        *out.0.add(to_k + d * shape.slots + slot) = C::narrow(*x);
+                        *out.0.add(to_k + d * shape.slots + slot) = C::narrow(*x * k_by);
                     }
                     for (d, x) in values.iter().enumerate() {
-                        *out.0.add(to_v + slot * shape.v_dim + d) = C::narrow(*x);
+                        *out.0.add(to_v + slot * shape.v_dim + d) = C::narrow(*x * v_by);
+                    }
+                }
+                if C::SCALE > 0 {
+                    let to = shape.scales::<C>(page, head);
+                    for (to, scale) in to.into_iter().zip([k_scale, v_scale]) {
+                        // SAFETY: as above; a scale is as long as `SCALE` elements, as checked, at any address.
+                        unsafe {
+                            let to = out.0.add(to + slot * C::SCALE);
+                            to.cast::<f32>().write_unaligned(scale);
+                        }
                     }
                 }
             }
@@ -266,7 +206,7 @@ unsafe impl Sync for Outputs {}
 
 /// Some queries of one KV head.
 #[derive(Clone, Copy)]
-struct Item<'a, C> {
+pub(crate) struct Item<'a, C> {
     shape: &'a KvShape,
     pages: &'a [C],
     scores: &'a Scores<'a>,
@@ -295,7 +235,7 @@ pub fn attend<C: Cached>(
     q: Columns<'_>,
     out: &mut [f32],
 ) {
-    shape.check(pages.len());
+    shape.check::<C>(pages.len());
     let group = scores.heads / shape.heads.max(1);
     assert!(group > 0 && group * shape.heads == scores.heads);
     assert!(scores.sinks.is_none_or(|s| s.len() >= scores.heads));
@@ -340,8 +280,12 @@ pub fn attend<C: Cached>(
     });
 }
 
-for_levels!(item_bf16, item_of<u16>(item: &Item<'_, u16>));
-for_levels!(item_f32, item_of<f32>(item: &Item<'_, f32>));
+for_types! {
+    attend_f32, item_f32, f32;
+    attend_bf16, item_bf16, u16;
+    attend_f16, item_f16, F16;
+    attend_i8, item_i8, i8;
+}
 
 #[inline(always)]
 fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
@@ -375,6 +319,7 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
     for tile in (from / LANES * LANES..to).step_by(LANES) {
         let (lo, hi) = (from.max(tile), to.min(tile + LANES));
         let (k, k_stride, v) = tile_of(item, tile, lo, hi, &mut keys, &mut values);
+        let scales = (C::SCALE > 0).then(|| scales_of(item, tile, lo, hi));
         let s = scores_of::<V, C>(&q[..item.count], k, k_stride, shape.k_dim);
         let mut p = [[0.0; LANES]; QUERIES];
         // Keys of the tile that each query sees, and whether all see all of them.
@@ -389,7 +334,11 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
                 continue;
             }
             ranges[n] = (a, b);
-            let mut s = s.mul(V::splat(scores.scale));
+            let mut s = *s;
+            if let Some([of_keys, _]) = &scales {
+                s = s.mul(V::load(of_keys));
+            }
+            s = s.mul(V::splat(scores.scale));
             if let Some(c) = scores.softcap {
                 s = s.mul(V::splat(1.0 / c)).tanh().mul(V::splat(c));
             }
@@ -413,6 +362,9 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
                 m[n] = top;
             }
             l[n] = l[n].add(V::load(&p[n]));
+            if let Some([_, of_values]) = &scales {
+                p[n] = V::load(&p[n]).mul(V::load(of_values)).array();
+            }
         }
         // The same chains, key by key, several side by side where all queries see the whole tile.
         let mut done = 0;
@@ -467,6 +419,37 @@ fn tile_of<'a, C: Cached>(
             .copy_from_slice(&v[slot * shape.v_dim..][..shape.v_dim]);
     }
     (keys, LANES, values)
+}
+
+/// The scales of a tile's keys and of its values: where a slot was never written, or is not looked up, anything.
+#[inline(always)]
+fn scales_of<C: Cached>(
+    item: &Item<'_, C>,
+    tile: usize,
+    lo: usize,
+    hi: usize,
+) -> [[f32; LANES]; 2] {
+    let (shape, slots) = (item.shape, item.shape.slots);
+    if tile % slots + LANES <= slots {
+        let at = shape.scales::<C>(item.table[tile / slots], item.kv_head);
+        return at.map(|at| read_scales(item.pages, at + tile % slots * C::SCALE));
+    }
+    let mut scales = [[0.0; LANES]; 2];
+    for position in lo..hi {
+        let at = shape.scales::<C>(item.table[position / slots], item.kv_head);
+        for (scales, at) in scales.iter_mut().zip(at) {
+            [scales[position - tile]] = read_scales(item.pages, at + position % slots * C::SCALE);
+        }
+    }
+    scales
+}
+
+/// Scales that lie side by side from element `at` on.
+#[inline(always)]
+fn read_scales<C: Cached, const N: usize>(pages: &[C], at: usize) -> [f32; N] {
+    let elements = &pages[at..][..N * C::SCALE];
+    // SAFETY: they are as long as `N` scales, as `KvShape::check` saw, and any bits are an f32.
+    unsafe { elements.as_ptr().cast::<[f32; N]>().read_unaligned() }
 }
 
 /// Scores of up to eight queries with sixteen keys.
@@ -558,4 +541,4 @@ fn add_values<V: Lanes, C: Cached>(p: &[f32], v: &[C], dim: usize, acc: &mut [f3
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

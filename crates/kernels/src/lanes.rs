@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 use crate::bf16::f32_from_bf16;
+use crate::cached::F16;
+use crate::f16::f32_from_f16;
 
 /// Elements side by side.
 pub(crate) const LANES: usize = 16;
@@ -17,6 +19,8 @@ pub(crate) trait Lanes: Copy {
     fn splat(x: f32) -> Self;
     fn load(x: &[f32]) -> Self;
     fn load_bf16(x: &[u16]) -> Self;
+    fn load_f16(x: &[F16]) -> Self;
+    fn load_i8(x: &[i8]) -> Self;
     fn store(self, x: &mut [f32]);
     /// `self * b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
@@ -122,6 +126,14 @@ impl Lanes for Scalar {
         Self(std::array::from_fn(|i| f32_from_bf16(x[i])))
     }
     #[inline(always)]
+    fn load_f16(x: &[F16]) -> Self {
+        Self(std::array::from_fn(|i| f32_from_f16(x[i].0)))
+    }
+    #[inline(always)]
+    fn load_i8(x: &[i8]) -> Self {
+        Self(std::array::from_fn(|i| f32::from(x[i])))
+    }
+    #[inline(always)]
     fn store(self, x: &mut [f32]) {
         x[..LANES].copy_from_slice(&self.0);
     }
@@ -166,13 +178,13 @@ impl Lanes for Scalar {
 /// Two registers of eight.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2 {
-    use super::{LANES, Lanes};
+    use super::{F16, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
 
-    // SAFETY, of all blocks below: made only where the processor has AVX2 and FMA; slices are checked to hold
+    // SAFETY, of all blocks below: made only where the processor has AVX2, FMA and F16C; slices are checked to hold
     // sixteen elements.
     impl Lanes for Avx2 {
         #[inline(always)]
@@ -191,6 +203,20 @@ pub(crate) mod avx2 {
             let half = |p: *const u16| unsafe {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            Self(half(x), half(unsafe { x.add(8) }))
+        }
+        #[inline(always)]
+        fn load_f16(x: &[F16]) -> Self {
+            let x = x[..LANES].as_ptr();
+            let half = |p: *const F16| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) };
+            Self(half(x), half(unsafe { x.add(8) }))
+        }
+        #[inline(always)]
+        fn load_i8(x: &[i8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            let half = |p: *const i8| unsafe {
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
             };
             Self(half(x), half(unsafe { x.add(8) }))
         }
@@ -249,7 +275,7 @@ pub(crate) mod avx2 {
 /// One register of sixteen.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512 {
-    use super::{LANES, Lanes};
+    use super::{F16, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -273,6 +299,19 @@ pub(crate) mod avx512 {
             unsafe {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.cast()));
                 Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
+        }
+        #[inline(always)]
+        fn load_f16(x: &[F16]) -> Self {
+            let x = x[..LANES].as_ptr();
+            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(x.cast()))) }
+        }
+        #[inline(always)]
+        fn load_i8(x: &[i8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            unsafe {
+                let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()));
+                Self(_mm512_cvtepi32_ps(wide))
             }
         }
         #[inline(always)]
@@ -349,9 +388,9 @@ macro_rules! for_levels {
             }
 
             /// # Safety
-            /// AVX2 and FMA.
+            /// AVX2, FMA and F16C.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             pub(super) unsafe fn avx2($($arg: $type),*) {
                 $generic::<$crate::lanes::avx2::Avx2 $($(, $more)*)?>($($arg),*)
             }

@@ -18,7 +18,7 @@ use plimsoll_program::{KvRules, Limits as Sizes, LowerError, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
-use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, SwapSpace};
+use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, StartError, SwapSpace};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
@@ -258,9 +258,11 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, 
         Failure::new(exit, "E-GEN-010", e.to_string()).hint(hint)
     })?;
     plimsoll_runtime::check(&program).map_err(|e| {
-        Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(
-            "choose bf16 or f32 with `--kv-cache-dtype`, and a model that the processor can run",
-        )
+        let hint = match e {
+            StartError::KvType(_) | StartError::LatentType(_) => "set `--kv-cache-dtype`",
+            _ => "choose a model that the processor can run",
+        };
+        Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(hint)
     })?;
     Ok(program)
 }
