@@ -90,12 +90,10 @@ const FEW: usize = 4;
 const BLOCK: usize = 512;
 /// The same of rows that are quantised.
 const BLOCK_WHOLE: usize = 8 * GROUP_K;
-/// Words of a packed row of x, at most: of a pass, and of an odd column's partner.
-const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
-    BLOCK + 1
-} else {
-    BLOCK_WHOLE / GROUP_K * WORDS + 1
-};
+/// Words from one row of x to the next, in what a kernel is given: those of a pass, and so many more that rows do not lie a
+/// power of two apart, where they would push each other out of the cache.
+const ROW: usize = BLOCK + 16;
+const _: () = assert!(BLOCK_WHOLE / GROUP_K * WORDS < ROW);
 
 /// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -333,10 +331,9 @@ impl<'a> Linear<'a> {
         out: Outputs,
         start: Start<'_>,
     ) {
-        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
         let m = rows.len();
         if m <= FEW {
-            let packed = &mut [0.0; FEW * PACKED];
+            let packed = &mut [0.0; FEW * ROW];
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
@@ -346,7 +343,7 @@ impl<'a> Linear<'a> {
             }
             return;
         }
-        let packed = &mut [0.0; ROWS * PACKED];
+        let packed = &mut [0.0; ROWS * ROW];
         // As many in each part: few rows at the end would wait for weights as long as many.
         let part = m.div_ceil(m.div_ceil(ROWS));
         let mut from = 0;
@@ -406,21 +403,15 @@ impl<'a> Linear<'a> {
             let to = (from + self.block_columns()).min(k.end);
             let start = if from == k.start { start } else { Start::Keep };
             let part = self.input_before(from)..self.input_before(to);
-            let x = |r: usize| &x[of.x(r) * width..][part.clone()];
-            if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
-                let out = packed.chunks_exact_mut(rounded::ROW);
-                (0..rows)
-                    .zip(out)
-                    .for_each(|(r, out)| rounded::row(level, x(r), out));
-            } else {
-                let len = part.len();
-                for (r, x) in (0..rows).map(x).enumerate() {
-                    for (i, x) in x.iter().enumerate() {
-                        packed[i * rows + r] = *x;
-                    }
+            for (r, out) in packed.chunks_exact_mut(ROW).take(rows).enumerate() {
+                let x = &x[of.x(r) * width..][part.clone()];
+                if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
+                    rounded::row(level, x, out);
+                } else {
+                    out[..x.len()].copy_from_slice(x);
+                    // The partner of an odd last column of f32.
+                    out[x.len()] = 0.0;
                 }
-                // An odd last column of f32 has a partner of zeros, which nobody reads otherwise.
-                packed[len * rows..][..rows].fill(0.0);
             }
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);
@@ -567,8 +558,7 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, packed side by side (one after the other, where they are rounded), times some panels: `acc` holds
-/// each panel's rows in turn.
+/// Some rows of x, [`ROW`] words apart, times some panels: `acc` holds each panel's rows in turn.
 type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
 
 impl Level {

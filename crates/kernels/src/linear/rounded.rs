@@ -11,12 +11,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Kernel, PANEL};
+use super::{Kernel, PANEL, ROW};
 use crate::bf16::bf16_from_f32;
 use crate::cpu::Level;
-
-/// Words of a packed row of inputs, a pair in each. Rows lie a cache line more than a power of two apart.
-pub(super) const ROW: usize = BLOCK / 2 + 16;
 
 const SIGN: u32 = 1 << 31;
 const EXPONENT: u32 = 0x7f80_0000;
