@@ -773,7 +773,7 @@ fn what_cannot_be_run_is_one_clear_error() {
     fails(
         &[&model, "-p", "w5", "--kv-cache-dtype", "fp8"],
         2,
-        "KV cache",
+        "choose bf16, f16, f32 or int8",
     );
     let file = dir.path("model.safetensors");
     let bytes = std::fs::read(&file).unwrap();

@@ -158,21 +158,27 @@ fn run(folder: &Folder, flags: &[&str]) -> Value {
 #[test]
 fn the_map_of_a_run_is_the_one_that_plan_prints() {
     for (folder, length) in [(model("map", 2, 64), "256"), (hybrid("states"), "128")] {
-        let bytes = ["bf16", "int8", "int4"].map(|w| compare_maps(&folder, length, w));
-        assert!(bytes[0] > bytes[1] && bytes[1] > bytes[2], "{bytes:?}");
+        let types = [("bf16", "f32"), ("int8", "f16"), ("int4", "int8")];
+        let [a, b, c] = types.map(|types| compare_maps(&folder, length, types));
+        let falls = |i: usize| a[i] > b[i] && b[i] > c[i];
+        assert!(falls(0) && falls(1), "{a:?}, {b:?}, {c:?}");
     }
 }
 
-/// Bytes of weights.
-fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
-    let mut weight_bytes = 0;
+/// Bytes of weights, and of all that the KV cache can use.
+fn compare_maps(folder: &Folder, length: &str, (weights, kv): (&str, &str)) -> [u64; 2] {
+    let mut bytes = [0; 2];
     for sizes in [
         &["--kv-memory", "3MiB"][..],
         &["--memory", "256MiB"],
         &["--memory", "256MiB", "--logprobs", "5"],
     ] {
         let mut flags = SETTINGS
-            .map(|f| if f == "256" { length } else { f })
+            .map(|f| match f {
+                "256" => length,
+                "bf16" => kv,
+                other => other,
+            })
             .to_vec();
         flags.extend(sizes);
         flags.extend(["--weights", weights]);
@@ -191,7 +197,7 @@ fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
         assert!(out.status.success(), "{}", text(&out.stderr));
         let plan: Value = serde_json::from_slice(&out.stdout).expect("JSON");
         let planned = terms(&plan["ranks"][0]["terms"]);
-        assert_eq!(terms(&map["terms"]), planned, "{weights}, {sizes:?}");
+        assert_eq!(terms(&map["terms"]), planned, "{weights}, {kv}, {sizes:?}");
         let told = planned.keys().any(|(_, name)| name == "log probabilities");
         assert_eq!(told, sizes.contains(&"--logprobs"));
         let mut regions: BTreeMap<&str, u64> = BTreeMap::new();
@@ -209,9 +215,9 @@ fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
                 assert_eq!(r["committed_bytes"], regions[name], "{name}");
             }
         }
-        weight_bytes = regions["weights"];
+        bytes = [regions["weights"], regions["kv_cache"]];
     }
-    weight_bytes
+    bytes
 }
 
 #[test]

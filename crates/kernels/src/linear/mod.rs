@@ -3,7 +3,7 @@
 //! A panel of bfloat16 holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each
 //! the bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked, gives
 //! 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are padded with zeros,
-//! which change no sum.
+//! which change no sum. Inputs are f32, or are rounded to bfloat16 first ([`Inputs`], `rounded.rs`).
 //!
 //! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
 //! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than
@@ -14,6 +14,36 @@
 
 #![allow(unsafe_code)]
 
+/// Hands to a macro the numbers of panels and rows that a kernel of 16 lanes is made for: their sums fit into 24 of 32
+/// registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! sizes {
+    ($take:ident) => {
+        $take!(
+            (4, 1),
+            (4, 2),
+            (3, 3),
+            (3, 4),
+            (2, 5),
+            (2, 6),
+            (1, 1),
+            (1, 2),
+            (1, 3),
+            (1, 4),
+            (1, 5),
+            (1, 6),
+            (1, 7),
+            (1, 8),
+            (1, 9),
+            (1, 10),
+            (1, 11),
+            (1, 12)
+        )
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use sizes;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +52,7 @@ mod groups;
 mod heads;
 mod pack;
 mod quantise;
+mod rounded;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -30,6 +61,7 @@ pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
 pub use quantise::quantise_row;
+pub(crate) use rounded::chains as dot_chains;
 
 use std::ops::Range;
 
@@ -58,18 +90,49 @@ const FEW: usize = 4;
 const BLOCK: usize = 512;
 /// The same of rows that are quantised.
 const BLOCK_WHOLE: usize = 8 * GROUP_K;
-/// Words of rows of x side by side, at most.
-const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
-    ROWS * BLOCK
-} else {
-    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS)
-};
+/// Words from one row of x to the next, in what a kernel is given: those of a pass, and so many more that rows do not lie a
+/// power of two apart, where they would push each other out of the cache.
+const ROW: usize = BLOCK + 16;
+const _: () = assert!(BLOCK_WHOLE / GROUP_K * WORDS < ROW);
+
+/// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inputs {
+    /// f32: one fused multiply-add for each weight, over k in order.
+    #[default]
+    F32,
+    /// bfloat16, rounded to nearest even: the dot product of pairs that some processors have, twice as fast there. Of a
+    /// pair of k, the second comes first; what is smaller than normal numbers is zero.
+    Bf16,
+}
+
+impl Inputs {
+    /// bfloat16 where this processor multiplies it by itself.
+    #[must_use]
+    pub fn detect() -> Self {
+        if rounded::is_native() {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+
+    /// Its name in flags and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
 
 /// A packed matrix of `n` output rows and `k` columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     words: &'a [u32],
     form: WeightType,
+    inputs: Inputs,
     n: usize,
     k: usize,
 }
@@ -108,7 +171,20 @@ impl<'a> Linear<'a> {
             form.bytes(n as u64, k as u64).map(|b| b.get()),
             "a packed matrix of {n} x {k}"
         );
-        Self { words, form, n, k }
+        let inputs = Inputs::default();
+        Self {
+            words,
+            form,
+            inputs,
+            n,
+            k,
+        }
+    }
+
+    /// The same with other inputs.
+    #[must_use]
+    pub const fn with_inputs(self, inputs: Inputs) -> Self {
+        Self { inputs, ..self }
     }
 
     /// Output rows.
@@ -255,10 +331,9 @@ impl<'a> Linear<'a> {
         out: Outputs,
         start: Start<'_>,
     ) {
-        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let packed = &mut [0.0; PACKED];
         let m = rows.len();
         if m <= FEW {
+            let packed = &mut [0.0; FEW * ROW];
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
@@ -268,13 +343,16 @@ impl<'a> Linear<'a> {
             }
             return;
         }
+        let packed = &mut [0.0; ROWS * ROW];
+        // As many in each part: few rows at the end would wait for weights as long as many.
+        let part = m.div_ceil(m.div_ceil(ROWS));
         let mut from = 0;
         // At least once, also where k is 0.
         while from < self.k || from == 0 {
             let k = from..(from + self.block_columns()).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
-            for row in (0..m).step_by(ROWS) {
-                let rows = rows.part(row, (m - row).min(ROWS));
+            for row in (0..m).step_by(part) {
+                let rows = rows.part(row, (m - row).min(part));
                 // SAFETY: the caller's.
                 unsafe {
                     self.block(
@@ -311,32 +389,32 @@ impl<'a> Linear<'a> {
         of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
-        packed: &mut [f32; PACKED],
+        packed: &mut [f32],
         out: Outputs,
         start: Start<'_>,
     ) {
         let rows = of.len();
         let group = level.panels(rows);
         let width = self.input_before(self.k);
+        let kernel = level.kernel(self.form, self.inputs);
+        let mut acc = [[0.0; PANEL]; SUMS];
         let mut from = k.start;
         loop {
             let to = (from + self.block_columns()).min(k.end);
             let start = if from == k.start { start } else { Start::Keep };
             let part = self.input_before(from)..self.input_before(to);
-            let len = part.len();
-            // An odd last column has a partner of zeros.
-            let odd = self.form == WeightType::Bf16 && len % 2 == 1;
-            let packed = &mut packed[..(len + usize::from(odd)) * rows];
-            let x = |r: usize| &x[of.x(r) * width..][part.clone()];
-            for (r, x) in (0..rows).map(x).enumerate() {
-                for (i, x) in x.iter().enumerate() {
-                    packed[i * rows + r] = *x;
+            for (r, out) in packed.chunks_exact_mut(ROW).take(rows).enumerate() {
+                let x = &x[of.x(r) * width..][part.clone()];
+                if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
+                    rounded::row(level, x, out);
+                } else {
+                    out[..x.len()].copy_from_slice(x);
+                    // The partner of an odd last column of f32.
+                    out[x.len()] = 0.0;
                 }
             }
-            packed[len * rows..].fill(0.0);
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);
-                let mut acc = [[0.0; PANEL]; SUMS];
                 let mut words = [&self.words[..0]; GROUP];
                 for (i, words) in words[..count].iter_mut().enumerate() {
                     *words = &self.words(first + i)[self.before(from)..self.before(to)];
@@ -345,7 +423,7 @@ impl<'a> Linear<'a> {
                     // SAFETY: the caller's.
                     unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
-                level.kernel(self.form)(&words[..count], packed, rows, &mut acc[..count * rows]);
+                kernel(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
                     unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
@@ -372,14 +450,18 @@ impl<'a> Linear<'a> {
     ) {
         let from = panel * PANEL;
         let n = (self.n - from).min(PANEL);
-        match start {
-            Start::Zero => {}
-            Start::Bias(b) => acc[..n].copy_from_slice(&b[from..from + n]),
-            Start::Keep => {
-                // SAFETY: inside the outputs, by the caller's word.
-                let y = unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) };
-                acc[..n].copy_from_slice(y);
+        let first = match start {
+            Start::Zero => {
+                *acc = [0.0; PANEL];
+                return;
             }
+            Start::Bias(b) => &b[from..from + n],
+            // SAFETY: inside the outputs, by the caller's word.
+            Start::Keep => unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) },
+        };
+        match first.as_array() {
+            Some(all) => *acc = *all,
+            None => acc[..n].copy_from_slice(first),
         }
     }
 
@@ -390,7 +472,10 @@ impl<'a> Linear<'a> {
         let n = (self.n - from).min(PANEL);
         // SAFETY: inside the outputs, by the caller's word.
         let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(row * self.n + from), n) };
-        y.copy_from_slice(&acc[..n]);
+        match y.as_mut_array() {
+            Some(all) => *all = *acc,
+            None => y.copy_from_slice(&acc[..n]),
+        }
     }
 }
 
@@ -473,12 +558,13 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, packed side by side, times some panels: `acc` holds each panel's rows in turn.
+/// Some rows of x, [`ROW`] words apart, times some panels: `acc` holds each panel's rows in turn.
 type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
 
 impl Level {
-    fn kernel(self, form: WeightType) -> Kernel {
+    fn kernel(self, form: WeightType, inputs: Inputs) -> Kernel {
         match form {
+            WeightType::Bf16 if inputs == Inputs::Bf16 => rounded::kernel(self),
             WeightType::Bf16 => match self {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::multiply,
