@@ -73,9 +73,10 @@ def main() -> None:
         "blocks in tables and the pages behind them\nat every step: real logits, real forks and copies. The demo model "
         f"is a tiny one, of another text: prompts are texts that it drew itself, in the\npaper's lengths as above, "
         f"less what exceeds the {MOST} tokens that it was trained on; searches go on to the drawn length, as the "
-        f"paper's did. Blocks of {BLOCK} tokens. Where beams share all but the block that each of them writes, the last "
-        "column but one is saved: so near one another stay the\nbeams of this model. OPT-13B's, in the paper's figure, "
-        "keep more to themselves, the more so the more they are: its savings with larger n are not reproduced.\n\n"
+        f"paper's did. Blocks of {BLOCK} tokens.\n\n"
+        "Where beams share all but the block that each of them writes, the last column but one is saved: so near one "
+        "another stay the beams of this model. OPT-13B's,\nin the paper's figure, keep more to themselves, the more so "
+        "the more they are: its savings with larger n are not reproduced.\n\n"
         "| data set | mean prompt | mean output | n | saved % | all but the last blocks % | paper, n = 2 to 6, % |\n"
         "|---|--:|--:|--:|--:|--:|--:|"
     )
