@@ -146,8 +146,11 @@ fn terms(all: &Value) -> BTreeMap<(String, String), u64> {
 /// Runs a prompt and returns the map of the run.
 fn run(folder: &Folder, flags: &[&str]) -> Value {
     let file = folder.0.join("map.json");
-    let mut all = vec!["-p", "w5 w6 w7", "-n", "40", "--ignore-eos", "--json"];
+    let mut all = vec!["-p", "w5 w6 w7", "--ignore-eos", "--json"];
     all.extend(["--memory-map", file.to_str().expect("a path")]);
+    if !flags.contains(&"-n") {
+        all.extend(["-n", "40"]);
+    }
     all.extend(flags);
     let out = plimsoll("generate", &folder.0, &all);
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -304,6 +307,27 @@ fn the_process_has_what_was_planned() {
     let least = (plan - starting) / 100 * 97;
     assert!(ready >= least, "{ready}, and at least {least}");
     assert!(reserve_used <= reserve, "{reserve_used} of {reserve}");
+}
+
+/// They were made a tree of JSON values first, many times what is planned.
+#[test]
+fn log_probabilities_take_no_more_than_the_reserve() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("skipped: this system has no /proc to say what a process has in memory");
+        return;
+    }
+    let folder = model("told", 2, 64);
+    for several in ["--samples", "--beam-width"] {
+        let flags = "-n 800 --logprobs 20 --prompt-logprobs 20 --max-model-len 1024 --threads 2";
+        let flags: Vec<&str> = flags.split(' ').chain([several, "8"]).collect();
+        let map = run(&folder, &flags);
+        let regions = map["regions"].as_array().expect("regions");
+        let reserve = regions.iter().find(|r| r["region"] == "reserve");
+        let bytes = |key: &str| reserve.expect("a reserve")[key].as_u64().expect("bytes");
+        let (used, planned) = (bytes("high_water_bytes"), bytes("planned_bytes"));
+        println!("{several}: {used} of {planned}");
+        assert!(used <= planned, "{several}: {used} of {planned}");
+    }
 }
 
 /// The strictest limit that needs no rights: private memory that can be written, touched or not. What is mapped beside

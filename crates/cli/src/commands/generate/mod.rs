@@ -316,6 +316,7 @@ impl Batch<'_> {
             return Ok(());
         }
         let result = Answered {
+            tokenizer,
             ended,
             choices,
             prompt: &r.ids,
@@ -324,8 +325,7 @@ impl Batch<'_> {
             seed: r.seed,
             error,
         };
-        let line = result.json(tokenizer).map_err(|e| corrupt(&e))?;
-        output.line(&line.to_string())
+        output.json(&result)?.map_err(|e| corrupt(&e))
     }
 
     fn finish(self, output: &mut Output) -> Result<ExitCode, Failure> {
