@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
 use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
+use super::{PANEL, ROW};
 
 /// Rows that a pass computes: what 16 registers hold the sums of, with what they wait for.
 const PASS: usize = 4;
@@ -19,17 +19,17 @@ pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32
 
 fn panel(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]) {
     let rows = acc.len();
-    assert!(x.len() >= rows * 2 * (words.len() / PANEL));
+    assert!(x.len() >= rows * ROW && 2 * words.len() <= PANEL * ROW);
     for (i, acc) in acc.chunks_mut(PASS).enumerate() {
-        let first = i * PASS;
+        let x = &x[i * PASS * ROW..];
         // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
         unsafe {
             for half in [0, 16] {
                 match acc.len() {
-                    4 => some::<4>(words, half, x, rows, first, acc),
-                    3 => some::<3>(words, half, x, rows, first, acc),
-                    2 => some::<2>(words, half, x, rows, first, acc),
-                    _ => some::<1>(words, half, x, rows, first, acc),
+                    4 => some::<4>(words, half, x, acc),
+                    3 => some::<3>(words, half, x, acc),
+                    2 => some::<2>(words, half, x, acc),
+                    _ => some::<1>(words, half, x, acc),
                 }
             }
         }
@@ -39,16 +39,9 @@ fn panel(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]) {
 /// Half a panel, from output `half` on.
 ///
 /// # Safety
-/// AVX2 and FMA; `acc` has `R` of the `rows` rows of `x`, from `first` on, and `words` as many pairs as `x`.
+/// AVX2 and FMA; `acc` and `x` have `R` rows, those of `x` [`ROW`] words apart and of as many pairs as `words`.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn some<const R: usize>(
-    words: &[u32],
-    half: usize,
-    x: &[f32],
-    rows: usize,
-    first: usize,
-    acc: &mut [[f32; PANEL]],
-) {
+unsafe fn some<const R: usize>(words: &[u32], half: usize, x: &[f32], acc: &mut [[f32; PANEL]]) {
     // SAFETY: pointers stay inside the slices, by the caller's word.
     unsafe {
         let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
@@ -57,21 +50,21 @@ unsafe fn some<const R: usize>(
             c[r][0] = _mm256_loadu_ps(acc[r].as_ptr().add(half));
             c[r][1] = _mm256_loadu_ps(acc[r].as_ptr().add(half + 8));
         }
-        let (w, x) = (words.as_ptr().add(half), x.as_ptr().add(first));
+        let (w, x) = (words.as_ptr().add(half), x.as_ptr());
         for p in 0..words.len() / PANEL {
             let w0 = _mm256_loadu_si256(w.add(p * PANEL).cast());
             let w1 = _mm256_loadu_si256(w.add(p * PANEL + 8).cast());
             let a0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w0));
             let a1 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w1));
             for r in 0..R {
-                let a = _mm256_set1_ps(*x.add(2 * p * rows + r));
+                let a = _mm256_set1_ps(*x.add(r * ROW + 2 * p));
                 c[r][0] = _mm256_fmadd_ps(a0, a, c[r][0]);
                 c[r][1] = _mm256_fmadd_ps(a1, a, c[r][1]);
             }
             let b0 = _mm256_castsi256_ps(_mm256_and_si256(w0, high));
             let b1 = _mm256_castsi256_ps(_mm256_and_si256(w1, high));
             for r in 0..R {
-                let b = _mm256_set1_ps(*x.add((2 * p + 1) * rows + r));
+                let b = _mm256_set1_ps(*x.add(r * ROW + 2 * p + 1));
                 c[r][0] = _mm256_fmadd_ps(b0, b, c[r][0]);
                 c[r][1] = _mm256_fmadd_ps(b1, b, c[r][1]);
             }
@@ -93,17 +86,17 @@ pub(super) fn multiply_whole<const FOUR: bool>(
 ) {
     for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
         let groups = (words.len() / PANEL).div_ceil(super::group_lines(FOUR));
-        assert!(acc.len() == rows && x.len() >= rows * WORDS * groups);
+        assert!(acc.len() == rows && x.len() >= rows * ROW && WORDS * groups <= ROW);
         for (i, acc) in acc.chunks_mut(PASS).enumerate() {
-            let first = i * PASS;
+            let x = &x[i * PASS * ROW..];
             // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
             unsafe {
                 for half in [0, 16] {
                     match acc.len() {
-                        4 => whole::<4, FOUR>(words, half, x, rows, first, acc),
-                        3 => whole::<3, FOUR>(words, half, x, rows, first, acc),
-                        2 => whole::<2, FOUR>(words, half, x, rows, first, acc),
-                        _ => whole::<1, FOUR>(words, half, x, rows, first, acc),
+                        4 => whole::<4, FOUR>(words, half, x, acc),
+                        3 => whole::<3, FOUR>(words, half, x, acc),
+                        2 => whole::<2, FOUR>(words, half, x, acc),
+                        _ => whole::<1, FOUR>(words, half, x, acc),
                     }
                 }
             }
@@ -114,14 +107,12 @@ pub(super) fn multiply_whole<const FOUR: bool>(
 /// Half a panel, from output `half` on.
 ///
 /// # Safety
-/// AVX2 and FMA; `acc` has `R` of the `rows` rows of `x`, from `first` on, and `words` as many groups as `x`.
+/// AVX2 and FMA; `acc` and `x` have `R` rows, those of `x` [`ROW`] words apart and of as many groups as `words`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn whole<const R: usize, const FOUR: bool>(
     words: &[u32],
     half: usize,
     x: &[f32],
-    rows: usize,
-    first: usize,
     acc: &mut [[f32; PANEL]],
 ) {
     // SAFETY: pointers stay inside the slices, by the caller's word.
@@ -129,7 +120,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
         let (low, even) = (_mm256_set1_epi8(15), _mm256_set1_epi16(255));
         let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         let mut w = words.as_ptr().add(half);
-        let mut x = x.as_ptr().add(first);
+        let mut x = x.as_ptr();
         let y = acc.as_mut_ptr().cast::<f32>().add(half);
         let mut left = words.len() / PANEL;
         while left > 0 {
@@ -147,7 +138,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                 left -= lines;
                 let mut c = [[_mm256_setzero_si256(); 2]; R];
                 for r in 0..R {
-                    let sum = |i: usize| (*x.add(i * rows + r)).to_bits().cast_signed();
+                    let sum = |i: usize| (*x.add(r * ROW + i)).to_bits().cast_signed();
                     let before = if FOUR {
                         sum(1 + part).wrapping_mul(-8)
                     } else {
@@ -157,7 +148,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                     };
                     c[r] = [_mm256_set1_epi32(before); 2];
                 }
-                let mut at = x.add((HEAD + part * (NIBBLES / 4)) * rows).cast::<i32>();
+                let mut at = x.add(HEAD + part * (NIBBLES / 4)).cast::<i32>();
                 for _ in 0..lines {
                     let loaded = [
                         _mm256_loadu_si256(w.cast()),
@@ -175,7 +166,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                         let evens = bytes.map(|w| _mm256_and_si256(w, even));
                         let odds = bytes.map(|w| _mm256_srli_epi16::<8>(w));
                         for r in 0..R {
-                            let a = _mm256_set1_epi32(*at.add(r));
+                            let a = _mm256_set1_epi32(*at.add(r * ROW));
                             let a0 = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
                             let a1 = _mm256_srai_epi16::<8>(a);
                             for h in 0..2 {
@@ -186,7 +177,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                                 c[r][h] = _mm256_add_epi32(c[r][h], sum);
                             }
                         }
-                        at = at.add(rows);
+                        at = at.add(1);
                     }
                 }
                 for h in 0..2 {
@@ -199,13 +190,13 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                     let s = _mm256_castsi256_ps(s);
                     for r in 0..R {
                         let y = y.add(r * PANEL + 8 * h);
-                        let s = _mm256_mul_ps(s, _mm256_set1_ps(*x.add(r)));
+                        let s = _mm256_mul_ps(s, _mm256_set1_ps(*x.add(r * ROW)));
                         let c = _mm256_cvtepi32_ps(c[r][h]);
                         _mm256_storeu_ps(y, _mm256_fmadd_ps(c, s, _mm256_loadu_ps(y)));
                     }
                 }
             }
-            x = x.add(WORDS * rows);
+            x = x.add(WORDS);
         }
     }
 }

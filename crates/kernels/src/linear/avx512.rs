@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
+use super::{PANEL, ROW};
 
 /// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
 const AHEAD: usize = 2048;
@@ -13,7 +13,7 @@ const AHEAD: usize = 2048;
 pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
     let len = words.first().map_or(0, |w| w.len());
     assert!(words.iter().all(|w| w.len() == len));
-    assert!(acc.len() == words.len() * rows && x.len() >= rows * 2 * (len / PANEL));
+    assert!(acc.len() == words.len() * rows && x.len() >= rows * ROW && 2 * len <= PANEL * ROW);
     macro_rules! by_size {
         ($(($p:literal, $r:literal)),*) => {
             match (words.len(), rows) {
@@ -31,7 +31,8 @@ pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32
 }
 
 /// # Safety
-/// AVX-512 F; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` as many pairs of `R` rows.
+/// AVX-512 F; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of
+/// at least as many pairs, [`ROW`] words apart.
 #[target_feature(enable = "avx512f")]
 unsafe fn some<const P: usize, const R: usize>(
     words: &[&[u32]],
@@ -64,19 +65,19 @@ unsafe fn some<const P: usize, const R: usize>(
                 let a0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w0));
                 let a1 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w1));
                 for r in 0..R {
-                    let a = _mm512_set1_ps(*x.add(r));
+                    let a = _mm512_set1_ps(*x.add(r * ROW));
                     c[g][r][0] = _mm512_fmadd_ps(a0, a, c[g][r][0]);
                     c[g][r][1] = _mm512_fmadd_ps(a1, a, c[g][r][1]);
                 }
                 let b0 = _mm512_castsi512_ps(_mm512_and_si512(w0, high));
                 let b1 = _mm512_castsi512_ps(_mm512_and_si512(w1, high));
                 for r in 0..R {
-                    let b = _mm512_set1_ps(*x.add(R + r));
+                    let b = _mm512_set1_ps(*x.add(r * ROW + 1));
                     c[g][r][0] = _mm512_fmadd_ps(b0, b, c[g][r][0]);
                     c[g][r][1] = _mm512_fmadd_ps(b1, b, c[g][r][1]);
                 }
             }
-            x = x.add(2 * R);
+            x = x.add(2);
         }
         for g in 0..P {
             for r in 0..R {

@@ -91,12 +91,10 @@ const FEW: usize = 4;
 const BLOCK: usize = 512;
 /// The same of rows that are quantised.
 const BLOCK_WHOLE: usize = 8 * GROUP_K;
-/// Words of rows of x side by side, at most, and of an odd column's partners.
-const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
-    ROWS * (BLOCK + 1)
-} else {
-    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS + 1)
-};
+/// Words from one row of x to the next, in what a kernel is given: those of a pass, and so many more that rows do not lie a
+/// power of two apart, where they would push each other out of the cache.
+const ROW: usize = BLOCK + 16;
+const _: () = assert!(BLOCK_WHOLE / GROUP_K * WORDS < ROW);
 
 /// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -334,10 +332,9 @@ impl<'a> Linear<'a> {
         out: Outputs,
         start: Start<'_>,
     ) {
-        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let packed = &mut [0.0; PACKED];
         let m = rows.len();
         if m <= FEW {
+            let packed = &mut [0.0; FEW * ROW];
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
@@ -347,13 +344,16 @@ impl<'a> Linear<'a> {
             }
             return;
         }
+        let packed = &mut [0.0; ROWS * ROW];
+        // As many in each part: few rows at the end would wait for weights as long as many.
+        let part = m.div_ceil(m.div_ceil(ROWS));
         let mut from = 0;
         // At least once, also where k is 0.
         while from < self.k || from == 0 {
             let k = from..(from + self.block_columns()).min(self.k);
             let start = if from == 0 { start } else { Start::Keep };
-            for row in (0..m).step_by(ROWS) {
-                let rows = rows.part(row, (m - row).min(ROWS));
+            for row in (0..m).step_by(part) {
+                let rows = rows.part(row, (m - row).min(part));
                 // SAFETY: the caller's.
                 unsafe {
                     self.block(
@@ -390,37 +390,32 @@ impl<'a> Linear<'a> {
         of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
-        packed: &mut [f32; PACKED],
+        packed: &mut [f32],
         out: Outputs,
         start: Start<'_>,
     ) {
         let rows = of.len();
         let group = level.panels(rows);
         let width = self.input_before(self.k);
+        let kernel = level.kernel(self.form, self.inputs);
+        let mut acc = [[0.0; PANEL]; SUMS];
         let mut from = k.start;
         loop {
             let to = (from + self.block_columns()).min(k.end);
             let start = if from == k.start { start } else { Start::Keep };
             let part = self.input_before(from)..self.input_before(to);
-            let x = |r: usize| &x[of.x(r) * width..][part.clone()];
-            if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
-                let out = packed.chunks_exact_mut(rounded::ROW);
-                (0..rows)
-                    .zip(out)
-                    .for_each(|(r, out)| rounded::row(level, x(r), out));
-            } else {
-                let len = part.len();
-                for (r, x) in (0..rows).map(x).enumerate() {
-                    for (i, x) in x.iter().enumerate() {
-                        packed[i * rows + r] = *x;
-                    }
+            for (r, out) in packed.chunks_exact_mut(ROW).take(rows).enumerate() {
+                let x = &x[of.x(r) * width..][part.clone()];
+                if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
+                    rounded::row(level, x, out);
+                } else {
+                    out[..x.len()].copy_from_slice(x);
+                    // The partner of an odd last column of f32.
+                    out[x.len()] = 0.0;
                 }
-                // An odd last column of f32 has a partner of zeros, which nobody reads otherwise.
-                packed[len * rows..][..rows].fill(0.0);
             }
             for first in panels.clone().step_by(group) {
                 let count = (panels.end - first).min(group);
-                let mut acc = [[0.0; PANEL]; SUMS];
                 let mut words = [&self.words[..0]; GROUP];
                 for (i, words) in words[..count].iter_mut().enumerate() {
                     *words = &self.words(first + i)[self.before(from)..self.before(to)];
@@ -429,7 +424,6 @@ impl<'a> Linear<'a> {
                     // SAFETY: the caller's.
                     unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
                 }
-                let kernel = level.kernel(self.form, self.inputs);
                 kernel(&words[..count], packed, rows, &mut acc[..count * rows]);
                 for (i, acc) in acc[..count * rows].iter().enumerate() {
                     // SAFETY: the caller's.
@@ -457,14 +451,18 @@ impl<'a> Linear<'a> {
     ) {
         let from = panel * PANEL;
         let n = (self.n - from).min(PANEL);
-        match start {
-            Start::Zero => {}
-            Start::Bias(b) => acc[..n].copy_from_slice(&b[from..from + n]),
-            Start::Keep => {
-                // SAFETY: inside the outputs, by the caller's word.
-                let y = unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) };
-                acc[..n].copy_from_slice(y);
+        let first = match start {
+            Start::Zero => {
+                *acc = [0.0; PANEL];
+                return;
             }
+            Start::Bias(b) => &b[from..from + n],
+            // SAFETY: inside the outputs, by the caller's word.
+            Start::Keep => unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) },
+        };
+        match first.as_array() {
+            Some(all) => *acc = *all,
+            None => acc[..n].copy_from_slice(first),
         }
     }
 
@@ -475,7 +473,10 @@ impl<'a> Linear<'a> {
         let n = (self.n - from).min(PANEL);
         // SAFETY: inside the outputs, by the caller's word.
         let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(row * self.n + from), n) };
-        y.copy_from_slice(&acc[..n]);
+        match y.as_mut_array() {
+            Some(all) => *all = *acc,
+            None => y.copy_from_slice(&acc[..n]),
+        }
     }
 }
 
@@ -558,8 +559,7 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, packed side by side (one after the other, where they are rounded), times some panels: `acc` holds
-/// each panel's rows in turn.
+/// Some rows of x, [`ROW`] words apart, times some panels: `acc` holds each panel's rows in turn.
 type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
 
 impl Level {

@@ -11,12 +11,9 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Kernel, PANEL};
+use super::{Kernel, PANEL, ROW};
 use crate::bf16::bf16_from_f32;
 use crate::cpu::Level;
-
-/// Words of a packed row of inputs, a pair in each. Rows lie a cache line more than a power of two apart.
-pub(super) const ROW: usize = BLOCK / 2 + 16;
 
 const SIGN: u32 = 1 << 31;
 const EXPONENT: u32 = 0x7f80_0000;
@@ -44,6 +41,9 @@ pub(super) fn kernel(level: Level) -> Kernel {
 /// Rounds some columns of a row of inputs into pairs; an odd last one has a partner of zero.
 pub(super) fn row(level: Level, x: &[f32], out: &mut [f32]) {
     match level {
+        // SAFETY: the processor has the instruction.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if is_x86_feature_detected!("avx512bf16") => unsafe { row_native(x, out) },
         // SAFETY: these levels are chosen only where the processor has them.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { row_avx512(x, out) },
@@ -52,6 +52,24 @@ pub(super) fn row(level: Level, x: &[f32], out: &mut [f32]) {
         Level::Avx2 => unsafe { row_avx2(x, out) },
         _ => pairs(x, out),
     }
+}
+
+/// By the instruction that rounds, which treats small numbers as the dot product does.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn row_native(x: &[f32], out: &mut [f32]) {
+    let (many, rest) = x.as_chunks::<32>();
+    let (outs, last) = out.split_at_mut(many.len() * 16);
+    for (x, out) in many.iter().zip(outs.as_chunks_mut::<16>().0) {
+        // SAFETY: 32 elements, and room for as many of half their size.
+        unsafe {
+            let low = _mm512_loadu_ps(x.as_ptr());
+            let high = _mm512_loadu_ps(x.as_ptr().add(16));
+            let all: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(out.as_mut_ptr().cast(), all);
+        }
+    }
+    pairs(rest, last);
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -1,13 +1,13 @@
 //! The oracle: one fused multiply-add after the other.
 
-use super::PANEL;
 use super::quantise::{HEAD, NIBBLES, WORDS};
+use super::{PANEL, ROW};
 
 pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
     for (i, acc) in acc.iter_mut().enumerate() {
-        let (words, r) = (words[i / rows], i % rows);
-        for (p, words) in words.chunks_exact(PANEL).enumerate() {
-            let (a, b) = (x[2 * p * rows + r], x[(2 * p + 1) * rows + r]);
+        let (words, x) = (words[i / rows], &x[i % rows * ROW..]);
+        for (words, x) in words.chunks_exact(PANEL).zip(x.chunks_exact(2)) {
+            let (a, b) = (x[0], x[1]);
             for (acc, w) in acc.iter_mut().zip(words) {
                 *acc = f32::from_bits(w << 16).mul_add(a, *acc);
                 *acc = f32::from_bits(w & 0xffff_0000).mul_add(b, *acc);
@@ -24,8 +24,8 @@ pub(super) fn multiply_whole<const FOUR: bool>(
     acc: &mut [[f32; PANEL]],
 ) {
     for (i, acc) in acc.iter_mut().enumerate() {
-        let (words, r) = (words[i / rows], i % rows);
-        let x = |word: usize| x[word * rows + r];
+        let (words, x) = (words[i / rows], &x[i % rows * ROW..]);
+        let x = |word: usize| x[word];
         let groups = words.chunks(PANEL * super::group_lines(FOUR));
         for (group, words) in groups.enumerate() {
             let (scale, first) = (x(group * WORDS), group * WORDS + HEAD);

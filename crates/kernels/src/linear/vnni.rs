@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
 use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
+use super::{PANEL, ROW};
 
 /// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
 const AHEAD: usize = 1024;
@@ -20,7 +20,8 @@ pub(super) fn multiply<const FOUR: bool>(
     let len = words.first().map_or(0, |w| w.len());
     assert!(words.iter().all(|w| w.len() == len));
     let group = PANEL * super::group_lines(FOUR);
-    assert!(acc.len() == words.len() * rows && x.len() >= rows * WORDS * len.div_ceil(group));
+    assert!(acc.len() == words.len() * rows && x.len() >= rows * ROW);
+    assert!(WORDS * len.div_ceil(group) <= ROW);
     macro_rules! by_size {
         ($(($p:literal, $r:literal)),*) => {
             match (words.len(), rows) {
@@ -39,7 +40,7 @@ pub(super) fn multiply<const FOUR: bool>(
 
 /// # Safety
 /// AVX-512 F and VNNI; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of as many
-/// groups, side by side.
+/// groups, [`ROW`] words apart.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
     words: &[&[u32]],
@@ -73,7 +74,7 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                 left -= lines;
                 let mut c = [[[_mm512_setzero_si512(); 2]; R]; P];
                 for r in 0..R {
-                    let sum = |i: usize| (*x.add(i * R + r)).to_bits().cast_signed();
+                    let sum = |i: usize| (*x.add(r * ROW + i)).to_bits().cast_signed();
                     let before = if FOUR {
                         sum(1 + part).wrapping_mul(-8)
                     } else {
@@ -85,7 +86,7 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                         c[p][r] = [_mm512_set1_epi32(before); 2];
                     }
                 }
-                let mut at = x.add((HEAD + part * (NIBBLES / 4)) * R).cast::<i32>();
+                let mut at = x.add(HEAD + part * (NIBBLES / 4)).cast::<i32>();
                 for _ in 0..lines {
                     for p in 0..P {
                         let from = w[p];
@@ -98,26 +99,26 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                             let a0 = _mm512_and_si512(w0, low);
                             let a1 = _mm512_and_si512(w1, low);
                             for r in 0..R {
-                                let a = _mm512_set1_epi32(*at.add(r));
+                                let a = _mm512_set1_epi32(*at.add(r * ROW));
                                 c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], a0, a);
                                 c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], a1, a);
                             }
                             let b0 = _mm512_and_si512(_mm512_srli_epi32::<4>(w0), low);
                             let b1 = _mm512_and_si512(_mm512_srli_epi32::<4>(w1), low);
                             for r in 0..R {
-                                let b = _mm512_set1_epi32(*at.add(R + r));
+                                let b = _mm512_set1_epi32(*at.add(r * ROW + 1));
                                 c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], b0, b);
                                 c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], b1, b);
                             }
                         } else {
                             for r in 0..R {
-                                let a = _mm512_set1_epi32(*at.add(r));
+                                let a = _mm512_set1_epi32(*at.add(r * ROW));
                                 c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], w0, a);
                                 c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], w1, a);
                             }
                         }
                     }
-                    at = at.add(if FOUR { 2 * R } else { R });
+                    at = at.add(if FOUR { 2 } else { 1 });
                 }
                 for p in 0..P {
                     let s = [0, 16].map(|half| {
@@ -129,7 +130,7 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                         })
                     });
                     for r in 0..R {
-                        let scale = _mm512_set1_ps(*x.add(r));
+                        let scale = _mm512_set1_ps(*x.add(r * ROW));
                         for h in 0..2 {
                             let y = y.add((p * R + r) * PANEL + 16 * h);
                             let c = _mm512_cvtepi32_ps(c[p][r][h]);
@@ -139,7 +140,7 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                     }
                 }
             }
-            x = x.add(WORDS * R);
+            x = x.add(WORDS);
         }
     }
 }
