@@ -35,6 +35,16 @@ pub(crate) trait Lanes: Copy {
     /// 2 to the power of whole numbers between −126 and 127.
     fn exp2_whole(self) -> Self;
 
+    /// Whether one register holds all of them, and there are 32 such.
+    const WIDE: bool = false;
+
+    /// The largest, NaN aside; negative infinity where there is none.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        self.array().into_iter().fold(f32::NEG_INFINITY, larger)
+    }
+
     fn array(self) -> [f32; LANES] {
         let mut a = [0.0; LANES];
         self.store(&mut a);
@@ -188,6 +198,17 @@ pub(crate) mod avx2 {
     // sixteen elements.
     impl Lanes for Avx2 {
         #[inline(always)]
+        fn largest(self) -> f32 {
+            // Of two numbers the second is taken where one is NaN.
+            unsafe {
+                let none = _mm256_set1_ps(f32::NEG_INFINITY);
+                let m = _mm256_max_ps(_mm256_max_ps(self.0, none), _mm256_max_ps(self.1, none));
+                let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
+                let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+                _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps::<1>(m, m)))
+            }
+        }
+        #[inline(always)]
         fn splat(x: f32) -> Self {
             let v = unsafe { _mm256_set1_ps(x) };
             Self(v, v)
@@ -284,6 +305,15 @@ pub(crate) mod avx512 {
     // SAFETY, of all blocks below: made only where the processor has AVX-512 F, BW and VL; slices are checked to
     // hold sixteen elements.
     impl Lanes for Avx512 {
+        const WIDE: bool = true;
+
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            // Of two numbers the second is taken where one is NaN.
+            unsafe {
+                _mm512_reduce_max_ps(_mm512_max_ps(self.0, _mm512_set1_ps(f32::NEG_INFINITY)))
+            }
+        }
         #[inline(always)]
         fn splat(x: f32) -> Self {
             unsafe { Self(_mm512_set1_ps(x)) }
