@@ -1,7 +1,7 @@
 //! [`Cached`]: what keys and values are kept as.
 //!
 //! **int8** is symmetric. A head's part of a token's key has one f32 scale, its largest element over 127, and so has its
-//! value: they are written with the element, once, and depend on nothing else. Kernels add products of whole numbers
+//! value: it is written with the elements, once, and depends on nothing else. Kernels add products of whole numbers
 //! and multiply by the scale after: a score once, a weight once, not every element.
 
 use crate::attention;
@@ -10,6 +10,7 @@ use crate::cpu::Level;
 use crate::f16::{f16_from_f32, f32_from_f16};
 use crate::lanes::Lanes;
 use crate::latent;
+use crate::linear;
 
 /// An element of cached keys and values: f32, bfloat16 (`u16`), [`F16`], or a whole number with a scale (`i8`).
 pub trait Cached: Copy + Send + Sync + sealed::Sealed {
@@ -112,29 +113,16 @@ macro_rules! for_types {
 
 pub(crate) use for_types;
 
-/// Scales below this are those of zeros: their inverse could overflow.
-const TINY: f32 = 1e-30;
-/// 1.5 × 2²³: what is added rounds to whole numbers, ties to even, and leaves them in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 impl Cached for i8 {
     const SCALE: usize = size_of::<f32>();
-    /// Of NaN and infinities it is NaN, and so is what they are part of.
     #[inline(always)]
     fn scale(x: &[f32]) -> (f32, f32) {
-        // By their bits NaN and infinities are the largest.
-        let largest = x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
-        let largest = f32::from_bits(largest);
-        if !largest.is_finite() {
-            return (f32::NAN, 0.0);
-        }
-        let inverse = if largest > TINY { 127.0 / largest } else { 0.0 };
-        (largest / 127.0, inverse)
+        linear::scale(x)
     }
     /// The nearest whole number, of numbers between −127 and 127.
     #[inline(always)]
     fn narrow(x: f32) -> Self {
-        let [low, ..] = (x + ROUND).to_bits().to_le_bytes();
+        let [low, ..] = linear::whole(x).to_le_bytes();
         low.cast_signed()
     }
     #[inline(always)]

@@ -61,6 +61,7 @@ pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
 pub use quantise::quantise_row;
+pub(crate) use quantise::{scale, whole};
 pub(crate) use rounded::chains as dot_chains;
 
 use std::ops::Range;
