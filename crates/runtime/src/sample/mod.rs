@@ -136,12 +136,12 @@ impl Sampler {
         let asked = &params.asked;
         let off = self.raw(row, asked.logprobs.unwrap_or(0), top)?;
         self.change(row, params, history);
-        let max = largest(&self.logits).1;
+        let (best, max) = largest(&self.logits);
         if max == f32::NEG_INFINITY {
             return Err(SampleError::Nothing);
         }
         let token = if asked.temperature == 0.0 {
-            largest(&self.logits).0
+            best
         } else {
             self.random(params, max, uniform(asked.seed, place))
         };
