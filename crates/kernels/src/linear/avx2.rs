@@ -11,44 +11,49 @@ use super::{PANEL, ROW};
 /// Rows that a pass computes: what 16 registers hold the sums of, with what they wait for.
 const PASS: usize = 4;
 
-pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
-    for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-        panel(words, x, acc);
-    }
-}
-
-fn panel(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]) {
-    let rows = acc.len();
-    assert!(x.len() >= rows * ROW && 2 * words.len() <= PANEL * ROW);
-    for (i, acc) in acc.chunks_mut(PASS).enumerate() {
-        let x = &x[i * PASS * ROW..];
-        // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
-        unsafe {
+/// # Safety
+/// That of a [kernel](super::Kernel); AVX2 and FMA.
+pub(super) unsafe fn multiply(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    assert!(x.len() >= y.len() * ROW);
+    for (panel, words) in words.iter().enumerate() {
+        assert!(2 * words.len() <= PANEL * ROW);
+        for (y, x) in y.chunks(PASS).zip(x.chunks(PASS * ROW)) {
             for half in [0, 16] {
-                match acc.len() {
-                    4 => some::<4>(words, half, x, acc),
-                    3 => some::<3>(words, half, x, acc),
-                    2 => some::<2>(words, half, x, acc),
-                    _ => some::<1>(words, half, x, acc),
+                // SAFETY: the caller's; sizes are checked above.
+                unsafe {
+                    match y.len() {
+                        4 => some::<4>(words, x, y, panel, half),
+                        3 => some::<3>(words, x, y, panel, half),
+                        2 => some::<2>(words, x, y, panel, half),
+                        _ => some::<1>(words, x, y, panel, half),
+                    }
                 }
             }
         }
     }
 }
 
-/// Half a panel, from output `half` on.
+/// Half a panel, from its output `half` on.
 ///
 /// # Safety
-/// AVX2 and FMA; `acc` and `x` have `R` rows, those of `x` [`ROW`] words apart and of as many pairs as `words`.
+/// AVX2 and FMA; `x` has `R` rows, [`ROW`] words apart, of as many pairs as `words` has lines, and `y` `R` rows with
+/// these outputs, which nobody else touches.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn some<const R: usize>(words: &[u32], half: usize, x: &[f32], acc: &mut [[f32; PANEL]]) {
+unsafe fn some<const R: usize>(
+    words: &[u32],
+    x: &[f32],
+    y: &[*mut f32],
+    panel: usize,
+    half: usize,
+) {
     // SAFETY: pointers stay inside the slices, by the caller's word.
     unsafe {
         let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         let mut c = [[_mm256_setzero_ps(); 2]; R];
+        let outputs = panel * PANEL + half;
         for r in 0..R {
-            c[r][0] = _mm256_loadu_ps(acc[r].as_ptr().add(half));
-            c[r][1] = _mm256_loadu_ps(acc[r].as_ptr().add(half + 8));
+            let y = y[r].add(outputs);
+            c[r] = [_mm256_loadu_ps(y), _mm256_loadu_ps(y.add(8))];
         }
         let (w, x) = (words.as_ptr().add(half), x.as_ptr());
         for p in 0..words.len() / PANEL {
@@ -70,33 +75,32 @@ unsafe fn some<const R: usize>(words: &[u32], half: usize, x: &[f32], acc: &mut 
             }
         }
         for r in 0..R {
-            _mm256_storeu_ps(acc[r].as_mut_ptr().add(half), c[r][0]);
-            _mm256_storeu_ps(acc[r].as_mut_ptr().add(half + 8), c[r][1]);
+            let y = y[r].add(outputs);
+            _mm256_storeu_ps(y, c[r][0]);
+            _mm256_storeu_ps(y.add(8), c[r][1]);
         }
     }
 }
 
 /// As [`multiply`], of whole numbers: bytes of even and of odd k become words of 16 bits, whose products are added in
 /// pairs. (Bytes times bytes in one instruction would saturate.)
-pub(super) fn multiply_whole<const FOUR: bool>(
-    words: &[&[u32]],
-    x: &[f32],
-    rows: usize,
-    acc: &mut [[f32; PANEL]],
-) {
-    for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
+///
+/// # Safety
+/// That of a [kernel](super::Kernel); AVX2 and FMA.
+pub(super) unsafe fn multiply_whole<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    assert!(x.len() >= y.len() * ROW);
+    for (panel, words) in words.iter().enumerate() {
         let groups = (words.len() / PANEL).div_ceil(super::group_lines(FOUR));
-        assert!(acc.len() == rows && x.len() >= rows * ROW && WORDS * groups <= ROW);
-        for (i, acc) in acc.chunks_mut(PASS).enumerate() {
-            let x = &x[i * PASS * ROW..];
-            // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
-            unsafe {
-                for half in [0, 16] {
-                    match acc.len() {
-                        4 => whole::<4, FOUR>(words, half, x, acc),
-                        3 => whole::<3, FOUR>(words, half, x, acc),
-                        2 => whole::<2, FOUR>(words, half, x, acc),
-                        _ => whole::<1, FOUR>(words, half, x, acc),
+        assert!(WORDS * groups <= ROW);
+        for (y, x) in y.chunks(PASS).zip(x.chunks(PASS * ROW)) {
+            for half in [0, 16] {
+                // SAFETY: the caller's; sizes are checked above.
+                unsafe {
+                    match y.len() {
+                        4 => whole::<4, FOUR>(words, x, y, panel, half),
+                        3 => whole::<3, FOUR>(words, x, y, panel, half),
+                        2 => whole::<2, FOUR>(words, x, y, panel, half),
+                        _ => whole::<1, FOUR>(words, x, y, panel, half),
                     }
                 }
             }
@@ -104,16 +108,18 @@ pub(super) fn multiply_whole<const FOUR: bool>(
     }
 }
 
-/// Half a panel, from output `half` on.
+/// Half a panel, from its output `half` on.
 ///
 /// # Safety
-/// AVX2 and FMA; `acc` and `x` have `R` rows, those of `x` [`ROW`] words apart and of as many groups as `words`.
+/// AVX2 and FMA; `x` has `R` rows, [`ROW`] words apart, of as many groups as `words`, and `y` `R` rows with these
+/// outputs, which nobody else touches.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn whole<const R: usize, const FOUR: bool>(
     words: &[u32],
-    half: usize,
     x: &[f32],
-    acc: &mut [[f32; PANEL]],
+    y: &[*mut f32],
+    panel: usize,
+    half: usize,
 ) {
     // SAFETY: pointers stay inside the slices, by the caller's word.
     unsafe {
@@ -121,7 +127,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
         let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         let mut w = words.as_ptr().add(half);
         let mut x = x.as_ptr();
-        let y = acc.as_mut_ptr().cast::<f32>().add(half);
+        let outputs = panel * PANEL + half;
         let mut left = words.len() / PANEL;
         while left > 0 {
             let mut scales = w;
@@ -189,7 +195,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                     };
                     let s = _mm256_castsi256_ps(s);
                     for r in 0..R {
-                        let y = y.add(r * PANEL + 8 * h);
+                        let y = y[r].add(outputs + 8 * h);
                         let s = _mm256_mul_ps(s, _mm256_set1_ps(*x.add(r * ROW)));
                         let c = _mm256_cvtepi32_ps(c[r][h]);
                         _mm256_storeu_ps(y, _mm256_fmadd_ps(c, s, _mm256_loadu_ps(y)));

@@ -10,20 +10,19 @@ use super::{PANEL, ROW};
 /// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
 const AHEAD: usize = 2048;
 
-pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
+/// # Safety
+/// That of a [kernel](super::Kernel); AVX-512 F.
+pub(super) unsafe fn multiply(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     let len = words.first().map_or(0, |w| w.len());
     assert!(words.iter().all(|w| w.len() == len));
-    assert!(acc.len() == words.len() * rows && x.len() >= rows * ROW && 2 * len <= PANEL * ROW);
+    assert!(x.len() >= y.len() * ROW && 2 * len <= PANEL * ROW);
     macro_rules! by_size {
         ($(($p:literal, $r:literal)),*) => {
-            match (words.len(), rows) {
-                // SAFETY: this level is chosen only where the processor has AVX-512 F; sizes are checked above.
-                $(($p, $r) => unsafe { some::<$p, $r>(words, x, acc) },)*
-                // Few panels are left over: one after the other.
-                _ => for (w, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-                    assert!(words.len() > 1, "a size without a kernel");
-                    multiply(&[w], x, rows, acc);
-                },
+            match (words.len(), y.len()) {
+                // SAFETY: the caller's; sizes are checked above.
+                $(($p, $r) => unsafe { some::<$p, $r>(words, x, y) },)*
+                // SAFETY: as above.
+                _ => unsafe { super::each(multiply, words, x, y) },
             }
         };
     }
@@ -31,21 +30,17 @@ pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32
 }
 
 /// # Safety
-/// AVX-512 F; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of
-/// at least as many pairs, [`ROW`] words apart.
+/// AVX-512 F; `words` has `P` panels of the same length, `x` `R` rows of at least as many pairs, [`ROW`] words apart, and
+/// `y` `R` rows with these panels' outputs, which nobody else touches.
 #[target_feature(enable = "avx512f")]
-unsafe fn some<const P: usize, const R: usize>(
-    words: &[&[u32]],
-    x: &[f32],
-    acc: &mut [[f32; PANEL]],
-) {
+unsafe fn some<const P: usize, const R: usize>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     // SAFETY: pointers stay inside the slices, by the caller's word.
     unsafe {
         let high = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
         let mut c = [[[_mm512_setzero_ps(); 2]; R]; P];
         for g in 0..P {
             for r in 0..R {
-                let at = acc[g * R + r].as_ptr();
+                let at = y[r].add(g * PANEL);
                 c[g][r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
             }
         }
@@ -81,7 +76,7 @@ unsafe fn some<const P: usize, const R: usize>(
         }
         for g in 0..P {
             for r in 0..R {
-                let at = acc[g * R + r].as_mut_ptr();
+                let at = y[r].add(g * PANEL);
                 _mm512_storeu_ps(at, c[g][r][0]);
                 _mm512_storeu_ps(at.add(16), c[g][r][1]);
             }

@@ -83,8 +83,6 @@ const CHUNK: usize = 96;
 const TILE: usize = 8;
 /// Panels that few rows of x meet together, at most.
 const GROUP: usize = 4;
-/// Rows times panels of one kernel call, at most.
-const SUMS: usize = 12;
 /// Rows of x up to which memory, not arithmetic, is what a kernel waits for.
 const FEW: usize = 4;
 /// k that a panel's pass covers before the next rows of x: what stays in the cache.
@@ -333,49 +331,51 @@ impl<'a> Linear<'a> {
         start: Start<'_>,
     ) {
         let m = rows.len();
+        let outputs = panels.start * PANEL..(panels.end * PANEL).min(self.n);
+        for r in 0..m {
+            let at = rows.y(r) * self.n + outputs.start;
+            // SAFETY: the caller's.
+            let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(at), outputs.len()) };
+            match start {
+                Start::Zero => y.fill(0.0),
+                Start::Bias(b) => y.copy_from_slice(&b[outputs.clone()]),
+                Start::Keep => {}
+            }
+        }
         if m <= FEW {
             let packed = &mut [0.0; FEW * ROW];
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
                 let panels = panel..(panel + group).min(panels.end);
-                // SAFETY: the caller's.
-                unsafe { self.block(level, x, rows, panels, 0..self.k, packed, out, start) };
+                for k in self.blocks() {
+                    // SAFETY: the caller's.
+                    unsafe { self.block(level, x, rows, panels.clone(), k, packed, out) };
+                }
             }
             return;
         }
         let packed = &mut [0.0; ROWS * ROW];
         // As many in each part: few rows at the end would wait for weights as long as many.
         let part = m.div_ceil(m.div_ceil(ROWS));
-        let mut from = 0;
-        // At least once, also where k is 0.
-        while from < self.k || from == 0 {
-            let k = from..(from + self.block_columns()).min(self.k);
-            let start = if from == 0 { start } else { Start::Keep };
+        for k in self.blocks() {
             for row in (0..m).step_by(part) {
                 let rows = rows.part(row, (m - row).min(part));
                 // SAFETY: the caller's.
-                unsafe {
-                    self.block(
-                        level,
-                        x,
-                        rows,
-                        panels.clone(),
-                        k.clone(),
-                        packed,
-                        out,
-                        start,
-                    )
-                };
+                unsafe { self.block(level, x, rows, panels.clone(), k.clone(), packed, out) };
             }
-            if k.end == self.k {
-                return;
-            }
-            from = k.end;
         }
     }
 
-    /// Some rows of x, some columns, some panels.
+    /// The columns of each pass.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (k, step) = (self.k, self.block_columns());
+        (0..k)
+            .step_by(step)
+            .map(move |from| from..(from + step).min(k))
+    }
+
+    /// Adds some columns' products, of some rows of x and some panels.
     ///
     /// # Safety
     /// Nobody else touches the outputs of these panels.
@@ -392,90 +392,51 @@ impl<'a> Linear<'a> {
         k: Range<usize>,
         packed: &mut [f32],
         out: Outputs,
-        start: Start<'_>,
     ) {
         let rows = of.len();
-        let group = level.panels(rows);
         let width = self.input_before(self.k);
+        let part = self.input_before(k.start)..self.input_before(k.end);
+        for (r, out) in packed.chunks_exact_mut(ROW).take(rows).enumerate() {
+            let x = &x[of.x(r) * width..][part.clone()];
+            if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
+                rounded::row(level, x, out);
+            } else {
+                out[..x.len()].copy_from_slice(x);
+                // The partner of an odd last column of f32.
+                out[x.len()] = 0.0;
+            }
+        }
         let kernel = level.kernel(self.form, self.inputs);
-        let mut acc = [[0.0; PANEL]; SUMS];
-        let mut from = k.start;
-        loop {
-            let to = (from + self.block_columns()).min(k.end);
-            let start = if from == k.start { start } else { Start::Keep };
-            let part = self.input_before(from)..self.input_before(to);
-            for (r, out) in packed.chunks_exact_mut(ROW).take(rows).enumerate() {
-                let x = &x[of.x(r) * width..][part.clone()];
-                if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
-                    rounded::row(level, x, out);
-                } else {
-                    out[..x.len()].copy_from_slice(x);
-                    // The partner of an odd last column of f32.
-                    out[x.len()] = 0.0;
-                }
+        let words = |panel: usize| &self.words(panel)[self.before(k.start)..self.before(k.end)];
+        let group = level.panels(rows);
+        // A last panel that is not full has no outputs for some of its sums.
+        let full = panels.end.min(self.n / PANEL);
+        for first in (panels.start..full).step_by(group) {
+            let count = (full - first).min(group);
+            let mut all = [&self.words[..0]; GROUP];
+            for (i, w) in all[..count].iter_mut().enumerate() {
+                *w = words(first + i);
             }
-            for first in panels.clone().step_by(group) {
-                let count = (panels.end - first).min(group);
-                let mut words = [&self.words[..0]; GROUP];
-                for (i, words) in words[..count].iter_mut().enumerate() {
-                    *words = &self.words(first + i)[self.before(from)..self.before(to)];
-                }
-                for (i, acc) in acc[..count * rows].iter_mut().enumerate() {
-                    // SAFETY: the caller's.
-                    unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
-                }
-                kernel(&words[..count], packed, rows, &mut acc[..count * rows]);
-                for (i, acc) in acc[..count * rows].iter().enumerate() {
-                    // SAFETY: the caller's.
-                    unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
-                }
+            let mut y = [std::ptr::null_mut(); ROWS];
+            for (r, y) in y[..rows].iter_mut().enumerate() {
+                // SAFETY: inside the outputs, by the caller's word.
+                *y = unsafe { out.0.add(of.y(r) * self.n + first * PANEL) };
             }
-            if to == k.end {
-                return;
-            }
-            from = to;
+            // SAFETY: these panels have all their outputs, which nobody else touches.
+            unsafe { kernel(&all[..count], packed, &y[..rows]) };
         }
-    }
-
-    /// What a panel's outputs of one row start from.
-    ///
-    /// # Safety
-    /// Nobody writes these outputs meanwhile; the row lies inside.
-    unsafe fn load(
-        &self,
-        panel: usize,
-        row: usize,
-        out: Outputs,
-        start: Start<'_>,
-        acc: &mut [f32; PANEL],
-    ) {
-        let from = panel * PANEL;
-        let n = (self.n - from).min(PANEL);
-        let first = match start {
-            Start::Zero => {
-                *acc = [0.0; PANEL];
-                return;
+        for panel in full.max(panels.start)..panels.end {
+            let n = self.n - panel * PANEL;
+            for r in 0..rows {
+                let at = of.y(r) * self.n + panel * PANEL;
+                // SAFETY: inside the outputs, by the caller's word.
+                let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(at), n) };
+                let mut sums = [0.0; PANEL];
+                sums[..n].copy_from_slice(y);
+                // SAFETY: a panel's sums.
+                unsafe { kernel(&[words(panel)], &packed[r * ROW..], &[sums.as_mut_ptr()]) };
+                y.copy_from_slice(&sums[..n]);
             }
-            Start::Bias(b) => &b[from..from + n],
-            // SAFETY: inside the outputs, by the caller's word.
-            Start::Keep => unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) },
-        };
-        match first.as_array() {
-            Some(all) => *acc = *all,
-            None => acc[..n].copy_from_slice(first),
-        }
-    }
-
-    /// # Safety
-    /// Nobody else touches these outputs; the row lies inside.
-    unsafe fn store(&self, panel: usize, row: usize, out: Outputs, acc: &[f32; PANEL]) {
-        let from = panel * PANEL;
-        let n = (self.n - from).min(PANEL);
-        // SAFETY: inside the outputs, by the caller's word.
-        let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(row * self.n + from), n) };
-        match y.as_mut_array() {
-            Some(all) => *all = *acc,
-            None => y.copy_from_slice(&acc[..n]),
         }
     }
 }
@@ -559,8 +520,42 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, [`ROW`] words apart, times some panels: `acc` holds each panel's rows in turn.
-type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
+/// Adds the products of some rows of x, [`ROW`] words apart, and some panels, which lie side by side in y: there is one
+/// pointer for each row, to the first panel's first output.
+///
+/// # Safety
+/// Each row of y has all outputs of the panels, which nobody else touches.
+type Kernel = unsafe fn(words: &[&[u32]], x: &[f32], y: &[*mut f32]);
+
+/// The sums of one row and panel.
+///
+/// # Safety
+/// As [`Kernel`], of this panel; no other reference to them is alive.
+unsafe fn sums<'a>(y: *mut f32, panel: usize) -> &'a mut [f32; PANEL] {
+    // SAFETY: the caller's.
+    unsafe { &mut *y.add(panel * PANEL).cast() }
+}
+
+/// Calls a kernel for one panel after the other: few are left over.
+///
+/// # Safety
+/// That of the kernel.
+#[cfg(target_arch = "x86_64")]
+unsafe fn each(kernel: Kernel, words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    assert!(
+        words.len() > 1 && y.len() <= ROWS,
+        "a size without a kernel"
+    );
+    let mut shifted = [std::ptr::null_mut(); ROWS];
+    for (panel, words) in words.iter().enumerate() {
+        for (to, y) in shifted.iter_mut().zip(y) {
+            // SAFETY: the row has this panel's outputs.
+            *to = unsafe { y.add(panel * PANEL) };
+        }
+        // SAFETY: the caller's.
+        unsafe { kernel(&[words], x, &shifted[..y.len()]) };
+    }
+}
 
 impl Level {
     fn kernel(self, form: WeightType, inputs: Inputs) -> Kernel {

@@ -11,7 +11,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::{Kernel, PANEL, ROW};
+use super::{Kernel, PANEL, ROW, sums};
 use crate::bf16::bf16_from_f32;
 use crate::cpu::Level;
 
@@ -123,10 +123,14 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     flushed(y)
 }
 
-fn scalar(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
-    for (i, acc) in acc.iter_mut().enumerate() {
-        let (words, x) = (words[i / rows], &x[i % rows * ROW..]);
-        for (x, words) in x.iter().zip(words.chunks_exact(PANEL)) {
+/// # Safety
+/// That of a [kernel](Kernel).
+unsafe fn scalar(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    for i in 0..words.len() * y.len() {
+        let (panel, r) = (i / y.len(), i % y.len());
+        // SAFETY: the caller's.
+        let acc = unsafe { sums(y[r], panel) };
+        for (x, words) in x[r * ROW..].iter().zip(words[panel].chunks_exact(PANEL)) {
             let x = halves(x.to_bits());
             for (acc, w) in acc.iter_mut().zip(words) {
                 let w = halves(*w).map(flushed);
@@ -145,12 +149,15 @@ fn halves(word: u32) -> [f32; 2] {
 }
 
 /// Eight lanes that do what the instruction does.
+///
+/// # Safety
+/// That of a [kernel](Kernel); AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
-fn emulated(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
-    for (i, acc) in acc.iter_mut().enumerate() {
-        let (words, x) = (words[i / rows], &x[i % rows * ROW..][..ROW]);
-        // SAFETY: this kernel is chosen only where the processor has AVX2 and FMA.
-        unsafe { emulate(words, x, acc) };
+unsafe fn emulated(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    for i in 0..words.len() * y.len() {
+        let (panel, r) = (i / y.len(), i % y.len());
+        // SAFETY: the caller's.
+        unsafe { emulate(words[panel], &x[r * ROW..][..ROW], sums(y[r], panel)) };
     }
 }
 
@@ -207,21 +214,20 @@ fn array(x: __m256i) -> [u32; 8] {
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 2048;
 
+/// # Safety
+/// That of a [kernel](Kernel); AVX-512 F and BF16.
 #[cfg(target_arch = "x86_64")]
-fn dot(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
+unsafe fn dot(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     let len = words.first().map_or(0, |w| w.len());
-    assert!(words.iter().all(|w| w.len() == len) && len <= PANEL * ROW);
-    assert!(acc.len() == words.len() * rows && x.len() >= rows * ROW);
+    assert!(words.iter().all(|w| w.len() == len));
+    assert!(x.len() >= y.len() * ROW && len <= PANEL * ROW);
     macro_rules! by_size {
         ($(($p:literal, $r:literal)),*) => {
-            match (words.len(), rows) {
-                // SAFETY: this kernel is chosen only where the processor has it; sizes are checked above.
-                $(($p, $r) => unsafe { some::<$p, $r>(words, x, acc) },)*
-                // Few panels are left over: one after the other.
-                _ => for (w, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-                    assert!(words.len() > 1, "a size without a kernel");
-                    dot(&[w], x, rows, acc);
-                },
+            match (words.len(), y.len()) {
+                // SAFETY: the caller's; sizes are checked above.
+                $(($p, $r) => unsafe { some::<$p, $r>(words, x, y) },)*
+                // SAFETY: as above.
+                _ => unsafe { super::each(dot, words, x, y) },
             }
         };
     }
@@ -229,21 +235,17 @@ fn dot(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
 }
 
 /// # Safety
-/// AVX-512 F and BF16; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of at least as
-/// many pairs, [`ROW`] words apart.
+/// AVX-512 F and BF16; `words` has `P` panels of the same length, `x` `R` rows of at least as many pairs, [`ROW`] words
+/// apart, and `y` `R` rows with these panels' outputs, which nobody else touches.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn some<const P: usize, const R: usize>(
-    words: &[&[u32]],
-    x: &[f32],
-    acc: &mut [[f32; PANEL]],
-) {
+unsafe fn some<const P: usize, const R: usize>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     // SAFETY: pointers stay inside the slices, by the caller's word; those that are only asked for may leave them.
     unsafe {
         let mut c = [[[_mm512_setzero_ps(); 2]; R]; P];
         for p in 0..P {
             for r in 0..R {
-                let at = acc[p * R + r].as_ptr();
+                let at = y[r].add(p * PANEL);
                 c[p][r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
             }
         }
@@ -270,7 +272,7 @@ unsafe fn some<const P: usize, const R: usize>(
         }
         for p in 0..P {
             for r in 0..R {
-                let at = acc[p * R + r].as_mut_ptr();
+                let at = y[r].add(p * PANEL);
                 _mm512_storeu_ps(at, c[p][r][0]);
                 _mm512_storeu_ps(at.add(16), c[p][r][1]);
             }

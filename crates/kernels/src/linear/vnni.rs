@@ -11,27 +11,19 @@ use super::{PANEL, ROW};
 /// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
 const AHEAD: usize = 1024;
 
-pub(super) fn multiply<const FOUR: bool>(
-    words: &[&[u32]],
-    x: &[f32],
-    rows: usize,
-    acc: &mut [[f32; PANEL]],
-) {
+/// # Safety
+/// That of a [kernel](super::Kernel); AVX-512 F and VNNI.
+pub(super) unsafe fn multiply<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     let len = words.first().map_or(0, |w| w.len());
-    assert!(words.iter().all(|w| w.len() == len));
-    let group = PANEL * super::group_lines(FOUR);
-    assert!(acc.len() == words.len() * rows && x.len() >= rows * ROW);
-    assert!(WORDS * len.div_ceil(group) <= ROW);
+    assert!(words.iter().all(|w| w.len() == len) && x.len() >= y.len() * ROW);
+    assert!(WORDS * len.div_ceil(PANEL * super::group_lines(FOUR)) <= ROW);
     macro_rules! by_size {
         ($(($p:literal, $r:literal)),*) => {
-            match (words.len(), rows) {
-                // SAFETY: this kernel is chosen only where the processor has VNNI; sizes are checked above.
-                $(($p, $r) => unsafe { some::<$p, $r, FOUR>(words, x, acc) },)*
-                // Few panels are left over: one after the other.
-                _ => for (w, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-                    assert!(words.len() > 1, "a size without a kernel");
-                    multiply::<FOUR>(&[w], x, rows, acc);
-                },
+            match (words.len(), y.len()) {
+                // SAFETY: the caller's; sizes are checked above.
+                $(($p, $r) => unsafe { some::<$p, $r, FOUR>(words, x, y) },)*
+                // SAFETY: as above.
+                _ => unsafe { super::each(multiply::<FOUR>, words, x, y) },
             }
         };
     }
@@ -39,13 +31,13 @@ pub(super) fn multiply<const FOUR: bool>(
 }
 
 /// # Safety
-/// AVX-512 F and VNNI; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of as many
-/// groups, [`ROW`] words apart.
+/// AVX-512 F and VNNI; `words` has `P` panels of the same length, `x` `R` rows of as many groups, [`ROW`] words apart, and
+/// `y` `R` rows with these panels' outputs, which nobody else touches.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
     words: &[&[u32]],
     x: &[f32],
-    acc: &mut [[f32; PANEL]],
+    y: &[*mut f32],
 ) {
     // SAFETY: pointers stay inside the slices, by the caller's word; those that are only asked for may leave them.
     unsafe {
@@ -55,7 +47,15 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
         for p in 0..P {
             w[p] = words[p].as_ptr();
         }
-        let (mut x, y) = (x.as_ptr(), acc.as_mut_ptr().cast::<f32>());
+        // Rows of y may lie a power of two apart: their sums have a place of their own until the end.
+        let mut sums = [[[_mm512_setzero_ps(); 2]; R]; P];
+        for p in 0..P {
+            for r in 0..R {
+                let at = y[r].add(p * PANEL);
+                sums[p][r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+            }
+        }
+        let mut x = x.as_ptr();
         let mut left = words[0].len() / PANEL;
         while left > 0 {
             let mut scales = w;
@@ -132,15 +132,21 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                     for r in 0..R {
                         let scale = _mm512_set1_ps(*x.add(r * ROW));
                         for h in 0..2 {
-                            let y = y.add((p * R + r) * PANEL + 16 * h);
                             let c = _mm512_cvtepi32_ps(c[p][r][h]);
                             let s = _mm512_mul_ps(s[h], scale);
-                            _mm512_storeu_ps(y, _mm512_fmadd_ps(c, s, _mm512_loadu_ps(y)));
+                            sums[p][r][h] = _mm512_fmadd_ps(c, s, sums[p][r][h]);
                         }
                     }
                 }
             }
             x = x.add(WORDS);
+        }
+        for p in 0..P {
+            for r in 0..R {
+                let at = y[r].add(p * PANEL);
+                _mm512_storeu_ps(at, sums[p][r][0]);
+                _mm512_storeu_ps(at.add(16), sums[p][r][1]);
+            }
         }
     }
 }
