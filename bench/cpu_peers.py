@@ -22,6 +22,8 @@ SIZES = {
 }
 VOCAB, CONTEXT = 32000, 4096
 PREFILL, DECODE_PROMPT, PROMPT, OUTPUT, REQUESTS = 512, 32, 128, 128, 16
+# Tokens that each case begins with, untimed: `plimsoll bench` does as much.
+WARM = 8
 # Weight bits -> (ours, OpenVINO's, llama.cpp's)
 FORMS = {"16": ("bf16", "fp16", "bf16"), "8": ("int8", "int8", "Q8_0"), "4": ("int4", "int4", "Q4_K_M")}
 CASES = ["decode", "prefill", "batch"]
@@ -107,9 +109,9 @@ def openvino_once(folder: str, threads: int):
         assert seen == requests * output, (seen, requests, output)
         return first - began, end - first, end - began
 
-    def warm(f, *case):
-        run(*case)
-        return f(*run(*case))
+    def warm(f, requests, prompt, output):
+        run(requests, prompt, min(output, WARM))
+        return f(*run(requests, prompt, output))
 
     print(json.dumps({
         "decode": warm(lambda first, rest, _: (OUTPUT - 1) / rest, 1, DECODE_PROMPT, OUTPUT),
@@ -137,9 +139,9 @@ def vllm_once(folder: str):
         assert all(len(d.outputs[0].token_ids) == output for d in done)
         return took
 
-    def warm(*case):
-        run(*case)
-        return run(*case)
+    def warm(requests, prompt, output):
+        run(requests, prompt, min(output, WARM))
+        return run(requests, prompt, output)
 
     # Its own call tells no first token's time: what one token takes is taken off.
     first = warm(1, DECODE_PROMPT, 1)
@@ -230,12 +232,20 @@ def main():
         if a.vllm and bits == "16":
             todo[bits]["vLLM bf16"] = lambda: vllm(a, folder)
     results = {bits: {name: [] for name in engines} for bits, engines in todo.items()}
-    for r in range(a.rounds):
-        for bits, engines in todo.items():
-            for name, once in engines.items():
-                results[bits][name].append(once())
-                print(f"round {r + 1}: {name}: {results[bits][name][-1]}", file=sys.stderr, flush=True)
-    print(f"\n`llama-{a.size}`, {a.threads} threads, medians of {a.rounds} alternating rounds (least to most), tokens/s\n")
+    rounds = 0
+    try:
+        for rounds in range(1, a.rounds + 1):
+            for bits, engines in todo.items():
+                for name, once in engines.items():
+                    results[bits][name].append(once())
+                    print(f"round {rounds}: {name}: {results[bits][name][-1]}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        # What there is: whole rounds.
+        rounds -= 1
+        results = {bits: {name: runs[:rounds] for name, runs in engines.items()} for bits, engines in results.items()}
+    if not rounds:
+        return
+    print(f"\n`llama-{a.size}`, {a.threads} threads, medians of {rounds} alternating rounds (least to most), tokens/s\n")
     print("| engine | decode, 1 stream | prefill of 512 | 16 x (128 + 128) | peak memory, MB |\n| --- | --- | --- | --- | --- |")
     for bits, engines in results.items():
         mid = {n: {c: statistics.median(x[c] for x in runs) for c in [*CASES, "peak"]} for n, runs in engines.items()}

@@ -21,6 +21,9 @@ use crate::error::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Progress;
 
+/// Tokens that a case begins with, untimed.
+const WARM: u32 = 8;
+
 /// Prompt of the decode case.
 const DECODE_PROMPT: u32 = 32;
 
@@ -253,11 +256,13 @@ impl Bench<'_> {
         for i in 0..=self.repeats {
             self.progress
                 .show(|| format!("{name}: {i} of {}", self.repeats));
-            let timed = self.one(case)?;
-            // The first warms up.
-            if i > 0 {
-                all.push(timed);
+            if i == 0 {
+                // Warms up, with few tokens.
+                let output = case.output.min(WARM);
+                self.one(Case { output, ..case })?;
+                continue;
             }
+            all.push(self.one(case)?);
         }
         Ok(all)
     }

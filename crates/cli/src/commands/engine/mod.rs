@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::{Inputs, Level};
@@ -126,7 +127,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         })?;
     }
     let threads = usize::try_from(threads).unwrap_or(1);
-    let progress = Progress::new();
+    let (progress, began) = (Progress::new(), Instant::now());
     load_weights(
         &program,
         &checkpoint,
@@ -134,10 +135,12 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         threads,
         &|done, all| {
             progress.show(|| {
+                let rate = done.get() as f64 / began.elapsed().as_secs_f64().max(1e-3);
                 format!(
-                    "loading {} of {}",
+                    "loading {} of {}, {}/s",
                     short_bytes(done.get()),
-                    short_bytes(all.get())
+                    short_bytes(all.get()),
+                    short_bytes(rate as u64)
                 )
             });
         },
