@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,8 @@ SIZES = {
 }
 VOCAB, CONTEXT = 32000, 4096
 PREFILL, DECODE_PROMPT, PROMPT, OUTPUT, REQUESTS = 512, 32, 128, 128, 16
+# Tokens that each case begins with, untimed: `plimsoll bench` does as much.
+WARM = 8
 # Weight bits -> (ours, OpenVINO's, llama.cpp's)
 FORMS = {"16": ("bf16", "fp16", "bf16"), "8": ("int8", "int8", "Q8_0"), "4": ("int4", "int4", "Q4_K_M")}
 CASES = ["decode", "prefill", "batch"]
@@ -106,9 +109,9 @@ def openvino_once(folder: str, threads: int):
         assert seen == requests * output, (seen, requests, output)
         return first - began, end - first, end - began
 
-    def warm(f, *case):
-        run(*case)
-        return f(*run(*case))
+    def warm(f, requests, prompt, output):
+        run(requests, prompt, min(output, WARM))
+        return f(*run(requests, prompt, output))
 
     print(json.dumps({
         "decode": warm(lambda first, rest, _: (OUTPUT - 1) / rest, 1, DECODE_PROMPT, OUTPUT),
@@ -117,14 +120,48 @@ def openvino_once(folder: str, threads: int):
     }))
 
 
-def measured(command: list) -> tuple[str, int]:
+def vllm_once(folder: str):
+    """One process of vLLM: prints tokens per second of the three cases, each after once to warm up."""
+    import random
+
+    from vllm import LLM, SamplingParams
+
+    blocks = REQUESTS * ((PROMPT + OUTPUT) // 16 + 1)
+    llm = LLM(folder, dtype="bfloat16", max_model_len=1024, max_num_seqs=REQUESTS, max_num_batched_tokens=PREFILL,
+              enable_prefix_caching=False, num_gpu_blocks_override=blocks, disable_log_stats=True)
+    draw = random.Random(1)
+
+    def run(requests, prompt, output):
+        prompts = [{"prompt_token_ids": [draw.randrange(1, VOCAB) for _ in range(prompt)]} for _ in range(requests)]
+        began = time.perf_counter()
+        done = llm.generate(prompts, SamplingParams(temperature=0, ignore_eos=True, max_tokens=output), use_tqdm=False)
+        took = time.perf_counter() - began
+        assert all(len(d.outputs[0].token_ids) == output for d in done)
+        return took
+
+    def warm(requests, prompt, output):
+        run(requests, prompt, min(output, WARM))
+        return run(requests, prompt, output)
+
+    # Its own call tells no first token's time: what one token takes is taken off.
+    first = warm(1, DECODE_PROMPT, 1)
+    print(json.dumps({
+        "decode": (OUTPUT - 1) / (warm(1, DECODE_PROMPT, OUTPUT) - first),
+        "prefill": PREFILL / warm(1, PREFILL, 1),
+        "batch": REQUESTS * OUTPUT / warm(REQUESTS, PROMPT, OUTPUT),
+    }))
+
+
+def measured(command: list, **environment: str) -> tuple[str, int]:
     """Output of a process, and the peak of its resident memory in bytes."""
-    p = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, err = p.stdout.read(), None
-    _, status, usage = os.wait4(p.pid, 0)
-    err = p.stderr.read()
-    if status:
-        sys.exit(f"{command[0]} failed:\n{err[-2000:]}")
+    with tempfile.TemporaryFile("w+") as err:
+        env = os.environ | environment
+        p = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, stderr=err, text=True, env=env)
+        out = p.stdout.read()
+        _, status, usage = os.wait4(p.pid, 0)
+        if status:
+            err.seek(0)
+            sys.exit(f"{command[0]} failed:\n{err.read()[-2000:]}")
     return out, usage.ru_maxrss * 1024
 
 
@@ -152,6 +189,13 @@ def llama_once(a, model: Path):
     return {"decode": decode, "prefill": prefill, "batch": REQUESTS * OUTPUT / row["t"], "peak": peak}
 
 
+def vllm(a, folder: Path):
+    # In one process, so that its memory is all; the space for KV blocks is whole GiB there, of which few blocks are taken.
+    out, peak = measured([a.vllm, __file__, "--vllm-once", folder], VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1",
+                         VLLM_CPU_OMP_THREADS_BIND=f"0-{a.threads - 1}", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="ERROR")
+    return json.loads(out.splitlines()[-1]) | {"peak": peak}
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--root", type=Path)
@@ -161,10 +205,14 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--forms", default="16 8 4", help="weight bits")
+    p.add_argument("--vllm", type=Path, help="Python that has vLLM: its bf16 is one more peer")
     p.add_argument("--openvino-once", metavar="FOLDER", help=argparse.SUPPRESS)
+    p.add_argument("--vllm-once", metavar="FOLDER", help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.openvino_once:
         return openvino_once(a.openvino_once, a.threads)
+    if a.vllm_once:
+        return vllm_once(a.vllm_once)
     folder = a.root / f"llama-{a.size}"
     checkpoint(folder, a.size)
     todo = {}
@@ -181,13 +229,23 @@ def main():
             f"OpenVINO GenAI {ov}": peer,
             f"llama.cpp {llama}": lambda at=at_llama: llama_once(a, at),
         }
+        if a.vllm and bits == "16":
+            todo[bits]["vLLM bf16"] = lambda: vllm(a, folder)
     results = {bits: {name: [] for name in engines} for bits, engines in todo.items()}
-    for r in range(a.rounds):
-        for bits, engines in todo.items():
-            for name, once in engines.items():
-                results[bits][name].append(once())
-                print(f"round {r + 1}: {name}: {results[bits][name][-1]}", file=sys.stderr, flush=True)
-    print(f"\n`llama-{a.size}`, {a.threads} threads, medians of {a.rounds} alternating rounds (least to most), tokens/s\n")
+    rounds = 0
+    try:
+        for rounds in range(1, a.rounds + 1):
+            for bits, engines in todo.items():
+                for name, once in engines.items():
+                    results[bits][name].append(once())
+                    print(f"round {rounds}: {name}: {results[bits][name][-1]}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        # What there is: whole rounds.
+        rounds -= 1
+        results = {bits: {name: runs[:rounds] for name, runs in engines.items()} for bits, engines in results.items()}
+    if not rounds:
+        return
+    print(f"\n`llama-{a.size}`, {a.threads} threads, medians of {rounds} alternating rounds (least to most), tokens/s\n")
     print("| engine | decode, 1 stream | prefill of 512 | 16 x (128 + 128) | peak memory, MB |\n| --- | --- | --- | --- | --- |")
     for bits, engines in results.items():
         mid = {n: {c: statistics.median(x[c] for x in runs) for c in [*CASES, "peak"]} for n, runs in engines.items()}

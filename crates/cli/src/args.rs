@@ -325,6 +325,9 @@ pub(crate) struct EngineArgs {
     /// Threads, with `--gpu cpu` (default: processors)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) threads: Option<u64>,
+    /// Tell the log probability of each token, and of so many likeliest ones, with `--gpu cpu`
+    #[arg(long, value_name = "0..20", value_parser = clap::value_parser!(u64).range(0..=20))]
+    pub(crate) logprobs: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

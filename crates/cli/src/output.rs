@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use plimsoll_report::Look;
+use serde::Serialize;
 
 use crate::args::{Color, Global};
 use crate::error::{Exit, Failure};
@@ -60,6 +61,20 @@ impl Output {
             })
             .and_then(|()| self.out.flush());
         finished(written)
+    }
+
+    /// Writes data as one line of JSON, piece by piece; returns what is wrong with the data.
+    pub(crate) fn json(
+        &mut self,
+        data: &impl Serialize,
+    ) -> Result<Result<(), serde_json::Error>, Failure> {
+        let mut out = io::BufWriter::new(&mut self.out);
+        let written = match serde_json::to_writer(&mut out, data) {
+            Err(e) if !e.is_io() => return Ok(Err(e)),
+            other => other.map_err(io::Error::from),
+        };
+        let written = written.and_then(|()| out.write_all(b"\n"));
+        finished(written.and_then(|()| out.flush())).map(Ok)
     }
 
     /// Talks to a person; losing it loses no data.

@@ -205,6 +205,7 @@ fn p_flags_that_contradict_each_other_or_the_model() {
         ("--gpu h100 --memory 24GiB", "--memory"),
         ("--gpu any --memory 24GiB", "--memory"),
         ("--gpu h100 --threads 2", "--threads"),
+        ("--gpu h100 --logprobs 5", "--logprobs"),
         ("--n 2 --beam-width 2", "cannot be used with"),
         (
             "--enable-prefix-caching --no-enable-prefix-caching",

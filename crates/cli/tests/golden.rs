@@ -503,3 +503,32 @@ fn memory_in_use_is_not_planned_twice() {
     let lower = at("--in-use 7GiB --gpu-memory-utilization 0.9");
     assert_eq!(lower["answer"]["verdict"], "yes");
 }
+
+/// What is planned is what the printed commands ask for: `serve` has a type of its own to begin with.
+#[test]
+fn commands_to_paste_name_the_type_of_the_cache() {
+    for (kv, own, vllm) in [
+        ("int8", "int8", "int8_per_token_head"),
+        ("f16", "f16", "float16"),
+    ] {
+        let shown = text(&format!(
+            "plan llama-3.1-8b --engine plimsoll --gpu h100 --context 8k --users 2 --kv-cache-dtype {kv}"
+        ));
+        let line = |start: &str| {
+            let mut lines = shown.lines().map(str::trim);
+            lines
+                .find(|l| l.starts_with(start))
+                .expect("a command")
+                .to_owned()
+        };
+        let (serve, other) = (line("plimsoll serve"), line("vllm serve"));
+        assert!(
+            serve.contains(&format!("--kv-cache-dtype {own} ")),
+            "{serve}"
+        );
+        assert!(
+            other.contains(&format!("--kv-cache-dtype {vllm}")),
+            "{other}"
+        );
+    }
+}

@@ -146,8 +146,11 @@ fn terms(all: &Value) -> BTreeMap<(String, String), u64> {
 /// Runs a prompt and returns the map of the run.
 fn run(folder: &Folder, flags: &[&str]) -> Value {
     let file = folder.0.join("map.json");
-    let mut all = vec!["-p", "w5 w6 w7", "-n", "40", "--ignore-eos", "--memory-map"];
-    all.push(file.to_str().expect("a path"));
+    let mut all = vec!["-p", "w5 w6 w7", "--ignore-eos", "--json"];
+    all.extend(["--memory-map", file.to_str().expect("a path")]);
+    if !flags.contains(&"-n") {
+        all.extend(["-n", "40"]);
+    }
     all.extend(flags);
     let out = plimsoll("generate", &folder.0, &all);
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -158,17 +161,27 @@ fn run(folder: &Folder, flags: &[&str]) -> Value {
 #[test]
 fn the_map_of_a_run_is_the_one_that_plan_prints() {
     for (folder, length) in [(model("map", 2, 64), "256"), (hybrid("states"), "128")] {
-        let bytes = ["bf16", "int8", "int4"].map(|w| compare_maps(&folder, length, w));
-        assert!(bytes[0] > bytes[1] && bytes[1] > bytes[2], "{bytes:?}");
+        let types = [("bf16", "f32"), ("int8", "f16"), ("int4", "int8")];
+        let [a, b, c] = types.map(|types| compare_maps(&folder, length, types));
+        let falls = |i: usize| a[i] > b[i] && b[i] > c[i];
+        assert!(falls(0) && falls(1), "{a:?}, {b:?}, {c:?}");
     }
 }
 
-/// Bytes of weights.
-fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
-    let mut weight_bytes = 0;
-    for sizes in [["--kv-memory", "3MiB"], ["--memory", "256MiB"]] {
+/// Bytes of weights, and of all that the KV cache can use.
+fn compare_maps(folder: &Folder, length: &str, (weights, kv): (&str, &str)) -> [u64; 2] {
+    let mut bytes = [0; 2];
+    for sizes in [
+        &["--kv-memory", "3MiB"][..],
+        &["--memory", "256MiB"],
+        &["--memory", "256MiB", "--logprobs", "5"],
+    ] {
         let mut flags = SETTINGS
-            .map(|f| if f == "256" { length } else { f })
+            .map(|f| match f {
+                "256" => length,
+                "bf16" => kv,
+                other => other,
+            })
             .to_vec();
         flags.extend(sizes);
         flags.extend(["--weights", weights]);
@@ -187,7 +200,9 @@ fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
         assert!(out.status.success(), "{}", text(&out.stderr));
         let plan: Value = serde_json::from_slice(&out.stdout).expect("JSON");
         let planned = terms(&plan["ranks"][0]["terms"]);
-        assert_eq!(terms(&map["terms"]), planned, "{weights}, {sizes:?}");
+        assert_eq!(terms(&map["terms"]), planned, "{weights}, {kv}, {sizes:?}");
+        let told = planned.keys().any(|(_, name)| name == "log probabilities");
+        assert_eq!(told, sizes.contains(&"--logprobs"));
         let mut regions: BTreeMap<&str, u64> = BTreeMap::new();
         for ((region, _), bytes) in &planned {
             *regions.entry(region).or_default() += bytes;
@@ -203,9 +218,9 @@ fn compare_maps(folder: &Folder, length: &str, weights: &str) -> u64 {
                 assert_eq!(r["committed_bytes"], regions[name], "{name}");
             }
         }
-        weight_bytes = regions["weights"];
+        bytes = [regions["weights"], regions["kv_cache"]];
     }
-    weight_bytes
+    bytes
 }
 
 #[test]
@@ -292,6 +307,27 @@ fn the_process_has_what_was_planned() {
     let least = (plan - starting) / 100 * 97;
     assert!(ready >= least, "{ready}, and at least {least}");
     assert!(reserve_used <= reserve, "{reserve_used} of {reserve}");
+}
+
+/// They were made a tree of JSON values first, many times what is planned.
+#[test]
+fn log_probabilities_take_no_more_than_the_reserve() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("skipped: this system has no /proc to say what a process has in memory");
+        return;
+    }
+    let folder = model("told", 2, 64);
+    for several in ["--samples", "--beam-width"] {
+        let flags = "-n 800 --logprobs 20 --prompt-logprobs 20 --max-model-len 1024 --threads 2";
+        let flags: Vec<&str> = flags.split(' ').chain([several, "8"]).collect();
+        let map = run(&folder, &flags);
+        let regions = map["regions"].as_array().expect("regions");
+        let reserve = regions.iter().find(|r| r["region"] == "reserve");
+        let bytes = |key: &str| reserve.expect("a reserve")[key].as_u64().expect("bytes");
+        let (used, planned) = (bytes("high_water_bytes"), bytes("planned_bytes"));
+        println!("{several}: {used} of {planned}");
+        assert!(used <= planned, "{several}: {used} of {planned}");
+    }
 }
 
 /// The strictest limit that needs no rights: private memory that can be written, touched or not. What is mapped beside

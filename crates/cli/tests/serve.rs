@@ -870,6 +870,9 @@ fn a_full_queue_says_when_to_come_back() {
     // Two prompts of one body, of which only one has a place: neither stays.
     let two = json!({ "prompt": [PROMPT, PROMPT], "max_tokens": 900 }).to_string();
     assert_eq!(server.post("/v1/completions", &two).status, 429);
+    let steps = |s: &Server| s.get("/v1/memory").json()["engine_steps"].as_u64().unwrap();
+    let then = steps(&server);
+    server.wait_until("a step on", |s| steps(s) > then + 1);
     assert_eq!(count(&server, "waiting"), 0);
     let _waiting = server.send("POST", "/v1/completions", json, &long);
     server.wait_until("waiting", |s| count(s, "waiting") == 1);

@@ -167,12 +167,21 @@ fn a_log_replays_and_any_change_to_it_is_noticed() {
         "llama-13b",
         "--requests",
         "20",
+        "--workload",
+        "sharegpt:fan=parallel(4)",
         "--log",
         &log,
         "--servers",
         "paged",
     ]);
     let replayed = text(&["--replay", &log]);
+    // The prompt's blocks, of which three of four tables are saved.
+    let saved = replayed
+        .lines()
+        .find_map(|l| l.strip_prefix("sharing saves "));
+    let saved = saved.and_then(|s| s.split_once(" % of the blocks in tables"));
+    let saved: f64 = saved.expect(&replayed).0.parse().unwrap();
+    assert!(saved > 5.0 && saved < 75.0, "{replayed}");
     assert!(
         replayed.ends_with("every decision is the same\n"),
         "{replayed}"
@@ -397,6 +406,9 @@ fn flags_that_make_no_sense() {
         refused(flags, 2, part);
     }
     refused_with(&[], 2);
+    let latents = "deepseek-v3 --gpu h200 --tp 8 --kv-cache-dtype int8";
+    let stderr = refused_with(&words(latents), 2);
+    assert!(stderr.contains("use bf16, f16 or f32"), "{stderr}");
     refused_with(&["llama-13b", "--requests", "0"], 2);
     refused_with(&["no-such-model-anywhere", "--offline"], 4);
 }

@@ -2,7 +2,8 @@
 //!
 //! **A block** holds, for each KV head in turn, its keys as `[k_dim][slots]`, and after all of them the values of
 //! each head as `[slots][v_dim]`: sixteen keys' elements lie side by side, so scores are sixteen chains over
-//! the head's elements, and values are added key by key. No sum runs across lanes but the last one.
+//! the head's elements, and values are added key by key. No sum runs across lanes but the last one. Where elements
+//! have scales ([`Cached::SCALE`]), those of the keys of each head follow as `[slots]`, then those of the values.
 //!
 //! **Tiles** are sixteen keys at absolute positions that are multiples of sixteen, whatever the block size and
 //! wherever a chunk begins. So the softmax is rescaled at the same keys in every batch, chunking and paging, and
@@ -10,95 +11,17 @@
 
 #![allow(unsafe_code)]
 
-use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::cached::{Cached, F16, for_types};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
-use crate::latent;
 use crate::pool::Pool;
 
 /// Queries that pass a tile together: those of one KV head, of neighbouring tokens.
 const QUERIES: usize = 8;
-/// Queries whose values are added together.
-const TOGETHER: usize = 4;
+/// Tiles that few queries pass together.
+const AHEAD: usize = 4;
 /// Elements of a head at most.
 pub const HEAD_MAX: usize = 256;
-
-/// A type of cached keys and values.
-pub trait Cached: Copy + Send + Sync + sealed::Sealed {
-    #[doc(hidden)]
-    fn narrow(x: f32) -> Self;
-    #[doc(hidden)]
-    fn wide(self) -> f32;
-}
-
-mod sealed {
-    use super::{Item, Lanes, Level};
-    use crate::latent;
-
-    pub trait Sealed: Sized + Default {
-        #[allow(private_bounds, private_interfaces, reason = "sealed")]
-        fn load<V: Lanes>(x: &[Self]) -> V;
-        #[allow(private_interfaces, reason = "sealed")]
-        fn attend(level: Level, item: &Item<'_, Self>);
-        #[allow(private_interfaces, reason = "sealed")]
-        fn attend_latents(level: Level, item: &latent::Item<'_, Self>);
-    }
-}
-
-/// bfloat16.
-impl Cached for u16 {
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        bf16_from_f32(x)
-    }
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        f32_from_bf16(self)
-    }
-}
-
-impl sealed::Sealed for u16 {
-    #[inline(always)]
-    #[allow(private_bounds, private_interfaces, reason = "sealed")]
-    fn load<V: Lanes>(x: &[Self]) -> V {
-        V::load_bf16(x)
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend(level: Level, item: &Item<'_, Self>) {
-        at_level!(level, item_bf16(item));
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend_latents(level: Level, item: &latent::Item<'_, Self>) {
-        latent::attend_bf16(level, item);
-    }
-}
-
-impl Cached for f32 {
-    #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn wide(self) -> f32 {
-        self
-    }
-}
-
-impl sealed::Sealed for f32 {
-    #[inline(always)]
-    #[allow(private_bounds, private_interfaces, reason = "sealed")]
-    fn load<V: Lanes>(x: &[Self]) -> V {
-        V::load(x)
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend(level: Level, item: &Item<'_, Self>) {
-        at_level!(level, item_f32(item));
-    }
-    #[allow(private_interfaces, reason = "sealed")]
-    fn attend_latents(level: Level, item: &latent::Item<'_, Self>) {
-        latent::attend_f32(level, item);
-    }
-}
 
 /// How one layer's keys and values lie in a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,13 +52,19 @@ impl KvShape {
             + head * self.v_dim * self.slots
     }
 
-    /// Elements of the layer's part of a page.
-    const fn len(&self) -> usize {
-        self.heads * (self.k_dim + self.v_dim) * self.slots
+    /// Where the scales of a head's keys begin, and those of its values.
+    fn scales<C: Cached>(&self, page: u32, head: usize) -> [usize; 2] {
+        [head, self.heads + head].map(|n| self.value(page, self.heads) + n * self.slots * C::SCALE)
     }
 
-    fn check(&self, pages: usize) {
-        assert!(self.slots > 0 && self.layer + self.len() <= self.page);
+    /// Elements of the layer's part of a page.
+    const fn len<C: Cached>(&self) -> usize {
+        self.heads * (self.k_dim + self.v_dim + 2 * C::SCALE) * self.slots
+    }
+
+    fn check<C: Cached>(&self, pages: usize) {
+        assert!(C::SCALE == 0 || C::SCALE * size_of::<C>() == size_of::<f32>());
+        assert!(self.slots > 0 && self.layer + self.len::<C>() <= self.page);
         assert!(pages.is_multiple_of(self.page.max(1)));
         assert!(self.k_dim <= HEAD_MAX && self.v_dim <= HEAD_MAX);
     }
@@ -229,7 +158,7 @@ pub fn write_kv<C: Cached>(
     k: Columns<'_>,
     v: Columns<'_>,
 ) {
-    shape.check(pages.len());
+    shape.check::<C>(pages.len());
     let count = pages.len() / shape.page.max(1);
     let out = &Pages(pages.as_mut_ptr());
     pool.run(all.len(), |i| {
@@ -242,13 +171,24 @@ pub fn write_kv<C: Cached>(
                 let keys = k.row(q.row + n, head * shape.k_dim, shape.k_dim);
                 let values = v.row(q.row + n, head * shape.v_dim, shape.v_dim);
                 let (to_k, to_v) = (shape.key(page, head), shape.value(page, head));
+                let ((k_scale, k_by), (v_scale, v_by)) = (C::scale(keys), C::scale(values));
                 // SAFETY: inside the page, as checked; sequences write slots of their own.
                 unsafe {
                     for (d, x) in keys.iter().enumerate() {
-                        *out.0.add(to_k + d * shape.slots + slot) = C::narrow(*x);
+                        *out.0.add(to_k + d * shape.slots + slot) = C::narrow(*x * k_by);
                     }
                     for (d, x) in values.iter().enumerate() {
-                        *out.0.add(to_v + slot * shape.v_dim + d) = C::narrow(*x);
+                        *out.0.add(to_v + slot * shape.v_dim + d) = C::narrow(*x * v_by);
+                    }
+                }
+                if C::SCALE > 0 {
+                    let to = shape.scales::<C>(page, head);
+                    for (to, scale) in to.into_iter().zip([k_scale, v_scale]) {
+                        // SAFETY: as above; a scale is as long as `SCALE` elements, as checked, at any address.
+                        unsafe {
+                            let to = out.0.add(to + slot * C::SCALE);
+                            to.cast::<f32>().write_unaligned(scale);
+                        }
                     }
                 }
             }
@@ -266,7 +206,7 @@ unsafe impl Sync for Outputs {}
 
 /// Some queries of one KV head.
 #[derive(Clone, Copy)]
-struct Item<'a, C> {
+pub(crate) struct Item<'a, C> {
     shape: &'a KvShape,
     pages: &'a [C],
     scores: &'a Scores<'a>,
@@ -295,7 +235,7 @@ pub fn attend<C: Cached>(
     q: Columns<'_>,
     out: &mut [f32],
 ) {
-    shape.check(pages.len());
+    shape.check::<C>(pages.len());
     let group = scores.heads / shape.heads.max(1);
     assert!(group > 0 && group * shape.heads == scores.heads);
     assert!(scores.sinks.is_none_or(|s| s.len() >= scores.heads));
@@ -340,8 +280,12 @@ pub fn attend<C: Cached>(
     });
 }
 
-for_levels!(item_bf16, item_of<u16>(item: &Item<'_, u16>));
-for_levels!(item_f32, item_of<f32>(item: &Item<'_, f32>));
+for_types! {
+    attend_f32, item_f32, f32;
+    attend_bf16, item_bf16, u16;
+    attend_f16, item_f16, F16;
+    attend_i8, item_i8, i8;
+}
 
 #[inline(always)]
 fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
@@ -372,57 +316,91 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
     let gathers = !shape.slots.is_multiple_of(LANES);
     let size = if gathers { LANES * HEAD_MAX } else { 0 };
     let (mut keys, mut values) = (vec![C::default(); size], vec![C::default(); size]);
-    for tile in (from / LANES * LANES..to).step_by(LANES) {
-        let (lo, hi) = (from.max(tile), to.min(tile + LANES));
-        let (k, k_stride, v) = tile_of(item, tile, lo, hi, &mut keys, &mut values);
-        let s = scores_of::<V, C>(&q[..item.count], k, k_stride, shape.k_dim);
-        let mut p = [[0.0; LANES]; QUERIES];
-        // Keys of the tile that each query sees, and whether all see all of them.
-        let mut ranges = [(0, 0); QUERIES];
-        let mut whole = true;
-        for (n, s) in s[..item.count].iter().enumerate() {
-            let (first, end) = seen(n);
-            let a = first.max(tile) - tile;
-            let b = end.min(tile + LANES).saturating_sub(tile);
-            whole &= (a, b) == (0, LANES);
-            if a >= b {
-                continue;
+    // Few queries have too few chains for one tile.
+    let ahead = match item.count {
+        _ if gathers => 1,
+        1 => AHEAD,
+        2 | 3 => 2,
+        _ => 1,
+    };
+    let mut s = [[V::splat(0.0); QUERIES]; AHEAD];
+    for tile in (from / LANES * LANES..to).step_by(ahead * LANES) {
+        let count = (to - tile).div_ceil(LANES).min(ahead);
+        let mut tiles = [Tile::default(); AHEAD];
+        if gathers {
+            let (lo, hi) = (from.max(tile), to.min(tile + LANES));
+            tiles[0] = gathered(item, tile, lo, hi, &mut keys, &mut values);
+        } else {
+            for (i, t) in tiles[..count].iter_mut().enumerate() {
+                *t = tile_of(item, tile + i * LANES);
             }
-            ranges[n] = (a, b);
-            let mut s = s.mul(V::splat(scores.scale));
-            if let Some(c) = scores.softcap {
-                s = s.mul(V::splat(1.0 / c)).tanh().mul(V::splat(c));
-            }
-            let s = s.array();
-            // The largest of several numbers does not depend on their order.
-            let top = s[a..b]
-                .iter()
-                .fold(m[n], |x, y| if *y > x { *y } else { x });
-            let mut masked = [f32::NEG_INFINITY; LANES];
-            masked[a..b].copy_from_slice(&s[a..b]);
-            p[n] = V::load(&masked).sub(V::splat(top)).exp().array();
-            p[n][..a].fill(0.0);
-            p[n][b..].fill(0.0);
-            if top > m[n] {
-                // What was added up so far shrinks; at first there is nothing.
-                let shrink = V::splat(m[n] - top).exp();
-                l[n] = l[n].mul(shrink);
-                for acc in acc[n][..shape.v_dim].chunks_mut(LANES) {
-                    V::load_some(acc, 0.0).mul(shrink).store_some(acc);
+        }
+        let tiles = &tiles[..count];
+        scores_of::<V, C>(&q[..item.count], tiles, shape.k_dim, &mut s);
+        for (i, (t, s)) in tiles.iter().zip(&s).enumerate() {
+            let tile = tile + i * LANES;
+            let scales = (C::SCALE > 0).then(|| {
+                let (lo, hi) = (from.max(tile), to.min(tile + LANES));
+                scales_of(item, tile, lo, hi)
+            });
+            let mut p = [[0.0; LANES]; QUERIES];
+            // Keys of the tile that each query sees.
+            let mut ranges = [(0, 0); QUERIES];
+            for (n, s) in s[..item.count].iter().enumerate() {
+                let (first, end) = seen(n);
+                let a = first.max(tile) - tile;
+                let b = end.min(tile + LANES).saturating_sub(tile);
+                if a >= b {
+                    continue;
                 }
-                m[n] = top;
+                ranges[n] = (a, b);
+                let mut s = *s;
+                if let Some([of_keys, _]) = &scales {
+                    s = s.mul(V::load(of_keys));
+                }
+                s = s.mul(V::splat(scores.scale));
+                if let Some(c) = scores.softcap {
+                    s = s.mul(V::splat(1.0 / c)).tanh().mul(V::splat(c));
+                }
+                let whole = (a, b) == (0, LANES);
+                if !whole {
+                    let mut masked = [f32::NEG_INFINITY; LANES];
+                    masked[a..b].copy_from_slice(&s.array()[a..b]);
+                    s = V::load(&masked);
+                }
+                // The largest of several numbers does not depend on their order.
+                let largest = s.largest();
+                let top = if largest > m[n] { largest } else { m[n] };
+                s = s.sub(V::splat(top)).exp();
+                if !whole {
+                    let mut kept = [0.0; LANES];
+                    kept[a..b].copy_from_slice(&s.array()[a..b]);
+                    s = V::load(&kept);
+                }
+                if top > m[n] {
+                    // What was added up so far shrinks; at first there is nothing.
+                    let shrink = V::splat(m[n] - top).exp();
+                    l[n] = l[n].mul(shrink);
+                    for acc in acc[n][..shape.v_dim].chunks_mut(LANES) {
+                        V::load_some(acc, 0.0).mul(shrink).store_some(acc);
+                    }
+                    m[n] = top;
+                }
+                l[n] = l[n].add(s);
+                if let Some([_, of_values]) = &scales {
+                    s = s.mul(V::load(of_values));
+                }
+                s.store(&mut p[n]);
             }
-            l[n] = l[n].add(V::load(&p[n]));
-        }
-        // The same chains, key by key, several side by side where all queries see the whole tile.
-        let mut done = 0;
-        while whole && item.count - done >= TOGETHER && shape.v_dim.is_multiple_of(2 * LANES) {
-            add_values_of_some::<V, C>(&p[done..], v, shape.v_dim, &mut acc[done..]);
-            done += TOGETHER;
-        }
-        for n in done..item.count {
-            let (a, b) = ranges[n];
-            add_values::<V, C>(&p[n][a..b], &v[a * shape.v_dim..], shape.v_dim, &mut acc[n]);
+            let mut done = 0;
+            while done < item.count {
+                // Those that see the same keys add the same values.
+                let (a, b) = ranges[done];
+                let same = ranges[done..item.count].iter();
+                let same = same.take_while(|r| **r == (a, b)).count();
+                let (p, v) = (&p[done..], &t.v[a * shape.v_dim..]);
+                done += add_values::<V, C>(p, (a, b), v, shape.v_dim, &mut acc[done..], same);
+            }
         }
     }
     for (n, (row, _, head)) in queries.iter().enumerate() {
@@ -436,25 +414,41 @@ fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {
     }
 }
 
-/// The keys of a tile, `[k_dim]` rows of sixteen some elements apart, and its values, `[16][v_dim]`: where they
-/// lie, or gathered where the tile spans blocks. Only keys `lo..hi` are looked up.
+/// The keys of a tile, `[k_dim]` rows of sixteen some elements apart, and its values, `[16][v_dim]`.
+#[derive(Clone, Copy, Default)]
+struct Tile<'a, C> {
+    k: &'a [C],
+    stride: usize,
+    v: &'a [C],
+}
+
+/// A tile where it lies: in one block.
 #[inline(always)]
-fn tile_of<'a, C: Cached>(
-    item: &Item<'a, C>,
+fn tile_of<'a, C: Cached>(item: &Item<'a, C>, tile: usize) -> Tile<'a, C> {
+    let shape = item.shape;
+    let slots = shape.slots;
+    let (page, slot) = (item.table[tile / slots], tile % slots);
+    let k = &item.pages[shape.key(page, item.kv_head)..][..shape.k_dim * slots];
+    let v = &item.pages[shape.value(page, item.kv_head)..][..shape.v_dim * slots];
+    Tile {
+        k: &k[slot..],
+        stride: slots,
+        v: &v[slot * shape.v_dim..],
+    }
+}
+
+/// A tile that may span blocks: its keys `lo..hi`, gathered.
+#[inline(always)]
+fn gathered<'a, C: Cached>(
+    item: &Item<'_, C>,
     tile: usize,
     lo: usize,
     hi: usize,
     keys: &'a mut [C],
     values: &'a mut [C],
-) -> (&'a [C], usize, &'a [C]) {
+) -> Tile<'a, C> {
     let shape = item.shape;
     let slots = shape.slots;
-    if tile % slots + LANES <= slots {
-        let (page, slot) = (item.table[tile / slots], tile % slots);
-        let k = &item.pages[shape.key(page, item.kv_head)..][..shape.k_dim * slots];
-        let v = &item.pages[shape.value(page, item.kv_head)..][..shape.v_dim * slots];
-        return (&k[slot..], slots, &v[slot * shape.v_dim..]);
-    }
     for position in lo..hi {
         let (page, slot) = (item.table[position / slots], position % slots);
         let k = &item.pages[shape.key(page, item.kv_head)..][..shape.k_dim * slots];
@@ -466,96 +460,187 @@ fn tile_of<'a, C: Cached>(
         values[lane * shape.v_dim..][..shape.v_dim]
             .copy_from_slice(&v[slot * shape.v_dim..][..shape.v_dim]);
     }
-    (keys, LANES, values)
+    Tile {
+        k: keys,
+        stride: LANES,
+        v: values,
+    }
 }
 
-/// Scores of up to eight queries with sixteen keys.
+/// The scales of a tile's keys and of its values: where a slot was never written, or is not looked up, anything.
+#[inline(always)]
+fn scales_of<C: Cached>(
+    item: &Item<'_, C>,
+    tile: usize,
+    lo: usize,
+    hi: usize,
+) -> [[f32; LANES]; 2] {
+    let (shape, slots) = (item.shape, item.shape.slots);
+    if tile % slots + LANES <= slots {
+        let at = shape.scales::<C>(item.table[tile / slots], item.kv_head);
+        return at.map(|at| read_scales(item.pages, at + tile % slots * C::SCALE));
+    }
+    let mut scales = [[0.0; LANES]; 2];
+    for position in lo..hi {
+        let at = shape.scales::<C>(item.table[position / slots], item.kv_head);
+        for (scales, at) in scales.iter_mut().zip(at) {
+            [scales[position - tile]] = read_scales(item.pages, at + position % slots * C::SCALE);
+        }
+    }
+    scales
+}
+
+/// Scales that lie side by side from element `at` on.
+#[inline(always)]
+fn read_scales<C: Cached, const N: usize>(pages: &[C], at: usize) -> [f32; N] {
+    let elements = &pages[at..][..N * C::SCALE];
+    // SAFETY: they are as long as `N` scales, as `KvShape::check` saw, and any bits are an f32.
+    unsafe { elements.as_ptr().cast::<[f32; N]>().read_unaligned() }
+}
+
+/// Scores of up to eight queries with the sixteen keys of each tile: as many chains at once as hide what one multiply-add
+/// waits for another.
 #[inline(always)]
 fn scores_of<V: Lanes, C: Cached>(
     q: &[&[f32]],
-    k: &[C],
-    stride: usize,
+    tiles: &[Tile<'_, C>],
     dim: usize,
-) -> [V; QUERIES] {
-    let mut s = [V::splat(0.0); QUERIES];
+    s: &mut [[V; QUERIES]; AHEAD],
+) {
     let mut n = 0;
-    if q.len() == QUERIES {
-        // As many chains at once as hide what one multiply-add waits for another.
-        let q: [&[f32]; QUERIES] = std::array::from_fn(|i| &q[i][..dim]);
-        for d in 0..dim {
-            let key = C::load::<V>(&k[d * stride..]);
-            for i in 0..QUERIES {
-                s[i] = key.fma(V::splat(q[i][d]), s[i]);
-            }
-        }
-        return s;
-    }
     while n < q.len() {
-        // Four chains, or what is left.
-        if q.len() - n >= 4 {
-            for d in 0..dim {
-                let key = C::load::<V>(&k[d * stride..]);
-                for i in 0..4 {
-                    s[n + i] = key.fma(V::splat(q[n + i][d]), s[n + i]);
+        let q = &q[n..];
+        n += match (q.len(), tiles.len()) {
+            (8.., 1) => chains::<V, C, 8, 1>(q, tiles, dim, s, n),
+            (4.., 1) => chains::<V, C, 4, 1>(q, tiles, dim, s, n),
+            (3, 1) => chains::<V, C, 3, 1>(q, tiles, dim, s, n),
+            (3, 2) => chains::<V, C, 3, 2>(q, tiles, dim, s, n),
+            (2.., 1) => chains::<V, C, 2, 1>(q, tiles, dim, s, n),
+            (2.., 2) => chains::<V, C, 2, 2>(q, tiles, dim, s, n),
+            (_, AHEAD) => chains::<V, C, 1, AHEAD>(q, tiles, dim, s, n),
+            _ => {
+                for (t, s) in tiles.iter().zip(s.chunks_exact_mut(1)) {
+                    chains::<V, C, 1, 1>(q, std::slice::from_ref(t), dim, s, n);
                 }
+                1
             }
-            n += 4;
-        } else {
-            for d in 0..dim {
-                s[n] = C::load::<V>(&k[d * stride..]).fma(V::splat(q[n][d]), s[n]);
-            }
-            n += 1;
-        }
+        };
     }
-    s
 }
 
-/// [`add_values`] for [`TOGETHER`] queries that see all sixteen keys: values are read once for all.
+/// Scores of `N` queries with `T` tiles, as those of the `n`-th query on; how many queries.
 #[inline(always)]
-fn add_values_of_some<V: Lanes, C: Cached>(
+fn chains<V: Lanes, C: Cached, const N: usize, const T: usize>(
+    q: &[&[f32]],
+    tiles: &[Tile<'_, C>],
+    dim: usize,
+    s: &mut [[V; QUERIES]],
+    n: usize,
+) -> usize {
+    // No closures: what they call would not be compiled for the level.
+    let (mut rows, mut keys) = ([&[0.0_f32][..]; N], [&tiles[0]; T]);
+    rows.iter_mut().zip(q).for_each(|(r, q)| *r = &q[..dim]);
+    keys.iter_mut().zip(tiles).for_each(|(k, t)| *k = t);
+    let mut c = [[V::splat(0.0); N]; T];
+    #[allow(clippy::needless_range_loop, reason = "of several rows")]
+    for d in 0..dim {
+        for t in 0..T {
+            let key = C::load::<V>(&keys[t].k[d * keys[t].stride..]);
+            for i in 0..N {
+                c[t][i] = key.fma(V::splat(rows[i][d]), c[t][i]);
+            }
+        }
+    }
+    for (s, c) in s.iter_mut().zip(c) {
+        s[n..n + N].copy_from_slice(&c);
+    }
+    N
+}
+
+/// `acc += p · v`, key by key, for as many of the first `same` queries as are computed together; how many these are.
+#[inline(always)]
+fn add_values<V: Lanes, C: Cached>(
     p: &[[f32; LANES]],
+    (a, b): (usize, usize),
     v: &[C],
     dim: usize,
     acc: &mut [[f32; HEAD_MAX]],
-) {
-    for d in (0..dim).step_by(2 * LANES) {
-        let mut a = [[V::splat(0.0); 2]; TOGETHER];
-        for (a, acc) in a.iter_mut().zip(&*acc) {
-            *a = [V::load(&acc[d..]), V::load(&acc[d + LANES..])];
-        }
-        for i in 0..LANES {
-            let at = i * dim + d;
-            let (v0, v1) = (C::load::<V>(&v[at..]), C::load::<V>(&v[at + LANES..]));
-            for (a, p) in a.iter_mut().zip(p) {
-                let p = V::splat(p[i]);
-                *a = [v0.fma(p, a[0]), v1.fma(p, a[1])];
+    same: usize,
+) -> usize {
+    let n = match same {
+        8.. if V::WIDE => some_values::<V, C, 8, 2>(p, (a, b), v, dim, acc),
+        4.. => some_values::<V, C, 4, 2>(p, (a, b), v, dim, acc),
+        3 => some_values::<V, C, 3, 2>(p, (a, b), v, dim, acc),
+        2 => some_values::<V, C, 2, 4>(p, (a, b), v, dim, acc),
+        _ => some_values::<V, C, 1, 4>(p, (a, b), v, dim, acc),
+    };
+    // What is left of a head.
+    for (p, acc) in p.iter().zip(acc).take(n) {
+        for d in dim / LANES * LANES..dim {
+            for (i, p) in p[a..b].iter().enumerate() {
+                acc[d] = v[i * dim + d].wide().mul_add(*p, acc[d]);
             }
         }
-        for (a, acc) in a.iter().zip(&mut *acc) {
-            a[0].store(&mut acc[d..]);
-            a[1].store(&mut acc[d + LANES..]);
-        }
     }
+    n
 }
 
-/// `acc += p · v`, key by key.
+/// [`add_values`] for `N` queries, `D` times sixteen elements of a head at a time.
 #[inline(always)]
-fn add_values<V: Lanes, C: Cached>(p: &[f32], v: &[C], dim: usize, acc: &mut [f32]) {
+fn some_values<V: Lanes, C: Cached, const N: usize, const D: usize>(
+    p: &[[f32; LANES]],
+    keys: (usize, usize),
+    v: &[C],
+    dim: usize,
+    acc: &mut [[f32; HEAD_MAX]],
+) -> usize {
     let mut d = 0;
+    while d + D * LANES <= dim {
+        columns::<V, C, N, D>(p, keys, v, dim, d, acc);
+        d += D * LANES;
+    }
     while d + LANES <= dim {
-        let mut a = V::load(&acc[d..]);
-        for (i, p) in p.iter().enumerate() {
-            a = C::load::<V>(&v[i * dim + d..]).fma(V::splat(*p), a);
-        }
-        a.store(&mut acc[d..]);
+        columns::<V, C, N, 1>(p, keys, v, dim, d, acc);
         d += LANES;
     }
-    for (d, acc) in acc.iter_mut().enumerate().take(dim).skip(d) {
-        for (i, p) in p.iter().enumerate() {
-            *acc = v[i * dim + d].wide().mul_add(*p, *acc);
+    N
+}
+
+#[inline(always)]
+fn columns<V: Lanes, C: Cached, const N: usize, const D: usize>(
+    p: &[[f32; LANES]],
+    (a, b): (usize, usize),
+    v: &[C],
+    dim: usize,
+    d: usize,
+    acc: &mut [[f32; HEAD_MAX]],
+) {
+    // No closures: what they call would not be compiled for the level.
+    let mut c = [[V::splat(0.0); D]; N];
+    for n in 0..N {
+        for i in 0..D {
+            c[n][i] = V::load(&acc[n][d + i * LANES..]);
+        }
+    }
+    for key in a..b {
+        let at = (key - a) * dim + d;
+        let mut value = [V::splat(0.0); D];
+        for i in 0..D {
+            value[i] = C::load::<V>(&v[at + i * LANES..]);
+        }
+        for n in 0..N {
+            let p = V::splat(p[n][key]);
+            for i in 0..D {
+                c[n][i] = value[i].fma(p, c[n][i]);
+            }
+        }
+    }
+    for n in 0..N {
+        for i in 0..D {
+            c[n][i].store(&mut acc[n][d + i * LANES..]);
         }
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

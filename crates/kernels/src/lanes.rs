@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 use crate::bf16::f32_from_bf16;
+use crate::cached::F16;
+use crate::f16::f32_from_f16;
 
 /// Elements side by side.
 pub(crate) const LANES: usize = 16;
@@ -17,6 +19,8 @@ pub(crate) trait Lanes: Copy {
     fn splat(x: f32) -> Self;
     fn load(x: &[f32]) -> Self;
     fn load_bf16(x: &[u16]) -> Self;
+    fn load_f16(x: &[F16]) -> Self;
+    fn load_i8(x: &[i8]) -> Self;
     fn store(self, x: &mut [f32]);
     /// `self * b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
@@ -30,6 +34,16 @@ pub(crate) trait Lanes: Copy {
     fn min(self, b: Self) -> Self;
     /// 2 to the power of whole numbers between −126 and 127.
     fn exp2_whole(self) -> Self;
+
+    /// Whether one register holds all of them, and there are 32 such.
+    const WIDE: bool = false;
+
+    /// The largest, NaN aside; negative infinity where there is none.
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        self.array().into_iter().fold(f32::NEG_INFINITY, larger)
+    }
 
     fn array(self) -> [f32; LANES] {
         let mut a = [0.0; LANES];
@@ -122,6 +136,14 @@ impl Lanes for Scalar {
         Self(std::array::from_fn(|i| f32_from_bf16(x[i])))
     }
     #[inline(always)]
+    fn load_f16(x: &[F16]) -> Self {
+        Self(std::array::from_fn(|i| f32_from_f16(x[i].0)))
+    }
+    #[inline(always)]
+    fn load_i8(x: &[i8]) -> Self {
+        Self(std::array::from_fn(|i| f32::from(x[i])))
+    }
+    #[inline(always)]
     fn store(self, x: &mut [f32]) {
         x[..LANES].copy_from_slice(&self.0);
     }
@@ -166,15 +188,26 @@ impl Lanes for Scalar {
 /// Two registers of eight.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2 {
-    use super::{LANES, Lanes};
+    use super::{F16, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
 
-    // SAFETY, of all blocks below: made only where the processor has AVX2 and FMA; slices are checked to hold
+    // SAFETY, of all blocks below: made only where the processor has AVX2, FMA and F16C; slices are checked to hold
     // sixteen elements.
     impl Lanes for Avx2 {
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            // Of two numbers the second is taken where one is NaN.
+            unsafe {
+                let none = _mm256_set1_ps(f32::NEG_INFINITY);
+                let m = _mm256_max_ps(_mm256_max_ps(self.0, none), _mm256_max_ps(self.1, none));
+                let m = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps::<1>(m));
+                let m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+                _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps::<1>(m, m)))
+            }
+        }
         #[inline(always)]
         fn splat(x: f32) -> Self {
             let v = unsafe { _mm256_set1_ps(x) };
@@ -191,6 +224,20 @@ pub(crate) mod avx2 {
             let half = |p: *const u16| unsafe {
                 let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+            };
+            Self(half(x), half(unsafe { x.add(8) }))
+        }
+        #[inline(always)]
+        fn load_f16(x: &[F16]) -> Self {
+            let x = x[..LANES].as_ptr();
+            let half = |p: *const F16| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) };
+            Self(half(x), half(unsafe { x.add(8) }))
+        }
+        #[inline(always)]
+        fn load_i8(x: &[i8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            let half = |p: *const i8| unsafe {
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())))
             };
             Self(half(x), half(unsafe { x.add(8) }))
         }
@@ -249,7 +296,7 @@ pub(crate) mod avx2 {
 /// One register of sixteen.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512 {
-    use super::{LANES, Lanes};
+    use super::{F16, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -258,6 +305,15 @@ pub(crate) mod avx512 {
     // SAFETY, of all blocks below: made only where the processor has AVX-512 F, BW and VL; slices are checked to
     // hold sixteen elements.
     impl Lanes for Avx512 {
+        const WIDE: bool = true;
+
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            // Of two numbers the second is taken where one is NaN.
+            unsafe {
+                _mm512_reduce_max_ps(_mm512_max_ps(self.0, _mm512_set1_ps(f32::NEG_INFINITY)))
+            }
+        }
         #[inline(always)]
         fn splat(x: f32) -> Self {
             unsafe { Self(_mm512_set1_ps(x)) }
@@ -273,6 +329,19 @@ pub(crate) mod avx512 {
             unsafe {
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.cast()));
                 Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
+        }
+        #[inline(always)]
+        fn load_f16(x: &[F16]) -> Self {
+            let x = x[..LANES].as_ptr();
+            unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(x.cast()))) }
+        }
+        #[inline(always)]
+        fn load_i8(x: &[i8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            unsafe {
+                let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()));
+                Self(_mm512_cvtepi32_ps(wide))
             }
         }
         #[inline(always)]
@@ -349,9 +418,9 @@ macro_rules! for_levels {
             }
 
             /// # Safety
-            /// AVX2 and FMA.
+            /// AVX2, FMA and F16C.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             pub(super) unsafe fn avx2($($arg: $type),*) {
                 $generic::<$crate::lanes::avx2::Avx2 $($(, $more)*)?>($($arg),*)
             }

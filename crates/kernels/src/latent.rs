@@ -10,7 +10,8 @@
 
 #![allow(unsafe_code)]
 
-use crate::attention::{Cached, Columns, Queries};
+use crate::attention::{Columns, Queries};
+use crate::cached::{Cached, F16, Unscaled, for_types};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
 use crate::pool::Pool;
@@ -61,7 +62,7 @@ unsafe impl<C> Sync for Pages<C> {}
 ///
 /// # Panics
 /// Where a table, a page or a buffer is too short.
-pub fn write_latents<C: Cached>(
+pub fn write_latents<C: Unscaled>(
     pool: &mut Pool,
     shape: &LatentShape,
     pages: &mut [C],
@@ -117,7 +118,7 @@ pub(crate) struct Item<'a, C> {
 /// # Panics
 /// Where a table, a page or a buffer is too short.
 #[allow(clippy::too_many_arguments, reason = "the operation's own")]
-pub fn attend_latents<C: Cached>(
+pub fn attend_latents<C: Unscaled>(
     pool: &mut Pool,
     level: Level,
     shape: &LatentShape,
@@ -165,16 +166,11 @@ pub fn attend_latents<C: Cached>(
     });
 }
 
-pub(crate) fn attend_bf16(level: Level, item: &Item<'_, u16>) {
-    at_level!(level, item_bf16(item));
+for_types! {
+    attend_f32, item_f32, f32;
+    attend_bf16, item_bf16, u16;
+    attend_f16, item_f16, F16;
 }
-
-pub(crate) fn attend_f32(level: Level, item: &Item<'_, f32>) {
-    at_level!(level, item_f32(item));
-}
-
-for_levels!(item_bf16, item_of<u16>(item: &Item<'_, u16>));
-for_levels!(item_f32, item_of<f32>(item: &Item<'_, f32>));
 
 #[inline(always)]
 fn item_of<V: Lanes, C: Cached>(item: &Item<'_, C>) {

@@ -7,8 +7,9 @@
 
 mod attention;
 mod bf16;
+mod cached;
 mod cpu;
-
+mod f16;
 mod lanes;
 mod latent;
 mod linear;
@@ -17,12 +18,15 @@ mod pool;
 mod rows;
 mod state;
 
-pub use attention::{Cached, Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
+pub use attention::{Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
+pub use cached::{Cached, F16, Unscaled};
 pub use cpu::Level;
+pub use f16::{f16_from_f32, f32_from_f16};
 pub use latent::{LATENT_MAX, LatentShape, attend_latents, write_latents};
 pub use linear::{
-    Groups, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, quantise_row, run_heads,
+    Groups, Inputs, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, quantise_row,
+    run_heads,
 };
 pub use peaks::{best_per_s, flops_per_s, read_bytes_per_s};
 pub use pool::Pool;

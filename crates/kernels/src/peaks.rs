@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
+use crate::linear::{Inputs, dot_chains};
 use crate::pool::Pool;
 
 /// Words that a thread reads before it takes more.
@@ -48,10 +49,14 @@ pub fn read_bytes_per_s(pool: &mut Pool, time: Duration, words: &[u32]) -> u64 {
     })
 }
 
-/// Operations of f32 fused multiply-adds, two each, that all threads do in a second at `level`,
-/// measured for twice `time`.
-pub fn flops_per_s(pool: &mut Pool, time: Duration, level: Level) -> u64 {
+/// Operations that all threads do in a second at `level`, measured for twice `time`: two for each multiply-add of f32, or
+/// of bfloat16 where `inputs` are and the processor multiplies them by itself.
+pub fn flops_per_s(pool: &mut Pool, time: Duration, level: Level, inputs: Inputs) -> u64 {
     let tiles = pool.threads() * 16;
+    if let (Inputs::Bf16, Some((dots, each))) = (inputs, dot_chains(level)) {
+        let work = (tiles * ROUNDS) as u64 * each;
+        return best_per_s(2 * time, work, || pool.run(tiles, |_| dots(ROUNDS)));
+    }
     let work = |chains: usize| (tiles * chains * ROUNDS * LANES * 2) as u64;
     let few = best_per_s(time, work(FEW), || {
         pool.run(tiles, |_| at_level!(level, few_chains()));
@@ -98,8 +103,10 @@ mod tests {
         let mut pool = Pool::new(1).expect("one thread is this one");
         let time = Duration::from_millis(20);
         // No processor does a million operations in a nanosecond: work that is not done would seem to.
-        let flops = flops_per_s(&mut pool, time, Level::detect());
-        assert!(flops > 0 && flops < 1_000_000_000_000_000, "{flops}");
+        let flops = [Inputs::F32, Inputs::Bf16]
+            .map(|inputs| flops_per_s(&mut pool, time, Level::detect(), inputs));
+        let possible = flops.iter().all(|f| (1..1_000_000_000_000_000).contains(f));
+        assert!(possible, "{flops:?}");
         assert!(read_bytes_per_s(&mut pool, time, &[1; 1 << 16]) > 0);
         // Nothing to read takes no time worth dividing by.
         assert_eq!(read_bytes_per_s(&mut pool, time, &[]), 0);

@@ -30,7 +30,7 @@ pub enum KvType {
     /// As the model's activations.
     #[default]
     Auto,
-    /// This type for both, without scales per token.
+    /// This type for both, without scales per token but for Plimsoll's int8.
     Plain(DType),
     /// 8-bit integers with an f32 scale per token and head.
     Int8PerTokenHead,

@@ -3,8 +3,8 @@
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Kind, Load, PlanError, Region, Reserve, Settings, Verdict, evaluate,
-    max_context, max_users, total,
+    Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, Settings, Verdict,
+    evaluate, max_context, max_users, total,
 };
 use plimsoll_program::{KvRules, Limits, Parallel, lower};
 use plimsoll_units::{Bytes, DType, WeightType};
@@ -345,4 +345,33 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
         lowered += 1;
     }
     assert!(lowered >= 14, "{lowered}");
+}
+
+/// Whole numbers take a byte for each element and an f32 for each head's key and each value; latents have no heads.
+#[test]
+fn plimsoll_plans_scales_and_refuses_latents_that_would_need_them() {
+    let plan = |model: &str, engine, dtype| {
+        let settings = Settings {
+            kv_type: KvType::Plain(dtype),
+            max_model_len: Some(1024),
+            ..Settings::new(engine)
+        };
+        let deployment = on(&h100(), Parallel::default());
+        evaluate(
+            &builtin(model),
+            &deployment,
+            &settings,
+            &Load::plain(1, 512),
+        )
+    };
+    for (dtype, head) in [(DType::F32, 1024), (DType::F16, 512), (DType::I8, 256 + 8)] {
+        let plan = plan("llama-3.1-8b", Engine::Plimsoll, dtype).expect("a plan");
+        // 32 layers of 8 KV heads, 16 tokens to a block.
+        let page = Bytes::new(32 * 8 * 16 * head);
+        assert_eq!(plan.stages[0].capacity.bytes_per_block, page, "{dtype}");
+    }
+    let refused = plan("deepseek-v3", Engine::Plimsoll, DType::I8);
+    assert!(matches!(refused, Err(PlanError::Refused { .. })));
+    plan("deepseek-v3", Engine::Plimsoll, DType::F16).expect("a plan");
+    plan("deepseek-v3", Engine::Ideal, DType::I8).expect("a plan");
 }

@@ -80,7 +80,8 @@ impl KvRules {
 /// Bytes of the KV cache that one token of one layer needs on one rank of `tp`.
 ///
 /// `local KV heads × (key size + value size) × element`; heads below the degree are replicated,
-/// and a latent vector is whole on every rank. int8 adds one f32 scale per head for K and for V.
+/// and a latent vector is whole on every rank. int8 adds one f32 scale per head for K and for V: in a page they follow
+/// the keys and values of their layer.
 ///
 /// # Errors
 /// [`ShardError`] where the heads do not split.
@@ -211,12 +212,16 @@ impl PoolGeometry {
         for g in groups.iter().filter(|g| g.kind != GroupKind::State) {
             per_token = per_token.max(g.rate.times(g.layers)?);
         }
-        let page = if per_token == Bytes::ZERO {
+        let mut page = if per_token == Bytes::ZERO {
             // A model of states only: one page is one layer's state.
             groups.iter().map(|g| g.rate).max().unwrap_or(Bytes::ZERO)
         } else {
             per_token.times(rules.block_size.max(1))?
         };
+        if groups.iter().any(|g| g.kind == GroupKind::State) {
+            // No element of a state lies in two pages.
+            page = page.round_up(rules.state_dtype.bytes(1)?)?;
+        }
         for g in &mut groups {
             let row = g.rate.times(g.layers)?;
             if g.kind == GroupKind::State {

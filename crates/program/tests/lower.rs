@@ -12,12 +12,12 @@ use std::path::Path;
 
 use plimsoll_model::gguf;
 use plimsoll_model::read_at::{ReadAt, ReadError};
-use plimsoll_model::{Assume, ModelSpec, Role, TensorSpec, catalogue, from_config};
+use plimsoll_model::{Assume, Mixer, ModelSpec, Role, TensorSpec, catalogue, from_config};
 use plimsoll_program::{
-    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rows,
-    Weight, WeightId, WeightLayout, lower,
+    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Parallel,
+    PoolGeometry, Program, Rows, Weight, WeightId, WeightLayout, lower,
 };
-use plimsoll_units::{DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType};
 use serde_json::{Value, json};
 use support::{Reader, fixtures, name, spec, tensors};
 
@@ -1081,4 +1081,40 @@ fn gguf_files_lower_as_their_checkpoints_do() {
     refused.sort_unstable();
     refused.dedup();
     assert_eq!(refused, ["deepseek", "gpt_oss", "mixtral", "qwen3_moe"]);
+}
+
+/// Keys and values of an odd number of bytes would leave states between f32: their pages are a little longer.
+#[test]
+fn no_element_of_a_state_lies_in_two_pages() {
+    let folders = fixtures();
+    let mut spec = spec(
+        folders
+            .iter()
+            .find(|f| name(f) == "granite_hybrid")
+            .unwrap(),
+    );
+    let parallel = Parallel::default();
+    let stage = &parallel.stages(spec.layers.len() as u64)[0];
+    for layer in &mut spec.layers {
+        if let Mixer::Attention(a) = &mut layer.mixer {
+            (a.kv_heads, a.k_dim, a.v_dim) = (1, 7, 6);
+        }
+    }
+    let mut padded = 0;
+    for (dtype, token) in [(DType::F32, 52), (DType::F16, 26), (DType::I8, 13 + 8)] {
+        for block in 1..6 {
+            let rules = KvRules::plimsoll(dtype, block);
+            let g = PoolGeometry::new(&spec, &parallel, stage, &rules).unwrap();
+            let kept = &g.groups.iter().find(|g| g.slots > 0).unwrap();
+            assert_eq!(
+                (kept.layers, kept.rate, kept.slots),
+                (1, Bytes::new(token), block)
+            );
+            let least = token * block;
+            assert_eq!(g.page.get(), least.next_multiple_of(4));
+            assert_eq!(kept.padding.get(), g.page.get() - least);
+            padded += kept.padding.get();
+        }
+    }
+    assert!(padded > 0);
 }

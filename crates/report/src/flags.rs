@@ -94,6 +94,11 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
     if let Some(n) = settings.max_num_seqs.or(asked) {
         own.push(format!("--max-num-seqs {n}"));
     }
+    if let KvType::Plain(d @ (DType::Bf16 | DType::F16 | DType::F32 | DType::I8)) = settings.kv_type
+    {
+        let name = if d == DType::I8 { "int8" } else { d.name() };
+        own.push(format!("--kv-cache-dtype {name}"));
+    }
     for (flag, n) in [("tp", p.tp), ("pp", p.pp), ("dp", p.dp)] {
         if n > 1 {
             own.push(format!("--{flag} {n}"));
@@ -131,6 +136,8 @@ fn vllm_kv_name(k: KvType) -> String {
     match k {
         KvType::Plain(DType::F8E4m3) => "fp8".to_owned(),
         KvType::Plain(DType::F8E5m2) => "fp8_e5m2".to_owned(),
+        // Ours has a scale per token and head.
+        KvType::Plain(DType::I8) => KvType::Int8PerTokenHead.to_string(),
         KvType::Plain(d) => torch_name(d).to_owned(),
         other => other.to_string(),
     }

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -36,7 +36,7 @@ macro_rules! elements {
         unsafe impl Element for $t {}
     )*};
 }
-elements!(u8, i8, u16, u32, f32);
+elements!(u8, i8, u16, u32, f32, plimsoll_kernels::F16);
 
 /// Why an arena cannot be made, or cannot lend a part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -116,6 +116,20 @@ impl std::fmt::Debug for Arena {
     }
 }
 
+/// Asks the system to back a block that nobody has touched yet by huge pages, as far as it fills them: weights and KV
+/// blocks are read all over, and each small page would be looked up by itself. No is an answer too.
+fn ask_for_huge_pages(start: NonNull<u8>, bytes: usize) {
+    let whole = bytes / HUGE_PAGE * HUGE_PAGE;
+    #[cfg(target_os = "linux")]
+    if whole > 0 {
+        use rustix::mm::{Advice, madvise};
+        // SAFETY: inside the block, which begins at a huge page; the advice changes no contents.
+        let _ = unsafe { madvise(start.as_ptr().cast(), whole, Advice::LinuxHugepage) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, whole);
+}
+
 impl Arena {
     /// Commits an arena for `name`.
     ///
@@ -130,7 +144,10 @@ impl Arena {
         let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { PAGE };
         let layout = Layout::from_size_align(bytes.max(1), align).map_err(|_| fail())?;
         // SAFETY: the layout has at least one byte.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(fail)?;
+        let start = NonNull::new(unsafe { alloc(layout) }).ok_or_else(fail)?;
+        ask_for_huge_pages(start, bytes);
+        // SAFETY: the whole block, which nobody else knows yet.
+        unsafe { start.write_bytes(0, layout.size()) };
         for at in (0..bytes).step_by(PAGE) {
             // Volatile, since an allocator may give pages that the system has only promised.
             // SAFETY: inside the block, which nobody else knows yet.

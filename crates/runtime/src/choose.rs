@@ -8,8 +8,8 @@ use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
 use plimsoll_units::{Bytes, SeqId};
 
 use crate::sample::{
-    Histories, History, Logprobs, Place, PromptTokens, SampleError, Sampler, SamplingParams,
-    TokenLogprobs,
+    Histories, History, Logprobs, Path, Place, PromptTokens, SampleError, Sampler, SamplingParams,
+    SearchLogprobs, TokenLogprobs,
 };
 use crate::text::{Detokenizer, Stops, TextError, Tokenizer};
 
@@ -102,6 +102,8 @@ struct Chosen {
     output: RowOutput,
     /// Of each draw, where log probabilities are told.
     told: Vec<Told>,
+    /// Where a search looks and log probabilities are told: its width, and the likeliest tokens.
+    looked: Option<(u32, Vec<(u32, f32)>)>,
 }
 
 /// The log probability of a token that was drawn, and those of the likeliest.
@@ -122,6 +124,8 @@ pub struct Choices {
     asked: BTreeMap<RequestId, Asked>,
     tokenizer: Option<Arc<Tokenizer>>,
     texts: BTreeMap<SeqId, TextSoFar>,
+    /// Of the sequences of searches whose log probabilities are told.
+    paths: BTreeMap<SeqId, Path>,
     failed: Vec<(RequestId, ChoiceError)>,
     top: Vec<(u32, f32)>,
     vocab: u32,
@@ -139,6 +143,7 @@ impl Choices {
             asked: BTreeMap::new(),
             tokenizer,
             texts: BTreeMap::new(),
+            paths: BTreeMap::new(),
             failed: Vec::new(),
             top: Vec::new(),
             vocab,
@@ -182,7 +187,7 @@ impl Choices {
         self.asked.get(&id).map(|a| &a.logprobs)
     }
 
-    /// Takes a request's log probabilities, as they were asked for. A beam search has none of what it generates.
+    /// Takes a request's log probabilities, as they were asked for.
     pub fn take_logprobs(&mut self, id: RequestId) -> Logprobs {
         let asked = self.asked.get_mut(&id);
         asked
@@ -213,7 +218,7 @@ impl Choices {
             (Some(text), Some(t)) => text.clone().push(t, token),
             _ => Ok(false),
         };
-        let mut told = Vec::new();
+        let (mut told, mut looked) = (Vec::new(), None);
         let mut draw = |i: u32| -> Result<Draw, ChoiceError> {
             let place = Place {
                 index: row.index + i,
@@ -239,14 +244,21 @@ impl Choices {
             }
             Output::Candidates { k } => {
                 let mut out = Vec::with_capacity(k as usize);
-                sampler.candidates(logits, params, history, k, &mut out)?;
+                let mut top = Vec::new();
+                sampler.candidates(logits, params, history, k, &mut out, &mut top)?;
                 for d in &mut out {
                     d.ends |= ends(d.token)?;
                 }
+                // A search asks for twice its width.
+                looked = params.asked().logprobs.map(|_| (k.div_ceil(2), top));
                 RowOutput::Many(out)
             }
         };
-        Ok(Chosen { output, told })
+        Ok(Chosen {
+            output,
+            told,
+            looked,
+        })
     }
 
     /// Keeps what is told of a row, or why nothing can be chosen; what the row yields.
@@ -269,6 +281,14 @@ impl Choices {
                 let new = || TokenLogprobs::new(most, alternatives as usize);
                 let told = asked.logprobs.sequences.entry(*index).or_insert_with(new);
                 told.put(generated as usize, *token, top);
+            }
+            if let Some((width, top)) = &chosen.looked {
+                let search = &mut asked.logprobs.search;
+                if search.is_empty() {
+                    *search = SearchLogprobs::new(*width as usize, most, alternatives as usize);
+                }
+                let path = self.paths.entry(row.seq).or_default();
+                search.put(generated as usize, path, top);
             }
         }
         chosen.output
@@ -366,9 +386,14 @@ impl Chooser for Choices {
                     let text = self.texts.get(&from).cloned();
                     self.texts.extend(text.map(|t| (seq, t)));
                 }
+                if !self.paths.contains_key(&seq) {
+                    let path = self.paths.get(&from).copied();
+                    self.paths.extend(path.map(|p| (seq, p)));
+                }
             }
             SeqEvent::Drop { seq } => {
                 self.texts.remove(&seq);
+                self.paths.remove(&seq);
             }
             // Tokens that were generated stay.
             SeqEvent::Truncate { .. } => {}
@@ -391,7 +416,14 @@ impl Chooser for Choices {
 
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {
         if let Some(h) = self.histories.get_mut(row.seq) {
+            let known = h.len();
             h.observe(row.start, tokens);
+            // One at a time comes that was not computed before: the one that was chosen last.
+            if let (true, Some(path), Some(&token)) =
+                (h.len() > known, self.paths.get_mut(&row.seq), tokens.last())
+            {
+                path.push(token);
+            }
         }
         if let (Some(text), Some(t)) = (self.texts.get_mut(&row.seq), &self.tokenizer) {
             let known = text.len.saturating_sub(row.start) as usize;

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use plimsoll_device::Device;
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{
@@ -85,7 +85,7 @@ const SEQUENCES: u32 = 4;
 const LENGTH: u32 = 64;
 const BLOCK: u64 = 16;
 
-fn map(spec: &ModelSpec, weights: WeightType) -> MemoryMap {
+fn map(spec: &ModelSpec, weights: WeightType, kv: DType) -> MemoryMap {
     let deployment = Deployment {
         device: Device {
             vendor: "cpu".to_owned(),
@@ -96,7 +96,7 @@ fn map(spec: &ModelSpec, weights: WeightType) -> MemoryMap {
     };
     let settings = Settings {
         weights,
-        kv_type: KvType::Plain(DType::Bf16),
+        kv_type: KvType::Plain(kv),
         block_size: Some(BLOCK),
         max_model_len: Some(LENGTH.into()),
         max_num_seqs: Some(SEQUENCES.into()),
@@ -109,8 +109,8 @@ fn map(spec: &ModelSpec, weights: WeightType) -> MemoryMap {
     MemoryMap::of(&e.stages[0]).unwrap()
 }
 
-fn planned(spec: &ModelSpec, weights: WeightType) -> (Program, MemoryMap) {
-    let rules = KvRules::plimsoll(DType::Bf16, BLOCK);
+fn planned(spec: &ModelSpec, weights: WeightType, kv: DType) -> (Program, MemoryMap) {
+    let rules = KvRules::plimsoll(kv, BLOCK);
     let sizes = Sizes {
         tokens: TOKENS,
         outputs: SEQUENCES.into(),
@@ -118,7 +118,7 @@ fn planned(spec: &ModelSpec, weights: WeightType) -> (Program, MemoryMap) {
         weights,
     };
     let program = lower(spec, &sizes, &rules).unwrap();
-    (program, map(spec, weights))
+    (program, map(spec, weights, kv))
 }
 
 fn bytes(map: &MemoryMap, name: &str) -> usize {
@@ -159,7 +159,15 @@ impl Served {
         kv.prefix_cache = true;
         let scheduler = Scheduler::new(config, KvCache::new(kv), support::cost());
         let choices = Choices::new(vocab, 2, tokenizer.clone());
-        let executor = CpuExecutor::new(program, memory, 2, Level::detect(), choices).unwrap();
+        let executor = CpuExecutor::new(
+            program,
+            memory,
+            2,
+            Level::detect(),
+            Inputs::default(),
+            choices,
+        )
+        .unwrap();
         Self {
             engine: Engine::new(scheduler, executor, NoLog),
             limits,
@@ -222,12 +230,21 @@ impl Served {
 #[test]
 fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
     let _turn = TURN.lock().unwrap();
-    let each = |folder| WeightType::ALL.map(|weights| (PathBuf::clone(folder), weights));
-    for (folder, weights) in fixtures().iter().flat_map(each) {
+    let types = [
+        (WeightType::Bf16, DType::Bf16),
+        (WeightType::Bf16, DType::F32),
+        (WeightType::Int8, DType::F16),
+        (WeightType::Int4, DType::I8),
+    ];
+    let each = |folder| types.map(|types| (PathBuf::clone(folder), types));
+    for (folder, (weights, kv)) in fixtures().iter().flat_map(each) {
         let name = folder.file_name().unwrap().to_str().unwrap();
-        let name = format!("{name}, {weights}");
         let spec = support::spec(&folder);
-        let (program, map) = planned(&spec, weights);
+        // Latents are not kept as int8.
+        let latent = kv == DType::I8 && name.starts_with("deepseek");
+        let kv = if latent { DType::F16 } else { kv };
+        let name = format!("{name}, {weights}, {kv} cache");
+        let (program, map) = planned(&spec, weights, kv);
         let full = program.geometry.groups.iter().all(|g| {
             matches!(
                 g.kind,
@@ -269,7 +286,7 @@ fn thousands_of_steps(tokenizer: Option<Arc<Tokenizer>>) -> (usize, usize, usize
         .into_iter()
         .find(|f| f.ends_with("llama"))
         .unwrap();
-    let (program, map) = planned(&support::spec(&folder), WeightType::Int8);
+    let (program, map) = planned(&support::spec(&folder), WeightType::Int8, DType::Bf16);
     let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
     let base = live();
     let memory = Memory::commit(&map).unwrap();
@@ -355,7 +372,7 @@ fn wide_tokenizer() {
         PEAK.load(Ordering::Relaxed) - base + json.len(),
     );
     assert_eq!(u64::from(tokenizer.vocab()), vocab);
-    let planned = map(&spec, WeightType::Bf16);
+    let planned = map(&spec, WeightType::Bf16, DType::Bf16);
     let [term, starting] = ["tokenizer", "starting"].map(|n| bytes(&planned, n));
     println!("kept {kept} of {term}, {peak} at most with the file, for which {starting} more");
     assert!(kept <= term, "{kept} of {term}");

@@ -6,7 +6,7 @@
 
 mod support;
 
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_program::{GroupKind, Op, Program};
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, SeqId, WeightType};
@@ -155,9 +155,9 @@ fn batches_of_up_to_64_change_nothing() {
     });
 }
 
-/// Inputs of quantised weights are quantised too, each row by itself.
+/// Inputs of quantised weights are quantised too, and those of bfloat16 weights may be rounded: each row by itself.
 #[test]
-fn types_of_weights_change_nothing_of_this() {
+fn types_of_weights_and_inputs_change_nothing_of_this() {
     let some = [
         "deepseek_v3",
         "gemma2",
@@ -171,15 +171,24 @@ fn types_of_weights_change_nothing_of_this() {
         if !some.contains(&name) {
             return;
         }
-        let mut before = None;
-        for weights in [WeightType::Int8, WeightType::Int4] {
-            let all = requests(prompt, Fan::ONE);
-            let server = Server { weights, ..plain() };
+        let all = requests(prompt, Fan::ONE);
+        let mut before = Some(alone(model, &plain(), &all).1);
+        for (weights, inputs) in [
+            (WeightType::Bf16, Inputs::Bf16),
+            (WeightType::Int8, Inputs::F32),
+            (WeightType::Int4, Inputs::F32),
+        ] {
+            let server = Server {
+                weights,
+                inputs,
+                ..plain()
+            };
             let want = alone(model, &server, &all);
             for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
                 for (tokens, threads) in [(256, 1), (8, 2), (19, 1)] {
                     let server = Server {
                         weights,
+                        inputs,
                         level,
                         tokens,
                         threads,
@@ -198,6 +207,7 @@ fn types_of_weights_change_nothing_of_this() {
                 sequences: 12,
                 preempt: Preempt::Swap,
                 weights,
+                inputs,
                 ..Server::default()
             });
             let alone = alone(model, &server, &growing);
@@ -207,10 +217,88 @@ fn types_of_weights_change_nothing_of_this() {
                 stats.swaps > 0 && stats.pages_copied > 0,
                 "{name}: {stats:?}"
             );
-            // They are other weights.
+            // They are other weights, or inputs.
             assert!(before.replace(want.1.clone()) != Some(want.1), "{name}");
         }
     });
+}
+
+/// Keys and values are rounded when they are written, and their scales stand beside them: in every block size, copy and
+/// swapped page.
+#[test]
+fn types_of_caches_change_nothing_of_this() {
+    let some = [
+        "deepseek_v2",
+        "gemma2",
+        "gpt_oss",
+        "granite_hybrid",
+        "granite_hybrid_moe",
+        "llama",
+        "mistral",
+        "phi",
+        "phi3",
+    ];
+    let types = std::cell::Cell::new(0);
+    each(|name, model, prompt| {
+        if !some.contains(&name) {
+            return;
+        }
+        let mut before = Vec::new();
+        for kv in [DType::F16, DType::I8] {
+            let of = |server| Server { kv, ..server };
+            let program = model.program(&of(plain()));
+            if plimsoll_runtime::check(&program).is_err() {
+                assert!((name, kv) == ("deepseek_v2", DType::I8), "{name}, {kv}");
+                continue;
+            }
+            types.set(types.get() + 1);
+            let all = requests(prompt, Fan::ONE);
+            let want = alone(model, &of(plain()), &all);
+            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                for (tokens, threads, block) in [(256, 1, 16), (8, 2, 7), (19, 1, 1)] {
+                    let server = of(Server {
+                        level,
+                        tokens,
+                        threads,
+                        block,
+                        sequences: 8,
+                        pages: 2000,
+                        ..Server::default()
+                    });
+                    let name = format!("{name}, {kv}, {level:?}, T = {tokens}, blocks of {block}");
+                    let stats = compare(&name, model, &server, &all, &want);
+                    assert!(stats.rows >= 2 * stats.steps, "{name}: {stats:?}");
+                }
+            }
+            let cached = of(Server {
+                prefix_cache: true,
+                sequences: 1,
+                tokens: 64,
+                ..Server::default()
+            });
+            let stats = compare(&format!("{name}, {kv}"), model, &cached, &all, &want);
+            assert!(stats.cached_tokens >= 7 * 32, "{name}, {kv}: {stats:?}");
+            let growing = growing(prompt, Fan::Sample { n: 4, best_of: 4 });
+            let forked = alone(model, &of(plain()), &growing);
+            for (preempt, swap) in [(Preempt::Swap, 400), (Preempt::Recompute, 0)] {
+                let tight = model.tight(of(Server {
+                    block: 4,
+                    swap,
+                    sequences: 12,
+                    preempt,
+                    ..Server::default()
+                }));
+                let name = format!("{name}, {kv}, {preempt:?}");
+                let stats = compare(&name, model, &tight, &growing, &forked);
+                let gave_way = stats.swaps + stats.recomputes;
+                assert!(gave_way > 0 && stats.pages_copied > 0, "{name}: {stats:?}");
+            }
+            // They are other keys and values.
+            assert!(!before.contains(&want.1), "{name}, {kv}");
+            before.push(want.1);
+        }
+    });
+    assert_eq!(types.get(), 2 * some.len() - 1);
 }
 
 #[test]
@@ -435,19 +523,19 @@ fn giving_way_with_cached_prefixes_changes_nothing() {
 /// What a request gives after its prompt was computed and `damage` done to the pages that it names.
 fn damaged(
     model: &Model,
+    server: &Server,
     prompt: &[u32],
     damage: impl FnOnce(&Program, &dyn Fn(usize) -> Vec<u32>) -> Option<u64>,
 ) -> Option<(Vec<u32>, Vec<u32>)> {
-    let server = Server::default();
     let ask = [(prompt.to_vec(), 4, Fan::ONE)];
-    let (_, want, _) = model.serve(&server, &ask);
-    let mut engine = model.engine(&server);
+    let (_, want, _) = model.serve(server, &ask);
+    let mut engine = model.engine(server);
     engine.submit(model.request(0, &ask[0])).unwrap();
     // The step before the last may end where a prefix can be shared.
     while engine.executor().chooser().seen.len() < prompt.len() {
         assert!(engine.step(|_| {}).unwrap());
     }
-    let program = model.program(&server);
+    let program = model.program(server);
     let table = |group| engine.executor().tables().get(SeqId(0), group).to_vec();
     let byte = damage(&program, &table)?;
     let part = plimsoll_runtime::Part {
@@ -462,31 +550,64 @@ fn damaged(
     Some((seen.remove(&key).unwrap(), want[&key].clone()))
 }
 
-/// The guard of all of these: where attention reads a slot, damage shows.
+/// The guard of all of these: where attention reads a slot, damage shows, of elements of every type and of scales.
 #[test]
 fn one_slot_that_is_overwritten_shows() {
     each(|name, model, prompt| {
-        // A position that every layer of the first group with slots still sees, in a page before the last.
-        let at = prompt.len() - 8;
-        let found = damaged(model, prompt, |program, table| {
-            let mut groups = program.geometry.groups.iter().enumerate();
-            let (i, group) = groups.find(|(_, g)| g.slots > 0)?;
-            let slots = usize::try_from(group.slots).unwrap();
-            let page = u64::from(table(i)[at / slots]) * program.geometry.page.get();
-            // The first element of that slot in the group's last layer: keys lie in rows of `slots` elements, latents in
-            // rows of their own.
-            let layer = group.rate.get() * group.slots * (group.layers - 1);
-            let step = match group.kind {
-                GroupKind::Latent => group.rate.get(),
-                _ => 2,
+        for kv in [DType::Bf16, DType::F32, DType::F16, DType::I8] {
+            let server = Server {
+                kv,
+                ..Server::default()
             };
-            let slot = step * u64::try_from(at % slots).unwrap();
-            // The high byte of a bfloat16.
-            Some(page + layer + slot + 1)
-        });
-        let (got, want) = found.unwrap();
-        assert!(got != want, "{name}: nothing reads position {at}");
+            let program = model.program(&server);
+            if plimsoll_runtime::check(&program).is_err() {
+                continue;
+            }
+            let heads = program.ops.iter().find_map(|op| match op {
+                Op::Attention(a) => Some(a.kv_heads),
+                _ => None,
+            });
+            // The first key's high byte, and where there are scales, those of the first head's key and value.
+            let places = if kv == DType::I8 { 0..3 } else { 0..1 };
+            for place in places {
+                let found = damaged(model, &server, prompt, |program, table| {
+                    slot_byte(program, table, heads, prompt.len() - 8, place)
+                });
+                let (got, want) = found.unwrap();
+                assert!(got != want, "{name}, {kv}: nothing reads {place}");
+            }
+        }
     });
+}
+
+/// The high byte of what a position that every layer of the first group with slots still sees, in a page before the last,
+/// has in the group's last layer: the first element (0), or the scale of the first head's key (1) or value (2).
+fn slot_byte(
+    program: &Program,
+    table: &dyn Fn(usize) -> Vec<u32>,
+    heads: Option<u64>,
+    position: usize,
+    place: u64,
+) -> Option<u64> {
+    let mut groups = program.geometry.groups.iter().enumerate();
+    let (i, group) = groups.find(|(_, g)| g.slots > 0)?;
+    let slots = usize::try_from(group.slots).unwrap();
+    let page = u64::from(table(i)[position / slots]) * program.geometry.page.get();
+    let layer = page + group.rate.get() * group.slots * (group.layers - 1);
+    let slot = u64::try_from(position % slots).unwrap();
+    let size = program.kv_dtype.bytes(1).unwrap().get();
+    if place == 0 {
+        // Keys lie in rows of `slots` elements, latents in rows of their own.
+        let step = match group.kind {
+            GroupKind::Latent => group.rate.get(),
+            _ => size,
+        };
+        return Some(layer + step * slot + size - 1);
+    }
+    // Scales are a layer's last: f32 of all heads' keys, slot by slot, then of their values.
+    let each = 4 * heads? * group.slots;
+    let end = layer + group.rate.get() * group.slots;
+    Some(end - each * (3 - place) + 4 * slot + 3)
 }
 
 /// The same where layers keep states: damage of the first element of each part of each layer shows.
@@ -501,7 +622,7 @@ fn one_element_of_a_state_that_is_overwritten_shows() {
                 Op::Scan(s) => s.state,
                 _ => continue,
             };
-            let found = damaged(model, prompt, |program, table| {
+            let found = damaged(model, &Server::default(), prompt, |program, table| {
                 let page = program.geometry.page.get();
                 let at = place.from * 4;
                 let pages = table(usize::try_from(place.group).unwrap());

@@ -8,7 +8,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use plimsoll_runtime::sample::{Logprobs, Sampling, SamplingParams};
+use plimsoll_runtime::sample::{Logprobs, Sampling, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Part};
 use plimsoll_schedule::{Beam, End, Ended, Fan, NoLog, Notice, Preempt, RequestId, Stats};
@@ -161,6 +161,7 @@ fn search(
 #[test]
 fn beams_are_those_of_a_plain_search_under_forks_swaps_and_recomputation() {
     const WIDTH: u32 = 4;
+    const TOP: u32 = 3;
     for (name, model, prompt, _) in some(&["llama", "gemma2"]) {
         // Logits of whatever comes after some tokens, alone.
         let mut alone = model.engine_with(&Server::default(), Greedy::default());
@@ -186,6 +187,7 @@ fn beams_are_those_of_a_plain_search_under_forks_swaps_and_recomputation() {
                 }),
                 sampling: Sampling {
                     stop_token_ids: stops.to_vec(),
+                    logprobs: Some(TOP),
                     ..Sampling::default()
                 },
             };
@@ -220,6 +222,7 @@ fn beams_are_those_of_a_plain_search_under_forks_swaps_and_recomputation() {
                 ..roomy.clone()
             })
         };
+        let mut told: BTreeMap<(u64, usize), TokenLogprobs> = BTreeMap::new();
         for server in [
             roomy.clone(),
             tight(Preempt::Recompute, 0),
@@ -235,6 +238,18 @@ fn beams_are_those_of_a_plain_search_under_forks_swaps_and_recomputation() {
                     ends[usize::from(g.end == End::Stop)] += 1;
                 }
                 assert_eq!(got.len(), want.len());
+                for (j, c) in got.iter().enumerate() {
+                    let logprobs = done.logprobs[&i].of(c).unwrap().into_owned();
+                    let first = told.entry((i, j)).or_insert_with(|| {
+                        are_those_of(&logprobs, &c.tokens, TOP as usize, |n| {
+                            after(&[&asks[i as usize].prompt[..], &c.tokens[..n]].concat())
+                        });
+                        logprobs.clone()
+                    });
+                    assert_eq!(*first, logprobs, "{name}: request {i}, beam {j}");
+                    let sum: f64 = logprobs.iter().map(|t| f64::from(t.0.1)).sum();
+                    assert_eq!(sum, c.logprob, "{name}: request {i}, beam {j}");
+                }
             }
             assert!(ends[0] > 0 && ends[1] > 0, "{name}: {ends:?}");
             assert!(stats.pages_copied > 0, "{name}: {stats:?}");
@@ -244,6 +259,28 @@ fn beams_are_those_of_a_plain_search_under_forks_swaps_and_recomputation() {
                 _ => stats.recomputes.min(stats.recomputed_tokens),
             };
             assert!(gave_way > 0, "{name}: {stats:?}");
+        }
+    }
+}
+
+/// Checks what is told of `tokens`: each one's own and the likeliest `k` of the distribution at its place.
+fn are_those_of(
+    told: &TokenLogprobs,
+    tokens: &[u32],
+    k: usize,
+    mut at: impl FnMut(usize) -> Vec<f64>,
+) {
+    assert_eq!(told.len(), tokens.len());
+    for (n, ((token, logprob), top)) in told.iter().enumerate() {
+        let want = at(n);
+        assert_eq!(token, tokens[n]);
+        assert!((f64::from(logprob) - want[token as usize]).abs() < 1e-5);
+        let mut sorted: Vec<(u32, f64)> = (0..).zip(want).collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1));
+        assert_eq!(top.len(), k);
+        for (t, w) in top.iter().zip(&sorted) {
+            assert_eq!(t.0, w.0);
+            assert!((f64::from(t.1) - w.1).abs() < 1e-5);
         }
     }
 }

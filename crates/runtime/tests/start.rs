@@ -36,12 +36,18 @@ fn programs_that_no_kernel_carries_out_are_refused() {
         wide(of("deepseek_v2")),
         Err(StartError::Latent(1032))
     ));
-    let mut narrow = good;
-    narrow.kv_dtype = DType::F16;
-    assert!(matches!(
-        check(&narrow),
-        Err(StartError::KvType(DType::F16))
-    ));
+    let of_kv = |mut program: Program, kv_dtype| {
+        program.kv_dtype = kv_dtype;
+        check(&program)
+    };
+    for kv in [DType::F16, DType::F32, DType::I8] {
+        of_kv(good.clone(), kv).unwrap();
+    }
+    let fp8 = of_kv(good, DType::F8E4m3);
+    assert!(matches!(fp8, Err(StartError::KvType(DType::F8E4m3))));
+    of_kv(of("deepseek_v2"), DType::F16).unwrap();
+    let latents = of_kv(of("deepseek_v2"), DType::I8);
+    assert!(matches!(latents, Err(StartError::LatentType(DType::I8))));
     let states = fixtures()
         .into_iter()
         .find(|f| f.ends_with("granite_hybrid"))

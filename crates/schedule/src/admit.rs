@@ -289,6 +289,7 @@ impl Scheduler {
                 table: None,
                 tokens,
                 score: 0.0,
+                logprobs: Vec::new(),
                 ended: false,
             });
             let request = group.request.id();

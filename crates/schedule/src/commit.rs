@@ -267,6 +267,7 @@ impl Scheduler {
             table: parent.table.as_ref().map(|t| kv.fork(t, seq)),
             tokens: parent.tokens.clone(),
             score: parent.score,
+            logprobs: parent.logprobs.clone(),
             ended: false,
         };
         let (from, request) = (parent.id, group.request.id());
@@ -322,6 +323,7 @@ impl Scheduler {
                 index,
                 tokens: s.tokens[prompt..].to_vec(),
                 logprob: s.score,
+                logprobs: Vec::new(),
                 score: s.score,
                 end: if draw.ends { End::Stop } else { End::Length },
             };
@@ -365,9 +367,7 @@ impl Scheduler {
             .map(|(s, o)| (s.score, o.draws()));
         let Decision { live, finished } = beam::choose(width, beams);
         for c in finished {
-            let tokens = continued(group, c.parent, c.draw, prompt);
-            let score = beam::score(&beam, c.logprob, tokens.len());
-            keep_best(group, width, c.parent, tokens, c.logprob, score, End::Stop);
+            keep_best(group, &beam, &c, prompt, End::Stop);
         }
         let length = group.seqs.first().map_or(0, |s| s.tokens.len() - prompt) + 1;
         let worst = (group.done.len() >= width)
@@ -378,17 +378,7 @@ impl Scheduler {
         if over || length >= max {
             if !over {
                 for c in &live {
-                    let tokens = continued(group, c.parent, c.draw, prompt);
-                    let score = beam::score(&beam, c.logprob, tokens.len());
-                    keep_best(
-                        group,
-                        width,
-                        c.parent,
-                        tokens,
-                        c.logprob,
-                        score,
-                        End::Length,
-                    );
+                    keep_best(group, &beam, c, prompt, End::Length);
                 }
             }
             self.finish(gi, beam.width, now);
@@ -436,6 +426,7 @@ impl Scheduler {
             if let Some(mut s) = old[place[i]].take() {
                 s.index = u32::try_from(i).unwrap_or(u32::MAX);
                 s.tokens.push(c.draw.token);
+                s.logprobs.push(c.draw.logprob);
                 s.score = c.logprob;
                 group.seqs.push(s);
             }
@@ -464,6 +455,7 @@ impl Scheduler {
             index: s.index,
             tokens: s.tokens[prompt..].to_vec(),
             logprob: s.score,
+            logprobs: s.logprobs.clone(),
             score: s.score,
             end: End::Error,
         }));
@@ -504,31 +496,23 @@ impl Scheduler {
     }
 }
 
-/// What a beam has generated, with one more token.
-fn continued(group: &Group, parent: usize, draw: Draw, prompt: usize) -> Vec<u32> {
-    let mut tokens = group.seqs[parent].tokens[prompt..].to_vec();
-    tokens.push(draw.token);
-    tokens
-}
-
-/// Keeps a finished beam while it is among the best `width`; they are in order of their scores.
-fn keep_best(
-    group: &mut Group,
-    width: usize,
-    parent: usize,
-    tokens: Vec<u32>,
-    logprob: f64,
-    score: f64,
-    end: End,
-) {
+/// Keeps a beam that ends with this choice while it is among the best; they are in order of their scores.
+fn keep_best(group: &mut Group, beam: &Beam, choice: &beam::Choice, prompt: usize, end: End) {
+    let parent = &group.seqs[choice.parent];
+    let mut tokens = parent.tokens[prompt..].to_vec();
+    tokens.push(choice.draw.token);
+    let mut logprobs = parent.logprobs.clone();
+    logprobs.push(choice.draw.logprob);
+    let score = beam::score(beam, choice.logprob, tokens.len());
     let at = group.done.partition_point(|d| d.score >= score);
     let done = Completion {
-        index: u32::try_from(parent).unwrap_or(u32::MAX),
+        index: u32::try_from(choice.parent).unwrap_or(u32::MAX),
         tokens,
-        logprob,
+        logprob: choice.logprob,
+        logprobs,
         score,
         end,
     };
     group.done.insert(at, done);
-    group.done.truncate(width);
+    group.done.truncate(beam.width as usize);
 }

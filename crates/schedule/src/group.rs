@@ -50,6 +50,8 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Sum of log probabilities.
     pub(crate) score: f64,
+    /// Those of a beam's tokens; nothing of a sample's, which are told as they are drawn.
+    pub(crate) logprobs: Vec<f32>,
     /// Whether it has ended.
     pub(crate) ended: bool,
 }
@@ -74,6 +76,8 @@ pub struct Completion {
     pub tokens: Vec<u32>,
     /// Sum of log probabilities.
     pub logprob: f64,
+    /// Those of a beam's tokens; nothing of a sample's, which were told as they were drawn.
+    pub logprobs: Vec<f32>,
     /// What it is ranked by: the sum, or the beam's length-penalised score.
     pub score: f64,
     /// Why it ended.

@@ -181,11 +181,12 @@ impl Handle {
     }
 }
 
+/// The engine's thread, and what it gives back.
+pub(crate) type Thread<E, L> = JoinHandle<Option<Engine<E, L>>>;
+
 /// Starts the engine's thread. It gives the engine back when it has been drained or nobody can send commands, and
 /// nothing where it panicked.
-pub(crate) fn spawn<E, L>(
-    engine: Engine<E, L>,
-) -> std::io::Result<(Handle, JoinHandle<Option<Engine<E, L>>>)>
+pub(crate) fn spawn<E, L>(engine: Engine<E, L>) -> std::io::Result<(Handle, Thread<E, L>)>
 where
     E: Executor + Choosing + Send + 'static,
     L: Log + Send + 'static,

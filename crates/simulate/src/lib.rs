@@ -10,6 +10,7 @@ pub mod paper;
 pub mod record;
 pub mod recorder;
 pub mod search;
+pub mod sharing;
 pub mod tradeoff;
 pub mod workload;
 
@@ -17,3 +18,4 @@ pub use arrival::{Arrival, Content, Fan};
 pub use judge::{Judge, Verdict};
 pub use record::{Finished, Sink, Slots, State};
 pub use recorder::{Counts, Recorder, RecorderConfig, RunFacts, Slo};
+pub use sharing::Sharing;

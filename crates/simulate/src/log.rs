@@ -17,6 +17,8 @@ use plimsoll_schedule::{
 use plimsoll_units::{Bytes, Nanos};
 use serde::{Deserialize, Serialize};
 
+use crate::sharing::Sharing;
+
 /// Version of this form.
 pub const VERSION: u32 = 1;
 
@@ -57,6 +59,8 @@ pub struct Replay {
     pub replayed: u64,
     /// Digests of the block tables of every row, recorded and replayed, where an executor recorded its own.
     pub tables: Option<(u64, u64)>,
+    /// Blocks that sharing saved.
+    pub sharing: Sharing,
     /// Inputs fed.
     pub inputs: u64,
     /// Steps scheduled.
@@ -569,6 +573,7 @@ pub fn replay_log(mut log: impl BufRead + Seek) -> Result<Replay, LogError> {
     let header: Header = serde_json::from_str(&first).map_err(|e| bad(1, e.to_string()))?;
     let (mut scheduler, limits) = header.scheduler().map_err(|why| bad(1, why))?;
     let mut tables = Tables::new(scheduler.kv().layout().groups.len());
+    let mut sharing = Sharing::default();
     let mut notices = Vec::new();
     for (number, text) in (2..).zip(lines) {
         let line: Line = serde_json::from_str(&text?).map_err(|e| bad(number, e.to_string()))?;
@@ -585,16 +590,20 @@ pub fn replay_log(mut log: impl BufRead + Seek) -> Result<Replay, LogError> {
                 recorded: hash(&decision_hash)?,
                 tables: noted.map(|n| (n, tables.digest())),
                 replayed: scheduler.decision_hash(),
+                sharing,
                 inputs: number - 2,
                 steps: scheduler.stats().steps,
             });
         }
         let input = line.input(&limits).map_err(|why| bad(number, why))?;
         match input {
-            Input::Schedule { at } if has_tables => {
+            Input::Schedule { at } => {
                 if let Some(step) = scheduler.schedule(at) {
-                    tables.apply(step, |_| {});
-                    tables.note(step);
+                    if has_tables {
+                        tables.apply(step, |_| {});
+                        tables.note(step);
+                    }
+                    sharing.note(&scheduler);
                 }
             }
             other => replay(&mut scheduler, [other]),

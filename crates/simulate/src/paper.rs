@@ -42,7 +42,7 @@ use crate::contiguous::{self, Config, Reservation, RunError, Server};
 use crate::record::{Finished, Sink, Slots, State};
 
 pub use lengths::{Lengths, Shape};
-pub use ours::{Hour, page, paged, saved};
+pub use ours::{Hour, page, paged};
 
 /// Longest sequence of an OPT model, in tokens.
 pub const MAX_TOKENS: u64 = 2048;

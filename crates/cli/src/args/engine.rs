@@ -17,12 +17,25 @@ pub(crate) enum LevelArg {
     Avx512,
 }
 
+/// What bf16 weights are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum InputsArg {
+    /// bf16 where the processor multiplies it by itself, else f32
+    Auto,
+    Bf16,
+    F32,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
     /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: WeightType,
+    /// What bf16 weights are multiplied with: their inputs rounded to bf16, or in f32, closer to the model's own arithmetic in
+    /// f32 and slower where the processor multiplies bf16 by itself; results differ
+    #[arg(long, value_enum, default_value_t = InputsArg::Auto)]
+    pub(crate) inputs: InputsArg,
     /// Threads (default: processors)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) threads: Option<u64>,
@@ -44,7 +57,7 @@ pub(crate) struct EngineArgs {
     /// How requests give way where the KV cache is full
     #[arg(long, visible_alias = "preemption-mode", value_enum, default_value_t = PreemptArg::Auto)]
     pub(crate) preempt: PreemptArg,
-    /// Type of the KV cache: bf16 or f32
+    /// Type of the KV cache: bf16, f16, f32, or int8 with a scale per token and head
     #[arg(
         long,
         visible_alias = "kv-dtype",

@@ -21,6 +21,9 @@ use crate::error::{Exit, Failure};
 use crate::output::Output;
 use crate::progress::Progress;
 
+/// Tokens that a case begins with, untimed.
+const WARM: u32 = 8;
+
 /// Prompt of the decode case.
 const DECODE_PROMPT: u32 = 32;
 
@@ -135,7 +138,8 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
             "threads": server.threads,
             "cpu_level": server.level.name(),
             "read_bytes_per_s": peaks.read_bytes_per_s,
-            "fma_flops_per_s": peaks.flops_per_s,
+            "inputs": server.inputs.name(),
+            "flops_per_s": peaks.flops_per_s,
             "cases": all.iter().map(Rates::json).collect::<Vec<_>>(),
             "memory": usage,
             "resident_bytes_peak": plimsoll_host::memory::resident().map(|(_, peak)| peak.get()),
@@ -150,11 +154,12 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
 
 fn table(server: &Started, peaks: Peaks, all: &[Rates]) -> String {
     let mut text = format!(
-        "{} threads, {}: reads weights at {}/s, {:.0} GFLOP/s of f32 fused multiply-adds\n",
+        "{} threads, {}: reads weights at {}/s, {:.0} GFLOP/s of {} multiply-adds\n",
         server.threads,
         server.level.name(),
         short_bytes(peaks.read_bytes_per_s),
         peaks.flops_per_s as f64 / 1e9,
+        server.inputs.name(),
     );
     let _ = write!(
         text,
@@ -208,7 +213,7 @@ impl Rates {
             + load.attention_flops as f64;
         let per_token = flops / f64::from(self.case.prompt);
         let share = self.spread().1 * per_token / peaks.flops_per_s as f64;
-        self.bound = Some(("f32 fused multiply-adds", share));
+        self.bound = Some(("multiply-adds", share));
         self
     }
 
@@ -252,11 +257,13 @@ impl Bench<'_> {
         for i in 0..=self.repeats {
             self.progress
                 .show(|| format!("{name}: {i} of {}", self.repeats));
-            let timed = self.one(case)?;
-            // The first warms up.
-            if i > 0 {
-                all.push(timed);
+            if i == 0 {
+                // Warms up, with few tokens.
+                let output = case.output.min(WARM);
+                self.one(Case { output, ..case })?;
+                continue;
             }
+            all.push(self.one(case)?);
         }
         Ok(all)
     }

@@ -153,9 +153,14 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
         )
         .hint("leave one of them out; `--gpu cpu --memory 24GiB` is a budget"));
     }
-    if args.engine.threads.is_some() && !on_cpu(args) {
-        return Err(usage("--threads says nothing without processors")
-            .hint("add `--gpu cpu`, or leave it out"));
+    for (flag, given) in [
+        ("--threads", args.engine.threads.is_some()),
+        ("--logprobs", args.engine.logprobs.is_some()),
+    ] {
+        if given && !on_cpu(args) {
+            return Err(usage(format!("{flag} says nothing without processors"))
+                .hint("add `--gpu cpu`, or leave it out"));
+        }
     }
     let no_device = d.gpu.is_none() && d.memory.is_none();
     for (flag, given) in [
@@ -382,6 +387,7 @@ fn the_settings(
         swap: args.swap_space,
         swap_file: args.swap_dir.is_some(),
         threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
+        logprobs: args.logprobs,
         mtp: args.mtp,
         draft: draft.cloned(),
         lora: args.max_loras.map(|slots| Lora {

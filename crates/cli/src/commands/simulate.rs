@@ -146,9 +146,10 @@ fn replay(path: &Path, output: &mut Output) -> Result<ExitCode, Failure> {
             .hint("record the run again with `simulate --log`")
     })?;
     output.line(&format!(
-        "{} inputs, {} steps\nrecorded {:016x}\nreplayed {:016x}",
+        "{} inputs, {} steps\nsharing saves {:.1} % of the blocks in tables\nrecorded {:016x}\nreplayed {:016x}",
         thousands(result.inputs),
         thousands(result.steps),
+        result.sharing.saved_percent(),
         result.recorded,
         result.replayed
     ))?;

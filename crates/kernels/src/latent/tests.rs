@@ -1,5 +1,5 @@
 use super::*;
-use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::attention::tests::Kind;
 use crate::lanes::Scalar;
 use crate::linear::tests::numbers;
 
@@ -44,13 +44,13 @@ fn columns(data: &[f32], stride: usize) -> Columns<'_> {
 const SCALE: f32 = 0.3;
 
 /// All tokens in chunks of `chunk`, over pages in a strange order whose unused slots are NaN.
-fn paged(c: &Case, level: Level, threads: usize, chunk: usize) -> Vec<f32> {
+fn paged<C: Kind + Unscaled>(c: &Case, level: Level, threads: usize, chunk: usize) -> Vec<f32> {
     let mut pool = Pool::new(threads).unwrap();
     let blocks = c.tokens.div_ceil(c.shape.slots);
     let table: Vec<u32> = (0..blocks)
         .map(|b| ((b * 7 + 3) % (blocks * 7)) as u32)
         .collect();
-    let mut pages = vec![0x7fc0; c.shape.page * blocks * 7];
+    let mut pages = vec![C::GARBAGE; c.shape.page * blocks * 7];
     let mut out = vec![f32::NAN; c.tokens * c.heads * c.shape.v_dim];
     for start in (0..c.tokens).step_by(chunk) {
         let all = [Queries {
@@ -74,11 +74,10 @@ fn paged(c: &Case, level: Level, threads: usize, chunk: usize) -> Vec<f32> {
 
 /// The same over a plain array of `[token][element]`, query by query: tiles of sixteen keys are all that it shares with
 /// [`attend_latents`], and the exponential.
-fn contiguous(c: &Case) -> Vec<f32> {
+fn contiguous<C: Kind>(c: &Case) -> Vec<f32> {
     let exp = |x: f32| Scalar::splat(x).exp().array()[0];
     let (kd, vd) = (c.shape.k_dim, c.shape.v_dim);
-    let narrow = |x: &f32| f32_from_bf16(bf16_from_f32(*x));
-    let rows: Vec<f32> = c.rows.iter().map(narrow).collect();
+    let rows = C::kept(&c.rows).0;
     let mut out = Vec::new();
     for t in 0..c.tokens {
         for h in 0..c.heads {
@@ -114,9 +113,10 @@ fn contiguous(c: &Case) -> Vec<f32> {
 }
 
 /// Attention as its definition says, in f64, of rows rounded as the cache rounds them.
-fn exact(c: &Case) -> Vec<f64> {
+fn exact<C: Kind>(c: &Case) -> Vec<f64> {
     let (kd, vd) = (c.shape.k_dim, c.shape.v_dim);
-    let key = |j: usize, d: usize| f64::from(f32_from_bf16(bf16_from_f32(c.rows[j * kd + d])));
+    let rows = C::kept(&c.rows).0;
+    let key = |j: usize, d: usize| f64::from(rows[j * kd + d]);
     let mut out = Vec::new();
     for t in 0..c.tokens {
         for h in 0..c.heads {
@@ -146,6 +146,12 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn latent_attention_is_right_and_its_bits_depend_on_nothing_else() {
+    right_and_alike::<f32>();
+    right_and_alike::<u16>();
+    right_and_alike::<F16>();
+}
+
+fn right_and_alike<C: Kind + Unscaled>() {
     for (slots, heads, v_dim, rope) in [
         (16, 4, 40, 8),
         (32, 16, 64, 16),
@@ -153,16 +159,19 @@ fn latent_attention_is_right_and_its_bits_depend_on_nothing_else() {
         (1, 1, 3, 2),
     ] {
         let c = case(slots, heads, v_dim, rope);
-        let first = paged(&c, Level::Scalar, 1, c.tokens);
-        for (got, want) in first.iter().zip(exact(&c)) {
+        let first = paged::<C>(&c, Level::Scalar, 1, c.tokens);
+        for (got, want) in first.iter().zip(exact::<C>(&c)) {
             let error = (f64::from(*got) - want).abs();
             assert!(error < 3e-6, "{heads} heads: {got} is not {want}");
         }
         let first = bits(&first);
-        assert!(bits(&contiguous(&c)) == first, "contiguous, {heads} heads");
+        assert!(
+            bits(&contiguous::<C>(&c)) == first,
+            "contiguous, {heads} heads"
+        );
         for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
             for (threads, chunk) in [(1, 75), (2, 1), (2, 7), (1, 16), (2, 33)] {
-                let out = paged(&c, level, threads, chunk);
+                let out = paged::<C>(&c, level, threads, chunk);
                 assert!(
                     bits(&out) == first,
                     "{level:?}, chunks of {chunk}, {slots} slots"
@@ -173,7 +182,7 @@ fn latent_attention_is_right_and_its_bits_depend_on_nothing_else() {
         let mut other = case(slots, heads, v_dim, rope);
         other.shape.slots = 64;
         other.shape.page = 12 + (v_dim + rope) * 64;
-        assert!(bits(&paged(&other, Level::detect(), 1, 75)) == first);
+        assert!(bits(&paged::<C>(&other, Level::detect(), 1, 75)) == first);
     }
 }
 
@@ -181,7 +190,7 @@ fn latent_attention_is_right_and_its_bits_depend_on_nothing_else() {
 fn one_slot_that_is_overwritten_changes_the_answer() {
     let c = case(16, 4, 40, 8);
     let last = |c: &Case| {
-        let out = paged(c, Level::detect(), 1, 75);
+        let out = paged::<u16>(c, Level::detect(), 1, 75);
         out[out.len() - c.heads * 40..].to_vec()
     };
     for element in [0, 47] {

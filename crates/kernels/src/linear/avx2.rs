@@ -5,105 +5,27 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
 use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
+use super::{PANEL, ROW};
 
 /// Rows that a pass computes: what 16 registers hold the sums of, with what they wait for.
 const PASS: usize = 4;
 
-pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
-    for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-        panel(words, x, acc);
-    }
-}
-
-fn panel(words: &[u32], x: &[f32], acc: &mut [[f32; PANEL]]) {
-    let rows = acc.len();
-    assert!(x.len() >= rows * 2 * (words.len() / PANEL));
-    for (i, acc) in acc.chunks_mut(PASS).enumerate() {
-        let first = i * PASS;
-        // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
-        unsafe {
-            for half in [0, 16] {
-                match acc.len() {
-                    4 => some::<4>(words, half, x, rows, first, acc),
-                    3 => some::<3>(words, half, x, rows, first, acc),
-                    2 => some::<2>(words, half, x, rows, first, acc),
-                    _ => some::<1>(words, half, x, rows, first, acc),
-                }
-            }
-        }
-    }
-}
-
-/// Half a panel, from output `half` on.
-///
 /// # Safety
-/// AVX2 and FMA; `acc` has `R` of the `rows` rows of `x`, from `first` on, and `words` as many pairs as `x`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn some<const R: usize>(
-    words: &[u32],
-    half: usize,
-    x: &[f32],
-    rows: usize,
-    first: usize,
-    acc: &mut [[f32; PANEL]],
-) {
-    // SAFETY: pointers stay inside the slices, by the caller's word.
-    unsafe {
-        let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-        let mut c = [[_mm256_setzero_ps(); 2]; R];
-        for r in 0..R {
-            c[r][0] = _mm256_loadu_ps(acc[r].as_ptr().add(half));
-            c[r][1] = _mm256_loadu_ps(acc[r].as_ptr().add(half + 8));
-        }
-        let (w, x) = (words.as_ptr().add(half), x.as_ptr().add(first));
-        for p in 0..words.len() / PANEL {
-            let w0 = _mm256_loadu_si256(w.add(p * PANEL).cast());
-            let w1 = _mm256_loadu_si256(w.add(p * PANEL + 8).cast());
-            let a0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w0));
-            let a1 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w1));
-            for r in 0..R {
-                let a = _mm256_set1_ps(*x.add(2 * p * rows + r));
-                c[r][0] = _mm256_fmadd_ps(a0, a, c[r][0]);
-                c[r][1] = _mm256_fmadd_ps(a1, a, c[r][1]);
-            }
-            let b0 = _mm256_castsi256_ps(_mm256_and_si256(w0, high));
-            let b1 = _mm256_castsi256_ps(_mm256_and_si256(w1, high));
-            for r in 0..R {
-                let b = _mm256_set1_ps(*x.add((2 * p + 1) * rows + r));
-                c[r][0] = _mm256_fmadd_ps(b0, b, c[r][0]);
-                c[r][1] = _mm256_fmadd_ps(b1, b, c[r][1]);
-            }
-        }
-        for r in 0..R {
-            _mm256_storeu_ps(acc[r].as_mut_ptr().add(half), c[r][0]);
-            _mm256_storeu_ps(acc[r].as_mut_ptr().add(half + 8), c[r][1]);
-        }
-    }
-}
-
-/// As [`multiply`], of whole numbers: bytes of even and of odd k become words of 16 bits, whose products are added in
-/// pairs. (Bytes times bytes in one instruction would saturate.)
-pub(super) fn multiply_whole<const FOUR: bool>(
-    words: &[&[u32]],
-    x: &[f32],
-    rows: usize,
-    acc: &mut [[f32; PANEL]],
-) {
-    for (words, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-        let groups = (words.len() / PANEL).div_ceil(super::group_lines(FOUR));
-        assert!(acc.len() == rows && x.len() >= rows * WORDS * groups);
-        for (i, acc) in acc.chunks_mut(PASS).enumerate() {
-            let first = i * PASS;
-            // SAFETY: this level is chosen only where the processor has AVX2 and FMA; sizes are checked above.
-            unsafe {
-                for half in [0, 16] {
-                    match acc.len() {
-                        4 => whole::<4, FOUR>(words, half, x, rows, first, acc),
-                        3 => whole::<3, FOUR>(words, half, x, rows, first, acc),
-                        2 => whole::<2, FOUR>(words, half, x, rows, first, acc),
-                        _ => whole::<1, FOUR>(words, half, x, rows, first, acc),
+/// That of a [kernel](super::Kernel); AVX2 and FMA.
+pub(super) unsafe fn multiply(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    assert!(x.len() >= y.len() * ROW);
+    for (panel, words) in words.iter().enumerate() {
+        assert!(2 * words.len() <= PANEL * ROW);
+        for (y, x) in y.chunks(PASS).zip(x.chunks(PASS * ROW)) {
+            for half in [0, 16] {
+                // SAFETY: the caller's; sizes are checked above.
+                unsafe {
+                    match y.len() {
+                        4 => some::<4>(words, x, y, panel, half),
+                        3 => some::<3>(words, x, y, panel, half),
+                        2 => some::<2>(words, x, y, panel, half),
+                        _ => some::<1>(words, x, y, panel, half),
                     }
                 }
             }
@@ -111,26 +33,101 @@ pub(super) fn multiply_whole<const FOUR: bool>(
     }
 }
 
-/// Half a panel, from output `half` on.
+/// Half a panel, from its output `half` on.
 ///
 /// # Safety
-/// AVX2 and FMA; `acc` has `R` of the `rows` rows of `x`, from `first` on, and `words` as many groups as `x`.
+/// AVX2 and FMA; `x` has `R` rows, [`ROW`] words apart, of as many pairs as `words` has lines, and `y` `R` rows with
+/// these outputs, which nobody else touches.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn some<const R: usize>(
+    words: &[u32],
+    x: &[f32],
+    y: &[*mut f32],
+    panel: usize,
+    half: usize,
+) {
+    // SAFETY: pointers stay inside the slices, by the caller's word.
+    unsafe {
+        let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+        let mut c = [[_mm256_setzero_ps(); 2]; R];
+        let outputs = panel * PANEL + half;
+        for r in 0..R {
+            let y = y[r].add(outputs);
+            c[r] = [_mm256_loadu_ps(y), _mm256_loadu_ps(y.add(8))];
+        }
+        let (w, x) = (words.as_ptr().add(half), x.as_ptr());
+        for p in 0..words.len() / PANEL {
+            let w0 = _mm256_loadu_si256(w.add(p * PANEL).cast());
+            let w1 = _mm256_loadu_si256(w.add(p * PANEL + 8).cast());
+            let a0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w0));
+            let a1 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w1));
+            for r in 0..R {
+                let a = _mm256_set1_ps(*x.add(r * ROW + 2 * p));
+                c[r][0] = _mm256_fmadd_ps(a0, a, c[r][0]);
+                c[r][1] = _mm256_fmadd_ps(a1, a, c[r][1]);
+            }
+            let b0 = _mm256_castsi256_ps(_mm256_and_si256(w0, high));
+            let b1 = _mm256_castsi256_ps(_mm256_and_si256(w1, high));
+            for r in 0..R {
+                let b = _mm256_set1_ps(*x.add(r * ROW + 2 * p + 1));
+                c[r][0] = _mm256_fmadd_ps(b0, b, c[r][0]);
+                c[r][1] = _mm256_fmadd_ps(b1, b, c[r][1]);
+            }
+        }
+        for r in 0..R {
+            let y = y[r].add(outputs);
+            _mm256_storeu_ps(y, c[r][0]);
+            _mm256_storeu_ps(y.add(8), c[r][1]);
+        }
+    }
+}
+
+/// As [`multiply`], of whole numbers: bytes of even and of odd k become words of 16 bits, whose products are added in
+/// pairs. (Bytes times bytes in one instruction would saturate.)
+///
+/// # Safety
+/// That of a [kernel](super::Kernel); AVX2 and FMA.
+pub(super) unsafe fn multiply_whole<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    assert!(x.len() >= y.len() * ROW);
+    for (panel, words) in words.iter().enumerate() {
+        let groups = (words.len() / PANEL).div_ceil(super::group_lines(FOUR));
+        assert!(WORDS * groups <= ROW);
+        for (y, x) in y.chunks(PASS).zip(x.chunks(PASS * ROW)) {
+            for half in [0, 16] {
+                // SAFETY: the caller's; sizes are checked above.
+                unsafe {
+                    match y.len() {
+                        4 => whole::<4, FOUR>(words, x, y, panel, half),
+                        3 => whole::<3, FOUR>(words, x, y, panel, half),
+                        2 => whole::<2, FOUR>(words, x, y, panel, half),
+                        _ => whole::<1, FOUR>(words, x, y, panel, half),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Half a panel, from its output `half` on.
+///
+/// # Safety
+/// AVX2 and FMA; `x` has `R` rows, [`ROW`] words apart, of as many groups as `words`, and `y` `R` rows with these
+/// outputs, which nobody else touches.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn whole<const R: usize, const FOUR: bool>(
     words: &[u32],
-    half: usize,
     x: &[f32],
-    rows: usize,
-    first: usize,
-    acc: &mut [[f32; PANEL]],
+    y: &[*mut f32],
+    panel: usize,
+    half: usize,
 ) {
     // SAFETY: pointers stay inside the slices, by the caller's word.
     unsafe {
         let (low, even) = (_mm256_set1_epi8(15), _mm256_set1_epi16(255));
         let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         let mut w = words.as_ptr().add(half);
-        let mut x = x.as_ptr().add(first);
-        let y = acc.as_mut_ptr().cast::<f32>().add(half);
+        let mut x = x.as_ptr();
+        let outputs = panel * PANEL + half;
         let mut left = words.len() / PANEL;
         while left > 0 {
             let mut scales = w;
@@ -147,7 +144,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                 left -= lines;
                 let mut c = [[_mm256_setzero_si256(); 2]; R];
                 for r in 0..R {
-                    let sum = |i: usize| (*x.add(i * rows + r)).to_bits().cast_signed();
+                    let sum = |i: usize| (*x.add(r * ROW + i)).to_bits().cast_signed();
                     let before = if FOUR {
                         sum(1 + part).wrapping_mul(-8)
                     } else {
@@ -157,7 +154,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                     };
                     c[r] = [_mm256_set1_epi32(before); 2];
                 }
-                let mut at = x.add((HEAD + part * (NIBBLES / 4)) * rows).cast::<i32>();
+                let mut at = x.add(HEAD + part * (NIBBLES / 4)).cast::<i32>();
                 for _ in 0..lines {
                     let loaded = [
                         _mm256_loadu_si256(w.cast()),
@@ -175,7 +172,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                         let evens = bytes.map(|w| _mm256_and_si256(w, even));
                         let odds = bytes.map(|w| _mm256_srli_epi16::<8>(w));
                         for r in 0..R {
-                            let a = _mm256_set1_epi32(*at.add(r));
+                            let a = _mm256_set1_epi32(*at.add(r * ROW));
                             let a0 = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
                             let a1 = _mm256_srai_epi16::<8>(a);
                             for h in 0..2 {
@@ -186,7 +183,7 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                                 c[r][h] = _mm256_add_epi32(c[r][h], sum);
                             }
                         }
-                        at = at.add(rows);
+                        at = at.add(1);
                     }
                 }
                 for h in 0..2 {
@@ -198,14 +195,14 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                     };
                     let s = _mm256_castsi256_ps(s);
                     for r in 0..R {
-                        let y = y.add(r * PANEL + 8 * h);
-                        let s = _mm256_mul_ps(s, _mm256_set1_ps(*x.add(r)));
+                        let y = y[r].add(outputs + 8 * h);
+                        let s = _mm256_mul_ps(s, _mm256_set1_ps(*x.add(r * ROW)));
                         let c = _mm256_cvtepi32_ps(c[r][h]);
                         _mm256_storeu_ps(y, _mm256_fmadd_ps(c, s, _mm256_loadu_ps(y)));
                     }
                 }
             }
-            x = x.add(WORDS * rows);
+            x = x.add(WORDS);
         }
     }
 }

@@ -40,7 +40,7 @@ impl Groups {
     /// not asked for. `scratch` is that of [`Linear::run`].
     ///
     /// # Panics
-    /// Where the slices are too short, or matrices of different sizes or types.
+    /// Where the slices are too short, or matrices of different sizes, types or inputs.
     #[allow(clippy::too_many_arguments, reason = "what any matrix product has")]
     pub fn run<'a>(
         &self,
@@ -68,7 +68,7 @@ impl Groups {
         };
         let Linear { n, k, form, .. } = one;
         for (m, start, _) in &busy {
-            assert!((m.n, m.k, m.form) == (n, k, form));
+            assert!((m.n, m.k, m.form, m.inputs) == (n, k, form, one.inputs));
             assert!(!matches!(start, Start::Bias(b) if b.len() < n));
         }
         assert!(x.len() >= self.rows.len().div_ceil(share) * k && y.len() >= self.rows.len() * n);

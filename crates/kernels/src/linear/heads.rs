@@ -9,7 +9,7 @@ use plimsoll_units::WeightType;
 /// with its matrix, which are all of one size and of bfloat16.
 ///
 /// # Panics
-/// Where the slices are too short, or matrices of different sizes or of another type.
+/// Where the slices are too short, or matrices of different sizes, types or inputs.
 pub fn run_heads(
     pool: &mut Pool,
     level: Level,
@@ -19,10 +19,10 @@ pub fn run_heads(
     y: &mut [f32],
 ) {
     let heads = matrices.len();
-    let Some(Linear { n, k, .. }) = matrices.first().copied() else {
+    let Some(Linear { n, k, inputs, .. }) = matrices.first().copied() else {
         return;
     };
-    let same = |l: &Linear<'_>| (l.n, l.k, l.form) == (n, k, WeightType::Bf16);
+    let same = |l: &Linear<'_>| (l.n, l.k, l.form, l.inputs) == (n, k, WeightType::Bf16, inputs);
     assert!(matrices.iter().all(same));
     assert!(x.len() >= m * heads * k && y.len() >= m * heads * n);
     if m == 0 {

@@ -3,7 +3,7 @@
 //! A panel of bfloat16 holds its rows' elements k by k, pairs of k together: 32 words of 32 bits for k and k + 1, each
 //! the bfloat16 of k in its low half and of k + 1 in its high half. So one load of 16 words, shifted or masked, gives
 //! 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are padded with zeros,
-//! which change no sum.
+//! which change no sum. Inputs are f32, or are rounded to bfloat16 first ([`Inputs`], `rounded.rs`).
 //!
 //! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
 //! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than
@@ -14,6 +14,36 @@
 
 #![allow(unsafe_code)]
 
+/// Hands to a macro the numbers of panels and rows that a kernel of 16 lanes is made for: their sums fit into 24 of 32
+/// registers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! sizes {
+    ($take:ident) => {
+        $take!(
+            (4, 1),
+            (4, 2),
+            (3, 3),
+            (3, 4),
+            (2, 5),
+            (2, 6),
+            (1, 1),
+            (1, 2),
+            (1, 3),
+            (1, 4),
+            (1, 5),
+            (1, 6),
+            (1, 7),
+            (1, 8),
+            (1, 9),
+            (1, 10),
+            (1, 11),
+            (1, 12)
+        )
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use sizes;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +52,7 @@ mod groups;
 mod heads;
 mod pack;
 mod quantise;
+mod rounded;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -30,6 +61,8 @@ pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
 pub use quantise::quantise_row;
+pub(crate) use quantise::{scale, whole};
+pub(crate) use rounded::chains as dot_chains;
 
 use std::ops::Range;
 
@@ -50,26 +83,55 @@ const CHUNK: usize = 96;
 const TILE: usize = 8;
 /// Panels that few rows of x meet together, at most.
 const GROUP: usize = 4;
-/// Rows times panels of one kernel call, at most.
-const SUMS: usize = 12;
 /// Rows of x up to which memory, not arithmetic, is what a kernel waits for.
 const FEW: usize = 4;
 /// k that a panel's pass covers before the next rows of x: what stays in the cache.
 const BLOCK: usize = 512;
 /// The same of rows that are quantised.
 const BLOCK_WHOLE: usize = 8 * GROUP_K;
-/// Words of rows of x side by side, at most.
-const PACKED: usize = if BLOCK > BLOCK_WHOLE / GROUP_K * WORDS {
-    ROWS * BLOCK
-} else {
-    ROWS * (BLOCK_WHOLE / GROUP_K * WORDS)
-};
+/// Words from one row of x to the next, in what a kernel is given: those of a pass, and so many more that rows do not lie a
+/// power of two apart, where they would push each other out of the cache.
+const ROW: usize = BLOCK + 16;
+const _: () = assert!(BLOCK_WHOLE / GROUP_K * WORDS < ROW);
+
+/// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inputs {
+    /// f32: one fused multiply-add for each weight, over k in order.
+    #[default]
+    F32,
+    /// bfloat16, rounded to nearest even: the dot product of pairs that some processors have, twice as fast there. Of a
+    /// pair of k, the second comes first; what is smaller than normal numbers is zero.
+    Bf16,
+}
+
+impl Inputs {
+    /// bfloat16 where this processor multiplies it by itself.
+    #[must_use]
+    pub fn detect() -> Self {
+        if rounded::is_native() {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+
+    /// Its name in flags and reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
 
 /// A packed matrix of `n` output rows and `k` columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear<'a> {
     words: &'a [u32],
     form: WeightType,
+    inputs: Inputs,
     n: usize,
     k: usize,
 }
@@ -108,7 +170,20 @@ impl<'a> Linear<'a> {
             form.bytes(n as u64, k as u64).map(|b| b.get()),
             "a packed matrix of {n} x {k}"
         );
-        Self { words, form, n, k }
+        let inputs = Inputs::default();
+        Self {
+            words,
+            form,
+            inputs,
+            n,
+            k,
+        }
+    }
+
+    /// The same with other inputs.
+    #[must_use]
+    pub const fn with_inputs(self, inputs: Inputs) -> Self {
+        Self { inputs, ..self }
     }
 
     /// Output rows.
@@ -255,48 +330,52 @@ impl<'a> Linear<'a> {
         out: Outputs,
         start: Start<'_>,
     ) {
-        // Rows of x side by side: whole rows lie a power of two apart, and would push each other out.
-        let packed = &mut [0.0; PACKED];
         let m = rows.len();
+        let outputs = panels.start * PANEL..(panels.end * PANEL).min(self.n);
+        for r in 0..m {
+            let at = rows.y(r) * self.n + outputs.start;
+            // SAFETY: the caller's.
+            let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(at), outputs.len()) };
+            match start {
+                Start::Zero => y.fill(0.0),
+                Start::Bias(b) => y.copy_from_slice(&b[outputs.clone()]),
+                Start::Keep => {}
+            }
+        }
         if m <= FEW {
+            let packed = &mut [0.0; FEW * ROW];
             // Few rows wait for weights: each panel is read from its start to its end.
             let group = level.panels(m);
             for panel in panels.clone().step_by(group) {
                 let panels = panel..(panel + group).min(panels.end);
-                // SAFETY: the caller's.
-                unsafe { self.block(level, x, rows, panels, 0..self.k, packed, out, start) };
+                for k in self.blocks() {
+                    // SAFETY: the caller's.
+                    unsafe { self.block(level, x, rows, panels.clone(), k, packed, out) };
+                }
             }
             return;
         }
-        let mut from = 0;
-        // At least once, also where k is 0.
-        while from < self.k || from == 0 {
-            let k = from..(from + self.block_columns()).min(self.k);
-            let start = if from == 0 { start } else { Start::Keep };
-            for row in (0..m).step_by(ROWS) {
-                let rows = rows.part(row, (m - row).min(ROWS));
+        let packed = &mut [0.0; ROWS * ROW];
+        // As many in each part: few rows at the end would wait for weights as long as many.
+        let part = m.div_ceil(m.div_ceil(ROWS));
+        for k in self.blocks() {
+            for row in (0..m).step_by(part) {
+                let rows = rows.part(row, (m - row).min(part));
                 // SAFETY: the caller's.
-                unsafe {
-                    self.block(
-                        level,
-                        x,
-                        rows,
-                        panels.clone(),
-                        k.clone(),
-                        packed,
-                        out,
-                        start,
-                    )
-                };
+                unsafe { self.block(level, x, rows, panels.clone(), k.clone(), packed, out) };
             }
-            if k.end == self.k {
-                return;
-            }
-            from = k.end;
         }
     }
 
-    /// Some rows of x, some columns, some panels.
+    /// The columns of each pass.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (k, step) = (self.k, self.block_columns());
+        (0..k)
+            .step_by(step)
+            .map(move |from| from..(from + step).min(k))
+    }
+
+    /// Adds some columns' products, of some rows of x and some panels.
     ///
     /// # Safety
     /// Nobody else touches the outputs of these panels.
@@ -311,86 +390,54 @@ impl<'a> Linear<'a> {
         of: Rows<'_>,
         panels: Range<usize>,
         k: Range<usize>,
-        packed: &mut [f32; PACKED],
+        packed: &mut [f32],
         out: Outputs,
-        start: Start<'_>,
     ) {
         let rows = of.len();
-        let group = level.panels(rows);
         let width = self.input_before(self.k);
-        let mut from = k.start;
-        loop {
-            let to = (from + self.block_columns()).min(k.end);
-            let start = if from == k.start { start } else { Start::Keep };
-            let part = self.input_before(from)..self.input_before(to);
-            let len = part.len();
-            // An odd last column has a partner of zeros.
-            let odd = self.form == WeightType::Bf16 && len % 2 == 1;
-            let packed = &mut packed[..(len + usize::from(odd)) * rows];
-            let x = |r: usize| &x[of.x(r) * width..][part.clone()];
-            for (r, x) in (0..rows).map(x).enumerate() {
-                for (i, x) in x.iter().enumerate() {
-                    packed[i * rows + r] = *x;
-                }
+        let part = self.input_before(k.start)..self.input_before(k.end);
+        for (r, out) in packed.chunks_exact_mut(ROW).take(rows).enumerate() {
+            let x = &x[of.x(r) * width..][part.clone()];
+            if (self.form, self.inputs) == (WeightType::Bf16, Inputs::Bf16) {
+                rounded::row(level, x, out);
+            } else {
+                out[..x.len()].copy_from_slice(x);
+                // The partner of an odd last column of f32.
+                out[x.len()] = 0.0;
             }
-            packed[len * rows..].fill(0.0);
-            for first in panels.clone().step_by(group) {
-                let count = (panels.end - first).min(group);
-                let mut acc = [[0.0; PANEL]; SUMS];
-                let mut words = [&self.words[..0]; GROUP];
-                for (i, words) in words[..count].iter_mut().enumerate() {
-                    *words = &self.words(first + i)[self.before(from)..self.before(to)];
-                }
-                for (i, acc) in acc[..count * rows].iter_mut().enumerate() {
-                    // SAFETY: the caller's.
-                    unsafe { self.load(first + i / rows, of.y(i % rows), out, start, acc) };
-                }
-                level.kernel(self.form)(&words[..count], packed, rows, &mut acc[..count * rows]);
-                for (i, acc) in acc[..count * rows].iter().enumerate() {
-                    // SAFETY: the caller's.
-                    unsafe { self.store(first + i / rows, of.y(i % rows), out, acc) };
-                }
-            }
-            if to == k.end {
-                return;
-            }
-            from = to;
         }
-    }
-
-    /// What a panel's outputs of one row start from.
-    ///
-    /// # Safety
-    /// Nobody writes these outputs meanwhile; the row lies inside.
-    unsafe fn load(
-        &self,
-        panel: usize,
-        row: usize,
-        out: Outputs,
-        start: Start<'_>,
-        acc: &mut [f32; PANEL],
-    ) {
-        let from = panel * PANEL;
-        let n = (self.n - from).min(PANEL);
-        match start {
-            Start::Zero => {}
-            Start::Bias(b) => acc[..n].copy_from_slice(&b[from..from + n]),
-            Start::Keep => {
+        let kernel = level.kernel(self.form, self.inputs);
+        let words = |panel: usize| &self.words(panel)[self.before(k.start)..self.before(k.end)];
+        let group = level.panels(rows);
+        // A last panel that is not full has no outputs for some of its sums.
+        let full = panels.end.min(self.n / PANEL);
+        for first in (panels.start..full).step_by(group) {
+            let count = (full - first).min(group);
+            let mut all = [&self.words[..0]; GROUP];
+            for (i, w) in all[..count].iter_mut().enumerate() {
+                *w = words(first + i);
+            }
+            let mut y = [std::ptr::null_mut(); ROWS];
+            for (r, y) in y[..rows].iter_mut().enumerate() {
                 // SAFETY: inside the outputs, by the caller's word.
-                let y = unsafe { std::slice::from_raw_parts(out.0.add(row * self.n + from), n) };
-                acc[..n].copy_from_slice(y);
+                *y = unsafe { out.0.add(of.y(r) * self.n + first * PANEL) };
+            }
+            // SAFETY: these panels have all their outputs, which nobody else touches.
+            unsafe { kernel(&all[..count], packed, &y[..rows]) };
+        }
+        for panel in full.max(panels.start)..panels.end {
+            let n = self.n - panel * PANEL;
+            for r in 0..rows {
+                let at = of.y(r) * self.n + panel * PANEL;
+                // SAFETY: inside the outputs, by the caller's word.
+                let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(at), n) };
+                let mut sums = [0.0; PANEL];
+                sums[..n].copy_from_slice(y);
+                // SAFETY: a panel's sums.
+                unsafe { kernel(&[words(panel)], &packed[r * ROW..], &[sums.as_mut_ptr()]) };
+                y.copy_from_slice(&sums[..n]);
             }
         }
-    }
-
-    /// # Safety
-    /// Nobody else touches these outputs; the row lies inside.
-    unsafe fn store(&self, panel: usize, row: usize, out: Outputs, acc: &[f32; PANEL]) {
-        let from = panel * PANEL;
-        let n = (self.n - from).min(PANEL);
-        // SAFETY: inside the outputs, by the caller's word.
-        let y = unsafe { std::slice::from_raw_parts_mut(out.0.add(row * self.n + from), n) };
-        y.copy_from_slice(&acc[..n]);
     }
 }
 
@@ -473,12 +520,47 @@ unsafe impl Send for Outputs {}
 // SAFETY: as above.
 unsafe impl Sync for Outputs {}
 
-/// Some rows of x, packed side by side, times some panels: `acc` holds each panel's rows in turn.
-type Kernel = fn(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]);
+/// Adds the products of some rows of x, [`ROW`] words apart, and some panels, which lie side by side in y: there is one
+/// pointer for each row, to the first panel's first output.
+///
+/// # Safety
+/// Each row of y has all outputs of the panels, which nobody else touches.
+type Kernel = unsafe fn(words: &[&[u32]], x: &[f32], y: &[*mut f32]);
+
+/// The sums of one row and panel.
+///
+/// # Safety
+/// As [`Kernel`], of this panel; no other reference to them is alive.
+unsafe fn sums<'a>(y: *mut f32, panel: usize) -> &'a mut [f32; PANEL] {
+    // SAFETY: the caller's.
+    unsafe { &mut *y.add(panel * PANEL).cast() }
+}
+
+/// Calls a kernel for one panel after the other: few are left over.
+///
+/// # Safety
+/// That of the kernel.
+#[cfg(target_arch = "x86_64")]
+unsafe fn each(kernel: Kernel, words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    assert!(
+        words.len() > 1 && y.len() <= ROWS,
+        "a size without a kernel"
+    );
+    let mut shifted = [std::ptr::null_mut(); ROWS];
+    for (panel, words) in words.iter().enumerate() {
+        for (to, y) in shifted.iter_mut().zip(y) {
+            // SAFETY: the row has this panel's outputs.
+            *to = unsafe { y.add(panel * PANEL) };
+        }
+        // SAFETY: the caller's.
+        unsafe { kernel(&[words], x, &shifted[..y.len()]) };
+    }
+}
 
 impl Level {
-    fn kernel(self, form: WeightType) -> Kernel {
+    fn kernel(self, form: WeightType, inputs: Inputs) -> Kernel {
         match form {
+            WeightType::Bf16 if inputs == Inputs::Bf16 => rounded::kernel(self),
             WeightType::Bf16 => match self {
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::multiply,

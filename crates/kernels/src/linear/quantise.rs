@@ -26,13 +26,27 @@ const TINY: f32 = 1e-30;
 /// 1.5 × 2²³: what is added rounds to whole numbers, ties to even, and leaves them in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// The nearest whole number, for numbers below 2²².
+/// The nearest whole number, ties to even, for numbers below 2²².
 #[inline(always)]
-fn whole(x: f32) -> i32 {
+pub(crate) fn whole(x: f32) -> i32 {
     (x + ROUND)
         .to_bits()
         .wrapping_sub(ROUND.to_bits())
         .cast_signed()
+}
+
+/// What whole numbers of −127 to 127 are to be multiplied by to stand for some elements, the largest over 127, and what
+/// elements are multiplied by to become them. With NaN or an infinity among them the first is NaN.
+#[inline(always)]
+pub(crate) fn scale(x: &[f32]) -> (f32, f32) {
+    // By their bits NaN and infinities are the largest.
+    let largest = x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() {
+        return (f32::NAN, 0.0);
+    }
+    let inverse = if largest > TINY { 127.0 / largest } else { 0.0 };
+    (largest / 127.0, inverse)
 }
 
 /// Whole numbers of −127 to 127 and what they are to be multiplied by.
@@ -40,14 +54,11 @@ fn whole(x: f32) -> i32 {
 fn group(x: &[f32]) -> ([i32; GROUP], f32) {
     let mut v = [0.0; GROUP];
     v[..x.len()].copy_from_slice(x);
-    // By their bits NaN and infinities are the largest.
-    let largest = v.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
-    let largest = f32::from_bits(largest);
-    if !largest.is_finite() {
-        return ([0; GROUP], f32::NAN);
+    let (scale, inverse) = scale(&v);
+    if scale.is_nan() {
+        return ([0; GROUP], scale);
     }
-    let inverse = if largest > TINY { 127.0 / largest } else { 0.0 };
-    (v.map(|x| whole(x * inverse)), largest / 127.0)
+    (v.map(|x| whole(x * inverse)), scale)
 }
 
 /// Quantises one row, into words of the same size.

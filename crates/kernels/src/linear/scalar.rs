@@ -1,13 +1,20 @@
 //! The oracle: one fused multiply-add after the other.
 
-use super::PANEL;
-use super::quantise::{HEAD, NIBBLES, WORDS};
+#![allow(unsafe_code)]
 
-pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32; PANEL]]) {
-    for (i, acc) in acc.iter_mut().enumerate() {
-        let (words, r) = (words[i / rows], i % rows);
-        for (p, words) in words.chunks_exact(PANEL).enumerate() {
-            let (a, b) = (x[2 * p * rows + r], x[(2 * p + 1) * rows + r]);
+use super::quantise::{HEAD, NIBBLES, WORDS};
+use super::{PANEL, ROW, sums};
+
+/// # Safety
+/// That of a [kernel](super::Kernel).
+pub(super) unsafe fn multiply(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    for i in 0..words.len() * y.len() {
+        let (panel, r) = (i / y.len(), i % y.len());
+        // SAFETY: the caller's.
+        let acc = unsafe { sums(y[r], panel) };
+        let (words, x) = (words[panel], &x[r * ROW..]);
+        for (words, x) in words.chunks_exact(PANEL).zip(x.chunks_exact(2)) {
+            let (a, b) = (x[0], x[1]);
             for (acc, w) in acc.iter_mut().zip(words) {
                 *acc = f32::from_bits(w << 16).mul_add(a, *acc);
                 *acc = f32::from_bits(w & 0xffff_0000).mul_add(b, *acc);
@@ -17,15 +24,16 @@ pub(super) fn multiply(words: &[&[u32]], x: &[f32], rows: usize, acc: &mut [[f32
 }
 
 /// As [`multiply`], of whole numbers: sums of a scale's columns are exact, and each becomes one fused multiply-add.
-pub(super) fn multiply_whole<const FOUR: bool>(
-    words: &[&[u32]],
-    x: &[f32],
-    rows: usize,
-    acc: &mut [[f32; PANEL]],
-) {
-    for (i, acc) in acc.iter_mut().enumerate() {
-        let (words, r) = (words[i / rows], i % rows);
-        let x = |word: usize| x[word * rows + r];
+///
+/// # Safety
+/// That of a [kernel](super::Kernel).
+pub(super) unsafe fn multiply_whole<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    for i in 0..words.len() * y.len() {
+        let (panel, r) = (i / y.len(), i % y.len());
+        // SAFETY: the caller's.
+        let acc = unsafe { sums(y[r], panel) };
+        let (words, x) = (words[panel], &x[r * ROW..]);
+        let x = |word: usize| x[word];
         let groups = words.chunks(PANEL * super::group_lines(FOUR));
         for (group, words) in groups.enumerate() {
             let (scale, first) = (x(group * WORDS), group * WORDS + HEAD);

@@ -262,22 +262,134 @@ fn every_level_batch_and_thread_count_gives_the_bits_of_one_chain() {
     }
 }
 
+/// Numbers around 1, some around what the smallest normal numbers are products of, and some smaller than these.
+fn of_all_sizes(seed: u64, n: usize) -> Vec<f32> {
+    let size = |i: usize| [1.0, 1.0, 2.0_f32.powi(-63), 2.0_f32.powi(-75), 1e-38, 1e-40][i % 6];
+    let mixed = numbers(seed + 1, n);
+    let sizes = mixed.iter().map(|x| size((x.abs() * 1000.0) as usize));
+    let x = numbers(seed, n).into_iter().zip(sizes);
+    x.map(|(x, s)| x * s).collect()
+}
+
+/// The scalar kernel, a row at a time, is what all others are compared with.
+#[test]
+fn rounded_inputs_have_the_same_bits_at_every_level_batch_and_thread_count() {
+    for (n, k) in [(1, 1), (5, 3), (32, 16), (33, 65), (150, 1030), (257, 2049)] {
+        for numbers in [numbers, of_all_sizes] {
+            let words = packed(WeightType::Bf16, &numbers(n as u64, n * k), n, k);
+            let linear = Linear::new(&words, WeightType::Bf16, n, k).with_inputs(Inputs::Bf16);
+            let (bias, m_max) = (numbers(7, n), 27);
+            let (x, before) = (numbers(3, m_max * k), numbers(5, m_max * n));
+            for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+                let mut one = Pool::new(1).unwrap();
+                let mut want = before.clone();
+                for (x, y) in x.chunks(k).zip(want.chunks_mut(n)) {
+                    linear.run(&mut one, Level::Scalar, x, 1, &mut [], y, start);
+                }
+                for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                    for threads in [1, 3] {
+                        let mut pool = Pool::new(threads).unwrap();
+                        for m in [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, m_max] {
+                            let mut y = before.clone();
+                            linear.run(&mut pool, level, &x, m, &mut [], &mut y, start);
+                            let want = want[..m * n].iter().chain(&before[m * n..]);
+                            let same = y.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits());
+                            assert!(same, "{n} x {k}, {m} rows, {level:?}, {threads} threads");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sums that end next to the smallest normal number, at each level and, where there is one, by the instruction.
+#[test]
+fn what_rounds_to_the_smallest_normal_number_is_zero_where_it_would_be_less() {
+    let least = f32::MIN_POSITIVE;
+    let words: Vec<Vec<u32>> = (0..128)
+        .map(|i| {
+            packed(
+                WeightType::Bf16,
+                &[-2.0_f32.powi(-75) * (1.0 + i as f32 / 128.0)],
+                1,
+                1,
+            )
+        })
+        .collect();
+    let (mut zeros, mut kept) = (0, 0);
+    for words in &words {
+        for i in 0..128 {
+            // Products of -2^-152 to -2^-148.
+            let x = 2.0_f32.powi(-77 + i % 4) * (1.0 + i as f32 / 128.0);
+            for begin in [least, -least, least * (1.0 + f32::EPSILON)] {
+                let linear = Linear::new(words, WeightType::Bf16, 1, 1).with_inputs(Inputs::Bf16);
+                let all = Level::ALL
+                    .into_iter()
+                    .filter(|l| l.is_available())
+                    .map(|level| {
+                        let (mut pool, mut y) = (Pool::new(1).unwrap(), [begin]);
+                        linear.run(&mut pool, level, &[x], 1, &mut [], &mut y, Start::Keep);
+                        y[0].to_bits()
+                    });
+                let all: Vec<u32> = all.collect();
+                assert!(
+                    all.iter().all(|y| *y == all[0]),
+                    "{x:e} from {begin:e}: {all:x?}"
+                );
+                match all[0] & 0x7fff_ffff {
+                    0 => zeros += 1,
+                    0x0080_0000 => kept += 1,
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert!(zeros > 100 && kept > 100, "{zeros} zeros, {kept} kept");
+}
+
+/// As a sum in f64 of products of what both are rounded to.
+#[test]
+fn rounded_inputs_give_the_products_of_what_they_stand_for() {
+    let (n, k, m) = (33, 1031, 3);
+    let (w, x) = (numbers(4, n * k), numbers(5, m * k));
+    let words = packed(WeightType::Bf16, &w, n, k);
+    let linear = Linear::new(&words, WeightType::Bf16, n, k).with_inputs(Inputs::Bf16);
+    let (mut pool, mut y) = (Pool::new(1).unwrap(), vec![0.0; m * n]);
+    linear.run(
+        &mut pool,
+        Level::detect(),
+        &x,
+        m,
+        &mut [],
+        &mut y,
+        Start::Zero,
+    );
+    let rounded = |x: f32| f64::from(f32_from_bf16(bf16_from_f32(x)));
+    for (i, y) in y.iter().enumerate() {
+        let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+        let terms = x.iter().zip(w).map(|(x, w)| rounded(*x) * rounded(*w));
+        let (sum, size) = terms.fold((0.0, 0.0), |(s, a), t: f64| (s + t, a + t.abs()));
+        let bound = size * k as f64 * 2.0_f64.powi(-24);
+        assert!((f64::from(*y) - sum).abs() <= bound, "{i}: {y}, not {sum}");
+    }
+}
+
 /// Each row as it is by itself with its own matrix, whatever the others' experts are.
 #[test]
 fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
     let (experts, share) = (5, 3);
     let sizes = [(1, 1), (33, 65), (150, 1030)];
-    for (form, (n, k)) in WeightType::ALL
-        .into_iter()
-        .flat_map(|f| sizes.map(|s| (f, s)))
-    {
+    let forms = WeightType::ALL.map(|f| (f, Inputs::F32));
+    let forms = forms.into_iter().chain([(WeightType::Bf16, Inputs::Bf16)]);
+    for ((form, inputs), (n, k)) in forms.flat_map(|f| sizes.map(|s| (f, s))) {
         let words: Vec<Vec<u32>> = (0..experts)
             .map(|e| packed(form, &numbers(e as u64 + 1, n * k), n, k))
             .collect();
         // The last expert has no row, and no matrix: it must not be asked for.
         let matrix = |e: usize| {
             assert!(e + 1 < experts);
-            Linear::new(&words[e], form, n, k)
+            Linear::new(&words[e], form, n, k).with_inputs(inputs)
         };
         // Some have biases.
         let biases = numbers(9, n);
@@ -321,11 +433,15 @@ fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
 #[test]
 fn heads_have_the_bits_of_their_own_matrix_alone() {
     let heads = 3;
-    for (n, k) in [(1, 1), (33, 65), (150, 1030)] {
+    let sizes = [(1, 1), (33, 65), (150, 1030)];
+    for ((n, k), inputs) in sizes
+        .into_iter()
+        .flat_map(|s| [(s, Inputs::F32), (s, Inputs::Bf16)])
+    {
         let words: Vec<Vec<u32>> = (0..heads)
             .map(|h| packed(WeightType::Bf16, &numbers(h as u64 + 1, n * k), n, k))
             .collect();
-        let matrix = |w| Linear::new(w, WeightType::Bf16, n, k);
+        let matrix = |w| Linear::new(w, WeightType::Bf16, n, k).with_inputs(inputs);
         let matrices: Vec<Linear<'_>> = words.iter().map(|w| matrix(w)).collect();
         for rows in [0, 1, 7, 200] {
             let x = numbers(3, rows * heads * k);

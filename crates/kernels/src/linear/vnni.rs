@@ -5,65 +5,39 @@
 
 use std::arch::x86_64::*;
 
-use super::PANEL;
 use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
+use super::{PANEL, ROW};
 
 /// Bytes ahead of what is read now that are asked for: about what comes in during one memory access.
 const AHEAD: usize = 1024;
 
-pub(super) fn multiply<const FOUR: bool>(
-    words: &[&[u32]],
-    x: &[f32],
-    rows: usize,
-    acc: &mut [[f32; PANEL]],
-) {
+/// # Safety
+/// That of a [kernel](super::Kernel); AVX-512 F and VNNI.
+pub(super) unsafe fn multiply<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     let len = words.first().map_or(0, |w| w.len());
-    assert!(words.iter().all(|w| w.len() == len));
-    let group = PANEL * super::group_lines(FOUR);
-    assert!(acc.len() == words.len() * rows && x.len() >= rows * WORDS * len.div_ceil(group));
+    assert!(words.iter().all(|w| w.len() == len) && x.len() >= y.len() * ROW);
+    assert!(WORDS * len.div_ceil(PANEL * super::group_lines(FOUR)) <= ROW);
     macro_rules! by_size {
         ($(($p:literal, $r:literal)),*) => {
-            match (words.len(), rows) {
-                // SAFETY: this kernel is chosen only where the processor has VNNI; sizes are checked above.
-                $(($p, $r) => unsafe { some::<$p, $r, FOUR>(words, x, acc) },)*
-                // Few panels are left over: one after the other.
-                _ => for (w, acc) in words.iter().zip(acc.chunks_mut(rows)) {
-                    assert!(words.len() > 1, "a size without a kernel");
-                    multiply::<FOUR>(&[w], x, rows, acc);
-                },
+            match (words.len(), y.len()) {
+                // SAFETY: the caller's; sizes are checked above.
+                $(($p, $r) => unsafe { some::<$p, $r, FOUR>(words, x, y) },)*
+                // SAFETY: as above.
+                _ => unsafe { super::each(multiply::<FOUR>, words, x, y) },
             }
         };
     }
-    by_size!(
-        (4, 1),
-        (4, 2),
-        (3, 3),
-        (3, 4),
-        (2, 5),
-        (2, 6),
-        (1, 1),
-        (1, 2),
-        (1, 3),
-        (1, 4),
-        (1, 5),
-        (1, 6),
-        (1, 7),
-        (1, 8),
-        (1, 9),
-        (1, 10),
-        (1, 11),
-        (1, 12)
-    );
+    super::sizes!(by_size);
 }
 
 /// # Safety
-/// AVX-512 F and VNNI; `words` has `P` panels of the same length, `acc` `P × R` rows, and `x` `R` rows of as many
-/// groups, side by side.
+/// AVX-512 F and VNNI; `words` has `P` panels of the same length, `x` `R` rows of as many groups, [`ROW`] words apart, and
+/// `y` `R` rows with these panels' outputs, which nobody else touches.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
     words: &[&[u32]],
     x: &[f32],
-    acc: &mut [[f32; PANEL]],
+    y: &[*mut f32],
 ) {
     // SAFETY: pointers stay inside the slices, by the caller's word; those that are only asked for may leave them.
     unsafe {
@@ -73,7 +47,15 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
         for p in 0..P {
             w[p] = words[p].as_ptr();
         }
-        let (mut x, y) = (x.as_ptr(), acc.as_mut_ptr().cast::<f32>());
+        // Rows of y may lie a power of two apart: their sums have a place of their own until the end.
+        let mut sums = [[[_mm512_setzero_ps(); 2]; R]; P];
+        for p in 0..P {
+            for r in 0..R {
+                let at = y[r].add(p * PANEL);
+                sums[p][r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+            }
+        }
+        let mut x = x.as_ptr();
         let mut left = words[0].len() / PANEL;
         while left > 0 {
             let mut scales = w;
@@ -92,7 +74,7 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                 left -= lines;
                 let mut c = [[[_mm512_setzero_si512(); 2]; R]; P];
                 for r in 0..R {
-                    let sum = |i: usize| (*x.add(i * R + r)).to_bits().cast_signed();
+                    let sum = |i: usize| (*x.add(r * ROW + i)).to_bits().cast_signed();
                     let before = if FOUR {
                         sum(1 + part).wrapping_mul(-8)
                     } else {
@@ -104,7 +86,7 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                         c[p][r] = [_mm512_set1_epi32(before); 2];
                     }
                 }
-                let mut at = x.add((HEAD + part * (NIBBLES / 4)) * R).cast::<i32>();
+                let mut at = x.add(HEAD + part * (NIBBLES / 4)).cast::<i32>();
                 for _ in 0..lines {
                     for p in 0..P {
                         let from = w[p];
@@ -117,26 +99,26 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                             let a0 = _mm512_and_si512(w0, low);
                             let a1 = _mm512_and_si512(w1, low);
                             for r in 0..R {
-                                let a = _mm512_set1_epi32(*at.add(r));
+                                let a = _mm512_set1_epi32(*at.add(r * ROW));
                                 c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], a0, a);
                                 c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], a1, a);
                             }
                             let b0 = _mm512_and_si512(_mm512_srli_epi32::<4>(w0), low);
                             let b1 = _mm512_and_si512(_mm512_srli_epi32::<4>(w1), low);
                             for r in 0..R {
-                                let b = _mm512_set1_epi32(*at.add(R + r));
+                                let b = _mm512_set1_epi32(*at.add(r * ROW + 1));
                                 c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], b0, b);
                                 c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], b1, b);
                             }
                         } else {
                             for r in 0..R {
-                                let a = _mm512_set1_epi32(*at.add(r));
+                                let a = _mm512_set1_epi32(*at.add(r * ROW));
                                 c[p][r][0] = _mm512_dpbusd_epi32(c[p][r][0], w0, a);
                                 c[p][r][1] = _mm512_dpbusd_epi32(c[p][r][1], w1, a);
                             }
                         }
                     }
-                    at = at.add(if FOUR { 2 * R } else { R });
+                    at = at.add(if FOUR { 2 } else { 1 });
                 }
                 for p in 0..P {
                     let s = [0, 16].map(|half| {
@@ -148,17 +130,23 @@ unsafe fn some<const P: usize, const R: usize, const FOUR: bool>(
                         })
                     });
                     for r in 0..R {
-                        let scale = _mm512_set1_ps(*x.add(r));
+                        let scale = _mm512_set1_ps(*x.add(r * ROW));
                         for h in 0..2 {
-                            let y = y.add((p * R + r) * PANEL + 16 * h);
                             let c = _mm512_cvtepi32_ps(c[p][r][h]);
                             let s = _mm512_mul_ps(s[h], scale);
-                            _mm512_storeu_ps(y, _mm512_fmadd_ps(c, s, _mm512_loadu_ps(y)));
+                            sums[p][r][h] = _mm512_fmadd_ps(c, s, sums[p][r][h]);
                         }
                     }
                 }
             }
-            x = x.add(WORDS * R);
+            x = x.add(WORDS);
+        }
+        for p in 0..P {
+            for r in 0..R {
+                let at = y[r].add(p * PANEL);
+                _mm512_storeu_ps(at, sums[p][r][0]);
+                _mm512_storeu_ps(at.add(16), sums[p][r][1]);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `plimsoll`: our own server. Weights, KV pages and swap are exact, and activations where the model lowers: they are
 //! those of the program that runs. The rest is a bound.
 
-use plimsoll_model::{Ffn, Mixer};
+use plimsoll_model::{Ffn, LayerSpec, Mixer};
 use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, WeightRules, lower};
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
@@ -101,6 +101,14 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
 
 fn kv_rules(context: &Context<'_>) -> Result<KvRules, PlanError> {
     let dtype = plain_kv_dtype(context, "plimsoll")?;
+    let latent = |l: &LayerSpec| matches!(l.mixer, Mixer::Latent(_));
+    if dtype == DType::I8 && context.spec.layers.iter().any(latent) {
+        return Err(PlanError::Refused {
+            engine: "plimsoll".to_owned(),
+            setting: "--kv-cache-dtype int8".to_owned(),
+            reason: "latents have no heads to scale by: use bf16, f16 or f32".to_owned(),
+        });
+    }
     let block_size = context.settings.block_size.unwrap_or(BLOCK_SIZE);
     Ok(KvRules::plimsoll(dtype, block_size))
 }

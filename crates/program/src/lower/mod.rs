@@ -10,6 +10,7 @@ mod latent;
 mod names;
 mod place;
 mod rope;
+mod state;
 
 use plimsoll_model::quant::{QuantFormat, QuantScheme};
 use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec};

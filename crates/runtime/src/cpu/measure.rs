@@ -24,7 +24,7 @@ const TOKENS: u64 = 64;
 pub struct Peaks {
     /// Reading the weights, in bytes per second.
     pub read_bytes_per_s: u64,
-    /// f32 fused multiply-adds, two operations each, per second.
+    /// Operations per second, two for each multiply-add of bf16 weights with inputs as the executor has them.
     pub flops_per_s: u64,
 }
 
@@ -44,7 +44,12 @@ impl<S: Chooser> CpuExecutor<S> {
     pub fn peaks(&mut self) -> Peaks {
         Peaks {
             read_bytes_per_s: self.reads(u64::MAX, BOUND),
-            flops_per_s: plimsoll_kernels::flops_per_s(&mut self.pool, BOUND, self.level),
+            flops_per_s: plimsoll_kernels::flops_per_s(
+                &mut self.pool,
+                BOUND,
+                self.level,
+                self.inputs,
+            ),
         }
     }
 

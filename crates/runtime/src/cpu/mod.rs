@@ -10,7 +10,7 @@ mod ops;
 
 use std::time::{Duration, Instant};
 
-use plimsoll_kernels::{COLS_MAX, HEAD_MAX, LATENT_MAX, Level, Pool, TAPS_MAX};
+use plimsoll_kernels::{COLS_MAX, HEAD_MAX, Inputs, LATENT_MAX, Level, Pool, TAPS_MAX};
 use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program};
 use plimsoll_schedule::{
@@ -81,8 +81,13 @@ pub enum StartError {
     #[error(transparent)]
     Size(#[from] SizeOverflow),
     /// A type of cached keys and values that no kernel reads.
-    #[error("a KV cache of {0} cannot be served on the CPU yet: choose bf16 or f32")]
+    #[error("a KV cache of {0} cannot be served on the CPU: choose bf16, f16, f32 or int8")]
     KvType(DType),
+    /// A type of cached latents that no kernel reads.
+    #[error(
+        "latents have no heads to scale by, so they cannot be cached as {0}: choose bf16, f16 or f32"
+    )]
+    LatentType(DType),
     /// An arena of another size than the program's.
     #[error("{region}: {committed} were committed, and the program has {needed}")]
     Map {
@@ -119,10 +124,12 @@ pub enum StartError {
 /// Whether the kernels of this machine's processors can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// [`StartError::KvType`], [`StartError::Head`], [`StartError::Latent`] or [`StartError::State`].
+/// [`StartError::KvType`], [`StartError::LatentType`], [`StartError::Head`], [`StartError::Latent`] or
+/// [`StartError::State`].
 pub fn check(program: &Program) -> Result<(), StartError> {
-    if !matches!(program.kv_dtype, DType::Bf16 | DType::F32) {
-        return Err(StartError::KvType(program.kv_dtype));
+    let kv = program.kv_dtype;
+    if !matches!(kv, DType::Bf16 | DType::F16 | DType::F32 | DType::I8) {
+        return Err(StartError::KvType(kv));
     }
     let (mut cols, mut taps) = (0, 0);
     for op in &program.ops {
@@ -130,6 +137,7 @@ pub fn check(program: &Program) -> Result<(), StartError> {
             Op::Attention(a) if a.k_dim.max(a.v_dim) > HEAD_MAX as u64 => {
                 return Err(StartError::Head(a.k_dim.max(a.v_dim)));
             }
+            Op::Latent(_) if kv == DType::I8 => return Err(StartError::LatentType(kv)),
             Op::Latent(a) if a.rank.saturating_add(a.rope_dim) > LATENT_MAX as u64 => {
                 return Err(StartError::Latent(a.rank.saturating_add(a.rope_dim)));
             }
@@ -160,6 +168,7 @@ pub struct CpuExecutor<S> {
     wanted: Vec<u32>,
     pool: Pool,
     level: Level,
+    inputs: Inputs,
     tables: Tables,
     chooser: S,
     poison: bool,
@@ -177,6 +186,7 @@ impl<S: Chooser> CpuExecutor<S> {
         memory: Memory,
         threads: usize,
         level: Level,
+        inputs: Inputs,
         chooser: S,
     ) -> Result<Self, StartError> {
         let page = program.geometry.page;
@@ -223,6 +233,7 @@ impl<S: Chooser> CpuExecutor<S> {
             program,
             pool: Pool::new(threads)?,
             level,
+            inputs,
             chooser,
             poison: false,
             notes_tables: false,

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Cached, Choice, Columns, ExpertGroups, Groups, Heads, KvShape, LatentShape, Linear,
-    Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, activate, attend, attend_latents,
-    clamped_swiglu, convolve, norm, norm_in_place, rotate, route, run_heads, scan, steps, write_kv,
-    write_latents,
+    Activation, Cached, Choice, Columns, ExpertGroups, F16, Groups, Heads, Inputs, KvShape,
+    LatentShape, Linear, Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, Unscaled,
+    activate, attend, attend_latents, clamped_swiglu, convolve, norm, norm_in_place, rotate, route,
+    run_heads, scan, steps, write_kv, write_latents,
 };
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op,
@@ -51,6 +51,7 @@ const fn function(kind: ActivationKind) -> Activation {
 /// What the operations of one step have in common.
 struct Walk<'a> {
     program: &'a Program,
+    inputs: Inputs,
     weights: &'a Arena,
     activations: &'a mut [f32],
     positions: &'a [u32],
@@ -98,6 +99,7 @@ impl<S: Chooser> CpuExecutor<S> {
         let pages = &mut self.pages;
         let mut walk = Walk {
             program,
+            inputs: self.inputs,
             weights: &self.weights,
             activations: self.activations.whole_mut(),
             positions,
@@ -126,19 +128,20 @@ impl<S: Chooser> CpuExecutor<S> {
                     walk.scan(&mut self.pool, level, s, &queries(s.state.group), pages);
                 }
                 Op::Latent(a) => {
-                    let queries = queries(a.group);
+                    let (queries, pool) = (queries(a.group), &mut self.pool);
                     match program.kv_dtype {
-                        DType::F32 => walk.latent::<f32>(&mut self.pool, level, a, &queries, pages),
-                        _ => walk.latent::<u16>(&mut self.pool, level, a, &queries, pages),
+                        DType::F32 => walk.latent::<f32>(pool, level, a, &queries, pages),
+                        DType::F16 => walk.latent::<F16>(pool, level, a, &queries, pages),
+                        _ => walk.latent::<u16>(pool, level, a, &queries, pages),
                     }
                 }
                 Op::Attention(a) => {
-                    let queries = queries(a.group);
+                    let (queries, pool) = (queries(a.group), &mut self.pool);
                     match program.kv_dtype {
-                        DType::F32 => {
-                            walk.attention::<f32>(&mut self.pool, level, a, &queries, pages)
-                        }
-                        _ => walk.attention::<u16>(&mut self.pool, level, a, &queries, pages),
+                        DType::F32 => walk.attention::<f32>(pool, level, a, &queries, pages),
+                        DType::F16 => walk.attention::<F16>(pool, level, a, &queries, pages),
+                        DType::I8 => walk.attention::<i8>(pool, level, a, &queries, pages),
+                        _ => walk.attention::<u16>(pool, level, a, &queries, pages),
                     }
                 }
                 other => walk.op(&mut self.pool, level, other, *scratch),
@@ -153,6 +156,7 @@ impl<S: Chooser> CpuExecutor<S> {
         let (tokens, positions) = (vec![0; tokens], vec![0; tokens]);
         let mut walk = Walk {
             program: &self.program,
+            inputs: self.inputs,
             weights: &self.weights,
             activations: self.activations.whole_mut(),
             positions: &positions,
@@ -252,7 +256,9 @@ impl<'a> Walk<'a> {
     fn matrix(&self, id: WeightId) -> Linear<'a> {
         let (words, layout) = self.elements(id);
         match layout {
-            WeightLayout::Packed { form, n, k } => Linear::new(words, form, size(n), size(k)),
+            WeightLayout::Packed { form, n, k } => {
+                Linear::new(words, form, size(n), size(k)).with_inputs(self.inputs)
+            }
             // Lowering gives vectors to no operation that takes a matrix.
             WeightLayout::F32 { .. } => Linear::new(&[], WeightType::Bf16, 0, 0),
         }
@@ -615,7 +621,7 @@ impl<'a> Walk<'a> {
         scan(pool, level, place, pages, queries, &shape, x, steps, out);
     }
 
-    fn latent<C: Cached + Element>(
+    fn latent<C: Unscaled + Element>(
         &mut self,
         pool: &mut Pool,
         level: plimsoll_kernels::Level,

@@ -1,6 +1,11 @@
 //! [`Logprobs`]: log probabilities of tokens, from when they are computed to when somebody takes them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+use plimsoll_schedule::Completion;
+
+use super::search::SearchLogprobs;
 
 /// Of a request's tokens, over the whole distribution: before temperature, penalties and anything else.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -9,6 +14,20 @@ pub struct Logprobs {
     pub prompt: TokenLogprobs,
     /// Of what each sequence generated, by its place in the request, where they were asked for.
     pub sequences: BTreeMap<u32, TokenLogprobs>,
+    /// Of what a beam search generated, where they were asked for.
+    pub search: SearchLogprobs,
+}
+
+impl Logprobs {
+    /// Those of what was generated, where they were asked for; a beam's are put together.
+    #[must_use]
+    pub fn of(&self, completion: &Completion) -> Option<Cow<'_, TokenLogprobs>> {
+        if self.search.is_empty() {
+            return self.sequences.get(&completion.index).map(Cow::Borrowed);
+        }
+        let (tokens, logprobs) = (&completion.tokens, &completion.logprobs);
+        Some(Cow::Owned(self.search.of(tokens, logprobs)))
+    }
 }
 
 /// A token with its log probability, and the likeliest tokens at its place, best first.

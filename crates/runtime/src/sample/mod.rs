@@ -10,6 +10,7 @@
 mod history;
 mod logprobs;
 mod params;
+mod search;
 mod softmax;
 
 use plimsoll_schedule::Draw;
@@ -20,6 +21,8 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 pub use history::{Histories, History, PromptTokens};
 pub use logprobs::{Logprobs, TokenLogprob, TokenLogprobs};
 pub use params::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, Sampling, SamplingError, SamplingParams};
+pub(crate) use search::Path;
+pub use search::SearchLogprobs;
 use softmax::{exp, log_sum_exp, sum};
 
 /// How many of the likeliest tokens are sorted first where top-p asks for an unknown number; then 16 times more.
@@ -133,12 +136,12 @@ impl Sampler {
         let asked = &params.asked;
         let off = self.raw(row, asked.logprobs.unwrap_or(0), top)?;
         self.change(row, params, history);
-        let max = largest(&self.logits).1;
+        let (best, max) = largest(&self.logits);
         if max == f32::NEG_INFINITY {
             return Err(SampleError::Nothing);
         }
         let token = if asked.temperature == 0.0 {
-            largest(&self.logits).0
+            best
         } else {
             self.random(params, max, uniform(asked.seed, place))
         };
@@ -149,7 +152,8 @@ impl Sampler {
         })
     }
 
-    /// The `k` likeliest next tokens, best first, for a beam search; those that cannot be are left out.
+    /// The `k` likeliest next tokens, best first, for a beam search; those that cannot be are left out. `top` as for
+    /// [`draw`](Self::draw).
     ///
     /// # Errors
     /// [`SampleError`].
@@ -160,9 +164,9 @@ impl Sampler {
         history: &History,
         k: u32,
         out: &mut Vec<Draw>,
+        top: &mut Vec<(u32, f32)>,
     ) -> Result<(), SampleError> {
-        let max = self.check(row)?;
-        let off = log_sum_exp(row, max);
+        let off = self.raw(row, params.asked.logprobs.unwrap_or(0), top)?;
         out.clear();
         self.change(row, params, history);
         let logits = std::mem::take(&mut self.logits);

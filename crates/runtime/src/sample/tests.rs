@@ -298,6 +298,7 @@ fn ties_go_to_the_lower_token() {
         &History::default(),
         6,
         &mut out,
+        &mut top,
     )
     .unwrap();
     assert_eq!(
@@ -386,7 +387,14 @@ fn ends_wait_for_the_least_length() {
         assert_eq!((d.token, d.ends), (want, want == 3), "at {position}");
         let mut out = Vec::new();
         Sampler::new(10)
-            .candidates(&row, &params(asked.clone()), &history, 10, &mut out)
+            .candidates(
+                &row,
+                &params(asked.clone()),
+                &history,
+                10,
+                &mut out,
+                &mut Vec::new(),
+            )
             .unwrap();
         assert_eq!(out.iter().any(|d| d.ends), want == 3);
         history.observe(position, &[d.token]);
@@ -423,7 +431,7 @@ fn odd_rows_are_errors_or_finite_answers() {
             let mut top = Vec::new();
             let d = s.draw(row, &p, &history, HERE, &mut top);
             let mut out = Vec::new();
-            let c = s.candidates(row, &p, &history, 2, &mut out);
+            let c = s.candidates(row, &p, &history, 2, &mut out, &mut top);
             assert_eq!(d.is_ok(), c.is_ok());
             d
         };

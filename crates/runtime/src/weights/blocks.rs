@@ -1,6 +1,6 @@
 //! ggml's block types (`ggml-common.h`, `ggml-quants.c`: `dequantize_row_*`): the same operations in the same order.
 
-use super::decode::f32_from_f16;
+use plimsoll_kernels::f32_from_f16;
 
 /// Elements of a block of the simple types, and of a sub-block of the others.
 const SMALL: usize = 32;

@@ -1,6 +1,6 @@
 //! Stored elements as f32 and bfloat16.
 
-use plimsoll_kernels::{bf16_from_f32, f32_from_bf16};
+use plimsoll_kernels::{bf16_from_f32, f32_from_bf16, f32_from_f16};
 use plimsoll_units::DType;
 
 use super::blocks;
@@ -112,40 +112,9 @@ fn f16s(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The value of an IEEE half.
-pub(super) fn f32_from_f16(bits: u16) -> f32 {
-    let sign = u32::from(bits & 0x8000) << 16;
-    let rest = u32::from(bits & 0x7fff);
-    // Exponent and mantissa in their places, the exponent 112 too small: exact, also for what is subnormal.
-    let number = f32::from_bits(rest << 13) * f32::from_bits((127 + 112) << 23);
-    // Infinities and NaN keep the largest exponent. No branch: the loop becomes vectors.
-    let special = if rest >= 0x7c00 { 0x7f80_0000 } else { 0 };
-    f32::from_bits(number.to_bits() | special | sign)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn halves_of_ieee_by_their_definition() {
-        for bits in 0..=u16::MAX {
-            let (e, m) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023));
-            let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-            let want = match e {
-                31 if m == 0.0 => sign * f64::INFINITY,
-                31 => f64::NAN,
-                0 => sign * m * 2_f64.powi(-24),
-                _ => sign * (1.0 + m / 1024.0) * 2_f64.powi(e - 15),
-            };
-            let got = f32_from_f16(bits);
-            if want.is_nan() {
-                assert!(got.is_nan());
-            } else {
-                assert_eq!(f64::from(got).to_bits(), want.to_bits(), "{bits:#x}");
-            }
-        }
-    }
 
     #[test]
     fn mxfp4_by_its_definition() {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{KvRules, Limits as Sizes, Program, lower};
@@ -114,6 +114,7 @@ pub(crate) struct Server {
     pub(crate) sequences: u32,
     pub(crate) threads: usize,
     pub(crate) level: Level,
+    pub(crate) inputs: Inputs,
     pub(crate) prefix_cache: bool,
     /// Tokens between states that are kept for reuse, where not as many as usual.
     pub(crate) snapshot: Option<u32>,
@@ -134,6 +135,7 @@ impl Default for Server {
             sequences: 64,
             threads: 1,
             level: Level::detect(),
+            inputs: Inputs::F32,
             prefix_cache: false,
             snapshot: None,
             preempt: plimsoll_schedule::Preempt::Auto,
@@ -279,7 +281,14 @@ impl Model {
         kv.swap_pages = server.swap;
         kv.prefix_cache = server.prefix_cache;
         let scheduler = Scheduler::new(config, KvCache::new(kv), cost());
-        let executor = CpuExecutor::new(program, memory, server.threads, server.level, chooser);
+        let executor = CpuExecutor::new(
+            program,
+            memory,
+            server.threads,
+            server.level,
+            server.inputs,
+            chooser,
+        );
         let mut executor = executor.unwrap();
         // A page that was published stays cached where it was while its copy is in swap space.
         if !server.prefix_cache {

@@ -19,6 +19,7 @@ pub use world::{Branching, Faults, World};
 
 use crate::arrival::Arrival;
 use crate::record::Sink;
+use crate::sharing::Sharing;
 use replica::Replica;
 
 /// What requests ask for, as opposed to where they will end by themselves.
@@ -67,10 +68,8 @@ pub struct Summary {
     pub ended: Nanos,
     /// Most pages held at once.
     pub pages_peak: u64,
-    /// Blocks in tables, added up over steps; 0 unless asked for.
-    pub table_blocks: u128,
-    /// Pages behind them, added up alike.
-    pub shared_pages: u128,
+    /// Blocks that sharing saved; nothing unless asked for.
+    pub sharing: Sharing,
     /// Requests that were cut off by `until`.
     pub unfinished: u64,
 }

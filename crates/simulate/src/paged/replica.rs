@@ -129,8 +129,7 @@ impl<L: Log> Replica<L> {
             let (state, pages) = observe(s, step.rows.len() as u64);
             view.step(now, index, (state, pages));
             if measure_sharing {
-                view.summary.table_blocks += u128::from(s.table_blocks());
-                view.summary.shared_pages += u128::from(pages);
+                view.summary.sharing.note(s);
             }
         });
         if !matches!(turn, Ok(Turn::Idle)) {

@@ -9,6 +9,7 @@ use plimsoll_units::Bytes;
 
 use super::*;
 use crate::arrival::{Content, Fan};
+use crate::log::{LogWriter, replay_log};
 use crate::record::{Finished, State};
 use crate::recorder::Counts;
 
@@ -275,4 +276,37 @@ fn equal_fleets_decide_alike_and_a_different_router_otherwise() {
     let hash = |router| together(&config(), 3, router, &requests).1.decision_hash;
     assert_eq!(hash(Router::LeastLoaded), hash(Router::LeastLoaded));
     assert_ne!(hash(Router::LeastLoaded), hash(Router::RoundRobin));
+}
+
+/// Twelve prompts of 8 tokens or two blocks, whose two sequences go on to 16 tokens: they share two blocks of three, then
+/// of four.
+#[test]
+fn a_replay_counts_what_the_run_shared() {
+    let mut config = config();
+    config.measure_sharing = true;
+    config.asked = Asked::Exact;
+    config.scheduler.max_seqs = 2;
+    let requests: Vec<Arrival> = (0..12)
+        .map(|i| Arrival {
+            fan: Fan::Parallel(2),
+            ..arrival(i, 8, 8)
+        })
+        .collect();
+    let mut log = Vec::new();
+    let writer = LogWriter::new(&mut log, &config.scheduler, &config.kv, &config.belief);
+    let source = requests.into_iter().map(Ok::<_, Infallible>);
+    let (summary, writer) =
+        run(&config, source, |_, _, _| (), &mut Tape::default(), writer).unwrap();
+    writer.end(summary.decision_hash, None).unwrap();
+    // Of each: the prompt alone; 4 steps with 2 of 3 blocks shared, 3 with 2 of 4.
+    let (blocks, pages) = (2 + 4 * 6 + 3 * 8, 2 + 4 * 4 + 3 * 6);
+    let want = Sharing {
+        blocks: 12 * blocks,
+        pages: 12 * pages,
+    };
+    assert_eq!(summary.sharing, want);
+    let replay = replay_log(std::io::Cursor::new(log)).unwrap();
+    assert!(replay.is_same());
+    assert_eq!(replay.sharing, want);
+    assert!((want.saved_percent() - 28.0).abs() < 1e-9);
 }

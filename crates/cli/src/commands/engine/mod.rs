@@ -8,9 +8,10 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use plimsoll_host::{Env, LoadOptions};
-use plimsoll_kernels::Level;
+use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{MemoryMap, Region};
@@ -18,14 +19,14 @@ use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Progr
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
-use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, SwapSpace};
+use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, StartError, SwapSpace};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
 
 use self::memory::Report;
 use self::source::Source;
-use crate::args::engine::{EngineArgs, LevelArg};
+use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
@@ -64,6 +65,8 @@ pub(crate) struct Started {
     pub(crate) vocab: u32,
     pub(crate) threads: usize,
     pub(crate) level: Level,
+    /// What bf16 weights are multiplied with.
+    pub(crate) inputs: Inputs,
     /// What steps are believed to take.
     pub(crate) cost: CostModel,
     pub(crate) planned: Planned,
@@ -165,7 +168,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         })?;
     }
     let threads = usize::try_from(threads).unwrap_or(1);
-    let progress = Progress::new();
+    let (progress, began) = (Progress::new(), Instant::now());
     load_weights(
         &program,
         &checkpoint,
@@ -173,10 +176,12 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         threads,
         &|done, all| {
             progress.show(|| {
+                let rate = done.get() as f64 / began.elapsed().as_secs_f64().max(1e-3);
                 format!(
-                    "loading {} of {}",
+                    "loading {} of {}, {}/s",
                     short_bytes(done.get()),
-                    short_bytes(all.get())
+                    short_bytes(all.get()),
+                    short_bytes(rate as u64)
                 )
             });
         },
@@ -210,9 +215,9 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
-    let level = level(args)?;
-    let mut executor =
-        CpuExecutor::new(program, memory, threads, level, choices).map_err(|e| too_large(&e))?;
+    let (level, inputs) = (level(args)?, inputs(args));
+    let mut executor = CpuExecutor::new(program, memory, threads, level, inputs, choices)
+        .map_err(|e| too_large(&e))?;
     if kv.swap_pages > 0 {
         let measured = executor.measure().map_err(|e| too_large(&e))?;
         believe(&mut cost.rates, measured);
@@ -242,6 +247,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         },
         threads,
         level,
+        inputs,
         cost,
         note: notes(spec, args.weights, context),
     })
@@ -274,6 +280,14 @@ fn level(args: &EngineArgs) -> Result<Level, Failure> {
     .hint("leave `--cpu-level` out"))
 }
 
+fn inputs(args: &EngineArgs) -> Inputs {
+    match args.inputs {
+        InputsArg::Auto => Inputs::detect(),
+        InputsArg::Bf16 => Inputs::Bf16,
+        InputsArg::F32 => Inputs::F32,
+    }
+}
+
 fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
     let args = what.engine;
     let rules = KvRules::plimsoll(args.kv_cache_dtype, args.block_size);
@@ -298,9 +312,11 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, 
         Failure::new(exit, "E-GEN-010", e.to_string()).hint(hint)
     })?;
     plimsoll_runtime::check(&program).map_err(|e| {
-        Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(
-            "choose bf16 or f32 with `--kv-cache-dtype`, and a model that the processor can run",
-        )
+        let hint = match e {
+            StartError::KvType(_) | StartError::LatentType(_) => "set `--kv-cache-dtype`",
+            _ => "choose a model that the processor can run",
+        };
+        Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(hint)
     })?;
     Ok(program)
 }

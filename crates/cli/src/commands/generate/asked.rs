@@ -168,14 +168,10 @@ impl Asked {
 
     /// All of it, checked against the model; `drawn` is the seed where none is given.
     pub(super) fn ask(&self, server: &Started, max_tokens: u32, drawn: u64) -> Result<Ask, String> {
-        if self.beam_width.is_some() && self.logprobs.is_some() {
-            return Err(
-                "a search tells no log probabilities of tokens: leave logprobs out".to_owned(),
-            );
-        }
         let own = server.generation.sampling();
         let ignore_eos = self.ignore_eos.unwrap_or(false);
         let common = Sampling {
+            logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
             min_tokens: self.min_tokens.unwrap_or(0),
             stop_token_ids: self.stop_token_ids.clone().unwrap_or_default(),
@@ -195,7 +191,6 @@ impl Asked {
                 frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
                 logit_bias: biases.map(|(id, x)| (*id, *x)).collect(),
                 seed: self.seed.unwrap_or(drawn),
-                logprobs: self.logprobs,
                 ..common
             },
         };

@@ -307,7 +307,6 @@ impl Batch<'_> {
             choices.push(Choice {
                 text,
                 completion: c,
-                logprobs: logprobs.sequences.get(&c.index),
             });
         }
         if self.args.prompts.is_none() && !self.args.json {
@@ -317,15 +316,16 @@ impl Batch<'_> {
             return Ok(());
         }
         let result = Answered {
+            tokenizer,
             ended,
             choices,
             prompt: &r.ids,
-            prompt_logprobs: r.told.then_some(&logprobs.prompt),
+            logprobs: &logprobs,
+            told: r.told,
             seed: r.seed,
             error,
         };
-        let line = result.json(tokenizer).map_err(|e| corrupt(&e))?;
-        output.line(&line.to_string())
+        output.json(&result)?.map_err(|e| corrupt(&e))
     }
 
     fn finish(self, output: &mut Output) -> Result<ExitCode, Failure> {
