@@ -205,6 +205,7 @@ def main():
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--forms", default="16 8 4", help="weight bits")
+    p.add_argument("--peers", default="OpenVINO llama.cpp vLLM", help="first words of their names")
     p.add_argument("--vllm", type=Path, help="Python that has vLLM: its bf16 is one more peer")
     p.add_argument("--openvino-once", metavar="FOLDER", help=argparse.SUPPRESS)
     p.add_argument("--vllm-once", metavar="FOLDER", help=argparse.SUPPRESS)
@@ -231,6 +232,7 @@ def main():
         }
         if a.vllm and bits == "16":
             todo[bits]["vLLM bf16"] = lambda: vllm(a, folder)
+        todo[bits] = {name: once for name, once in todo[bits].items() if name.split()[0] in ["plimsoll", *a.peers.split()]}
     results = {bits: {name: [] for name in engines} for bits, engines in todo.items()}
     rounds = 0
     try:

@@ -229,10 +229,12 @@ impl<'a> Linear<'a> {
         let tile = panels.div_ceil(pool.threads() * per_thread);
         let tiles = panels.div_ceil(tile.max(1));
         let chunk = if m < 2 * CHUNK { m } else { CHUNK };
+        let chunks = m.div_ceil(chunk);
         let out = Outputs(y.as_mut_ptr());
-        pool.run(tiles * m.div_ceil(chunk), |i| {
-            let panel = i % tiles * tile;
-            let first = i / tiles * chunk;
+        pool.run(tiles * chunks, |i| {
+            // All rows pass some panels before the next ones: weights are more than caches hold.
+            let panel = i / chunks * tile;
+            let first = i % chunks * chunk;
             let count = (m - first).min(chunk);
             let panels = panel..(panel + tile).min(panels);
             // SAFETY: tiles write the outputs of their own panels and rows only.
