@@ -4,6 +4,7 @@
 #
 #   bench/cpu_peers.sh                     # `small` (125 M parameters), 5 rounds
 #   SIZES="small base" ROUNDS=7 bench/cpu_peers.sh
+#   SIZES=base ROUNDS=3 bench/cpu_peers.sh --peers OpenVINO    # arguments go to cpu_peers.py
 #
 # Peers come from the Python registry: OpenVINO GenAI as it is, vLLM with the plain build of torch (gigabytes), llama.cpp built from the source package of its Python binding
 # (a quarter of an hour on 2 cores, once). Everything lies under $PEERS; checkpoints have random weights. Nothing else should run.
@@ -47,5 +48,5 @@ ours=${CARGO_TARGET_DIR:-$here/../target}/release/plimsoll
 
 for size in $sizes; do
   HF_HUB_OFFLINE=1 "$root/ovvenv/bin/python" "$here/cpu_peers.py" --root "$root" --llama "$source" --ours "$ours" \
-    --vllm "$root/vllmvenv/bin/python" --size "$size" --rounds "$rounds" --threads "$threads" ${FORMS:+--forms "$FORMS"}
+    --vllm "$root/vllmvenv/bin/python" --size "$size" --rounds "$rounds" --threads "$threads" ${FORMS:+--forms "$FORMS"} "$@"
 done

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use generating::{Dir, demo};
 use serde_json::{Value, json};
+
 #[test]
 fn with_no_model_the_demo_runs_and_its_cached_copy_is_mended() {
     let home = Dir::new();
@@ -160,6 +161,27 @@ fn a_run_under_every_pressure_answers_as_one_without_and_is_decided_again() {
     );
 }
 
+/// They show in every log probability, and are the same with all instructions.
+#[test]
+fn inputs_of_weights_are_rounded_where_that_is_asked_for() {
+    let home = Dir::new();
+    let told = |more: &[&str]| {
+        let mut args = vec!["generate", "-p", "She was not", "-n", "6"];
+        args.extend(["--temperature", "0", "--logprobs", "0", "--json"]);
+        args.extend(more);
+        let value: Value = serde_json::from_str(&demo(&home, &args).0).unwrap();
+        value["choices"][0]["logprobs"].clone()
+    };
+    let [f32, bf16] = ["f32", "bf16"].map(|i| told(&["--inputs", i]));
+    let first = |v: &Value| v[0]["logprob"].as_f64().unwrap();
+    let off = (first(&f32) - first(&bf16)).abs();
+    assert!(off > 0.0 && off < 0.1, "{f32} {bf16}");
+    assert_eq!(told(&["--inputs", "bf16", "--cpu-level", "scalar"]), bf16);
+    assert_eq!(told(&["--inputs", "f32", "--cpu-level", "scalar"]), f32);
+    let auto = told(&[]);
+    assert!(auto == f32 || auto == bf16, "{auto}");
+}
+
 #[test]
 fn bench_times_what_it_says_and_tells_of_sequences_past_training() {
     let home = Dir::new();
@@ -195,6 +217,9 @@ fn bench_times_what_it_says_and_tells_of_sequences_past_training() {
             "{c}"
         );
     }
+    let inputs = |more: &[&str]| bench(more).0["inputs"].clone();
+    assert_eq!(inputs(&["--inputs", "f32"]), "f32");
+    assert_eq!(inputs(&["--inputs", "bf16"]), "bf16");
     // Neither is known better than to be there: bounds of other types of inputs are not f32 arithmetic's.
     assert!(cases[0]["share_of_bound"].as_f64().is_some_and(|s| s > 0.0));
     assert!(bench(&["--weights", "int8"]).0["cases"][1]["share_of_bound"].is_null());

@@ -375,6 +375,71 @@ fn rounded_inputs_give_the_products_of_what_they_stand_for() {
     }
 }
 
+/// More rows than a tile has: every tile takes its own.
+#[test]
+fn many_rows_have_the_bits_that_each_has_alone() {
+    let (n, k, m) = (70, 65, 2 * CHUNK + 13);
+    let forms = WeightType::ALL.map(|f| (f, Inputs::F32));
+    for (form, inputs) in forms.into_iter().chain([(WeightType::Bf16, Inputs::Bf16)]) {
+        let words = packed(form, &numbers(4, n * k), n, k);
+        let linear = Linear::new(&words, form, n, k).with_inputs(inputs);
+        let (bias, x) = (numbers(7, n), numbers(3, m * k));
+        let scratch = &mut scratch(form, m, k);
+        let mut want = vec![0.0; m * n];
+        let mut one = Pool::new(1).unwrap();
+        for (x, y) in x.chunks(k).zip(want.chunks_mut(n)) {
+            linear.run(
+                &mut one,
+                Level::Scalar,
+                x,
+                1,
+                scratch,
+                y,
+                Start::Bias(&bias),
+            );
+        }
+        for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+            for threads in [1, 3] {
+                let (mut pool, mut y) = (Pool::new(threads).unwrap(), vec![f32::NAN; m * n]);
+                linear.run(&mut pool, level, &x, m, scratch, &mut y, Start::Bias(&bias));
+                let same = y.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{form}, {inputs:?}, {level:?}, {threads} threads");
+            }
+        }
+    }
+}
+
+/// A row of no numbers leaves the others alone, also where an odd last column has no partner.
+#[test]
+fn a_row_that_is_no_number_hurts_no_other() {
+    let (n, k, m) = (40, BLOCK + 3, 3 * ROWS);
+    let forms = WeightType::ALL.map(|f| (f, Inputs::F32));
+    for (form, inputs) in forms.into_iter().chain([(WeightType::Bf16, Inputs::Bf16)]) {
+        let words = packed(form, &numbers(4, n * k), n, k);
+        let linear = Linear::new(&words, form, n, k).with_inputs(inputs);
+        let good = numbers(3, m * k);
+        let scratch = &mut scratch(form, m, k);
+        for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+            let mut pool = Pool::new(1).unwrap();
+            let (mut want, mut got) = (vec![0.0; m * n], vec![0.0; m * n]);
+            linear.run(&mut pool, level, &good, m, scratch, &mut want, Start::Zero);
+            for bad in [0, ROWS + 1, m - 1] {
+                let mut x = good.clone();
+                x[bad * k..][..k].fill(f32::NAN);
+                linear.run(&mut pool, level, &x, m, scratch, &mut got, Start::Zero);
+                for (row, (got, want)) in got.chunks(n).zip(want.chunks(n)).enumerate() {
+                    let name = format!("{form}, {inputs:?}, {level:?}, row {row} beside {bad}");
+                    if row == bad {
+                        assert!(got.iter().all(|y| y.is_nan()), "{name}");
+                    } else {
+                        assert_eq!(got, want, "{name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Each row as it is by itself with its own matrix, whatever the others' experts are.
 #[test]
 fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
