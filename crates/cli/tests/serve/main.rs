@@ -1,0 +1,9 @@
+//! `plimsoll serve` as clients meet it: the real server, on the demo model, over real connections.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod leaving;
+mod lifecycle;
+mod mistakes;
+mod server;
+mod text;
