@@ -3,9 +3,17 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::engine::EngineArgs;
+
+/// Who finds whose prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrefixScope {
+    /// Nobody learns from the time to the first token what others asked
+    Tenant,
+    Global,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
@@ -29,6 +37,12 @@ pub(crate) struct ServeArgs {
         hide_env_values = true
     )]
     pub(crate) api_key: Option<String>,
+    /// Tenants, their keys, and how much of the server each may have: a TOML file, whose keys are read again on SIGHUP
+    #[arg(long, value_name = "FILE", help_heading = "Tenants")]
+    pub(crate) tenants: Option<PathBuf>,
+    /// Who finds whose prefixes in the cache: every tenant its own, or all one another's
+    #[arg(long, value_enum, default_value_t = PrefixScope::Tenant, help_heading = "Tenants")]
+    pub(crate) prefix_cache_scope: PrefixScope,
     /// Serve other machines without a key
     #[arg(long)]
     pub(crate) allow_anonymous: bool,

@@ -6,4 +6,5 @@ mod leaving;
 mod lifecycle;
 mod mistakes;
 mod server;
+mod tenants;
 mod text;

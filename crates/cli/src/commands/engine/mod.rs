@@ -20,13 +20,14 @@ use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, StartError, SwapSpace};
-use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
+use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
 
 use self::memory::Report;
 use self::source::Source;
 use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
+use crate::commands::serve::tenants::Tenants;
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
@@ -50,6 +51,8 @@ pub(crate) struct Start<'a> {
     pub(crate) log: Option<&'a Path>,
     /// Most alternatives that are told with log probabilities of tokens.
     pub(crate) logprobs: Option<u32>,
+    /// Who shares the KV cache, where it is shared.
+    pub(crate) tenants: Option<&'a Tenants>,
 }
 
 /// A scheduler, this machine's processors, and what is written down.
@@ -190,28 +193,34 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     drop(progress);
 
     let vocab = u32::try_from(spec.vocab).unwrap_or(u32::MAX);
+    let pages = |bytes: Bytes| {
+        let n = bytes.whole(program.geometry.page);
+        u32::try_from(n).unwrap_or(u32::MAX)
+    };
+    let usable = pages(map.region(Region::KvCache)).saturating_sub(1);
+    let tenants = match what.tenants {
+        None => vec![Tenant::FREE],
+        Some(tenants) => tenants.shares(usable, program.geometry.page)?,
+    };
     let limits = Limits {
         max_model_len: u32::try_from(context).unwrap_or(u32::MAX),
         vocab,
         max_width: what.sequences,
-        tenants: 1,
+        tenants: u16::try_from(tenants.len()).unwrap_or(u16::MAX),
     };
     let mut config = SchedulerConfig::new(limits);
+    config.tenants = tenants;
     config.max_seqs = what.sequences;
     if let Some(queued) = what.queued {
         config.max_queued = queued as usize;
     }
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
     config.preempt = args.preempt.into();
-    let pages = |bytes: Bytes| {
-        let n = bytes.whole(program.geometry.page);
-        u32::try_from(n).unwrap_or(u32::MAX)
-    };
-    let mut kv = KvConfig::new(layout, pages(map.region(Region::KvCache)).saturating_sub(1));
+    let mut kv = KvConfig::new(layout, usable);
+    kv.tenants = limits.tenants;
     kv.swap_pages = pages(memory.swap.bytes());
     kv.prefix_cache = !args.no_enable_prefix_caching;
     let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
-    let usable = kv.pages;
     let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
