@@ -16,6 +16,7 @@ pub(crate) enum PrefixScope {
 }
 
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct ServeArgs {
     /// As of `generate`: a folder, a .gguf file, or a hub id org/name or org/name:file.gguf
     #[arg(default_value = crate::demo::NAME)]
@@ -54,6 +55,18 @@ pub(crate) struct ServeArgs {
     pub(crate) max_num_queued_reqs: u32,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    /// A TOML file of these flags, by their names without dashes before them; flags and PLIMSOLL_FLAG_NAME in the environment go before it
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print every value as such a file, and where it is from
+    #[arg(long, help_heading = "Configuration")]
+    pub(crate) print_config: bool,
+    /// Check everything that can be checked without weights, print the plan of memory, and end: 3 where it does not fit
+    #[arg(long, help_heading = "Configuration")]
+    pub(crate) dry_run: bool,
+    /// With --dry-run: the plan as one object
+    #[arg(long, requires = "dry_run", help_heading = "Configuration")]
+    pub(crate) json: bool,
     /// Record every decision, for `simulate --replay`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) log: Option<PathBuf>,

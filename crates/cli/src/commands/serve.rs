@@ -15,10 +15,11 @@ use plimsoll_server::{Access, Keys, Options, ServeError, Service, Stop, run as s
 
 use self::tenants::Tenants;
 use crate::args::serve::{PrefixScope, ServeArgs};
-use crate::commands::engine::{Start, Started, end_log, start};
+use crate::commands::engine::{Start, Started, end_log, memory, plan, start};
 use crate::demo;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
+use crate::settings::Settings;
 
 /// Most alternatives that a client may ask for: memory for them is planned.
 const LOGPROBS: u32 = plimsoll_runtime::sample::MAX_LOGPROBS;
@@ -30,16 +31,18 @@ const _: () = assert!(
     "every body that is taken can be encoded"
 );
 
-pub(crate) fn run(args: &ServeArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+pub(crate) fn run(
+    args: &ServeArgs,
+    settings: &Settings,
+    output: &mut Output,
+) -> Result<ExitCode, Failure> {
+    if args.print_config {
+        output.line(&settings.text())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let key = key(args)?;
     let tenants = tenants_of(args, key.as_deref(), output)?;
-    // Before the model is loaded: who has the port already is told at once.
-    let listener = bind(args)?;
-    let address = listener.local_addr().unwrap_or(address(args));
-    if demo::is_meant(&args.model) {
-        output.talk(demo::NOTE);
-    }
-    let started = start(&Start {
+    let what = Start {
         model: &args.model,
         engine: &args.engine,
         sequences: args.max_num_seqs,
@@ -48,7 +51,23 @@ pub(crate) fn run(args: &ServeArgs, output: &mut Output) -> Result<ExitCode, Fai
         log: args.log.as_deref(),
         logprobs: Some(LOGPROBS),
         tenants: tenants.as_ref(),
-    })?;
+    };
+    if args.dry_run {
+        let map = plan(&what)?;
+        if args.json {
+            output.line(&format!("{:#}", memory::planned_json(&map)))?;
+        } else {
+            output.line(&memory::planned_text(&map))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Before the model is loaded: who has the port already is told at once.
+    let listener = bind(args)?;
+    let address = listener.local_addr().unwrap_or(address(args));
+    if demo::is_meant(&args.model) {
+        output.talk(demo::NOTE);
+    }
+    let started = start(&what)?;
     if let Some(note) = &started.note {
         output.talk(note);
     }

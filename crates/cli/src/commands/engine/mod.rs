@@ -126,27 +126,88 @@ pub(crate) fn end_log(path: &Path, engine: RunEngine) -> Result<(), Failure> {
     }
 }
 
-pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
-    let args = what.engine;
-    let located = source::locate(what.model)?;
+/// Everything that is decided before weights are read.
+struct Prepared {
+    context: u64,
+    threads: u64,
+    program: Program,
+    layout: Layout,
+    map: MemoryMap,
+    /// Pages for sequences: one more holds nothing.
+    pages: u32,
+    tenants: Vec<Tenant>,
+}
+
+impl Prepared {
+    fn of(what: &Start<'_>, spec: &ModelSpec) -> Result<Self, Failure> {
+        let args = what.engine;
+        let context = args
+            .max_model_len
+            .or(what.context)
+            .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
+        let threads = args.threads.unwrap_or_else(crate::commands::processors);
+        let program = lowered(what, spec, context)?;
+        let layout = Layout::new(&program.geometry).map_err(|e| {
+            Failure::new(Exit::Usage, "E-SIM-007", e.to_string())
+                .hint("choose another `--block-size`")
+        })?;
+        let map = memory::plan(what, spec, context, threads)?;
+        let page = program.geometry.page;
+        let pages = whole_pages(map.region(Region::KvCache), page).saturating_sub(1);
+        let tenants = match what.tenants {
+            None => vec![Tenant::FREE],
+            Some(tenants) => tenants.shares(pages, page)?,
+        };
+        Ok(Self {
+            context,
+            threads,
+            program,
+            layout,
+            map,
+            pages,
+            tenants,
+        })
+    }
+}
+
+fn whole_pages(bytes: Bytes, page: Bytes) -> u32 {
+    u32::try_from(bytes.whole(page)).unwrap_or(u32::MAX)
+}
+
+fn options(args: &EngineArgs) -> LoadOptions {
     let mut options = LoadOptions::new(Env::process());
     options.offline = args.offline;
     // The headers of all shards: they say what is to be downloaded.
     options.traffic = options.gguf_traffic;
+    options
+}
+
+/// The map of what would be started, of any model that can be planned; no weights are needed.
+pub(crate) fn plan(what: &Start<'_>) -> Result<MemoryMap, Failure> {
+    let located = crate::demo::find(what.model)?;
+    let options = options(what.engine);
+    let loaded =
+        plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
+    Prepared::of(what, &loaded.spec).map(|p| p.map)
+}
+
+pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
+    let args = what.engine;
+    let located = source::locate(what.model)?;
+    let options = options(args);
     let loaded =
         plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
     let source = Source::of(&located.reference, &loaded)?;
-    let context = args
-        .max_model_len
-        .or(what.context)
-        .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
-    let threads = args.threads.unwrap_or_else(crate::commands::processors);
-    let program = lowered(what, spec, context)?;
-    let layout = Layout::new(&program.geometry).map_err(|e| {
-        Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
-    })?;
-    let map = memory::plan(what, spec, context, threads)?;
+    let Prepared {
+        context,
+        threads,
+        program,
+        layout,
+        map,
+        pages: usable,
+        tenants,
+    } = Prepared::of(what, spec)?;
     // Only now is it known to fit.
     let checkpoint = source.checkpoint(&loaded, &options)?;
     if args.check_weights {
@@ -193,15 +254,6 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     drop(progress);
 
     let vocab = u32::try_from(spec.vocab).unwrap_or(u32::MAX);
-    let pages = |bytes: Bytes| {
-        let n = bytes.whole(program.geometry.page);
-        u32::try_from(n).unwrap_or(u32::MAX)
-    };
-    let usable = pages(map.region(Region::KvCache)).saturating_sub(1);
-    let tenants = match what.tenants {
-        None => vec![Tenant::FREE],
-        Some(tenants) => tenants.shares(usable, program.geometry.page)?,
-    };
     let limits = Limits {
         max_model_len: u32::try_from(context).unwrap_or(u32::MAX),
         vocab,
@@ -218,7 +270,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     config.preempt = args.preempt.into();
     let mut kv = KvConfig::new(layout, usable);
     kv.tenants = limits.tenants;
-    kv.swap_pages = pages(memory.swap.bytes());
+    kv.swap_pages = whole_pages(memory.swap.bytes(), program.geometry.page);
     kv.prefix_cache = !args.no_enable_prefix_caching;
     let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
     let mut cost = cost(spec, &program)?;
