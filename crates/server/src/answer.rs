@@ -107,7 +107,7 @@ pub(crate) async fn collect(
             Some(Event::Refused(refusal)) => return Err(refusal.into()),
             Some(Event::Failed(why)) => return Err(ApiError::failed(&why)),
             Some(_) => {}
-            None => return Err(ApiError::cut(state.engine.snapshot().dead)),
+            None => return Err(ApiError::cut(state.is_draining())),
         }
     }
     Ok(all.into_iter().flatten().collect())

@@ -112,15 +112,12 @@ impl ApiError {
         )
     }
 
-    /// The mailbox closed without an end.
-    pub(crate) fn cut(dead: bool) -> Self {
-        if dead {
-            Self::server(
-                "engine_failed",
-                "the engine stopped before the answer ended",
-            )
-        } else {
+    /// The mailbox closed without an end: the engine has gone down, or fell before it had taken the request in.
+    pub(crate) fn cut(is_draining: bool) -> Self {
+        if is_draining {
             Self::draining()
+        } else {
+            Self::failed("it made a mistake")
         }
     }
 

@@ -107,14 +107,13 @@ async fn live() -> Response {
 }
 
 async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
-    let (status, word) = if !state.is_healthy() {
-        (StatusCode::SERVICE_UNAVAILABLE, "failed")
-    } else if state.is_draining() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else {
-        (StatusCode::OK, "ready")
-    };
-    json_response(status, &json!({ "status": word }))
+    match state.health() {
+        (word, None) => json_response(StatusCode::OK, &json!({ "status": word })),
+        (word, Some(reason)) => {
+            let value = json!({ "status": word, "reason": reason });
+            json_response(StatusCode::SERVICE_UNAVAILABLE, &value)
+        }
+    }
 }
 
 async fn version() -> Response {
@@ -157,6 +156,7 @@ async fn memory(Shared(state): Shared<Arc<State>>) -> Response {
         },
         "kv_pages": { "total": now.pages, "held": now.pages_held },
         "engine_steps": now.stats.steps,
+        "engine_restarts": now.restarts,
     });
     json_response(StatusCode::OK, &value)
 }
@@ -186,7 +186,7 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
     match events.recv().await {
         Some(Event::Accepted) => {}
         Some(Event::Refused(refusal)) => return Err(refusal.into()),
-        _ => return Err(ApiError::cut(state.engine.snapshot().dead)),
+        _ => return Err(ApiError::cut(state.is_draining())),
     }
     if prepared.streams {
         return Ok(stream::response(state, prepared, events, flying));

@@ -91,13 +91,24 @@ impl State {
         hasher.finish()
     }
 
-    /// Whether steps get done.
-    pub(crate) fn is_healthy(&self) -> bool {
+    /// Whether new requests are served, in a word, and why not where they are not.
+    pub(crate) fn health(&self) -> (&'static str, Option<String>) {
         let now = self.engine.snapshot();
-        let hangs = now
-            .stepping
-            .is_some_and(|since| since.elapsed() > self.options.step_timeout);
-        !now.dead && !hangs
+        let takes = now.stepping.map(|since| since.elapsed());
+        if now.dead {
+            let why = "the engine stopped, and the process ends";
+            ("failed", Some(why.to_owned()))
+        } else if now.restarting {
+            let why = "the engine begins anew after a fault";
+            ("restarting", Some(why.to_owned()))
+        } else if let Some(takes) = takes.filter(|t| *t > self.options.step_timeout) {
+            let why = format!("a step has taken {} s so far", takes.as_secs());
+            ("stuck", Some(why))
+        } else if self.is_draining() {
+            ("draining", Some("the server is shutting down".to_owned()))
+        } else {
+            ("ready", None)
+        }
     }
 }
 

@@ -146,7 +146,7 @@ impl Stream {
 
     fn take(&mut self, event: Option<Event>, out: &mut String) -> Result<(), ApiError> {
         match event {
-            None => Err(ApiError::cut(self.state.engine.snapshot().dead)),
+            None => Err(ApiError::cut(self.state.is_draining())),
             Some(Event::Refused(refusal)) => Err(refusal.into()),
             Some(Event::Failed(why)) => Err(ApiError::failed(&why)),
             Some(Event::Accepted) => Ok(()),
