@@ -38,7 +38,7 @@ pub(crate) struct Cli {
 }
 
 /// Flags of every command.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Global {
     /// When to colour: auto obeys NO_COLOR, CLICOLOR_FORCE and TERM
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
@@ -48,8 +48,9 @@ pub(crate) struct Global {
     pub(crate) ascii: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Color {
+    #[default]
     Auto,
     Always,
     Never,

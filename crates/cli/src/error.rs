@@ -24,6 +24,8 @@ pub(crate) enum Exit {
     Corrupt = 65,
     /// Try again later.
     Temporary = 75,
+    /// A configuration that makes no sense.
+    Config = 78,
 }
 
 /// An error on its way to the user.

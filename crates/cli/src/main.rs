@@ -7,6 +7,7 @@ mod error;
 mod load;
 mod output;
 mod progress;
+mod settings;
 mod simulated;
 
 use std::io::Write;
@@ -14,14 +15,21 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Global};
 use crate::error::{Exit, Failure};
 use crate::output::Output;
+use crate::settings::{Refused, Settings};
 
 fn main() -> ExitCode {
-    let cli = match parse() {
-        Ok(cli) => cli,
-        Err(e) => return mistyped(&e),
+    let (cli, settings) = match parse() {
+        Ok(both) => both,
+        Err(Refused::Typed(e)) => return mistyped(&e),
+        Err(Refused::File(failure)) => {
+            let mut output = Output::new(&Global::default());
+            let json = std::env::args_os().any(|a| a == "--json");
+            report(&failure, json, &mut output);
+            return ExitCode::from(failure.exit as u8);
+        }
     };
     let mut output = Output::new(&cli.global);
     let json = match &cli.command {
@@ -32,16 +40,14 @@ fn main() -> ExitCode {
         Command::Devices { json } | Command::Doctor { json } => *json,
         Command::Bench(a) => a.json,
         Command::Generate(a) => a.json,
-        Command::Serve(_)
-        | Command::Models(_)
-        | Command::Schema { .. }
-        | Command::Completions { .. } => false,
+        Command::Serve(a) => a.json,
+        Command::Models(_) | Command::Schema { .. } | Command::Completions { .. } => false,
     };
     let result = match cli.command {
         Command::Plan(args) => commands::plan::run(&args, &mut output),
         Command::Simulate(args) => commands::simulate::run(&args, &mut output),
         Command::Generate(args) => commands::generate::run(&args, &mut output),
-        Command::Serve(args) => commands::serve::run(&args, &mut output),
+        Command::Serve(args) => commands::serve::run(&args, &settings, &mut output),
         Command::Bench(args) => commands::bench::run(&args, &mut output),
         Command::Models(command) => commands::models::run(&command, &mut output),
         Command::Devices { json } => commands::devices::run(json, &mut output),
@@ -62,14 +68,18 @@ fn main() -> ExitCode {
 
 /// What was typed. Negative numbers are values, so that the error names the flag which has no use for
 /// them.
-fn parse() -> Result<Cli, clap::Error> {
+fn parse() -> Result<(Cli, Settings), Refused> {
     let command = Cli::command().mut_subcommands(|c| {
         c.mut_args(|a| {
             let takes_values = a.get_action().takes_values();
             a.allow_negative_numbers(takes_values)
         })
     });
-    Cli::from_arg_matches(&command.try_get_matches()?)
+    let mut command = settings::with_environment(command);
+    let (matches, settings) = settings::read(&mut command, std::env::args_os().collect())?;
+    let cli =
+        Cli::from_arg_matches(&matches).map_err(|e| Refused::Typed(e.format(&mut command)))?;
+    Ok((cli, settings))
 }
 
 /// Help and version, and command lines that cannot be read: as JSON where JSON was asked for.
@@ -80,13 +90,8 @@ fn mistyped(e: &clap::Error) -> ExitCode {
         let _ = e.print();
         return ExitCode::from(if e.use_stderr() { Exit::Usage as u8 } else { 0 });
     }
-    let text = e.render().to_string();
-    let what = text.lines().next().unwrap_or_default();
-    let what = what.strip_prefix("error: ").unwrap_or(what);
-    let tip = text
-        .lines()
-        .find_map(|l| l.trim_start().strip_prefix("tip: "))
-        .unwrap_or("`--help` lists the flags and their values");
+    let (what, tip) = settings::told(e);
+    let tip = tip.unwrap_or_else(|| "`--help` lists the flags and their values".to_owned());
     let failure = Failure::new(Exit::Usage, "E-USAGE-008", what).hint(tip);
     let text = serde_json::to_string_pretty(&failure.report()).unwrap_or_default();
     let _ = writeln!(std::io::stdout(), "{text}");

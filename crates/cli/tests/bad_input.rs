@@ -107,8 +107,12 @@ fn refused_with(args: &[&str], env: &[(&str, &str)], code: i32) -> String {
     assert!(error["code"].as_str().unwrap().starts_with("E-"), "{value}");
     let message = error["message"].as_str().unwrap();
     assert!(!message.is_empty() && error["hint"].is_string(), "{value}");
-    let first = message.lines().next().unwrap();
-    assert!(stderr.contains(first), "{message} is not in {stderr}");
+    let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let first = flat(message.lines().next().unwrap());
+    assert!(
+        flat(&stderr).contains(&first),
+        "{message} is not in {stderr}"
+    );
     stderr
 }
 

@@ -89,6 +89,10 @@ pub(crate) fn serve(
 }
 
 async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result<(), ServeError> {
+    if matches!(stop, Stop::Signals) && state.options.access.reload.is_some() {
+        let hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(reload(Arc::clone(state), hangup));
+    }
     let mut told = Told::new(stop)?;
     listener.set_nonblocking(true)?;
     let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -156,6 +160,15 @@ async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result
         () = told.again() => {}
     }
     result
+}
+
+/// Reads the keys again whenever it is told to.
+async fn reload(state: Arc<State>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        let state = Arc::clone(&state);
+        // Files are read; a mistake in them is told there.
+        let _ = tokio::task::spawn_blocking(move || state.tenants.reload()).await;
+    }
 }
 
 /// Returns when the engine has died.

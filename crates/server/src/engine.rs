@@ -18,8 +18,12 @@ use std::time::{Duration, Instant};
 use plimsoll_runtime::sample::{Logprobs, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine};
-use plimsoll_schedule::{Ended, Executor, Log, Notice, Reason, Refusal, Request, RequestId, Stats};
+use plimsoll_schedule::{
+    Ended, Executor, Fan, Log, Notice, Reason, Refusal, Request, RequestId, Stats,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use crate::tenants::Visit;
 
 /// Commands that may wait for the engine to look.
 const COMMANDS: usize = 1024;
@@ -51,6 +55,8 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) params: SamplingParams,
     pub(crate) stops: Stops,
+    /// What its tenant is charged by.
+    pub(crate) visit: Arc<Visit>,
 }
 
 /// Prompts of one client, let in together or not at all.
@@ -264,6 +270,9 @@ struct Flight {
     prompt_untold: bool,
     /// Tokens of each sequence, where log probabilities of them are told.
     told: Option<Vec<usize>>,
+    visit: Arc<Visit>,
+    /// Whether its tokens are known only at its end.
+    searches: bool,
 }
 
 /// Steps fail, whoever asks.
@@ -354,6 +363,8 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 streams,
                 prompt_untold: asked.prompt_logprobs.is_some(),
                 told: asked.logprobs.map(|_| vec![0; width]),
+                visit: job.visit,
+                searches: matches!(job.request.fan(), Fan::Beam(_)),
             };
             let choices = self.engine.executor_mut().choices();
             choices.expect(id, job.request.prompt(), job.params, job.stops);
@@ -421,9 +432,13 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 index,
                 draw,
             } => {
-                let Some(flight) = self.flights.get_mut(&request).filter(|f| f.streams) else {
+                let Some(flight) = self.flights.get_mut(&request) else {
                     return;
                 };
+                flight.visit.generated(1);
+                if !flight.streams {
+                    return;
+                }
                 let choices = self.engine.executor_mut().choices();
                 let logprobs = choices.logprobs(request);
                 if std::mem::take(&mut flight.prompt_untold) {
@@ -454,6 +469,10 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 let Some(flight) = self.flights.remove(&id) else {
                     return;
                 };
+                if flight.searches {
+                    let tokens = ended.completions.iter().map(|c| c.tokens.len() as u64);
+                    flight.visit.generated(tokens.sum());
+                }
                 let finished = Box::new(Finished {
                     ended: *ended,
                     logprobs,

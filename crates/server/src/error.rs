@@ -18,10 +18,10 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     kind: &'static str,
     /// Stable; part of the interface.
-    code: &'static str,
+    pub(crate) code: &'static str,
     param: Option<String>,
     message: String,
-    retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl ApiError {
@@ -98,6 +98,15 @@ impl ApiError {
         e
     }
 
+    pub(crate) fn not_admin() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "permission_error",
+            "not_allowed",
+            "this key may not see what others do: use one of a tenant with `admin = true`",
+        )
+    }
+
     /// A fault of ours.
     pub(crate) fn server(code: &'static str, message: impl Into<String>) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -119,6 +128,11 @@ impl ApiError {
         } else {
             Self::failed("it made a mistake")
         }
+    }
+
+    pub(crate) fn code(mut self, code: &'static str) -> Self {
+        self.code = code;
+        self
     }
 
     pub(crate) fn param(mut self, param: impl Into<String>) -> Self {

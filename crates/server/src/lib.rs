@@ -20,6 +20,7 @@ mod prepare;
 mod routes;
 mod state;
 mod stream;
+mod tenants;
 mod wire;
 
 use std::net::TcpListener;
@@ -32,6 +33,7 @@ use plimsoll_schedule::{Executor, Limits, Log};
 
 pub use accept::Stop;
 pub use engine::Choosing;
+pub use tenants::{Access, KeyDigest, Keys, Reload, Rules, digest};
 
 /// A model that is ready, by its parts.
 #[derive(Debug)]
@@ -53,8 +55,8 @@ pub struct Service<E, L> {
 pub struct Options {
     /// What the model is called.
     pub name: String,
-    /// What clients must show to get anything but health.
-    pub api_key: Option<String>,
+    /// Who gets anything but health.
+    pub access: Access,
     /// Threads that talk to clients.
     pub threads: usize,
     /// Connections at once; more wait.
@@ -75,7 +77,7 @@ impl Options {
     pub fn new(name: String) -> Self {
         Self {
             name,
-            api_key: None,
+            access: Access::open(),
             threads: 2,
             connections: 4096,
             body_bytes: 4 << 20,

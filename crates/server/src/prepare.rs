@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
-use plimsoll_kv::Scope;
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::{Answer, Stops};
 use plimsoll_schedule::{Fan, Request, RequestError};
@@ -13,10 +12,13 @@ use serde_json::{Value, json};
 use crate::engine::Job;
 use crate::error::ApiError;
 use crate::state::State;
+use crate::tenants::Caller;
 use crate::wire::{Asked, AskedLogprobs, Message, Prompt, Whole};
 
 /// Tokens of a completion unless told, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
+/// Longest `cache_salt`.
+const MAX_SALT: usize = 128;
 /// Most sequences of one body, over all its prompts.
 const MAX_SEQUENCES: usize = 256;
 
@@ -226,7 +228,12 @@ fn max_tokens(asked: &Asked) -> Result<Option<(u32, &'static str)>, ApiError> {
 }
 
 /// Checks all of a body, and makes tokens of its texts.
-pub(crate) fn prepare(state: &State, asked: &Asked, route: Route) -> Result<Prepared, ApiError> {
+pub(crate) fn prepare(
+    state: &State,
+    asked: &Asked,
+    route: Route,
+    caller: Caller,
+) -> Result<Prepared, ApiError> {
     check_model(state, asked.model.as_deref())?;
     if let Some(name) = asked.unsupported() {
         return Err(ApiError::unsupported(
@@ -288,7 +295,8 @@ pub(crate) fn prepare(state: &State, asked: &Asked, route: Route) -> Result<Prep
         );
         return Err(ApiError::value("n", message));
     }
-    let mut jobs = Vec::with_capacity(prompts.len());
+    let salt = cache_salt(asked)?;
+    let mut requests = Vec::with_capacity(prompts.len());
     let mut told = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.into_iter().enumerate() {
         let (ids, echo) = tokens(state, asked, route, prompt)?;
@@ -331,7 +339,7 @@ pub(crate) fn prepare(state: &State, asked: &Asked, route: Route) -> Result<Prep
             Arc::clone(&ids),
             max_tokens,
             fan,
-            Scope::default(),
+            state.tenants.scope(caller.tenant, salt),
             &model.limits,
         );
         let mut request = request.map_err(|e| match e {
@@ -347,12 +355,19 @@ pub(crate) fn prepare(state: &State, asked: &Asked, route: Route) -> Result<Prep
             echo,
             params: params.clone(),
         });
-        jobs.push(Job {
-            request,
-            params,
-            stops: stops.clone(),
-        });
+        requests.push((request, params));
     }
+    // Last: nothing that is refused for a mistake counts.
+    let tokens = told.iter().map(|t| t.ids.len() as u64).sum();
+    let count = u32::try_from(requests.len()).unwrap_or(u32::MAX);
+    let visit = state.tenants.enter(caller.tenant, count, tokens)?;
+    let job = |(request, params)| Job {
+        request,
+        params,
+        stops: stops.clone(),
+        visit: Arc::clone(&visit),
+    };
+    let jobs = requests.into_iter().map(job).collect();
     Ok(Prepared {
         route,
         jobs,
@@ -366,6 +381,22 @@ pub(crate) fn prepare(state: &State, asked: &Asked, route: Route) -> Result<Prep
             .and_then(|o| o.include_usage)
             .unwrap_or(false),
     })
+}
+
+/// What a client salts its prefixes with: only who sends the same finds them in the cache.
+fn cache_salt(asked: &Asked) -> Result<Option<&str>, ApiError> {
+    let salt = asked.cache_salt.as_deref();
+    let fits =
+        |s: &str| (1..=MAX_SALT).contains(&s.len()) && s.bytes().all(|b| b.is_ascii_graphic());
+    match salt {
+        Some(salt) if !fits(salt) => {
+            let message = format!(
+                "cache_salt has 1 to {MAX_SALT} printable ASCII characters, without spaces"
+            );
+            Err(ApiError::value("cache_salt", message))
+        }
+        salt => Ok(salt),
+    }
 }
 
 fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, ApiError> {

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State as Shared};
+use axum::extract::{Extension, Path, Request, State as Shared};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
-use subtle::ConstantTimeEq as _;
 
 use crate::answer::{Head, collect, whole};
 use crate::engine::Event;
 use crate::error::{ApiError, json_response};
 use crate::prepare::{Prepared, Route, chat, check_model, prepare};
 use crate::state::State;
+use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
 use crate::{body, stream};
 
@@ -26,15 +26,18 @@ type Answered = Result<Response, ApiError>;
 
 /// All routes. Health is open to everybody; it tells no figures.
 pub(crate) fn router(state: &Arc<State>) -> Router {
+    let watching = Router::new()
+        .route("/v1/memory", get(memory))
+        .route_layer(from_fn(admins));
     let guarded = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chats))
-        .route("/v1/memory", get(memory))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/version", get(version))
+        .merge(watching)
         // After the route is found: one decision, whatever the path looks like.
         .route_layer(from_fn_with_state(Arc::clone(state), guard));
     Router::new()
@@ -64,19 +67,26 @@ fn internal() -> ApiError {
     )
 }
 
-/// Lets in whoever shows the key, where there is one.
-async fn guard(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
-    let Some(key) = &state.options.api_key else {
-        return next.run(request).await;
-    };
+/// Lets in whoever shows a key, where there are any.
+async fn guard(Shared(state): Shared<Arc<State>>, mut request: Request, next: Next) -> Response {
     let mut all = request.headers().get_all(header::AUTHORIZATION).iter();
     let given = all.next().filter(|_| all.next().is_none());
-    let given = given.and_then(|v| bearer(v.as_bytes())).unwrap_or_default();
-    // Of another length it takes another time: the length is no secret.
-    if bool::from(given.ct_eq(key.as_bytes())) {
+    let given = given.and_then(|v| bearer(v.as_bytes()));
+    match state.tenants.caller(given) {
+        Some(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        None => ApiError::no_key().into_response(),
+    }
+}
+
+/// Lets in, of those with a key, whoever may see what others do.
+async fn admins(Extension(caller): Extension<Caller>, request: Request, next: Next) -> Response {
+    if caller.admin {
         next.run(request).await
     } else {
-        ApiError::no_key().into_response()
+        ApiError::not_admin().into_response()
     }
 }
 
@@ -175,9 +185,10 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
     if state.is_draining() {
         return Err(ApiError::draining());
     }
+    let caller = request.extensions().get().copied().ok_or_else(internal)?;
     let mut prepared: Prepared = worked(&state, request, move |state, bytes| {
         let asked: Asked = body::parse(bytes)?;
-        prepare(state, &asked, route)
+        prepare(state, &asked, route, caller)
     })
     .await?;
     let jobs = std::mem::take(&mut prepared.jobs);

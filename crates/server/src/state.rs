@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::Options;
 use crate::engine::Handle;
+use crate::tenants::Tenants;
 
 /// Bodies that are read, parsed and tokenised at once; more wait.
 const BODIES: usize = 64;
@@ -30,6 +31,7 @@ pub(crate) struct State {
     pub(crate) model: Model,
     pub(crate) engine: Handle,
     pub(crate) options: Options,
+    pub(crate) tenants: Arc<Tenants>,
     /// Whether it goes down when whoever is in flight has ended.
     draining: AtomicBool,
     /// Requests between their body and the last byte of their answer.
@@ -56,6 +58,7 @@ impl State {
         Self {
             model,
             engine,
+            tenants: Arc::new(Tenants::new(options.access.clone())),
             options,
             draining: AtomicBool::new(false),
             flying: AtomicUsize::new(0),

@@ -54,6 +54,7 @@ pub(crate) struct Asked {
     pub(crate) include_stop_str_in_output: Option<bool>,
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
+    pub(crate) cache_salt: Option<String>,
 
     // Taken only where they ask for nothing.
     tools: Option<Value>,

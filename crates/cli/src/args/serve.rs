@@ -3,11 +3,20 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::engine::EngineArgs;
 
+/// Who finds whose prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrefixScope {
+    /// Nobody learns from the time to the first token what others asked
+    Tenant,
+    Global,
+}
+
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct ServeArgs {
     /// As of `generate`: a folder, a .gguf file, or a hub id org/name or org/name:file.gguf
     #[arg(default_value = crate::demo::NAME)]
@@ -29,6 +38,12 @@ pub(crate) struct ServeArgs {
         hide_env_values = true
     )]
     pub(crate) api_key: Option<String>,
+    /// Tenants, their keys, and how much of the server each may have: a TOML file, whose keys are read again on SIGHUP
+    #[arg(long, value_name = "FILE", help_heading = "Tenants")]
+    pub(crate) tenants: Option<PathBuf>,
+    /// Who finds whose prefixes in the cache: every tenant its own, or all one another's
+    #[arg(long, value_enum, default_value_t = PrefixScope::Tenant, help_heading = "Tenants")]
+    pub(crate) prefix_cache_scope: PrefixScope,
     /// Serve other machines without a key
     #[arg(long)]
     pub(crate) allow_anonymous: bool,
@@ -40,6 +55,18 @@ pub(crate) struct ServeArgs {
     pub(crate) max_num_queued_reqs: u32,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    /// A TOML file of these flags, by their names without dashes before them; flags and PLIMSOLL_FLAG_NAME in the environment go before it
+    #[arg(long, value_name = "FILE", help_heading = "Configuration")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print every value as such a file, and where it is from
+    #[arg(long, help_heading = "Configuration")]
+    pub(crate) print_config: bool,
+    /// Check everything that can be checked without weights, print the plan of memory, and end: 3 where it does not fit
+    #[arg(long, help_heading = "Configuration")]
+    pub(crate) dry_run: bool,
+    /// With --dry-run: the plan as one object
+    #[arg(long, requires = "dry_run", help_heading = "Configuration")]
+    pub(crate) json: bool,
     /// Record every decision, for `simulate --replay`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) log: Option<PathBuf>,

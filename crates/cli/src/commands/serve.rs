@@ -1,18 +1,25 @@
 //! `plimsoll serve`: a model behind OpenAI's HTTP interface.
 
+pub(crate) mod tenants;
+
 use std::io::ErrorKind;
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use plimsoll_report::thousands;
 use plimsoll_runtime::text::MAX_TEXT_BYTES;
-use plimsoll_server::{Options, ServeError, Service, Stop, run as serve};
+use plimsoll_server::{Access, Keys, Options, ServeError, Service, Stop, run as serve};
 
-use crate::args::serve::ServeArgs;
-use crate::commands::engine::{Start, Started, end_log, start};
+use self::tenants::Tenants;
+use crate::args::serve::{PrefixScope, ServeArgs};
+use crate::commands::engine::{Start, Started, end_log, memory, plan, start};
 use crate::demo;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
+use crate::settings::Settings;
 
 /// Most alternatives that a client may ask for: memory for them is planned.
 const LOGPROBS: u32 = plimsoll_runtime::sample::MAX_LOGPROBS;
@@ -24,15 +31,18 @@ const _: () = assert!(
     "every body that is taken can be encoded"
 );
 
-pub(crate) fn run(args: &ServeArgs, output: &mut Output) -> Result<ExitCode, Failure> {
-    let key = key(args)?;
-    // Before the model is loaded: who has the port already is told at once.
-    let listener = bind(args)?;
-    let address = listener.local_addr().unwrap_or(address(args));
-    if demo::is_meant(&args.model) {
-        output.talk(demo::NOTE);
+pub(crate) fn run(
+    args: &ServeArgs,
+    settings: &Settings,
+    output: &mut Output,
+) -> Result<ExitCode, Failure> {
+    if args.print_config {
+        output.line(&settings.text())?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let started = start(&Start {
+    let key = key(args)?;
+    let tenants = tenants_of(args, key.as_deref(), output)?;
+    let what = Start {
         model: &args.model,
         engine: &args.engine,
         sequences: args.max_num_seqs,
@@ -40,14 +50,31 @@ pub(crate) fn run(args: &ServeArgs, output: &mut Output) -> Result<ExitCode, Fai
         context: None,
         log: args.log.as_deref(),
         logprobs: Some(LOGPROBS),
-    })?;
+        tenants: tenants.as_ref(),
+    };
+    if args.dry_run {
+        let map = plan(&what)?;
+        if args.json {
+            output.line(&format!("{:#}", memory::planned_json(&map)))?;
+        } else {
+            output.line(&memory::planned_text(&map))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Before the model is loaded: who has the port already is told at once.
+    let listener = bind(args)?;
+    let address = listener.local_addr().unwrap_or(address(args));
+    if demo::is_meant(&args.model) {
+        output.talk(demo::NOTE);
+    }
+    let started = start(&what)?;
     if let Some(note) = &started.note {
         output.talk(note);
     }
     let name = args.served_model_name.as_ref().unwrap_or(&args.model);
-    output.talk(&card(&started, name, address, key.is_some()));
+    output.talk(&card(&started, name, address, args));
     let mut options = Options::new(name.clone());
-    options.api_key = key;
+    options.access = access(args, key, tenants);
     let Started {
         engine,
         tokenizer,
@@ -94,15 +121,59 @@ fn key(args: &ServeArgs) -> Result<Option<String>, Failure> {
             "the API key is empty, or has characters that no header carries",
             "choose one of letters and digits, such as `openssl rand -hex 24` prints",
         ),
-        None if !args.host.is_loopback() && !args.allow_anonymous => bad(
+        None if !args.host.is_loopback() && !args.allow_anonymous && args.tenants.is_none() => bad(
             &format!(
                 "{} lets other machines in, and there is no API key",
                 args.host
             ),
-            "set PLIMSOLL_API_KEY, or add `--allow-anonymous`",
+            "set PLIMSOLL_API_KEY, name a file of `--tenants`, or add `--allow-anonymous`",
         ),
         key => Ok(key.clone()),
     }
+}
+
+/// What the tenants' file says, where there is one.
+fn tenants_of(
+    args: &ServeArgs,
+    key: Option<&str>,
+    output: &mut Output,
+) -> Result<Option<Tenants>, Failure> {
+    let Some(path) = &args.tenants else {
+        return Ok(None);
+    };
+    if tenants::is_open(path) {
+        output.talk(&format!(
+            "warning: others may read {}, and keys are in it: `chmod 600` it",
+            path.display()
+        ));
+    }
+    Tenants::read(path, key).map(Some)
+}
+
+fn access(args: &ServeArgs, key: Option<String>, tenants: Option<Tenants>) -> Access {
+    let mut access = match (&tenants, &key) {
+        (Some(tenants), _) => tenants.access(),
+        (None, Some(key)) => Access::key(key),
+        (None, None) => Access::open(),
+    };
+    access.shared_prefixes = args.prefix_cache_scope == PrefixScope::Global;
+    if let (Some(tenants), Some(path)) = (tenants, args.tenants.clone()) {
+        access.reload = Some(Arc::new(move || reloaded(&tenants, &path, key.as_deref())));
+    }
+    access
+}
+
+/// The keys that a file has now. A mistake in it changes nothing.
+fn reloaded(tenants: &Tenants, path: &Path, key: Option<&str>) -> Option<Keys> {
+    let read = Tenants::read(path, key).map_err(|e| e.text());
+    let keys = read.and_then(|new| tenants.new_keys(new));
+    let said = match &keys {
+        Ok(keys) => format!("{}: {} keys", path.display(), keys.len()),
+        Err(e) => format!("the keys stay as they were: {}", e.trim_end()),
+    };
+    // Whoever reads it may be gone; nobody else is to suffer from that.
+    let _ = writeln!(std::io::stderr(), "{said}");
+    keys.ok()
 }
 
 fn address(args: &ServeArgs) -> SocketAddr {
@@ -127,13 +198,13 @@ fn bind(args: &ServeArgs) -> Result<TcpListener, Failure> {
 }
 
 /// What was started and how to talk to it.
-fn card(started: &Started, name: &str, address: SocketAddr, has_key: bool) -> String {
+fn card(started: &Started, name: &str, address: SocketAddr, args: &ServeArgs) -> String {
     let memory = started.planned.memory(&started.engine).text();
     let longest = u64::from(started.limits.max_model_len);
     let each = CARD_TOKENS.min(longest);
     let requests = started.planned.requests_of(each);
     let url = format!("http://{address}");
-    let key = if has_key {
+    let key = if args.api_key.is_some() || args.tenants.is_some() {
         " -H \"Authorization: Bearer $PLIMSOLL_API_KEY\""
     } else {
         ""

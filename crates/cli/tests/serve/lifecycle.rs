@@ -133,4 +133,8 @@ fn it_does_not_start_where_it_must_not() {
     let (code, said) = run(&["--port", &port]);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("E-SERVE-002"), "{said}");
+    let missing = std::env::temp_dir().join("plimsoll-no-such-tenants.toml");
+    let (code, said) = run(&["--tenants", missing.to_str().unwrap()]);
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains("E-TENANT-001"), "{said}");
 }

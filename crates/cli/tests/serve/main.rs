@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 mod canary;
+mod configured;
 mod leaving;
 mod lifecycle;
 mod mistakes;
 mod server;
+mod tenants;
 mod text;

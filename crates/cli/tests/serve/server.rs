@@ -121,6 +121,15 @@ impl Server {
         assert!(sent.success());
     }
 
+    /// Waits until it says something; all that it said until then.
+    pub(crate) fn says(&mut self, what: &str) -> String {
+        let mut said = String::new();
+        while !said.contains(what) {
+            assert!(self.errors.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        said
+    }
+
     /// How it ended, and what it said then.
     pub(crate) fn ended(mut self) -> (ExitStatus, String) {
         let mut text = String::new();

@@ -6,19 +6,21 @@ use std::path::Path;
 use plimsoll_host::memory::resident;
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{
-    Deployment, Engine, Evaluation, KvType, Load, MemoryMap, PlanError, Region, Settings, Verdict,
-    evaluate,
+    Deployment, Engine, Evaluation, KvType, Load, MemoryMap, PlanError, Region, Settings, Term,
+    Verdict, evaluate,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{short_bytes, thousands};
 use plimsoll_runtime::Usage;
 use plimsoll_units::Bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Start;
 use crate::commands::doctor;
 use crate::error::{Exit, Failure};
 
+/// What maps are written as.
+const SCHEMA: &str = "plimsoll.memory-map/1";
 /// Shortest sequence and fewest tokens of a step that a refusal offers.
 const LEAST_TOKENS: u64 = 64;
 
@@ -151,6 +153,38 @@ fn nearest(
     "no setting makes it fit: raise `--memory`, or choose a smaller model".to_owned()
 }
 
+/// What is planned, where nothing is committed yet.
+pub(crate) fn planned_text(map: &MemoryMap) -> String {
+    let mut text = String::from("memory: planned");
+    for &(region, planned) in map.regions() {
+        let name = region.name().replace('_', " ");
+        let _ = write!(text, "\n  {name:<12} {:>10}", short_bytes(planned.get()));
+    }
+    text
+}
+
+/// The same for a program.
+pub(crate) fn planned_json(map: &MemoryMap) -> Value {
+    let region = |&(region, planned): &(Region, Bytes)| json!({ "region": region.name(), "planned_bytes": planned.get() });
+    json!({
+        "schema": SCHEMA,
+        "regions": map.regions().iter().map(region).collect::<Vec<_>>(),
+        "terms": terms(map),
+    })
+}
+
+fn terms(map: &MemoryMap) -> Vec<Value> {
+    let term = |t: &Term| {
+        json!({
+            "region": t.region.name(),
+            "name": t.name,
+            "bytes": t.bytes.get(),
+            "kind": t.kind.name(),
+        })
+    };
+    map.terms().iter().map(term).collect()
+}
+
 /// What was planned, committed and used.
 pub(crate) struct Report<'a> {
     pub(crate) map: &'a MemoryMap,
@@ -208,23 +242,10 @@ impl Report<'_> {
                 })
             })
             .collect();
-        let terms: Vec<_> = self
-            .map
-            .terms()
-            .iter()
-            .map(|t| {
-                json!({
-                    "region": t.region.name(),
-                    "name": t.name,
-                    "bytes": t.bytes.get(),
-                    "kind": t.kind.name(),
-                })
-            })
-            .collect();
         let value = json!({
-            "schema": "plimsoll.memory-map/1",
+            "schema": SCHEMA,
             "regions": regions,
-            "terms": terms,
+            "terms": terms(self.map),
             "resident_bytes_at_ready": self.ready.map(Bytes::get),
         });
         std::fs::write(path, format!("{value:#}\n")).map_err(|e| {

@@ -20,13 +20,14 @@ use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
 use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, StartError, SwapSpace};
-use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Work};
+use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
 
 use self::memory::Report;
 use self::source::Source;
 use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
+use crate::commands::serve::tenants::Tenants;
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
@@ -50,6 +51,8 @@ pub(crate) struct Start<'a> {
     pub(crate) log: Option<&'a Path>,
     /// Most alternatives that are told with log probabilities of tokens.
     pub(crate) logprobs: Option<u32>,
+    /// Who shares the KV cache, where it is shared.
+    pub(crate) tenants: Option<&'a Tenants>,
 }
 
 /// A scheduler, this machine's processors, and what is written down.
@@ -123,27 +126,88 @@ pub(crate) fn end_log(path: &Path, engine: RunEngine) -> Result<(), Failure> {
     }
 }
 
-pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
-    let args = what.engine;
-    let located = source::locate(what.model)?;
+/// Everything that is decided before weights are read.
+struct Prepared {
+    context: u64,
+    threads: u64,
+    program: Program,
+    layout: Layout,
+    map: MemoryMap,
+    /// Pages for sequences: one more holds nothing.
+    pages: u32,
+    tenants: Vec<Tenant>,
+}
+
+impl Prepared {
+    fn of(what: &Start<'_>, spec: &ModelSpec) -> Result<Self, Failure> {
+        let args = what.engine;
+        let context = args
+            .max_model_len
+            .or(what.context)
+            .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
+        let threads = args.threads.unwrap_or_else(crate::commands::processors);
+        let program = lowered(what, spec, context)?;
+        let layout = Layout::new(&program.geometry).map_err(|e| {
+            Failure::new(Exit::Usage, "E-SIM-007", e.to_string())
+                .hint("choose another `--block-size`")
+        })?;
+        let map = memory::plan(what, spec, context, threads)?;
+        let page = program.geometry.page;
+        let pages = whole_pages(map.region(Region::KvCache), page).saturating_sub(1);
+        let tenants = match what.tenants {
+            None => vec![Tenant::FREE],
+            Some(tenants) => tenants.shares(pages, page)?,
+        };
+        Ok(Self {
+            context,
+            threads,
+            program,
+            layout,
+            map,
+            pages,
+            tenants,
+        })
+    }
+}
+
+fn whole_pages(bytes: Bytes, page: Bytes) -> u32 {
+    u32::try_from(bytes.whole(page)).unwrap_or(u32::MAX)
+}
+
+fn options(args: &EngineArgs) -> LoadOptions {
     let mut options = LoadOptions::new(Env::process());
     options.offline = args.offline;
     // The headers of all shards: they say what is to be downloaded.
     options.traffic = options.gguf_traffic;
+    options
+}
+
+/// The map of what would be started, of any model that can be planned; no weights are needed.
+pub(crate) fn plan(what: &Start<'_>) -> Result<MemoryMap, Failure> {
+    let located = crate::demo::find(what.model)?;
+    let options = options(what.engine);
+    let loaded =
+        plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
+    Prepared::of(what, &loaded.spec).map(|p| p.map)
+}
+
+pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
+    let args = what.engine;
+    let located = source::locate(what.model)?;
+    let options = options(args);
     let loaded =
         plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
     let source = Source::of(&located.reference, &loaded)?;
-    let context = args
-        .max_model_len
-        .or(what.context)
-        .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
-    let threads = args.threads.unwrap_or_else(crate::commands::processors);
-    let program = lowered(what, spec, context)?;
-    let layout = Layout::new(&program.geometry).map_err(|e| {
-        Failure::new(Exit::Usage, "E-SIM-007", e.to_string()).hint("choose another `--block-size`")
-    })?;
-    let map = memory::plan(what, spec, context, threads)?;
+    let Prepared {
+        context,
+        threads,
+        program,
+        layout,
+        map,
+        pages: usable,
+        tenants,
+    } = Prepared::of(what, spec)?;
     // Only now is it known to fit.
     let checkpoint = source.checkpoint(&loaded, &options)?;
     if args.check_weights {
@@ -194,24 +258,21 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         max_model_len: u32::try_from(context).unwrap_or(u32::MAX),
         vocab,
         max_width: what.sequences,
-        tenants: 1,
+        tenants: u16::try_from(tenants.len()).unwrap_or(u16::MAX),
     };
     let mut config = SchedulerConfig::new(limits);
+    config.tenants = tenants;
     config.max_seqs = what.sequences;
     if let Some(queued) = what.queued {
         config.max_queued = queued as usize;
     }
     config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
     config.preempt = args.preempt.into();
-    let pages = |bytes: Bytes| {
-        let n = bytes.whole(program.geometry.page);
-        u32::try_from(n).unwrap_or(u32::MAX)
-    };
-    let mut kv = KvConfig::new(layout, pages(map.region(Region::KvCache)).saturating_sub(1));
-    kv.swap_pages = pages(memory.swap.bytes());
+    let mut kv = KvConfig::new(layout, usable);
+    kv.tenants = limits.tenants;
+    kv.swap_pages = whole_pages(memory.swap.bytes(), program.geometry.page);
     kv.prefix_cache = !args.no_enable_prefix_caching;
     let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
-    let usable = kv.pages;
     let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
