@@ -21,8 +21,8 @@ use plimsoll_runtime::{Choices, CpuExecutor, Engine};
 use plimsoll_schedule::{
     Ended, Executor, Fan, Log, Notice, Reason, Refusal, Request, RequestId, Stats,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::mailbox::{Events, Mailbox, mailbox};
 use crate::tenants::Visit;
 
 /// Commands that may wait for the engine to look.
@@ -65,7 +65,7 @@ struct Submit {
     jobs: Vec<Job>,
     /// Whether tokens are told as they come, or only the end.
     streams: bool,
-    events: UnboundedSender<Event>,
+    events: Mailbox,
 }
 
 #[derive(Debug)]
@@ -87,8 +87,22 @@ pub(crate) enum Event {
     Token(usize, Token),
     /// Steps fail, and would for ever; the last event.
     Failed(String),
+    /// It waited too long for its first step; the last event.
+    Expired,
+    /// Too many events lie here; the last one.
+    Slow,
     /// A prompt has all its answers.
     Finished(usize, Box<Finished>),
+}
+
+impl Event {
+    /// What it takes in a mailbox, where there may be many of its kind.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Token(_, token) => size_of::<Self>() + size_of_val(&*token.top),
+            _ => 0,
+        }
+    }
 }
 
 /// A token that came.
@@ -167,12 +181,8 @@ impl Handle {
     }
 
     /// Hands prompts over; dropping what comes back cancels them.
-    pub(crate) fn submit(
-        &self,
-        jobs: Vec<Job>,
-        streams: bool,
-    ) -> Result<UnboundedReceiver<Event>, NotSent> {
-        let (events, receiver) = unbounded_channel();
+    pub(crate) fn submit(&self, jobs: Vec<Job>, streams: bool) -> Result<Events, NotSent> {
+        let (events, receiver) = mailbox();
         let submit = Submit {
             jobs,
             streams,
@@ -206,7 +216,12 @@ pub(crate) type Thread<E, L> = JoinHandle<Option<Engine<E, L>>>;
 
 /// Starts the engine's thread. It gives the engine back when it has been drained or nobody can send commands, and
 /// nothing where it panicked too often.
-pub(crate) fn spawn<E, L>(engine: Engine<E, L>) -> std::io::Result<(Handle, Thread<E, L>)>
+///
+/// Whoever waits longer than `queue_timeout` for a first step has none.
+pub(crate) fn spawn<E, L>(
+    engine: Engine<E, L>,
+    queue_timeout: Duration,
+) -> std::io::Result<(Handle, Thread<E, L>)>
 where
     E: Executor + Choosing + Send + 'static,
     L: Log + Send + 'static,
@@ -223,6 +238,7 @@ where
         let mut worker = Worker {
             engine,
             flights: BTreeMap::new(),
+            queue_timeout,
             draining: false,
             failures: 0,
             given_up: 0,
@@ -263,7 +279,9 @@ where
 
 /// A prompt in the engine.
 struct Flight {
-    events: UnboundedSender<Event>,
+    events: Mailbox,
+    /// When it came.
+    since: Instant,
     place: usize,
     streams: bool,
     /// Whether its prompt's log probabilities are still to be told.
@@ -281,6 +299,7 @@ struct Broken(String);
 struct Worker<'a, E, L> {
     engine: Engine<E, L>,
     flights: BTreeMap<RequestId, Flight>,
+    queue_timeout: Duration,
     draining: bool,
     /// Steps that failed since one did not.
     failures: u32,
@@ -359,6 +378,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             let width = job.request.fan().width() as usize;
             let flight = Flight {
                 events: events.clone(),
+                since: Instant::now(),
                 place,
                 streams,
                 prompt_untold: asked.prompt_logprobs.is_some(),
@@ -374,20 +394,24 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                     self.engine.cancel(id);
                     self.engine.executor_mut().choices().forget(id);
                 }
-                // Whoever asked may be gone.
-                let _ = events.send(Event::Refused(refusal));
+                events.send(Event::Refused(refusal));
                 return;
             }
         }
-        let _ = events.send(Event::Accepted);
+        events.send(Event::Accepted);
         self.flights.extend(all);
     }
 
-    /// Cancels whatever nobody waits for any more.
+    /// Cancels whatever nobody waits for any more, and whatever has waited too long.
     fn cancel_gone(&mut self) {
         let engine = &mut self.engine;
+        let limit = self.queue_timeout;
         self.flights.retain(|&id, flight| {
-            let gone = flight.events.is_closed();
+            let late = flight.since.elapsed() > limit && engine.scheduler().is_waiting(id);
+            if late {
+                flight.events.send(Event::Expired);
+            }
+            let gone = late || flight.events.is_closed();
             if gone {
                 engine.cancel(id);
                 engine.executor_mut().choices().forget(id);
@@ -409,7 +433,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
         let flights = std::mem::take(&mut self.flights).into_iter();
         let told = flights.map(|(id, flight)| {
             // Of several prompts of a body the first tells it.
-            let _ = flight.events.send(Event::Failed(why.to_owned()));
+            flight.events.send(Event::Failed(why.to_owned()));
             id
         });
         told.collect()
@@ -443,7 +467,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 let logprobs = choices.logprobs(request);
                 if std::mem::take(&mut flight.prompt_untold) {
                     let prompt = logprobs.map(|l| l.prompt.clone()).unwrap_or_default();
-                    let _ = flight.events.send(Event::Prompt(flight.place, prompt));
+                    flight.events.send(Event::Prompt(flight.place, prompt));
                 }
                 let told = flight.told.as_mut();
                 let top = told.and_then(|t| t.get_mut(index as usize)).map(|place| {
@@ -459,7 +483,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                     ends: draw.ends,
                     top: top.unwrap_or_default(),
                 };
-                let _ = flight.events.send(Event::Token(flight.place, token));
+                flight.events.send(Event::Token(flight.place, token));
             }
             Notice::Finished(ended) => {
                 let id = ended.request;
@@ -475,10 +499,15 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 }
                 let finished = Box::new(Finished {
                     ended: *ended,
-                    logprobs,
+                    // A stream has them already.
+                    logprobs: if flight.streams {
+                        Logprobs::default()
+                    } else {
+                        logprobs
+                    },
                     error: error(id),
                 });
-                let _ = flight.events.send(Event::Finished(flight.place, finished));
+                flight.events.send(Event::Finished(flight.place, finished));
             }
             Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
         }

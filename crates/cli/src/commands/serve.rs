@@ -8,10 +8,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use plimsoll_report::thousands;
 use plimsoll_runtime::text::MAX_TEXT_BYTES;
-use plimsoll_server::{Access, Keys, Options, ServeError, Service, Stop, run as serve};
+use plimsoll_server::{Access, AccessLog, Keys, Options, ServeError, Service, Stop, run as serve};
 
 use self::tenants::Tenants;
 use crate::args::serve::{PrefixScope, ServeArgs};
@@ -73,8 +74,7 @@ pub(crate) fn run(
     }
     let name = args.served_model_name.as_ref().unwrap_or(&args.model);
     output.talk(&card(&started, name, address, args));
-    let mut options = Options::new(name.clone());
-    options.access = access(args, key, tenants);
+    let options = options(args, name.clone(), access(args, key, tenants))?;
     let Started {
         engine,
         tokenizer,
@@ -109,6 +109,29 @@ pub(crate) fn run(
             Err(Failure::new(Exit::Failure, "E-SERVE-003", e.to_string()).hint(hint))
         }
     }
+}
+
+fn options(args: &ServeArgs, name: String, access: Access) -> Result<Options, Failure> {
+    let mut options = Options::new(name);
+    let seconds = |s: u32| Duration::from_secs(s.into());
+    options.access = access;
+    options.connections = args.max_connections as usize;
+    options.request_timeout = seconds(args.request_timeout);
+    options.queue_timeout = seconds(args.queue_timeout);
+    options.write_timeout = seconds(args.write_timeout);
+    options.idle_timeout = seconds(args.idle_timeout);
+    options.drain_timeout = seconds(args.drain_timeout);
+    if args.host.is_loopback() {
+        options.hosts = Some(args.allowed_hosts.clone());
+    }
+    if !args.no_access_log {
+        let log = AccessLog::new(std::io::stderr()).map_err(|e| {
+            Failure::new(Exit::Failure, "E-SERVE-003", e.to_string())
+                .hint("raise the limits of processes and open files")
+        })?;
+        options.access_log = Some(log);
+    }
+    Ok(options)
 }
 
 /// The key, unless anybody may come.
