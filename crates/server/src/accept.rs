@@ -23,8 +23,6 @@ use crate::routes::router;
 use crate::socket::{Patience, Phase, Socket};
 use crate::state::State;
 
-/// Work that would hold up clients (tokens of texts, chats) is done by so many threads.
-const WORKERS: usize = 4;
 /// Time to look again, where nothing tells.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long answers that are written already may take to be read.
@@ -33,7 +31,7 @@ const LAST_BYTES: Duration = Duration::from_secs(5);
 const BACK_OFF: Duration = Duration::from_millis(50);
 /// Most header fields of a request, and most bytes of them all.
 const HEADERS: usize = 100;
-const HEADER_BYTES: usize = 64 << 10;
+const HEADER_BYTES: usize = 16 << 10;
 /// What the system may hold of an answer for a client that does not read it; Linux takes twice of it.
 const SEND_BYTES: usize = 64 << 10;
 
@@ -87,7 +85,8 @@ pub(crate) fn serve(
 ) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(state.options.threads.max(1))
-        .max_blocking_threads(WORKERS)
+        // Work that would hold up clients: tokens of texts, chats, long answers.
+        .max_blocking_threads(state.options.workers.max(1))
         // Tokenizers and templates of strangers recurse.
         .thread_stack_size(8 << 20)
         .thread_name("http")

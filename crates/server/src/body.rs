@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::ApiError;
 use crate::state::State;
@@ -43,10 +44,19 @@ fn too_large(most: usize) -> ApiError {
     ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }
 
-/// Reads a body of at most `size` bytes.
-pub(crate) async fn read(state: &State, body: Body, size: usize) -> Result<Vec<u8>, ApiError> {
+/// Room for bodies is taken in pieces of this size, as they come: whoever only says that much will come holds none.
+const PIECE: usize = 64 << 10;
+
+/// Reads a body of at most `size` bytes, into room that others have again when what comes back is dropped.
+pub(crate) async fn read(
+    state: &State,
+    body: Body,
+    size: usize,
+) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
     let whole = async {
         let mut body = body;
+        let mut room = state.room(size.min(PIECE)).await?;
+        let mut taken = size.min(PIECE);
         let mut all = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
@@ -58,9 +68,15 @@ pub(crate) async fn read(state: &State, body: Body, size: usize) -> Result<Vec<u
             if all.len() + data.len() > size {
                 return Err(too_large(size));
             }
+            let more = (all.len() + data.len()).saturating_sub(taken);
+            if more > 0 {
+                let more = more.next_multiple_of(PIECE).min(size - taken);
+                room.merge(state.room(more).await?);
+                taken += more;
+            }
             all.extend_from_slice(&data);
         }
-        Ok(all)
+        Ok((all, room))
     };
     let limit = state.options.body_timeout;
     tokio::time::timeout(limit, whole)

@@ -19,6 +19,7 @@ mod log;
 mod logprobs;
 mod mailbox;
 mod prepare;
+mod room;
 mod routes;
 mod screen;
 mod socket;
@@ -73,6 +74,12 @@ pub struct Options {
     pub body_bytes: usize,
     /// All bodies at once, from their first byte until they are jobs of the engine; more wait.
     pub bodies_bytes: usize,
+    /// The longest text that is made tokens.
+    pub text_bytes: usize,
+    /// What requests may hold in all, from when they were read until they are answered.
+    pub requests_bytes: usize,
+    /// Threads that read bodies, make tokens and write answers.
+    pub workers: usize,
     /// The names that it answers to beside this machine's own; without, any.
     pub hosts: Option<Vec<String>>,
     /// Where requests are logged.
@@ -106,6 +113,9 @@ impl Options {
             connections: 1024,
             body_bytes: 4 << 20,
             bodies_bytes: 16 << 20,
+            text_bytes: 4 << 20,
+            requests_bytes: 64 << 20,
+            workers: 2,
             hosts: None,
             access_log: None,
             header_timeout: Duration::from_secs(10),

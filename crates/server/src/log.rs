@@ -18,6 +18,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Method};
 use hyper::body::{Frame, SizeHint};
 
+use crate::room::Room;
 use crate::socket::Phase;
 
 /// Lines that may wait.
@@ -118,6 +119,9 @@ pub(crate) struct Entry {
     pub(crate) outcome: Outcome,
     /// Its connection's, which goes on when it has ended.
     pub(crate) phase: Option<Phase>,
+    /// What it holds until then.
+    #[allow(dead_code, reason = "held")]
+    pub(crate) room: Option<Room>,
 }
 
 /// A body whose end is noticed, whether or not it was taken to its end.

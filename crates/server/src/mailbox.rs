@@ -8,8 +8,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::engine::Event;
 
-/// What may lie in one: some seconds of the fastest answer. Whoever is further behind is cut off.
-pub(crate) const MAILBOX_BYTES: usize = 256 << 10;
+/// What may lie in one: a thousand tokens, beside those that the system holds. Whoever is further behind is cut off.
+pub(crate) const MAILBOX_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Default)]
 struct Shared {

@@ -23,7 +23,7 @@ use crate::screen::screen;
 use crate::state::State;
 use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
-use crate::{body, stream};
+use crate::{body, room, stream};
 
 type Answered = Result<Response, ApiError>;
 
@@ -84,6 +84,7 @@ async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next
         status: response.status().as_u16(),
         outcome: response.extensions().get().cloned().unwrap_or_default(),
         phase,
+        room: response.extensions_mut().remove(),
     };
     response.map(|body| Watched::body(body, entry))
 }
@@ -220,6 +221,7 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
         prepare(state, &asked, route, caller)
     });
     let mut prepared: Prepared = within(&mut over, worked).await?;
+    let room = room::take(&state, &prepared)?;
     let jobs = std::mem::take(&mut prepared.jobs);
     let mut events = state.engine.submit(jobs, prepared.streams)?;
     // Let in or not: that decides on the status.
@@ -229,7 +231,9 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
         _ => return Err(ApiError::cut(state.is_draining())),
     }
     if prepared.streams {
-        return Ok(stream::response(state, prepared, events, flying, over));
+        let mut response = stream::response(state, prepared, events, flying, over);
+        response.extensions_mut().insert(room);
+        return Ok(response);
     }
     let collected = collect(&state, &mut events, prepared.told.len());
     let mut finished = within(&mut over, collected).await?;
@@ -239,7 +243,9 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
     } = prepared;
     let shared = Arc::clone(&state);
     let value = blocking(move || whole(&shared, &head, &told, &mut finished, n, ranked)).await?;
-    Ok(json_response(StatusCode::OK, &value))
+    let mut response = json_response(StatusCode::OK, &value);
+    response.extensions_mut().insert(room);
+    Ok(response)
 }
 
 /// Reads a body and works on it, off the threads that talk to clients.
@@ -250,8 +256,7 @@ async fn worked<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let (head, body) = request.into_parts();
     let size = body::size(state, &head.headers)?;
-    let room = state.room(size).await?;
-    let bytes = body::read(state, body, size).await?;
+    let (bytes, room) = body::read(state, body, size).await?;
     let state = Arc::clone(state);
     blocking(move || {
         let worked = work(&state, &bytes);
@@ -286,13 +291,11 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
         check_model(state, asked.model.as_deref())?;
         let tokenizer = &state.model.tokenizer;
         let ids = match (&asked.prompt, &asked.messages) {
-            (Some(text), None) => {
-                tokenizer.encode(text, asked.add_special_tokens.unwrap_or(true))?
-            }
+            (Some(text), None) => state.encode(text, asked.add_special_tokens.unwrap_or(true))?,
             (None, Some(messages)) => {
                 let begin = asked.add_generation_prompt.unwrap_or(true);
                 let text = chat(state, &messages.0, begin)?;
-                tokenizer.encode(&text, asked.add_special_tokens.unwrap_or(false))?
+                state.encode(&text, asked.add_special_tokens.unwrap_or(false))?
             }
             _ => return Err(ApiError::value("prompt", "send either prompt or messages")),
         };

@@ -43,6 +43,8 @@ pub(crate) struct State {
     flying: AtomicUsize,
     /// Memory for bodies that are read, parsed and tokenised.
     bodies: Arc<Semaphore>,
+    /// Memory for requests from then on.
+    requests: Arc<Semaphore>,
     pub(crate) started_s: u64,
     /// Secret of this process, and a count: ids that nobody guesses.
     secret: RandomState,
@@ -63,6 +65,7 @@ impl State {
     pub(crate) fn new(model: Model, engine: Handle, options: Options) -> Self {
         Self {
             bodies: Arc::new(Semaphore::new(options.bodies_bytes / ROOM_BYTES)),
+            requests: Arc::new(Semaphore::new(options.requests_bytes / ROOM_BYTES)),
             model,
             engine,
             tenants: Arc::new(Tenants::new(options.access.clone())),
@@ -86,6 +89,29 @@ impl State {
             Ok(Ok(room)) => Ok(room),
             _ => Err(ApiError::crowded()),
         }
+    }
+
+    /// Room for requests of so many bytes, if there is.
+    pub(crate) fn requests_room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let most = self.options.requests_bytes / ROOM_BYTES;
+        let pieces = u32::try_from(bytes.div_ceil(ROOM_BYTES).min(most)).unwrap_or(u32::MAX);
+        Arc::clone(&self.requests)
+            .try_acquire_many_owned(pieces)
+            .ok()
+    }
+
+    /// Tokens of a text that may be long.
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
+        let most = self.options.text_bytes;
+        if text.len() > most {
+            let length = self.model.limits.max_model_len;
+            let message = format!(
+                "the text has {} bytes, and one of more than {most} is not read here: sequences have at most {length} tokens",
+                text.len()
+            );
+            return Err(ApiError::invalid("context_length_exceeded", message).param("prompt"));
+        }
+        Ok(self.model.tokenizer.encode(text, special)?)
     }
 
     /// From now on nobody new is served.

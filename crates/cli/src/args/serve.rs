@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use plimsoll_units::Bytes;
 
 use super::engine::EngineArgs;
 
@@ -54,6 +55,14 @@ pub(crate) struct ServeArgs {
     /// Connections at once; more wait
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Limits")]
     pub(crate) max_connections: u32,
+    /// The largest body of a request; what bodies may take at once is planned
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "1MiB",
+        help_heading = "Limits"
+    )]
+    pub(crate) max_body: Bytes,
     /// Seconds that a request may take from its headers to its end
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=604_800), help_heading = "Limits")]
     pub(crate) request_timeout: u32,

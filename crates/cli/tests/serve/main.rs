@@ -6,6 +6,7 @@ mod canary;
 mod configured;
 mod leaving;
 mod lifecycle;
+mod memory;
 mod mistakes;
 mod server;
 mod tenants;
