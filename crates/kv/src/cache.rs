@@ -124,6 +124,24 @@ impl KvCache {
         }
     }
 
+    /// Begins anew: an empty pool that nothing is found in. Whoever holds tables of it hands them over; nothing of what
+    /// was is looked at, since this is for after a fault.
+    pub fn restart(&mut self, tables: impl IntoIterator<Item = Table>) {
+        for mut table in tables {
+            table.groups.clear();
+        }
+        self.pool.restart();
+        self.index = Index::default();
+        self.swap = SwapSpace::new(self.swap.cap());
+        self.outbox = Outbox::default();
+        self.events.iter_mut().for_each(Vec::clear);
+        self.copying.clear();
+        self.going_out.clear();
+        self.coming_in.clear();
+        self.writing.fill(0);
+        self.scratch.fill(0);
+    }
+
     /// Groups and sizes.
     #[must_use]
     pub const fn layout(&self) -> &Layout {

@@ -72,6 +72,20 @@ impl Pool {
         }
     }
 
+    /// As it was when it was new, where it lies.
+    pub(crate) fn restart(&mut self) {
+        self.pages.fill(Page::default());
+        self.pages[0].refs = 1;
+        let pages = self.total() + 1;
+        self.free.clear();
+        self.free.extend((1..pages).rev());
+        (self.head, self.tail) = (NONE, NONE);
+        (self.cached, self.referenced, self.in_transit) = (0, 0, 0);
+        for counts in [&mut self.live, &mut self.held, &mut self.charged] {
+            counts.fill(0);
+        }
+    }
+
     pub(crate) fn page(&self, id: u32) -> &Page {
         &self.pages[id as usize]
     }

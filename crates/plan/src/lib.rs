@@ -27,12 +27,13 @@ mod solve;
 mod term;
 
 pub use answer::{Answer, OneDevice, Question, Way, Ways, answer};
+pub use engine::HttpLimits;
 pub use engine::{Engine, EngineVersion, Reserve, Version};
 pub use error::PlanError;
 pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate, prepared};
 pub use map::MemoryMap;
 pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
-pub use settings::{Deployment, KvType, Load, Lora, Settings, StateMode};
+pub use settings::{Deployment, Http, KvType, Load, Lora, Settings, StateMode};
 pub use solve::{
     Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, least_memory, max_context,
     max_users, smallest, tensor_parallel,

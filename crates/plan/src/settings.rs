@@ -116,6 +116,24 @@ impl FromStr for StateMode {
     }
 }
 
+/// How our server is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Connections at once.
+    pub connections: u64,
+    /// The largest body.
+    pub body: Bytes,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            body: Bytes::new(1 << 20),
+        }
+    }
+}
+
 /// What the flags say about the engine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -174,6 +192,8 @@ pub struct Settings {
     pub threads: Option<u64>,
     /// Alternatives told with the log probability of each token; `None` where none are told.
     pub logprobs: Option<u64>,
+    /// What is served over HTTP; `None` where nothing is.
+    pub http: Option<Http>,
     /// `--mtp`: load the checkpoint's multi-token-prediction layers and speculate with them.
     pub mtp: bool,
     /// `--speculative-model`: a draft model beside the target.
@@ -225,6 +245,7 @@ impl Settings {
             swap_file: false,
             threads: None,
             logprobs: None,
+            http: None,
             mtp: false,
             draft: None,
             lora: None,

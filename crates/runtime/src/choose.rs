@@ -48,6 +48,8 @@ pub trait Chooser {
     fn buffers(&self) -> (Bytes, Bytes) {
         (Bytes::ZERO, Bytes::ZERO)
     }
+    /// Forgets all requests and sequences, as after a panic.
+    fn restart(&mut self) {}
     /// Logits of one position, where all are wanted; whether they are numbers.
     fn position(&mut self, _row: &Row, _position: u32, _logits: &[f32]) -> bool {
         true
@@ -120,6 +122,7 @@ struct Told {
 pub struct Choices {
     /// One for each thread that chooses.
     samplers: Vec<Mutex<Sampler>>,
+    threads: usize,
     histories: Histories,
     asked: BTreeMap<RequestId, Asked>,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -131,14 +134,20 @@ pub struct Choices {
     vocab: u32,
 }
 
+fn samplers(vocab: u32, threads: usize) -> Vec<Mutex<Sampler>> {
+    let each = || Mutex::new(Sampler::new(vocab));
+    std::iter::repeat_with(each).take(threads).collect()
+}
+
 impl Choices {
     /// For a vocabulary of so many tokens, on up to so many threads; stop strings are looked for in the text that
     /// `tokenizer` makes.
     #[must_use]
     pub fn new(vocab: u32, threads: usize, tokenizer: Option<Arc<Tokenizer>>) -> Self {
-        let samplers = (0..threads.max(1)).map(|_| Mutex::new(Sampler::new(vocab)));
+        let threads = threads.max(1);
         Self {
-            samplers: samplers.collect(),
+            samplers: samplers(vocab, threads),
+            threads,
             histories: Histories::default(),
             asked: BTreeMap::new(),
             tokenizer,
@@ -296,6 +305,17 @@ impl Choices {
 }
 
 impl Chooser for Choices {
+    fn restart(&mut self) {
+        // A panic may have taken them, or left them locked. The old ones go first: both together were not planned.
+        self.samplers.clear();
+        self.samplers = samplers(self.vocab, self.threads);
+        self.histories = Histories::default();
+        self.asked.clear();
+        self.texts.clear();
+        self.paths.clear();
+        self.failed.clear();
+    }
+
     fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput {
         let mut samplers = std::mem::take(&mut self.samplers);
         let chosen = match samplers.first_mut().map(Mutex::get_mut) {

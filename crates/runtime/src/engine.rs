@@ -53,6 +53,13 @@ impl<E: Executor, L: Log> Engine<E, L> {
         self.driver.drain();
     }
 
+    /// Begins anew after a fault, with the memory that it has: whoever is in flight is forgotten.
+    pub fn restart(&mut self) {
+        self.driver.restart();
+        self.executor.restart();
+        self.notices.clear();
+    }
+
     /// One step, and what happened in it; `false` where there was nothing to do.
     ///
     /// # Errors

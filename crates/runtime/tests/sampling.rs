@@ -7,11 +7,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use plimsoll_kernels::Pool;
 use plimsoll_runtime::sample::{Logprobs, Sampling, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
-use plimsoll_runtime::{Choices, CpuExecutor, Engine, Part};
-use plimsoll_schedule::{Beam, End, Ended, Fan, NoLog, Notice, Preempt, RequestId, Stats};
+use plimsoll_runtime::{Asking, Choices, Chooser, CpuExecutor, Engine, Part};
+use plimsoll_schedule::{
+    Beam, End, Ended, Fan, NoLog, Notice, Preempt, RequestId, Row, RowOutput, SeqEvent, Stats,
+};
 use plimsoll_units::{DType, SeqId};
 use support::{Greedy, Model, Server, expected, fixtures};
 
@@ -515,5 +519,113 @@ fn a_request_whose_logits_are_no_numbers_ends_alone() {
         let (done, _) = finish(&mut engine);
         assert_eq!(done.ended[&3].cached_tokens, 0);
         assert_eq!(done.ended[&3].completions, want.ended[&1].completions);
+    }
+}
+
+/// As `Choices`, but for a panic in the step in which so many rows have been chosen.
+struct Panics {
+    choices: Choices,
+    rows: Option<u32>,
+}
+
+impl Chooser for Panics {
+    fn rows(&mut self, pool: &mut Pool, rows: &mut [Asking<'_>]) {
+        if let Some(left) = &mut self.rows {
+            *left = left.saturating_sub(u32::try_from(rows.len()).unwrap());
+            assert_ne!(*left, 0, "as it was told");
+        }
+        self.choices.rows(pool, rows);
+    }
+    fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput {
+        self.choices.row(row, position, logits)
+    }
+    fn event(&mut self, event: &SeqEvent) {
+        self.choices.event(event);
+    }
+    fn tokens(&mut self, row: &Row, tokens: &[u32]) {
+        self.choices.tokens(row, tokens);
+    }
+    fn restart(&mut self) {
+        self.rows = None;
+        self.choices.restart();
+    }
+}
+
+#[test]
+fn whatever_a_panic_left_changes_no_answer() {
+    for (name, model, prompt, _) in some(&["llama", "granite_hybrid"]) {
+        let server = Server {
+            prefix_cache: true,
+            ..Server::default()
+        };
+        let server = model.tight(Server {
+            swap: 64,
+            sequences: 4,
+            ..server
+        });
+        let vocab = model.limits().vocab;
+        let ask = |id: u64| {
+            let at = usize::try_from(id % 4).unwrap();
+            let sampling = Sampling {
+                seed: id % 4,
+                temperature: 1.0,
+                repetition_penalty: 1.1,
+                ..Sampling::default()
+            };
+            let params = SamplingParams::new(sampling, vocab, &[], 24).unwrap();
+            (prompt[at..2 * at + 9].to_vec(), params)
+        };
+        let chooser = Panics {
+            choices: Choices::new(vocab, 1, None),
+            rows: Some(40),
+        };
+        let mut engine = model.engine_with(&server, chooser);
+        let mut done = BTreeMap::new();
+        let mut panics = 0;
+        // Four that a panic ends, then the same four twice: from an empty cache and from what it holds.
+        for round in 0..3 {
+            for id in 4 * round..4 * round + 4 {
+                let (prompt, params) = ask(id);
+                let choices = &mut engine.executor_mut().chooser_mut().choices;
+                choices.expect(RequestId(id), &prompt, params, Stops::default());
+                let request = model.request(id, &(prompt, 24, Fan::ONE));
+                engine.submit(request).unwrap();
+            }
+            loop {
+                let step = || {
+                    engine.step(|n| {
+                        if let Notice::Finished(e) = n {
+                            done.insert(e.request.0, e.completions[0].tokens.clone());
+                        }
+                    })
+                };
+                match catch_unwind(AssertUnwindSafe(step)) {
+                    Ok(stepped) if !*stepped.as_ref().unwrap() => break,
+                    Ok(_) => {}
+                    Err(_) => {
+                        panics += 1;
+                        engine.restart();
+                        assert!(engine.is_idle());
+                    }
+                }
+            }
+        }
+        assert_eq!((panics, done.len()), (1, 8), "{name}");
+        for id in 4..8 {
+            assert_eq!(done[&id], done[&(id + 4)], "{name}");
+        }
+        // Alone in an engine that never panicked.
+        for id in 0..4 {
+            let chooser = Choices::new(vocab, 1, None);
+            let mut engine = model.engine_with(&server, chooser);
+            let (prompt, params) = ask(id);
+            let choices = engine.executor_mut().chooser_mut();
+            choices.expect(RequestId(id), &prompt, params, Stops::default());
+            engine
+                .submit(model.request(id, &(prompt, 24, Fan::ONE)))
+                .unwrap();
+            let (alone, _) = finish(&mut engine);
+            assert_eq!(alone.tokens(id), [&done[&(id + 4)][..]], "{name}");
+        }
     }
 }

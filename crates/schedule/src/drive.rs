@@ -50,6 +50,8 @@ pub enum Input {
     },
     /// Nobody is let in any more.
     Drain,
+    /// A fault left nothing to trust: the scheduler began anew, over an empty pool.
+    Restart,
 }
 
 /// A scheduler that writes down what it is told.
@@ -153,6 +155,12 @@ impl<L: Log> Driver<L> {
         self.scheduler.drain();
     }
 
+    /// Begins anew after a fault: whoever is in flight is forgotten.
+    pub fn restart(&mut self) {
+        self.log.input(&Input::Restart);
+        self.scheduler.restart();
+    }
+
     /// One step: scheduled at `now`, carried out, and taken in at `now` plus what it took. `watch` sees the
     /// step and the scheduler while it is under way.
     ///
@@ -220,6 +228,7 @@ pub fn replay(scheduler: &mut Scheduler, inputs: impl IntoIterator<Item = Input>
             Input::Failed { .. } => scheduler.fail(),
             Input::Believe { cost } => scheduler.believe(*cost),
             Input::Drain => scheduler.drain(),
+            Input::Restart => scheduler.restart(),
         }
     }
 }

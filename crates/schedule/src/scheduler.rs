@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use plimsoll_kv::planted::{self, Bug};
-use plimsoll_kv::{Census, KvCache, Owner, Table};
+use plimsoll_kv::{Census, KvCache, KvConfig, Owner, Table};
 use plimsoll_units::{Nanos, SeqId};
 
 use crate::config::SchedulerConfig;
@@ -235,6 +235,28 @@ impl Scheduler {
         self.notices.push(Notice::Cancelled { request: id });
         self.remove(gi);
         true
+    }
+
+    /// Begins anew over an empty pool, as after a fault that leaves nothing to trust: whoever is in flight is forgotten
+    /// without a notice. What it was told and has learned, its counters and its decision hash stay.
+    pub fn restart(&mut self) {
+        let groups = std::mem::take(&mut self.groups).into_iter().flatten();
+        let tables = groups.flat_map(|g| g.seqs).filter_map(|s| s.table);
+        self.kv.restart(tables);
+        let none = KvCache::new(KvConfig::new(self.kv.layout().clone(), 0));
+        let kv = std::mem::replace(&mut self.kv, none);
+        let fresh = Self::new(self.config.clone(), kv, self.cost.clone());
+        let old = std::mem::replace(self, fresh);
+        self.step.number = old.step.number;
+        self.stats = old.stats;
+        self.hash = old.hash;
+    }
+
+    /// Whether a request has not run yet.
+    #[must_use]
+    pub fn is_waiting(&self, id: RequestId) -> bool {
+        let gi = self.by_id.get(&id);
+        gi.is_some_and(|gi| self.group(*gi).phase == Phase::Waiting)
     }
 
     /// From now on nobody is let in; whoever is in, ends.

@@ -177,4 +177,7 @@ pub trait Executor {
     /// [`ExecutorError`] where what its rows wrote is not to be used. Transfers and copies are then taken as
     /// failed too.
     fn complete(&mut self, ticket: Ticket) -> Result<StepOutput, ExecutorError>;
+
+    /// Forgets all that it knows of sequences, pages and steps under way: the scheduler begins anew.
+    fn restart(&mut self) {}
 }

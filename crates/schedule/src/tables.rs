@@ -28,6 +28,11 @@ impl Tables {
         }
     }
 
+    /// Forgets all sequences; the digest stays.
+    pub fn clear(&mut self) {
+        self.of.clear();
+    }
+
     /// A sequence's table of one group; empty for one that is unknown.
     #[must_use]
     pub fn get(&self, seq: SeqId, group: usize) -> &[u32] {

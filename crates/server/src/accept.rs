@@ -1,22 +1,28 @@
 //! The accept loop: connections within limits, until everybody who was in has ended.
 
+use std::convert::Infallible;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::ServeError;
 use crate::routes::router;
+use crate::socket::{Patience, Phase, Socket};
 use crate::state::State;
 
-/// Work that would hold up clients (tokens of texts, chats) is done by so many threads.
-const WORKERS: usize = 4;
 /// Time to look again, where nothing tells.
 const GLANCE: Duration = Duration::from_millis(20);
 /// How long answers that are written already may take to be read.
@@ -25,7 +31,9 @@ const LAST_BYTES: Duration = Duration::from_secs(5);
 const BACK_OFF: Duration = Duration::from_millis(50);
 /// Most header fields of a request, and most bytes of them all.
 const HEADERS: usize = 100;
-const HEADER_BYTES: usize = 64 << 10;
+const HEADER_BYTES: usize = 16 << 10;
+/// What the system may hold of an answer for a client that does not read it; Linux takes twice of it.
+const SEND_BYTES: usize = 64 << 10;
 
 /// Who tells a server to stop.
 #[derive(Debug)]
@@ -77,7 +85,8 @@ pub(crate) fn serve(
 ) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(state.options.threads.max(1))
-        .max_blocking_threads(WORKERS)
+        // Work that would hold up clients: tokens of texts, chats, long answers.
+        .max_blocking_threads(state.options.workers.max(1))
         // Tokenizers and templates of strangers recurse.
         .thread_stack_size(8 << 20)
         .thread_name("http")
@@ -99,14 +108,20 @@ async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result
     let connections = Arc::new(Semaphore::new(state.options.connections));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(state.options.header_timeout)
+    // Time is the socket's matter: it knows headers from a wait for the next request.
+    http.header_read_timeout(None)
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
         .half_close(false);
     let app = router(state);
+    let patience = Patience {
+        header: state.options.header_timeout,
+        idle: state.options.idle_timeout,
+        write: state.options.write_timeout,
+    };
 
-    let mut draining = false;
+    // When whoever is in is cut off, once it drains.
+    let mut drains_until = None;
     let mut result = Ok(());
     loop {
         let connection = async {
@@ -122,7 +137,11 @@ async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result
                 };
                 // Tokens are small and should not wait for one another.
                 let _ = socket.set_nodelay(true);
-                let service = TowerToHyperService::new(app.clone());
+                // What a client does not read lies here, in its mailbox, and nowhere else.
+                let _ = SockRef::from(&socket).set_send_buffer_size(SEND_BYTES);
+                let phase = Phase::new();
+                let socket = Socket::new(socket, phase.clone(), patience);
+                let service = Connection { app: TowerToHyperService::new(app.clone()), phase };
                 let connection = http.serve_connection(TokioIo::new(socket), service);
                 let connection = graceful.watch(connection);
                 tokio::spawn(async move {
@@ -132,17 +151,22 @@ async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result
                 });
             }
             () = told.again() => {
-                if draining {
+                if drains_until.is_some() {
                     return Err(ServeError::Cut(state.flying()));
                 }
-                draining = true;
+                drains_until = Some(Instant::now() + state.options.drain_timeout);
                 state.drain();
                 // Full or gone: then it is told below, or has nothing left to do.
                 let _ = state.engine.drain();
             }
-            () = tokio::time::sleep(GLANCE), if draining => {
+            () = tokio::time::sleep(GLANCE), if drains_until.is_some() => {
                 let _ = state.engine.drain();
                 if state.flying() == 0 {
+                    break;
+                }
+                if drains_until.is_some_and(|until| Instant::now() >= until) {
+                    // Each is told so, and its connection closes below.
+                    state.cut();
                     break;
                 }
             }
@@ -168,6 +192,24 @@ async fn reload(state: Arc<State>, mut hangup: Signal) {
         let state = Arc::clone(&state);
         // Files are read; a mistake in them is told there.
         let _ = tokio::task::spawn_blocking(move || state.tenants.reload()).await;
+    }
+}
+
+/// What answers on one connection.
+struct Connection {
+    app: TowerToHyperService<Router>,
+    phase: Phase,
+}
+
+impl Service<Request<Incoming>> for Connection {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        self.phase.begin();
+        request.extensions_mut().insert(self.phase.clone());
+        self.app.call(request)
     }
 }
 

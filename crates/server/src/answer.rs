@@ -3,11 +3,11 @@
 use plimsoll_runtime::text::{TextError, Tokenizer};
 use plimsoll_schedule::{Completion, End};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::engine::{Event, Finished};
 use crate::error::ApiError;
 use crate::logprobs;
+use crate::mailbox::Events;
 use crate::prepare::{Route, Told};
 use crate::state::{State, now_s};
 
@@ -93,7 +93,7 @@ pub(crate) fn reason(end: End, why: Option<&str>) -> Result<&'static str, ApiErr
 /// Waits until all prompts have ended; what came of each, by their places.
 pub(crate) async fn collect(
     state: &State,
-    events: &mut UnboundedReceiver<Event>,
+    events: &mut Events,
     prompts: usize,
 ) -> Result<Vec<Finished>, ApiError> {
     let mut all: Vec<Option<Finished>> = (0..prompts).map(|_| None).collect();
@@ -106,8 +106,9 @@ pub(crate) async fn collect(
             }
             Some(Event::Refused(refusal)) => return Err(refusal.into()),
             Some(Event::Failed(why)) => return Err(ApiError::failed(&why)),
+            Some(Event::Expired) => return Err(ApiError::expired(state.options.queue_timeout)),
             Some(_) => {}
-            None => return Err(ApiError::cut(state.engine.snapshot().dead)),
+            None => return Err(ApiError::cut(state.is_draining())),
         }
     }
     Ok(all.into_iter().flatten().collect())

@@ -1,19 +1,16 @@
 //! Bodies: how many bytes, how long, and what JSON they are.
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::ApiError;
 use crate::state::State;
 
-/// Reads a body of JSON, within the limits.
-pub(crate) async fn read(
-    state: &State,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Bytes, ApiError> {
+/// How many bytes a body of JSON may have: as many as it says, or as any.
+pub(crate) fn size(state: &State, headers: &HeaderMap) -> Result<usize, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE);
     let kind = kind.and_then(|k| k.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -32,17 +29,34 @@ pub(crate) async fn read(
         ));
     }
     let most = state.options.body_bytes;
-    let too_large = || {
-        let message = format!("the body has more than {most} bytes");
-        ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
-    };
     let length = headers.get(header::CONTENT_LENGTH);
-    let length = length.and_then(|l| l.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|l| l > most as u64) {
-        return Err(too_large());
+    match length.and_then(|l| l.to_str().ok()?.parse::<u64>().ok()) {
+        None => Ok(most),
+        Some(length) => usize::try_from(length)
+            .ok()
+            .filter(|l| *l <= most)
+            .ok_or_else(|| too_large(most)),
     }
+}
+
+fn too_large(most: usize) -> ApiError {
+    let message = format!("the body has more than {most} bytes");
+    ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+}
+
+/// Room for bodies is taken in pieces of this size, as they come: whoever only says that much will come holds none.
+const PIECE: usize = 64 << 10;
+
+/// Reads a body of at most `size` bytes, into room that others have again when what comes back is dropped.
+pub(crate) async fn read(
+    state: &State,
+    body: Body,
+    size: usize,
+) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
     let whole = async {
         let mut body = body;
+        let mut room = state.room(size.min(PIECE)).await?;
+        let mut taken = size.min(PIECE);
         let mut all = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
@@ -51,21 +65,27 @@ pub(crate) async fn read(
             let Ok(data) = frame.into_data() else {
                 continue;
             };
-            if all.len() + data.len() > most {
-                return Err(too_large());
+            if all.len() + data.len() > size {
+                return Err(too_large(size));
+            }
+            let more = (all.len() + data.len()).saturating_sub(taken);
+            if more > 0 {
+                let more = more.next_multiple_of(PIECE).min(size - taken);
+                room.merge(state.room(more).await?);
+                taken += more;
             }
             all.extend_from_slice(&data);
         }
-        Ok(Bytes::from(all))
+        Ok((all, room))
     };
     let limit = state.options.body_timeout;
     tokio::time::timeout(limit, whole)
         .await
         .unwrap_or_else(|_| {
-            let message = format!("the body took more than {} s", limit.as_secs());
+            let message = format!("the body took more than {} s", limit.as_secs_f64());
             Err(ApiError::client(
                 StatusCode::REQUEST_TIMEOUT,
-                "request_timeout",
+                "body_timeout",
                 message,
             ))
         })

@@ -3,6 +3,9 @@
 //! It takes all commands there are without waiting, carries out a step, and waits for a command only where there is
 //! nothing to do. A mailbox whose reader is gone is a request that is cancelled: no command is needed for that, so none
 //! can be lost or find a full channel.
+//!
+//! A panic, or steps that fail whoever asks, ends the requests in flight, and the engine begins anew in the memory that
+//! it has: weights stay, nothing else is believed. Commands wait meanwhile. After a few times it gives up.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,14 +21,21 @@ use plimsoll_runtime::{Choices, CpuExecutor, Engine};
 use plimsoll_schedule::{
     Ended, Executor, Fan, Log, Notice, Reason, Refusal, Request, RequestId, Stats,
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::mailbox::{Events, Mailbox, mailbox};
 use crate::tenants::Visit;
 
 /// Commands that may wait for the engine to look.
 const COMMANDS: usize = 1024;
 /// Steps that may fail one after another; then whoever is in flight is given up.
 const FAILURES: u32 = 3;
+/// Times that may happen without a step between that does not fail; then it is not the requests.
+const GIVEN_UP: u32 = 3;
+/// How often the engine begins anew; then the process ends, for whoever supervises it.
+const RESTARTS: u32 = 3;
+/// A wait before it does, and by how much the next is longer.
+const BACK_OFF: Duration = Duration::from_millis(250);
+const BACK_OFF_TIMES: u32 = 2;
 
 /// An executor whose tokens are chosen by [`Choices`].
 pub trait Choosing {
@@ -55,7 +65,7 @@ struct Submit {
     jobs: Vec<Job>,
     /// Whether tokens are told as they come, or only the end.
     streams: bool,
-    events: UnboundedSender<Event>,
+    events: Mailbox,
 }
 
 #[derive(Debug)]
@@ -77,8 +87,22 @@ pub(crate) enum Event {
     Token(usize, Token),
     /// Steps fail, and would for ever; the last event.
     Failed(String),
+    /// It waited too long for its first step; the last event.
+    Expired,
+    /// Too many events lie here; the last one.
+    Slow,
     /// A prompt has all its answers.
     Finished(usize, Box<Finished>),
+}
+
+impl Event {
+    /// What it takes in a mailbox, where there may be many of its kind.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Token(_, token) => size_of::<Self>() + size_of_val(&*token.top),
+            _ => 0,
+        }
+    }
 }
 
 /// A token that came.
@@ -115,6 +139,10 @@ pub(crate) struct Snapshot {
     pub(crate) stats: Stats,
     /// Since when the step under way is under way.
     pub(crate) stepping: Option<Instant>,
+    /// Times the engine began anew.
+    pub(crate) restarts: u32,
+    /// It is about to.
+    pub(crate) restarting: bool,
     /// Nothing comes of it any more.
     pub(crate) dead: bool,
 }
@@ -153,12 +181,8 @@ impl Handle {
     }
 
     /// Hands prompts over; dropping what comes back cancels them.
-    pub(crate) fn submit(
-        &self,
-        jobs: Vec<Job>,
-        streams: bool,
-    ) -> Result<UnboundedReceiver<Event>, NotSent> {
-        let (events, receiver) = unbounded_channel();
+    pub(crate) fn submit(&self, jobs: Vec<Job>, streams: bool) -> Result<Events, NotSent> {
+        let (events, receiver) = mailbox();
         let submit = Submit {
             jobs,
             streams,
@@ -191,8 +215,13 @@ impl Handle {
 pub(crate) type Thread<E, L> = JoinHandle<Option<Engine<E, L>>>;
 
 /// Starts the engine's thread. It gives the engine back when it has been drained or nobody can send commands, and
-/// nothing where it panicked.
-pub(crate) fn spawn<E, L>(engine: Engine<E, L>) -> std::io::Result<(Handle, Thread<E, L>)>
+/// nothing where it panicked too often.
+///
+/// Whoever waits longer than `queue_timeout` for a first step has none.
+pub(crate) fn spawn<E, L>(
+    engine: Engine<E, L>,
+    queue_timeout: Duration,
+) -> std::io::Result<(Handle, Thread<E, L>)>
 where
     E: Executor + Choosing + Send + 'static,
     L: Log + Send + 'static,
@@ -209,26 +238,50 @@ where
         let mut worker = Worker {
             engine,
             flights: BTreeMap::new(),
+            queue_timeout,
             draining: false,
             failures: 0,
+            given_up: 0,
+            restarts: 0,
             now: &now,
         };
         worker.publish(None);
-        // Another engine could go on with the same channel here.
-        let ended = catch_unwind(AssertUnwindSafe(|| worker.work(&receiver)));
-        // Whoever is in flight, or has a command in the channel, sees the mailbox close without an end. Dead is said
-        // first, so that they know why.
-        lock(&now).dead = ended.is_err();
-        worker.flights.clear();
-        drop(receiver);
-        ended.is_ok().then_some(worker.engine)
+        loop {
+            let ended = catch_unwind(AssertUnwindSafe(|| {
+                if lock(&now).restarting {
+                    worker.restart();
+                }
+                worker.work(&receiver)
+            }));
+            // The panic's own words are on stderr; clients are not told of our insides.
+            let panicked = |_| Err(Broken("it made a mistake".to_owned()));
+            let Err(Broken(why)) = ended.unwrap_or_else(panicked) else {
+                return Some(worker.engine);
+            };
+            // Health is red before anybody hears of it.
+            let gives_up = worker.restarts >= RESTARTS;
+            if gives_up {
+                lock(&now).dead = true;
+            } else {
+                lock(&now).restarting = true;
+            }
+            worker.tell_failed(&why);
+            if gives_up {
+                // Whoever has a command in the channel sees the mailbox close without an end.
+                return None;
+            }
+            std::thread::sleep(BACK_OFF * BACK_OFF_TIMES.pow(worker.restarts));
+            worker.restarts += 1;
+        }
     })?;
     Ok((handle, thread))
 }
 
 /// A prompt in the engine.
 struct Flight {
-    events: UnboundedSender<Event>,
+    events: Mailbox,
+    /// When it came.
+    since: Instant,
     place: usize,
     streams: bool,
     /// Whether its prompt's log probabilities are still to be told.
@@ -240,25 +293,33 @@ struct Flight {
     searches: bool,
 }
 
+/// Steps fail, whoever asks.
+struct Broken(String);
+
 struct Worker<'a, E, L> {
     engine: Engine<E, L>,
     flights: BTreeMap<RequestId, Flight>,
+    queue_timeout: Duration,
     draining: bool,
     /// Steps that failed since one did not.
     failures: u32,
+    /// Times whoever was in flight was given up since.
+    given_up: u32,
+    restarts: u32,
     now: &'a Mutex<Snapshot>,
 }
 
 impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
-    fn work(&mut self, commands: &Receiver<Command>) {
+    /// Until it has been drained or nobody can send commands.
+    fn work(&mut self, commands: &Receiver<Command>) -> Result<(), Broken> {
         let mut notices = Vec::new();
         loop {
             if self.flights.is_empty() && self.engine.is_idle() {
                 if self.draining {
-                    return;
+                    return Ok(());
                 }
                 let Ok(command) = commands.recv() else {
-                    return;
+                    return Ok(());
                 };
                 self.take(command);
             }
@@ -277,10 +338,14 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 self.tell(notice, &error);
             }
             match stepped {
-                Ok(_) => self.failures = 0,
+                Ok(_) => (self.failures, self.given_up) = (0, 0),
                 Err(e) => {
                     self.failures += 1;
-                    if self.failures >= FAILURES {
+                    if self.failures.is_multiple_of(FAILURES) {
+                        self.given_up += 1;
+                        if self.given_up >= GIVEN_UP {
+                            return Err(Broken(e.to_string()));
+                        }
                         self.give_up(&e.to_string());
                     }
                 }
@@ -313,6 +378,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             let width = job.request.fan().width() as usize;
             let flight = Flight {
                 events: events.clone(),
+                since: Instant::now(),
                 place,
                 streams,
                 prompt_untold: asked.prompt_logprobs.is_some(),
@@ -328,20 +394,24 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                     self.engine.cancel(id);
                     self.engine.executor_mut().choices().forget(id);
                 }
-                // Whoever asked may be gone.
-                let _ = events.send(Event::Refused(refusal));
+                events.send(Event::Refused(refusal));
                 return;
             }
         }
-        let _ = events.send(Event::Accepted);
+        events.send(Event::Accepted);
         self.flights.extend(all);
     }
 
-    /// Cancels whatever nobody waits for any more.
+    /// Cancels whatever nobody waits for any more, and whatever has waited too long.
     fn cancel_gone(&mut self) {
         let engine = &mut self.engine;
+        let limit = self.queue_timeout;
         self.flights.retain(|&id, flight| {
-            let gone = flight.events.is_closed();
+            let late = flight.since.elapsed() > limit && engine.scheduler().is_waiting(id);
+            if late {
+                flight.events.send(Event::Expired);
+            }
+            let gone = late || flight.events.is_closed();
             if gone {
                 engine.cancel(id);
                 engine.executor_mut().choices().forget(id);
@@ -352,11 +422,31 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
 
     /// Drops whoever is in flight: steps fail, and would for ever.
     fn give_up(&mut self, why: &str) {
-        for (id, flight) in std::mem::take(&mut self.flights) {
-            let _ = flight.events.send(Event::Failed(why.to_owned()));
+        for id in self.tell_failed(why) {
             self.engine.cancel(id);
             self.engine.executor_mut().choices().forget(id);
         }
+    }
+
+    /// Tells whoever is in flight that it is over, once; who that was.
+    fn tell_failed(&mut self, why: &str) -> Vec<RequestId> {
+        let flights = std::mem::take(&mut self.flights).into_iter();
+        let told = flights.map(|(id, flight)| {
+            // Of several prompts of a body the first tells it.
+            flight.events.send(Event::Failed(why.to_owned()));
+            id
+        });
+        told.collect()
+    }
+
+    /// Begins anew, with the memory that there is.
+    fn restart(&mut self) {
+        self.engine.restart();
+        (self.failures, self.given_up) = (0, 0);
+        if self.draining {
+            self.engine.drain();
+        }
+        self.publish(None);
     }
 
     fn tell(&mut self, notice: Notice, error: &dyn Fn(RequestId) -> Option<String>) {
@@ -377,7 +467,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 let logprobs = choices.logprobs(request);
                 if std::mem::take(&mut flight.prompt_untold) {
                     let prompt = logprobs.map(|l| l.prompt.clone()).unwrap_or_default();
-                    let _ = flight.events.send(Event::Prompt(flight.place, prompt));
+                    flight.events.send(Event::Prompt(flight.place, prompt));
                 }
                 let told = flight.told.as_mut();
                 let top = told.and_then(|t| t.get_mut(index as usize)).map(|place| {
@@ -393,7 +483,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                     ends: draw.ends,
                     top: top.unwrap_or_default(),
                 };
-                let _ = flight.events.send(Event::Token(flight.place, token));
+                flight.events.send(Event::Token(flight.place, token));
             }
             Notice::Finished(ended) => {
                 let id = ended.request;
@@ -409,10 +499,15 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 }
                 let finished = Box::new(Finished {
                     ended: *ended,
-                    logprobs,
+                    // A stream has them already.
+                    logprobs: if flight.streams {
+                        Logprobs::default()
+                    } else {
+                        logprobs
+                    },
                     error: error(id),
                 });
-                let _ = flight.events.send(Event::Finished(flight.place, finished));
+                flight.events.send(Event::Finished(flight.place, finished));
             }
             Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
         }
@@ -429,6 +524,8 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             pages: kv.pages(),
             stats: *scheduler.stats(),
             stepping,
+            restarts: self.restarts,
+            restarting: false,
             dead: false,
         };
     }

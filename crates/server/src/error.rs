@@ -11,6 +11,7 @@ use plimsoll_schedule::{Reason, Refusal, RequestError};
 use serde_json::{Value, json};
 
 use crate::engine::{NotSent, retry_after};
+use crate::log::Outcome;
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +88,40 @@ impl ApiError {
         e
     }
 
+    /// It has had all the time that a request gets. Another try would take as long.
+    pub(crate) fn too_long(limit: Duration) -> Self {
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        let message = format!(
+            "the request took more than {} s: ask for fewer tokens, or start the server with a longer `--request-timeout`",
+            limit.as_secs_f64()
+        );
+        Self::new(status, "server_error", "request_timeout", message)
+    }
+
+    /// It waited for its first step for too long.
+    pub(crate) fn expired(limit: Duration) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let message = format!("the request waited for more than {} s", limit.as_secs_f64());
+        let mut e = Self::new(status, "server_error", "queue_timeout", message);
+        e.retry_after = Some(Duration::from_secs(10));
+        e
+    }
+
+    /// The client reads far more slowly than it is answered.
+    pub(crate) fn slow() -> Self {
+        let message = "the answer was not read as fast as it was written";
+        Self::invalid("slow_client", message)
+    }
+
+    /// Bodies of others take all the memory that there is for them.
+    pub(crate) fn crowded() -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let message = "too many large bodies come at once";
+        let mut e = Self::new(status, "server_error", "bodies_full", message);
+        e.retry_after = Some(Duration::from_secs(1));
+        e
+    }
+
     pub(crate) fn busy(message: impl Into<String>, after: Duration) -> Self {
         let mut e = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
@@ -121,21 +156,22 @@ impl ApiError {
         )
     }
 
-    /// The mailbox closed without an end.
-    pub(crate) fn cut(dead: bool) -> Self {
-        if dead {
-            Self::server(
-                "engine_failed",
-                "the engine stopped before the answer ended",
-            )
-        } else {
+    /// The mailbox closed without an end: the engine has gone down, or fell before it had taken the request in.
+    pub(crate) fn cut(is_draining: bool) -> Self {
+        if is_draining {
             Self::draining()
+        } else {
+            Self::failed("it made a mistake")
         }
     }
 
     pub(crate) fn code(mut self, code: &'static str) -> Self {
         self.code = code;
         self
+    }
+
+    pub(crate) const fn name(&self) -> &'static str {
+        self.code
     }
 
     pub(crate) fn param(mut self, param: impl Into<String>) -> Self {
@@ -167,6 +203,11 @@ impl IntoResponse for ApiError {
             let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX).max(1);
             headers.insert(header::RETRY_AFTER, ms.div_ceil(1000).into());
             headers.insert("retry-after-ms", ms.into());
+        }
+        response.extensions_mut().insert(Outcome::of(self.code));
+        let headers = response.headers_mut();
+        if self.status == StatusCode::GATEWAY_TIMEOUT {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.code == "shutting_down" {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -15,9 +15,14 @@ mod answer;
 mod body;
 mod engine;
 mod error;
+mod log;
 mod logprobs;
+mod mailbox;
 mod prepare;
+mod room;
 mod routes;
+mod screen;
+mod socket;
 mod state;
 mod stream;
 mod tenants;
@@ -25,7 +30,7 @@ mod wire;
 
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plimsoll_runtime::Engine;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
@@ -33,7 +38,11 @@ use plimsoll_schedule::{Executor, Limits, Log};
 
 pub use accept::Stop;
 pub use engine::Choosing;
+pub use log::AccessLog;
 pub use tenants::{Access, KeyDigest, Keys, Reload, Rules, digest};
+
+/// How long the step under way may take after whoever is in it was cut off.
+const LAST_STEP: Duration = Duration::from_secs(5);
 
 /// A model that is ready, by its parts.
 #[derive(Debug)]
@@ -63,10 +72,32 @@ pub struct Options {
     pub connections: usize,
     /// The largest body.
     pub body_bytes: usize,
+    /// All bodies at once, from their first byte until they are jobs of the engine; more wait.
+    pub bodies_bytes: usize,
+    /// The longest text that is made tokens.
+    pub text_bytes: usize,
+    /// What requests may hold in all, from when they were read until they are answered.
+    pub requests_bytes: usize,
+    /// Threads that read bodies, make tokens and write answers.
+    pub workers: usize,
+    /// The names that it answers to beside this machine's own; without, any.
+    pub hosts: Option<Vec<String>>,
+    /// Where requests are logged.
+    pub access_log: Option<AccessLog>,
     /// How long a client may take for its headers.
     pub header_timeout: Duration,
     /// How long a client may take for its body.
     pub body_timeout: Duration,
+    /// How long a connection may wait for its next request.
+    pub idle_timeout: Duration,
+    /// How long a client may take to read on.
+    pub write_timeout: Duration,
+    /// How long a request may wait for its first step.
+    pub queue_timeout: Duration,
+    /// How long a request may take from its headers to its end.
+    pub request_timeout: Duration,
+    /// How long whoever is in may take when it is told to stop; then they are cut off.
+    pub drain_timeout: Duration,
     /// A step that takes longer is taken for a hang: health turns red.
     pub step_timeout: Duration,
 }
@@ -79,10 +110,22 @@ impl Options {
             name,
             access: Access::open(),
             threads: 2,
-            connections: 4096,
+            connections: 1024,
             body_bytes: 4 << 20,
+            bodies_bytes: 16 << 20,
+            text_bytes: 4 << 20,
+            requests_bytes: 64 << 20,
+            workers: 2,
+            hosts: None,
+            access_log: None,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(30),
+            queue_timeout: Duration::from_secs(600),
+            request_timeout: Duration::from_secs(600),
+            // Below the 30 s after which Kubernetes kills.
+            drain_timeout: Duration::from_secs(25),
             step_timeout: Duration::from_secs(60),
         }
     }
@@ -102,7 +145,8 @@ pub enum ServeError {
     Cut(usize),
 }
 
-/// Serves until it is told to stop: once, whoever is in flight ends; twice, nobody is waited for. The engine comes
+/// Serves until it is told to stop: once, whoever is in flight ends, or is cut off when that takes too long; twice,
+/// nobody is waited for. The engine comes
 /// back for a report, where there is one left.
 ///
 /// # Errors
@@ -124,7 +168,7 @@ where
         generation,
         limits,
     } = service;
-    let (handle, thread) = match engine::spawn(engine) {
+    let (handle, thread) = match engine::spawn(engine, options.queue_timeout) {
         Ok(both) => both,
         Err(e) => return (Err(e.into()), None),
     };
@@ -136,10 +180,23 @@ where
     };
     let state = Arc::new(state::State::new(model, handle, options));
     let served = accept::serve(&state, listener, stop);
+    if let Some(log) = &state.options.access_log {
+        log.end();
+    }
     // Nobody can send a command any more: the engine's thread ends when it has done what it has.
     state.engine.close();
     if matches!(served, Err(ServeError::Cut(_))) {
         return (served, None);
+    }
+    if state.is_cut() {
+        // Whoever was cut off is out before the next step; a step that hangs is not waited for.
+        let began = Instant::now();
+        while !thread.is_finished() {
+            if began.elapsed() > LAST_STEP {
+                return (served, None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
     match thread.join() {
         Ok(Some(engine)) => (served, Some(engine)),

@@ -436,7 +436,7 @@ fn tokens(
             let special = asked
                 .add_special_tokens
                 .unwrap_or(route == Route::Completion);
-            let ids = tokenizer.encode(&text, special)?;
+            let ids = state.encode(&text, special)?;
             Ok((ids, echoes.then_some(text)))
         }
         Prompt::Ids(ids) => {

@@ -2,6 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -16,11 +17,13 @@ use serde_json::{Value, json};
 use crate::answer::{Head, collect, whole};
 use crate::engine::Event;
 use crate::error::{ApiError, json_response};
+use crate::log::{Entry, Watched};
 use crate::prepare::{Prepared, Route, chat, check_model, prepare};
+use crate::screen::screen;
 use crate::state::State;
 use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
-use crate::{body, stream};
+use crate::{body, room, stream};
 
 type Answered = Result<Response, ApiError>;
 
@@ -51,13 +54,39 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .with_state(Arc::clone(state))
 }
 
-/// Gives the answer its request's id, and ends no more than the request that panics.
+/// Gives the answer its request's id and its line in the log, and ends no more than the request that panics.
 async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
     let id = request_id(request.headers().get("x-request-id"), &state);
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answered.unwrap_or_else(|_| internal().into_response());
-    response.headers_mut().insert("x-request-id", id);
-    response
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let phase = request.extensions().get().cloned();
+    let screened = screen(&state, &request);
+    let closes = screened.is_err();
+    let answered = async {
+        screened?;
+        Ok(next.run(request).await)
+    };
+    let answered = AssertUnwindSafe(answered).catch_unwind().await;
+    let answered = answered.unwrap_or_else(|_| Err(internal()));
+    let mut response = answered.unwrap_or_else(|e: ApiError| e.into_response());
+    response.headers_mut().insert("x-request-id", id.clone());
+    if closes {
+        // Where the next request begins is not to be guessed.
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    let entry = Entry {
+        log: state.options.access_log.clone(),
+        method,
+        path,
+        began,
+        id,
+        status: response.status().as_u16(),
+        outcome: response.extensions().get().cloned().unwrap_or_default(),
+        phase,
+        room: response.extensions_mut().remove(),
+    };
+    response.map(|body| Watched::body(body, entry))
 }
 
 fn internal() -> ApiError {
@@ -117,14 +146,13 @@ async fn live() -> Response {
 }
 
 async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
-    let (status, word) = if !state.is_healthy() {
-        (StatusCode::SERVICE_UNAVAILABLE, "failed")
-    } else if state.is_draining() {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining")
-    } else {
-        (StatusCode::OK, "ready")
-    };
-    json_response(status, &json!({ "status": word }))
+    match state.health() {
+        (word, None) => json_response(StatusCode::OK, &json!({ "status": word })),
+        (word, Some(reason)) => {
+            let value = json!({ "status": word, "reason": reason });
+            json_response(StatusCode::SERVICE_UNAVAILABLE, &value)
+        }
+    }
 }
 
 async fn version() -> Response {
@@ -167,6 +195,7 @@ async fn memory(Shared(state): Shared<Arc<State>>) -> Response {
         },
         "kv_pages": { "total": now.pages, "held": now.pages_held },
         "engine_steps": now.stats.steps,
+        "engine_restarts": now.restarts,
     });
     json_response(StatusCode::OK, &value)
 }
@@ -180,36 +209,43 @@ async fn chats(Shared(state): Shared<Arc<State>>, request: Request) -> Answered 
 }
 
 async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered {
+    let mut over = Box::pin(Arc::clone(&state).over(Instant::now()));
     let flying = state.fly();
     // After it is counted: whoever drains either sees it in flight or has told it.
     if state.is_draining() {
         return Err(ApiError::draining());
     }
     let caller = request.extensions().get().copied().ok_or_else(internal)?;
-    let mut prepared: Prepared = worked(&state, request, move |state, bytes| {
+    let worked = worked(&state, request, move |state, bytes| {
         let asked: Asked = body::parse(bytes)?;
         prepare(state, &asked, route, caller)
-    })
-    .await?;
+    });
+    let mut prepared: Prepared = within(&mut over, worked).await?;
+    let room = room::take(&state, &prepared)?;
     let jobs = std::mem::take(&mut prepared.jobs);
     let mut events = state.engine.submit(jobs, prepared.streams)?;
     // Let in or not: that decides on the status.
-    match events.recv().await {
+    match within(&mut over, async { Ok(events.recv().await) }).await? {
         Some(Event::Accepted) => {}
         Some(Event::Refused(refusal)) => return Err(refusal.into()),
-        _ => return Err(ApiError::cut(state.engine.snapshot().dead)),
+        _ => return Err(ApiError::cut(state.is_draining())),
     }
     if prepared.streams {
-        return Ok(stream::response(state, prepared, events, flying));
+        let mut response = stream::response(state, prepared, events, flying, over);
+        response.extensions_mut().insert(room);
+        return Ok(response);
     }
-    let mut finished = collect(&state, &mut events, prepared.told.len()).await?;
+    let collected = collect(&state, &mut events, prepared.told.len());
+    let mut finished = within(&mut over, collected).await?;
     let head = Head::new(&state, route);
     let Prepared {
         told, n, ranked, ..
     } = prepared;
     let shared = Arc::clone(&state);
     let value = blocking(move || whole(&shared, &head, &told, &mut finished, n, ranked)).await?;
-    Ok(json_response(StatusCode::OK, &value))
+    let mut response = json_response(StatusCode::OK, &value);
+    response.extensions_mut().insert(room);
+    Ok(response)
 }
 
 /// Reads a body and works on it, off the threads that talk to clients.
@@ -219,11 +255,27 @@ async fn worked<T: Send + 'static>(
     work: impl FnOnce(&State, &[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let (head, body) = request.into_parts();
-    // Never closed.
-    let _permit = state.bodies.acquire().await.map_err(|_| internal())?;
-    let bytes = body::read(state, &head.headers, body).await?;
+    let size = body::size(state, &head.headers)?;
+    let (bytes, room) = body::read(state, body, size).await?;
     let state = Arc::clone(state);
-    blocking(move || work(&state, &bytes)).await
+    blocking(move || {
+        let worked = work(&state, &bytes);
+        drop((bytes, room));
+        worked
+    })
+    .await
+}
+
+/// What comes of `work`, unless `over` comes first.
+async fn within<T>(
+    over: &mut (impl Future<Output = ApiError> + Unpin),
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    tokio::select! {
+        biased;
+        why = over => Err(why),
+        done = work => done,
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -239,13 +291,11 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
         check_model(state, asked.model.as_deref())?;
         let tokenizer = &state.model.tokenizer;
         let ids = match (&asked.prompt, &asked.messages) {
-            (Some(text), None) => {
-                tokenizer.encode(text, asked.add_special_tokens.unwrap_or(true))?
-            }
+            (Some(text), None) => state.encode(text, asked.add_special_tokens.unwrap_or(true))?,
             (None, Some(messages)) => {
                 let begin = asked.add_generation_prompt.unwrap_or(true);
                 let text = chat(state, &messages.0, begin)?;
-                tokenizer.encode(&text, asked.add_special_tokens.unwrap_or(false))?
+                state.encode(&text, asked.add_special_tokens.unwrap_or(false))?
             }
             _ => return Err(ApiError::value("prompt", "send either prompt or messages")),
         };

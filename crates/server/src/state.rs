@@ -4,18 +4,21 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
 use plimsoll_schedule::Limits;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::Options;
 use crate::engine::Handle;
+use crate::error::ApiError;
 use crate::tenants::Tenants;
 
-/// Bodies that are read, parsed and tokenised at once; more wait.
-const BODIES: usize = 64;
+/// How long a body may wait for room.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+/// Room is counted in pieces of this size.
+const ROOM_BYTES: usize = 1024;
 
 /// What is known of the model.
 #[derive(Debug)]
@@ -34,9 +37,14 @@ pub(crate) struct State {
     pub(crate) tenants: Arc<Tenants>,
     /// Whether it goes down when whoever is in flight has ended.
     draining: AtomicBool,
+    /// Whether nobody in flight is waited for any more.
+    cut: watch::Sender<bool>,
     /// Requests between their body and the last byte of their answer.
     flying: AtomicUsize,
-    pub(crate) bodies: Semaphore,
+    /// Memory for bodies that are read, parsed and tokenised.
+    bodies: Arc<Semaphore>,
+    /// Memory for requests from then on.
+    requests: Arc<Semaphore>,
     pub(crate) started_s: u64,
     /// Secret of this process, and a count: ids that nobody guesses.
     secret: RandomState,
@@ -56,22 +64,79 @@ impl Drop for Flying {
 impl State {
     pub(crate) fn new(model: Model, engine: Handle, options: Options) -> Self {
         Self {
+            bodies: Arc::new(Semaphore::new(options.bodies_bytes / ROOM_BYTES)),
+            requests: Arc::new(Semaphore::new(options.requests_bytes / ROOM_BYTES)),
             model,
             engine,
             tenants: Arc::new(Tenants::new(options.access.clone())),
             options,
             draining: AtomicBool::new(false),
+            cut: watch::Sender::new(false),
             flying: AtomicUsize::new(0),
-            bodies: Semaphore::new(BODIES),
             started_s: now_s(),
             secret: RandomState::new(),
             count: AtomicU64::new(0),
         }
     }
 
+    /// Room for a body of so many bytes, when there is; it is others' when what comes back is dropped.
+    pub(crate) async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let most = self.options.bodies_bytes / ROOM_BYTES;
+        let pieces = bytes.div_ceil(ROOM_BYTES).clamp(1, most.max(1));
+        let pieces = u32::try_from(pieces).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.bodies).acquire_many_owned(pieces);
+        match tokio::time::timeout(ROOM_TIMEOUT, room).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(ApiError::crowded()),
+        }
+    }
+
+    /// Room for requests of so many bytes, if there is.
+    pub(crate) fn requests_room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let most = self.options.requests_bytes / ROOM_BYTES;
+        let pieces = u32::try_from(bytes.div_ceil(ROOM_BYTES).min(most)).unwrap_or(u32::MAX);
+        Arc::clone(&self.requests)
+            .try_acquire_many_owned(pieces)
+            .ok()
+    }
+
+    /// Tokens of a text that may be long.
+    pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
+        let most = self.options.text_bytes;
+        if text.len() > most {
+            let length = self.model.limits.max_model_len;
+            let message = format!(
+                "the text has {} bytes, and one of more than {most} is not read here: sequences have at most {length} tokens",
+                text.len()
+            );
+            return Err(ApiError::invalid("context_length_exceeded", message).param("prompt"));
+        }
+        Ok(self.model.tokenizer.encode(text, special)?)
+    }
+
     /// From now on nobody new is served.
     pub(crate) fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+    }
+
+    /// From now on nobody is waited for: whoever is in flight ends by an error.
+    pub(crate) fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        *self.cut.borrow()
+    }
+
+    /// Waits until a request that began then must end, and says why.
+    pub(crate) async fn over(self: Arc<Self>, began: Instant) -> ApiError {
+        let mut cut = self.cut.subscribe();
+        let limit = self.options.request_timeout;
+        tokio::select! {
+            // Its sender is here.
+            _ = cut.wait_for(|cut| *cut) => ApiError::draining(),
+            () = tokio::time::sleep_until((began + limit).into()) => ApiError::too_long(limit),
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -94,13 +159,24 @@ impl State {
         hasher.finish()
     }
 
-    /// Whether steps get done.
-    pub(crate) fn is_healthy(&self) -> bool {
+    /// Whether new requests are served, in a word, and why not where they are not.
+    pub(crate) fn health(&self) -> (&'static str, Option<String>) {
         let now = self.engine.snapshot();
-        let hangs = now
-            .stepping
-            .is_some_and(|since| since.elapsed() > self.options.step_timeout);
-        !now.dead && !hangs
+        let takes = now.stepping.map(|since| since.elapsed());
+        if now.dead {
+            let why = "the engine stopped, and the process ends";
+            ("failed", Some(why.to_owned()))
+        } else if now.restarting {
+            let why = "the engine begins anew after a fault";
+            ("restarting", Some(why.to_owned()))
+        } else if let Some(takes) = takes.filter(|t| *t > self.options.step_timeout) {
+            let why = format!("a step has taken {} s so far", takes.as_secs());
+            ("stuck", Some(why))
+        } else if self.is_draining() {
+            ("draining", Some("the server is shutting down".to_owned()))
+        } else {
+            ("ready", None)
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
@@ -14,12 +15,13 @@ use futures_util::stream;
 use plimsoll_runtime::sample::TokenLogprobs;
 use plimsoll_runtime::text::Answer;
 use serde_json::{Value, json};
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::answer::{Head, Usage, reason};
 use crate::engine::{Event, Finished, Token};
 use crate::error::ApiError;
+use crate::log::Outcome;
 use crate::logprobs::{self, Entry};
+use crate::mailbox::Events;
 use crate::prepare::{Prepared, Route, Told};
 use crate::state::{Flying, State};
 
@@ -38,6 +40,15 @@ struct Choice {
     offset: usize,
 }
 
+/// What ends a stream early.
+struct Cut(Pin<Box<dyn Future<Output = ApiError> + Send>>);
+
+impl std::fmt::Debug for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cut")
+    }
+}
+
 /// A stream under way.
 #[derive(Debug)]
 struct Stream {
@@ -53,8 +64,12 @@ struct Stream {
     prompts: Vec<Option<TokenLogprobs>>,
     /// Prompts that have not ended.
     open: usize,
-    events: UnboundedReceiver<Event>,
+    events: Events,
     over: bool,
+    /// Why it must end early, when it must.
+    cut: Cut,
+    /// How it ended, for the log.
+    outcome: Outcome,
     /// Counted as in flight until the last byte is taken.
     _flying: Flying,
 }
@@ -63,8 +78,9 @@ struct Stream {
 pub(crate) fn response(
     state: Arc<State>,
     prepared: Prepared,
-    events: UnboundedReceiver<Event>,
+    events: Events,
     flying: Flying,
+    cut: impl Future<Output = ApiError> + Send + 'static,
 ) -> Response {
     let Prepared {
         route,
@@ -81,6 +97,7 @@ pub(crate) fn response(
         offset: 0,
     };
     let each = |t| std::iter::repeat_with(move || choice(t)).take(n as usize);
+    let outcome = Outcome::default();
     let stream = Stream {
         head: Head::new(&state, route),
         route,
@@ -93,6 +110,8 @@ pub(crate) fn response(
         told,
         events,
         over: false,
+        cut: Cut(Box::pin(cut)),
+        outcome: outcome.clone(),
         state,
         _flying: flying,
     };
@@ -101,6 +120,7 @@ pub(crate) fn response(
         Some((Ok::<_, Infallible>(piece), stream))
     });
     let mut response = Response::new(Body::from_stream(pieces));
+    response.extensions_mut().insert(outcome);
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
@@ -125,12 +145,17 @@ impl Stream {
             if self.over {
                 return None;
             }
-            let mut next = self.events.recv().await;
+            let mut next = tokio::select! {
+                biased;
+                why = &mut self.cut.0 => {
+                    self.fail(&why, &mut out);
+                    break;
+                }
+                event = self.events.recv() => event,
+            };
             for _ in 0..BATCH {
                 if let Err(e) = self.take(next, &mut out) {
-                    // Without [DONE]: the answer is not whole.
-                    data(&mut out, &e.json());
-                    self.over = true;
+                    self.fail(&e, &mut out);
                 }
                 if self.over {
                     break;
@@ -144,11 +169,20 @@ impl Stream {
         Some(out.into())
     }
 
+    /// Ends it by an error: without [DONE], since the answer is not whole.
+    fn fail(&mut self, why: &ApiError, out: &mut String) {
+        data(out, &why.json());
+        self.outcome.error(why.name());
+        self.over = true;
+    }
+
     fn take(&mut self, event: Option<Event>, out: &mut String) -> Result<(), ApiError> {
         match event {
-            None => Err(ApiError::cut(self.state.engine.snapshot().dead)),
+            None => Err(ApiError::cut(self.state.is_draining())),
             Some(Event::Refused(refusal)) => Err(refusal.into()),
             Some(Event::Failed(why)) => Err(ApiError::failed(&why)),
+            Some(Event::Expired) => Err(ApiError::expired(self.state.options.queue_timeout)),
+            Some(Event::Slow) => Err(ApiError::slow()),
             Some(Event::Accepted) => Ok(()),
             Some(Event::Prompt(place, logprobs)) => {
                 if let Some(slot) = self.prompts.get_mut(place) {

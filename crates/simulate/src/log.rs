@@ -182,6 +182,7 @@ enum Line {
     Failed(u64),
     Believe(CostWire),
     Drain,
+    Restart,
     End {
         decision_hash: String,
         /// Of an executor's block tables.
@@ -527,6 +528,7 @@ impl<W: Write> Log for LogWriter<W> {
             Input::Failed { at } => Line::Failed(at.0),
             Input::Believe { cost } => Line::Believe(CostWire::new(cost)),
             Input::Drain => Line::Drain,
+            Input::Restart => Line::Restart,
         };
         self.line(&line);
     }
@@ -606,7 +608,12 @@ pub fn replay_log(mut log: impl BufRead + Seek) -> Result<Replay, LogError> {
                     sharing.note(&scheduler);
                 }
             }
-            other => replay(&mut scheduler, [other]),
+            other => {
+                if other == Input::Restart {
+                    tables.clear();
+                }
+                replay(&mut scheduler, [other]);
+            }
         }
         // Nobody reads them; they must not pile up.
         scheduler.take_notices(&mut notices);
@@ -708,6 +715,7 @@ impl Line {
                 cost: Box::new(cost.model()),
             },
             Self::Drain => Input::Drain,
+            Self::Restart => Input::Restart,
             Self::End { .. } => return Err("the end lies in the middle".to_owned()),
         })
     }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use plimsoll_units::Bytes;
 
 use super::engine::EngineArgs;
 
@@ -47,6 +48,36 @@ pub(crate) struct ServeArgs {
     /// Serve other machines without a key
     #[arg(long)]
     pub(crate) allow_anonymous: bool,
+    /// A name that the server answers to beside localhost, where it listens at this machine alone: no other, so that no page in
+    /// a browser gets at it by a name of its own
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Connections at once; more wait
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Limits")]
+    pub(crate) max_connections: u32,
+    /// The largest body of a request; what bodies may take at once is planned
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "1MiB",
+        help_heading = "Limits"
+    )]
+    pub(crate) max_body: Bytes,
+    /// Seconds that a request may take from its headers to its end
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=604_800), help_heading = "Limits")]
+    pub(crate) request_timeout: u32,
+    /// Seconds that a request may wait for its first step; then it gets 503
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=604_800), help_heading = "Limits")]
+    pub(crate) queue_timeout: u32,
+    /// Seconds that a client may take to read on before it is cut off
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=604_800), help_heading = "Limits")]
+    pub(crate) write_timeout: u32,
+    /// Seconds that a connection may wait for its next request
+    #[arg(long, value_name = "SECONDS", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=604_800), help_heading = "Limits")]
+    pub(crate) idle_timeout: u32,
+    /// Seconds that requests in flight may take after SIGTERM; then they are cut off by an error, and the server ends with 0
+    #[arg(long, value_name = "SECONDS", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=604_800), help_heading = "Limits")]
+    pub(crate) drain_timeout: u32,
     /// R: sequences that run at once
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096), help_heading = "Engine")]
     pub(crate) max_num_seqs: u32,
@@ -67,6 +98,9 @@ pub(crate) struct ServeArgs {
     /// With --dry-run: the plan as one object
     #[arg(long, requires = "dry_run", help_heading = "Configuration")]
     pub(crate) json: bool,
+    /// Do not write a line for each request to stderr; what was asked and answered is never in them
+    #[arg(long, help_heading = "Output")]
+    pub(crate) no_access_log: bool,
     /// Record every decision, for `simulate --replay`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub(crate) log: Option<PathBuf>,

@@ -72,6 +72,7 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         context: Some(u64::from(context)),
         log: None,
         logprobs: None,
+        http: None,
         tenants: None,
     })?;
     if let Some(note) = &server.note {

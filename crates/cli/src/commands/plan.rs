@@ -11,13 +11,15 @@ use std::sync::Arc;
 use plimsoll_device::Device;
 use plimsoll_model::{Assume, ModelSpec};
 use plimsoll_plan::{
-    Engine, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer, engine, rule_of_thumb,
+    Engine, Http, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer, engine,
+    rule_of_thumb,
 };
 use plimsoll_program::Parallel;
 use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
 use plimsoll_units::{Bytes, Tokens};
 
 use crate::args::{AssumeArg, EngineArgs, LoadArgs, Method, PlanArgs, ReserveArg};
+use crate::commands::serve::LOGPROBS;
 use crate::error::{Exit, Failure};
 use crate::exit;
 use crate::load::{Loaded, load};
@@ -156,6 +158,7 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
     for (flag, given) in [
         ("--threads", args.engine.threads.is_some()),
         ("--logprobs", args.engine.logprobs.is_some()),
+        ("--serve", args.engine.serve),
     ] {
         if given && !on_cpu(args) {
             return Err(usage(format!("{flag} says nothing without processors"))
@@ -387,7 +390,8 @@ fn the_settings(
         swap: args.swap_space,
         swap_file: args.swap_dir.is_some(),
         threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
-        logprobs: args.logprobs,
+        logprobs: args.logprobs.or(args.serve.then_some(LOGPROBS.into())),
+        http: args.serve.then(Http::default),
         mtp: args.mtp,
         draft: draft.cloned(),
         lora: args.max_loras.map(|slots| Lora {

@@ -8,10 +8,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use plimsoll_plan::Http;
 use plimsoll_report::thousands;
 use plimsoll_runtime::text::MAX_TEXT_BYTES;
-use plimsoll_server::{Access, Keys, Options, ServeError, Service, Stop, run as serve};
+use plimsoll_schedule::Limits;
+use plimsoll_server::{Access, AccessLog, Keys, Options, ServeError, Service, Stop, run as serve};
+
+use plimsoll_units::Bytes;
 
 use self::tenants::Tenants;
 use crate::args::serve::{PrefixScope, ServeArgs};
@@ -22,7 +27,7 @@ use crate::output::Output;
 use crate::settings::Settings;
 
 /// Most alternatives that a client may ask for: memory for them is planned.
-const LOGPROBS: u32 = plimsoll_runtime::sample::MAX_LOGPROBS;
+pub(crate) const LOGPROBS: u32 = plimsoll_runtime::sample::MAX_LOGPROBS;
 /// The length in which the start card counts what the KV cache holds.
 const CARD_TOKENS: u64 = 4096;
 
@@ -42,6 +47,10 @@ pub(crate) fn run(
     }
     let key = key(args)?;
     let tenants = tenants_of(args, key.as_deref(), output)?;
+    let http = Http {
+        connections: args.max_connections.into(),
+        body: args.max_body,
+    };
     let what = Start {
         model: &args.model,
         engine: &args.engine,
@@ -50,6 +59,7 @@ pub(crate) fn run(
         context: None,
         log: args.log.as_deref(),
         logprobs: Some(LOGPROBS),
+        http: Some(http),
         tenants: tenants.as_ref(),
     };
     if args.dry_run {
@@ -73,8 +83,8 @@ pub(crate) fn run(
     }
     let name = args.served_model_name.as_ref().unwrap_or(&args.model);
     output.talk(&card(&started, name, address, args));
-    let mut options = Options::new(name.clone());
-    options.access = access(args, key, tenants);
+    let mut options = options(args, name.clone(), access(args, key, tenants))?;
+    limit(&mut options, &http, &started.limits, args.max_num_seqs)?;
     let Started {
         engine,
         tokenizer,
@@ -109,6 +119,49 @@ pub(crate) fn run(
             Err(Failure::new(Exit::Failure, "E-SERVE-003", e.to_string()).hint(hint))
         }
     }
+}
+
+/// Holds the server to what was planned for it.
+fn limit(
+    options: &mut Options,
+    http: &Http,
+    limits: &Limits,
+    sequences: u32,
+) -> Result<(), Failure> {
+    let limits = http.limits(sequences.into(), limits.max_model_len.into());
+    let limits = limits.map_err(|e| Failure::new(Exit::Usage, "E-FIT-001", e.to_string()))?;
+    let size = |b: Bytes| usize::try_from(b.get()).unwrap_or(usize::MAX);
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    options.threads = count(limits.threads);
+    options.workers = count(limits.workers);
+    options.connections = count(limits.connections);
+    options.body_bytes = size(limits.body);
+    options.bodies_bytes = size(limits.bodies);
+    options.text_bytes = size(limits.text);
+    options.requests_bytes = size(limits.requests);
+    Ok(())
+}
+
+fn options(args: &ServeArgs, name: String, access: Access) -> Result<Options, Failure> {
+    let mut options = Options::new(name);
+    let seconds = |s: u32| Duration::from_secs(s.into());
+    options.access = access;
+    options.request_timeout = seconds(args.request_timeout);
+    options.queue_timeout = seconds(args.queue_timeout);
+    options.write_timeout = seconds(args.write_timeout);
+    options.idle_timeout = seconds(args.idle_timeout);
+    options.drain_timeout = seconds(args.drain_timeout);
+    if args.host.is_loopback() {
+        options.hosts = Some(args.allowed_hosts.clone());
+    }
+    if !args.no_access_log {
+        let log = AccessLog::new(std::io::stderr()).map_err(|e| {
+            Failure::new(Exit::Failure, "E-SERVE-003", e.to_string())
+                .hint("raise the limits of processes and open files")
+        })?;
+        options.access_log = Some(log);
+    }
+    Ok(options)
 }
 
 /// The key, unless anybody may come.

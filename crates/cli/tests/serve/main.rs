@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
+mod canary;
 mod configured;
 mod leaving;
 mod lifecycle;
+mod memory;
 mod mistakes;
 mod server;
 mod tenants;

@@ -348,7 +348,7 @@ fn a_mistake_is_one_error_and_changes_nothing_for_others() {
     let mut socket = TcpStream::connect(&server.address).unwrap();
     write!(
         socket,
-        "POST {c} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{json}Content-Length: 5000000\r\n\r\n{{"
+        "POST {c} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{json}Content-Length: 5000000\r\n\r\n{{"
     )
     .unwrap();
     let mut raw = Vec::new();

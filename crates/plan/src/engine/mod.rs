@@ -9,6 +9,7 @@ mod extras;
 mod ideal;
 pub mod llamacpp;
 mod plimsoll;
+pub use plimsoll::http::HttpLimits;
 pub mod vllm;
 
 use std::fmt;

@@ -6,6 +6,7 @@ use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, Wei
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 mod cpu;
+pub(crate) mod http;
 
 use super::ideal::whole_device;
 use super::{Context, EngineStage, Takes, extras, in_use, plain_kv_dtype, weight_terms};

@@ -478,4 +478,11 @@ impl<S: Chooser> Executor for CpuExecutor<S> {
             reason: "the step was not submitted".to_owned(),
         })
     }
+
+    fn restart(&mut self) {
+        self.tables.clear();
+        self.generations.fill(0);
+        self.output = None;
+        self.chooser.restart();
+    }
 }

@@ -10,15 +10,16 @@ mod alone;
 mod shadow;
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use alone::alone;
 use plimsoll_kv::{KvCache, KvConfig, Layout, Pin, Scope, TenantId};
 use plimsoll_program::{Group, GroupKind, PoolGeometry};
 use plimsoll_schedule::{
-    Admission, AttentionWork, Beam, CostModel, Driver, End, Fan, Input, Limits, Notice, Preempt,
-    Rates, Request, RequestId, Scheduler, SchedulerConfig, Tenant, Turn, Work, replay,
+    Admission, AttentionWork, Beam, CostModel, Driver, End, Executor as _, Fan, Input, Limits,
+    Notice, Preempt, Rates, Request, RequestId, Scheduler, SchedulerConfig, Step, Tenant, Turn,
+    Work, replay,
 };
 use plimsoll_units::{Bytes, Nanos};
 use shadow::{Shadow, mix};
@@ -62,6 +63,8 @@ struct Setup {
     fail_steps: u64,
     fail_transfers: u64,
     fail_rows: u64,
+    /// Panics of the executor, after which everything begins anew.
+    panics: u64,
     /// Steps after which faults end.
     rough_steps: u64,
     jumps: u64,
@@ -188,6 +191,7 @@ fn setup(seed: u64) -> Setup {
         rough_steps: if faults { r.range(0, 200) } else { 0 },
         jumps: if r.chance(20) { 10 } else { 0 },
         fail_rows: if r.chance(15) { 5 } else { 0 },
+        panics: if r.chance(10) { 30 } else { 0 },
     }
 }
 
@@ -286,6 +290,8 @@ fn run(seed: u64, limit: u64) -> u64 {
     shadow.fail_steps = s.fail_steps;
     shadow.fail_transfers = s.fail_transfers;
     shadow.fail_rows = s.fail_rows;
+    // Pins are of a pool, and are gone with it.
+    shadow.panics = if s.pins == 0 { s.panics } else { 0 };
     let mut asked: BTreeMap<RequestId, Asked> = BTreeMap::new();
     let mut prompts = Vec::new();
     let mut pins: Vec<Pin> = Vec::new();
@@ -300,6 +306,7 @@ fn run(seed: u64, limit: u64) -> u64 {
         if calm {
             shadow.fail_steps = 0;
             shadow.fail_transfers = 0;
+            shadow.panics = 0;
             while let Some(pin) = pins.pop() {
                 driver.scheduler_mut().unpin(pin);
             }
@@ -337,7 +344,7 @@ fn run(seed: u64, limit: u64) -> u64 {
             .scheduler()
             .check_integrity(&pins)
             .expect("before a step");
-        let turn = driver.turn(&mut shadow, Nanos(now), |sched, step| {
+        let watch = |sched: &Scheduler, step: &Step| {
             sched.check_integrity(&pins).expect("during a step");
             assert!(
                 step.tokens.len() <= s.config.max_batched_tokens as usize,
@@ -354,6 +361,20 @@ fn run(seed: u64, limit: u64) -> u64 {
             let counted =
                 c.free + c.cached + c.in_transit + c.requests + c.beams + c.shared + c.pinned;
             assert_eq!(counted, u64::from(s.pages), "owners do not add up");
+        };
+        let turn = catch_unwind(AssertUnwindSafe(|| {
+            driver.turn(&mut shadow, Nanos(now), watch)
+        }));
+        let turn = turn.unwrap_or_else(|panic| {
+            if !std::mem::take(&mut shadow.panicked) {
+                resume_unwind(panic);
+            }
+            driver.restart();
+            shadow.restart();
+            assert!(driver.scheduler().is_idle(), "somebody is still there");
+            // Whoever was in flight is told by whoever restarts.
+            asked.values_mut().for_each(|a| a.ended = true);
+            Ok(Turn::Idle)
         });
         driver
             .scheduler()
@@ -475,7 +496,7 @@ fn run(seed: u64, limit: u64) -> u64 {
         "{again} tokens are computed again, of {forgotten} forgotten"
     );
     // Everybody ends, so what nothing keeps is computed again; of several sequences some may end elsewhere.
-    if !s.prefix_cache && !s.fans && s.cancels == 0 && s.fail_rows == 0 {
+    if !s.prefix_cache && !s.fans && s.cancels == 0 && s.fail_rows == 0 && s.panics == 0 {
         assert_eq!(again, forgotten, "tokens computed again and forgotten");
     }
     let hash = sched.decision_hash();

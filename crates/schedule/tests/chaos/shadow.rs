@@ -84,6 +84,9 @@ pub(crate) struct Shadow {
     pub(crate) fail_steps: u64,
     pub(crate) fail_transfers: u64,
     pub(crate) fail_rows: u64,
+    pub(crate) panics: u64,
+    /// Whether it panicked as planned.
+    pub(crate) panicked: bool,
     pub(crate) random: u64,
     output: Option<StepOutput>,
 }
@@ -106,6 +109,8 @@ impl Shadow {
             fail_steps: 0,
             fail_transfers: 0,
             fail_rows: 0,
+            panics: 0,
+            panicked: false,
             random: 1,
             output: None,
         }
@@ -287,6 +292,11 @@ impl Executor for Shadow {
             });
         }
         let failed = self.moves(step);
+        let rate = self.panics;
+        if rate > 0 && self.chance(rate) {
+            self.panicked = true;
+            panic!("planned");
+        }
         let rows = step
             .rows
             .iter()
@@ -317,5 +327,13 @@ impl Executor for Shadow {
             });
         }
         Ok(self.output.take().expect("a step is under way"))
+    }
+
+    fn restart(&mut self) {
+        // Pages keep what was in them: nobody may read it.
+        self.places.clear();
+        self.tables.clear();
+        self.written.clear();
+        self.output = None;
     }
 }

@@ -2,9 +2,13 @@
 
 use std::convert::Infallible;
 use std::num::NonZeroU32;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use plimsoll_kv::Layout;
-use plimsoll_schedule::{AttentionWork, Limits, Rates, Work};
+use plimsoll_kv::{KvCache, Layout, Scope};
+use plimsoll_schedule::{
+    AttentionWork, Draw, Driver, Executor, ExecutorError, Limits, Notice, Rates, Request,
+    RequestId, RowOutput, Scheduler, Step, StepOutput, Tables, Ticket, Turn, Work,
+};
 use plimsoll_units::Bytes;
 
 use super::*;
@@ -309,4 +313,84 @@ fn a_replay_counts_what_the_run_shared() {
     assert!(replay.is_same());
     assert_eq!(replay.sharing, want);
     assert!((want.saved_percent() - 28.0).abs() < 1e-9);
+}
+
+/// Carries steps out at once, but panics at the second one.
+struct Panics(Tables);
+
+impl Executor for Panics {
+    fn submit(&mut self, step: &Step) -> Result<Ticket, ExecutorError> {
+        self.0.apply(step, |_| {});
+        self.0.note(step);
+        assert_ne!(step.number, 2, "as it was told");
+        Ok(Ticket(step.rows.len() as u64))
+    }
+
+    fn complete(&mut self, ticket: Ticket) -> Result<StepOutput, ExecutorError> {
+        let draw = Draw {
+            token: 1,
+            logprob: 0.0,
+            ends: false,
+        };
+        Ok(StepOutput {
+            rows: (0..ticket.0).map(|_| RowOutput::One(draw)).collect(),
+            failed_transfers: Vec::new(),
+            elapsed: Nanos(1000),
+        })
+    }
+
+    fn restart(&mut self) {
+        self.0.clear();
+    }
+}
+
+#[test]
+fn a_run_that_began_anew_replays() {
+    let config = config();
+    let mut log = Vec::new();
+    let writer = LogWriter::new(&mut log, &config.scheduler, &config.kv, &config.belief);
+    let scheduler = Scheduler::new(
+        config.scheduler.clone(),
+        KvCache::new(config.kv.clone()),
+        config.belief.clone(),
+    );
+    let mut driver = Driver::new(scheduler, writer);
+    let mut executor = Panics(Tables::new(config.kv.layout.groups.len()));
+    let limits = config.scheduler.limits;
+    let mut finished = 0;
+    for id in 0..3 {
+        let (prompt, scope) = (vec![1; 8].into(), Scope::default());
+        let request = Request::new(
+            RequestId(id),
+            prompt,
+            4,
+            plimsoll_schedule::Fan::ONE,
+            scope,
+            &limits,
+        );
+        driver.submit(request.unwrap(), Nanos(id)).unwrap();
+        let mut notices = Vec::new();
+        for at in 10.. {
+            let turn = AssertUnwindSafe(|| driver.turn(&mut executor, Nanos(at), |_, _| {}));
+            match catch_unwind(turn) {
+                Ok(turn) if matches!(turn, Ok(Turn::Idle)) => break,
+                Ok(_) => {}
+                Err(_) => {
+                    driver.restart();
+                    executor.restart();
+                }
+            }
+            driver.scheduler_mut().take_notices(&mut notices);
+            let ends = |n: &&Notice| matches!(n, Notice::Finished(_));
+            finished += notices.iter().filter(ends).count();
+        }
+    }
+    assert_eq!(finished, 2, "the first was forgotten");
+    let hash = driver.scheduler().decision_hash();
+    let digest = executor.0.digest();
+    driver.into_log().end(hash, Some(digest)).unwrap();
+    let text = std::str::from_utf8(&log).unwrap();
+    assert_eq!(text.matches("\n\"restart\"\n").count(), 1);
+    let replay = replay_log(std::io::Cursor::new(&log)).unwrap();
+    assert!(replay.is_same(), "{replay:?}");
 }

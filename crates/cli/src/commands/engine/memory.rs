@@ -58,6 +58,7 @@ pub(crate) fn plan(
             swap_file: args.swap_dir.is_some(),
             threads: Some(threads),
             logprobs: what.logprobs.map(u64::from),
+            http: what.http,
             ..Settings::new(Engine::Plimsoll)
         };
         evaluate(spec, &deployment, &settings, &Load::plain(1, s.context))

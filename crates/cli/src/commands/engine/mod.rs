@@ -14,7 +14,7 @@ use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
-use plimsoll_plan::{MemoryMap, Region};
+use plimsoll_plan::{Http, MemoryMap, Region};
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
@@ -51,6 +51,8 @@ pub(crate) struct Start<'a> {
     pub(crate) log: Option<&'a Path>,
     /// Most alternatives that are told with log probabilities of tokens.
     pub(crate) logprobs: Option<u32>,
+    /// How it is reached, where it is.
+    pub(crate) http: Option<Http>,
     /// Who shares the KV cache, where it is shared.
     pub(crate) tenants: Option<&'a Tenants>,
 }

@@ -74,6 +74,7 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
         context: None,
         log: args.log.as_deref(),
         logprobs: prompts.iter().filter_map(told).max(),
+        http: None,
         tenants: None,
     })?;
     if let Some(note) = &server.note {

@@ -165,5 +165,8 @@ pub(super) fn terms(
             .input("alternatives", alternatives),
         );
     }
+    if let Some(http) = &context.settings.http {
+        terms.extend(super::http::terms(http, r, length)?);
+    }
     Ok(terms.into_iter().map(|t| t.source(SOURCE)).collect())
 }

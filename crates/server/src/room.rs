@@ -1,0 +1,76 @@
+//! What a request holds, from when it was read until its answer is written: room for it is taken before the engine
+//! hears of it, so that all requests together stay within what was planned.
+
+use std::sync::Arc;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::error::ApiError;
+use crate::mailbox::MAILBOX_BYTES;
+use crate::prepare::{Prepared, Told};
+use crate::state::State;
+
+/// A request, whatever it asks: its parameters and places in lists.
+const REQUEST: usize = 4 << 10;
+/// A token of a prompt: here, in the engine's lists, and as text that is told again.
+const PROMPT_TOKEN: usize = 24;
+/// A token of an answer that is told in one piece.
+const TOKEN: usize = 32;
+/// A log probability as JSON: its token as text and bytes, as values and as what is written of them. Measured: 366 for
+/// those of completions.
+const LOGPROB: usize = 768;
+/// A sequence under way: its detokenizer, and what may become a stop string.
+const SEQUENCE: usize = 1 << 10;
+
+/// Room that is others' again when the last of its owners is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Room(#[allow(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);
+
+/// Bytes that a body's requests may come to.
+fn bytes(prepared: &Prepared) -> usize {
+    let alternatives = |k: Option<u32>| k.map_or(0, |k| k as usize + 1);
+    let one = |(told, width): (&Told, usize)| {
+        let (prompt, asked) = (told.ids.len(), told.params.asked());
+        let before = prompt
+            .saturating_mul(alternatives(asked.prompt_logprobs))
+            .saturating_mul(LOGPROB)
+            .saturating_mul(prepared.n as usize);
+        let told_at_once = if prepared.streams {
+            0
+        } else {
+            let each = TOKEN + alternatives(asked.logprobs) * LOGPROB;
+            (told.params.max_tokens() as usize)
+                .saturating_mul(each)
+                .saturating_mul(width)
+        };
+        let rest = REQUEST + prompt.saturating_mul(PROMPT_TOKEN) + width * SEQUENCE;
+        rest.saturating_add(before).saturating_add(told_at_once)
+    };
+    let widths = prepared
+        .jobs
+        .iter()
+        .map(|j| j.request.fan().width() as usize);
+    let mailbox = if prepared.streams { MAILBOX_BYTES } else { 0 };
+    prepared
+        .told
+        .iter()
+        .zip(widths)
+        .map(one)
+        .fold(mailbox, usize::saturating_add)
+}
+
+/// Takes the room that a body's requests need.
+pub(crate) fn take(state: &State, prepared: &Prepared) -> Result<Room, ApiError> {
+    let (bytes, most) = (bytes(prepared), state.options.requests_bytes);
+    if bytes > most {
+        let message = format!(
+            "what is asked for may take {bytes} bytes, and requests have {most} in all: ask for fewer tokens, log probabilities or sequences, or stream it"
+        );
+        return Err(ApiError::invalid("answer_too_large", message).param("max_tokens"));
+    }
+    let room = state.requests_room(bytes);
+    room.map(|r| Room(Arc::new(r))).ok_or_else(|| {
+        let message = "requests in flight take all the memory that there is for them";
+        ApiError::busy(message, std::time::Duration::from_secs(1))
+    })
+}
