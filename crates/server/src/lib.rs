@@ -18,6 +18,7 @@ mod error;
 mod log;
 mod logprobs;
 mod mailbox;
+pub mod memory;
 mod prepare;
 mod room;
 mod routes;
