@@ -4,10 +4,14 @@
 
 mod canary;
 mod configured;
+mod crash;
+mod json;
 mod leaving;
 mod lifecycle;
 mod memory;
 mod mistakes;
+mod overload;
 mod server;
 mod tenants;
 mod text;
+mod transport;
