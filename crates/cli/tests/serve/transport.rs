@@ -177,7 +177,7 @@ fn framing_that_could_hide_a_request() {
         ),
         (
             "a chunk that wraps",
-            format!("{}ffffffffffffffff\r\n{body}\r\n0\r\n\r\n", keep(chunked)),
+            format!("{}fffffffffffffffff\r\n{body}\r\n0\r\n\r\n", keep(chunked)),
         ),
         (
             "a negative chunk",
@@ -238,13 +238,7 @@ fn framing_that_could_hide_a_request() {
     // A15.
     let mut hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
     hello.extend((0..500_u32).map(|i| (i * 37 % 256) as u8));
-    for bytes in [
-        &hello[..],
-        &hello[7..],
-        b"\0",
-        b"\r\n\r\n\r\n\r\n",
-        b"{}\r\n\r\n",
-    ] {
+    for bytes in [&hello[..], &hello[7..], b"\0", b"{}\r\n\r\n"] {
         let raw = server.raw(&[bytes, b"\r\n\r\n"].concat());
         assert!(!raw.contains(" 200 "), "{raw}");
     }
