@@ -144,18 +144,35 @@ pub struct Stats {
 impl AddAssign for Stats {
     /// The counters of two schedulers together.
     fn add_assign(&mut self, other: Self) {
-        self.steps += other.steps;
-        self.rows += other.rows;
-        self.tokens += other.tokens;
-        self.swaps += other.swaps;
-        self.recomputes += other.recomputes;
-        self.recomputed_tokens += other.recomputed_tokens;
-        self.pages_out += other.pages_out;
-        self.pages_in += other.pages_in;
-        self.pages_copied += other.pages_copied;
-        self.queried_tokens += other.queried_tokens;
-        self.cached_tokens += other.cached_tokens;
-        self.failures += other.failures;
+        // Field by field, so that none is forgotten.
+        let Self {
+            steps,
+            rows,
+            tokens,
+            swaps,
+            recomputes,
+            forgotten_tokens,
+            recomputed_tokens,
+            pages_out,
+            pages_in,
+            pages_copied,
+            queried_tokens,
+            cached_tokens,
+            failures,
+        } = other;
+        self.steps += steps;
+        self.rows += rows;
+        self.tokens += tokens;
+        self.swaps += swaps;
+        self.recomputes += recomputes;
+        self.forgotten_tokens += forgotten_tokens;
+        self.recomputed_tokens += recomputed_tokens;
+        self.pages_out += pages_out;
+        self.pages_in += pages_in;
+        self.pages_copied += pages_copied;
+        self.queried_tokens += queried_tokens;
+        self.cached_tokens += cached_tokens;
+        self.failures += failures;
     }
 }
 

@@ -5,7 +5,7 @@
 //! let in, the prompt is taken from it at once and the answer as it comes, so a bucket may owe, and a request that
 //! ends early never pays for what it did not get.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -215,7 +215,6 @@ impl Tenants {
             tenants: Arc::clone(self),
             tenant,
             requests,
-            generated: AtomicU64::new(0),
         });
         if let Some(max) = t.rules.max_requests
             && before.saturating_add(requests) > max
@@ -258,13 +257,14 @@ pub(crate) struct Visit {
     tenants: Arc<Tenants>,
     tenant: TenantId,
     requests: u32,
-    generated: AtomicU64,
 }
 
 impl Visit {
     /// So many tokens more of their answers.
     pub(crate) fn generated(&self, tokens: u64) {
-        self.generated.fetch_add(tokens, Ordering::Relaxed);
+        if let Some(t) = self.tenants.all.get(usize::from(self.tenant.0)) {
+            t.take(Instant::now(), 0, tokens);
+        }
     }
 }
 
@@ -272,7 +272,6 @@ impl Drop for Visit {
     fn drop(&mut self) {
         if let Some(t) = self.tenants.all.get(usize::from(self.tenant.0)) {
             t.flying.fetch_sub(self.requests, Ordering::AcqRel);
-            t.take(Instant::now(), 0, *self.generated.get_mut());
         }
     }
 }
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_count_prompts_at_once_and_answers_when_they_end() {
+    fn rates_count_prompts_at_once_and_answers_as_they_come() {
         let t = tenants(Rules {
             name: "a".to_owned(),
             tokens_per_minute: Some(600),
@@ -369,8 +368,6 @@ mod tests {
         // 500 are left, and the answer takes more.
         enter(0).unwrap();
         visit.generated(800);
-        enter(0).unwrap();
-        drop(visit);
         let refused = enter(0).unwrap_err();
         let after = refused.retry_after.unwrap();
         assert!((29.0..=30.2).contains(&after.as_secs_f64()), "{after:?}");
