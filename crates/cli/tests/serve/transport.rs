@@ -397,7 +397,7 @@ fn connections_have_limits() {
     // Of 100 in a second.
     let used = ticks() - before;
     assert!(
-        used < 20,
+        used < 10,
         "{used} ticks in {:?}: it turns in circles",
         began.elapsed()
     );
@@ -461,7 +461,7 @@ fn the_log_says_who_asked_and_not_what() {
     }
     let _ = server.get("/nowhere%0a%1b[31m?secret=1");
     let _ = server.post(C, "{\"prompt\":");
-    let long = json!({ "prompt": PROMPT, "max_tokens": 900, "ignore_eos": true, "stream": true });
+    let long = json!({ "prompt": PROMPT, "max_tokens": 900, "ignore_eos": true, "logprobs": 20, "stream": true });
     let mut socket = server.send("POST", C, JSON, &long.to_string());
     socket.read_exact(&mut [0; 400]).unwrap();
     drop(socket);
