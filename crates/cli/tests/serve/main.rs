@@ -5,10 +5,14 @@
 mod asking;
 mod canary;
 mod configured;
+mod crash;
+mod json;
 mod leaving;
 mod lifecycle;
 mod memory;
 mod mistakes;
+mod overload;
 mod server;
 mod tenants;
 mod text;
+mod transport;
