@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
+mod asking;
 mod canary;
 mod configured;
+mod crash;
+mod json;
 mod leaving;
 mod lifecycle;
 mod memory;
 mod mistakes;
+mod overload;
 mod server;
 mod tenants;
 mod text;
+mod transport;
