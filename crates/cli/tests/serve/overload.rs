@@ -224,7 +224,8 @@ fn a_pool_that_is_too_small_is_shared_or_refused() {
     canary.check(&server, "G1");
 
     // G8: many prompts that nobody sends again.
-    let hot = json!({ "prompt": [PROMPT; 3].join(" "), "max_tokens": 1 });
+    let thrice = [PROMPT; 3].join(" ");
+    let hot = json!({ "prompt": thrice, "max_tokens": 1 });
     for i in 0..60 {
         let body = json!({ "prompt": format!("{i} {PROMPT} {PROMPT}"), "max_tokens": 1 });
         let _ = roomy.complete(body);
