@@ -25,6 +25,7 @@ mod learn;
 mod notice;
 mod preempt;
 mod request;
+mod room;
 mod rows;
 mod scheduler;
 mod step;
@@ -37,6 +38,7 @@ pub use drive::{Driver, Input, Log, NoLog, Turn, replay};
 pub use group::{Completion, End};
 pub use notice::{Ended, Notice, Reason, Refusal, Stats};
 pub use request::{Beam, Fan, Limits, Request, RequestError, RequestId};
+pub use room::Room;
 pub use scheduler::Scheduler;
 pub use step::{
     Draw, Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,

@@ -28,6 +28,7 @@ use crate::group::{Group, Phase, Rank, worst_case};
 use crate::learn::Learned;
 use crate::notice::{Notice, Reason, Refusal, Stats};
 use crate::request::{Fan, Request, RequestId};
+use crate::room::Room;
 use crate::step::{SeqEvent, Step};
 
 /// Means are smoothed over about so many ends.
@@ -137,6 +138,17 @@ impl Scheduler {
             finish_interval: 0,
             answer: 0,
             last_finish: None,
+        }
+    }
+
+    /// What could ever be let in.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        Room {
+            layout: self.kv.layout().clone(),
+            pages: u64::from(self.kv.pages()).saturating_sub(self.pinned),
+            caps: self.config.tenants.iter().map(|t| t.cap).collect(),
+            chunk: self.config.max_batched_tokens,
         }
     }
 

@@ -129,6 +129,8 @@ pub(crate) fn whole(
     for (place, (told, f)) in told.iter().zip(finished).enumerate() {
         usage.cached += u64::from(f.ended.cached_tokens);
         let (completions, why) = (&mut f.ended.completions, f.error.as_deref());
+        // Of more beams the best, as they stand.
+        completions.truncate(n as usize);
         if !ranked {
             completions.sort_by_key(|c| c.index);
         }

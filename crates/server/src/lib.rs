@@ -168,6 +168,7 @@ where
         generation,
         limits,
     } = service;
+    let room = engine.scheduler().room();
     let (handle, thread) = match engine::spawn(engine, options.queue_timeout) {
         Ok(both) => both,
         Err(e) => return (Err(e.into()), None),
@@ -177,6 +178,7 @@ where
         template,
         generation,
         limits,
+        room,
     };
     let state = Arc::new(state::State::new(model, handle, options));
     let served = accept::serve(&state, listener, stop);

@@ -6,14 +6,14 @@ use std::time::SystemTime;
 use axum::http::StatusCode;
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::{Answer, Stops};
-use plimsoll_schedule::{Fan, Request, RequestError};
+use plimsoll_schedule::{Beam, Fan, Request, RequestError};
 use serde_json::{Value, json};
 
 use crate::engine::Job;
 use crate::error::ApiError;
 use crate::state::State;
 use crate::tenants::Caller;
-use crate::wire::{Asked, AskedLogprobs, Message, Prompt, Whole};
+use crate::wire::{Asked, AskedLogprobs, Message, Object, Prompt, Whole};
 
 /// Tokens of a completion unless told, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
@@ -69,12 +69,13 @@ pub(crate) fn check_model(state: &State, model: Option<&str>) -> Result<(), ApiE
     }
 }
 
-/// The prompt of a chat.
+/// The tokens of a chat; with `special`, those that the tokenizer puts around any text, too.
 pub(crate) fn chat(
     state: &State,
-    messages: &[Message],
+    messages: &[Object<Message>],
     add_generation_prompt: bool,
-) -> Result<String, ApiError> {
+    special: bool,
+) -> Result<Vec<u32>, ApiError> {
     let Some(template) = &state.model.template else {
         return Err(ApiError::invalid(
             "no_chat_template",
@@ -88,7 +89,7 @@ pub(crate) fn chat(
         ));
     }
     let mut all: Vec<Value> = Vec::with_capacity(messages.len());
-    for (i, m) in messages.iter().enumerate() {
+    for (i, Object(m)) in messages.iter().enumerate() {
         let calls = m.tool_calls.as_ref().and_then(Value::as_array);
         if m.tool_calls.is_some() && !calls.is_some_and(Vec::is_empty) {
             let message = "calls of tools are not supported yet";
@@ -110,7 +111,10 @@ pub(crate) fn chat(
         }
         all.push(one);
     }
-    Ok(template.render(&all, add_generation_prompt, SystemTime::now())?)
+    // Whoever writes a message cannot end it and speak as another.
+    let disarmed = state.model.tokenizer.disarm(&mut all);
+    let prompt = template.render(&all, add_generation_prompt, SystemTime::now())?;
+    state.encode_chat(&prompt, &disarmed, special)
 }
 
 fn whole<T: TryFrom<i128>>(name: &str, given: Option<Whole>) -> Result<Option<T>, ApiError> {
@@ -124,7 +128,10 @@ fn whole<T: TryFrom<i128>>(name: &str, given: Option<Whole>) -> Result<Option<T>
 
 /// What is asked of the draws, apart from what differs from prompt to prompt.
 fn sampling(state: &State, asked: &Asked, route: Route) -> Result<Sampling, ApiError> {
-    let own = state.model.generation.sampling();
+    let own = match asked.use_beam_search {
+        Some(true) => Sampling::default(),
+        _ => state.model.generation.sampling(),
+    };
     #[allow(
         clippy::cast_possible_truncation,
         reason = "rounds, beyond its range to infinity; ranges are checked after"
@@ -274,14 +281,22 @@ pub(crate) fn prepare(
     }
     let n = whole("n", asked.n)?.unwrap_or(1);
     let best_of = whole("best_of", asked.best_of)?.unwrap_or(n);
-    let ranked = best_of != n;
+    let searches = asked.use_beam_search == Some(true);
+    let ranked = searches || best_of != n;
+    if searches && streams {
+        return Err(ApiError::value(
+            "use_beam_search",
+            "beams cannot stream: the best are known at the end",
+        ));
+    }
     if ranked && streams {
         return Err(ApiError::value(
             "best_of",
             "best_of cannot stream: the best are known at the end",
         ));
     }
-    let fan = Fan::Sample { n, best_of };
+    let fan = fan(asked, n, best_of)?;
+    let priority = whole("priority", asked.priority)?.unwrap_or(0);
     let most = max_tokens(asked)?;
     let sampling = sampling(state, asked, route)?;
     let stops = asked.stop.as_ref().map(|s| s.0.clone()).unwrap_or_default();
@@ -299,7 +314,7 @@ pub(crate) fn prepare(
     let mut requests = Vec::with_capacity(prompts.len());
     let mut told = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.into_iter().enumerate() {
-        let (ids, echo) = tokens(state, asked, route, prompt)?;
+        let (ids, echo) = tokens(state, asked, prompt)?;
         let limit = state.model.limits.max_model_len;
         let room = u64::from(limit).saturating_sub(ids.len() as u64);
         let room = u32::try_from(room).unwrap_or(u32::MAX);
@@ -317,7 +332,15 @@ pub(crate) fn prepare(
         }
         let (max_tokens, name) = match (most, route) {
             (Some(most), _) => most,
-            (None, Route::Chat) => (room, "max_tokens"),
+            // Nobody said how long: as long as the KV cache can ever hold, too.
+            (None, Route::Chat) => {
+                let prompt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+                let fits = state
+                    .model
+                    .room
+                    .most_tokens(prompt, fan.width(), caller.tenant);
+                (room.min(fits.max(1)), "max_tokens")
+            }
             (None, Route::Completion) => (COMPLETION_TOKENS.min(room), "max_tokens"),
         };
         let mut sampling = sampling.clone();
@@ -342,10 +365,11 @@ pub(crate) fn prepare(
             state.tenants.scope(caller.tenant, salt),
             &model.limits,
         );
-        let mut request = request.map_err(|e| match e {
+        let request = request.map_err(|e| match e {
             RequestError::TooLong { .. } => ApiError::from(e).param(name),
             e => e.into(),
         })?;
+        let mut request = request.with_priority(priority);
         if params.asked().prompt_logprobs.is_some() {
             request = request.without_cached_prefix();
         }
@@ -378,9 +402,52 @@ pub(crate) fn prepare(
         include_usage: asked
             .stream_options
             .as_ref()
-            .and_then(|o| o.include_usage)
+            .and_then(|o| o.0.include_usage)
             .unwrap_or(false),
     })
+}
+
+/// How many sequences a prompt has, and how they come to be.
+fn fan(asked: &Asked, n: u32, best_of: u32) -> Result<Fan, ApiError> {
+    let beams = [
+        ("length_penalty", asked.length_penalty.is_some()),
+        ("early_stopping", asked.early_stopping.is_some()),
+    ];
+    if asked.use_beam_search != Some(true) {
+        return match beams.into_iter().find(|b| b.1) {
+            Some((name, _)) => Err(ApiError::value(
+                name,
+                format!("{name} is for beams: set use_beam_search to true"),
+            )),
+            None => Ok(Fan::Sample { n, best_of }),
+        };
+    }
+    // It ranks by the model's own distribution, and draws nothing.
+    let of_draws = [
+        ("temperature", asked.temperature.is_some_and(|t| t != 0.0)),
+        ("top_k", asked.top_k.is_some()),
+        ("top_p", asked.top_p.is_some()),
+        ("min_p", asked.min_p.is_some()),
+        ("repetition_penalty", asked.repetition_penalty.is_some()),
+        ("presence_penalty", asked.presence_penalty.is_some()),
+        ("frequency_penalty", asked.frequency_penalty.is_some()),
+        ("logit_bias", asked.logit_bias.is_some()),
+    ];
+    if let Some((name, _)) = of_draws.into_iter().find(|o| o.1) {
+        return Err(ApiError::value(
+            name,
+            format!("{name} and use_beam_search exclude each other: a search draws nothing"),
+        ));
+    }
+    if best_of < n {
+        return Err(RequestError::BestOf { n, best_of }.into());
+    }
+    // As many as are answered, as in vLLM, unless best_of asks for more.
+    Ok(Fan::Beam(Beam {
+        width: best_of,
+        length_penalty: asked.length_penalty.unwrap_or(1.0),
+        early_stopping: asked.early_stopping.unwrap_or(false),
+    }))
 }
 
 /// What a client salts its prefixes with: only who sends the same finds them in the cache.
@@ -416,7 +483,9 @@ fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, Ap
         Route::Chat => {
             let messages = asked.messages.as_ref().ok_or_else(|| missing("messages"))?;
             let begin = asked.add_generation_prompt.unwrap_or(true);
-            Ok(vec![Prompt::Text(chat(state, &messages.0, begin)?)])
+            let special = asked.add_special_tokens.unwrap_or(false);
+            let ids = chat(state, &messages.0, begin, special)?;
+            Ok(vec![Prompt::Ids(ids)])
         }
     }
 }
@@ -425,18 +494,13 @@ fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, Ap
 fn tokens(
     state: &State,
     asked: &Asked,
-    route: Route,
     prompt: Prompt,
 ) -> Result<(Vec<u32>, Option<String>), ApiError> {
     let echoes = asked.echo == Some(true);
     let tokenizer = &state.model.tokenizer;
     match prompt {
         Prompt::Text(text) => {
-            // A template writes the tokens around a text itself.
-            let special = asked
-                .add_special_tokens
-                .unwrap_or(route == Route::Completion);
-            let ids = state.encode(&text, special)?;
+            let ids = state.encode(&text, asked.add_special_tokens.unwrap_or(true))?;
             Ok((ids, echoes.then_some(text)))
         }
         Prompt::Ids(ids) => {

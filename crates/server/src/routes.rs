@@ -294,8 +294,8 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
             (Some(text), None) => state.encode(text, asked.add_special_tokens.unwrap_or(true))?,
             (None, Some(messages)) => {
                 let begin = asked.add_generation_prompt.unwrap_or(true);
-                let text = chat(state, &messages.0, begin)?;
-                state.encode(&text, asked.add_special_tokens.unwrap_or(false))?
+                let special = asked.add_special_tokens.unwrap_or(false);
+                chat(state, &messages.0, begin, special)?
             }
             _ => return Err(ApiError::value("prompt", "send either prompt or messages")),
         };

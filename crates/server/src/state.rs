@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
-use plimsoll_schedule::Limits;
+use plimsoll_runtime::text::{ChatTemplate, Disarmed, GenerationConfig, Tokenizer};
+use plimsoll_schedule::{Limits, Room};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::Options;
@@ -27,6 +27,8 @@ pub(crate) struct Model {
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) generation: GenerationConfig,
     pub(crate) limits: Limits,
+    /// What could ever be let in.
+    pub(crate) room: Room,
 }
 
 #[derive(Debug)]
@@ -102,6 +104,24 @@ impl State {
 
     /// Tokens of a text that may be long.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
+        self.fits(text)?;
+        Ok(self.model.tokenizer.encode(text, special)?)
+    }
+
+    /// Tokens of a prompt that a template made.
+    pub(crate) fn encode_chat(
+        &self,
+        text: &str,
+        disarmed: &Disarmed,
+        special: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.fits(text)?;
+        let tokenizer = &self.model.tokenizer;
+        Ok(tokenizer.encode_chat(text, disarmed, special)?)
+    }
+
+    /// Whether a text is one that could fit, as far as its bytes tell.
+    fn fits(&self, text: &str) -> Result<(), ApiError> {
         let most = self.options.text_bytes;
         if text.len() > most {
             let length = self.model.limits.max_model_len;
@@ -111,7 +131,7 @@ impl State {
             );
             return Err(ApiError::invalid("context_length_exceeded", message).param("prompt"));
         }
-        Ok(self.model.tokenizer.encode(text, special)?)
+        Ok(())
     }
 
     /// From now on nobody new is served.

@@ -8,6 +8,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use plimsoll_runtime::sample::MAX_BIASES;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
@@ -28,14 +29,14 @@ const MAX_STOPS: usize = 256;
 pub(crate) struct Asked {
     pub(crate) model: Option<String>,
     pub(crate) prompt: Option<Prompts>,
-    pub(crate) messages: Option<List<Message, MAX_MESSAGES>>,
+    pub(crate) messages: Option<List<Object<Message>, MAX_MESSAGES>>,
     pub(crate) max_tokens: Option<Whole>,
     pub(crate) max_completion_tokens: Option<Whole>,
     pub(crate) min_tokens: Option<Whole>,
     pub(crate) n: Option<Whole>,
     pub(crate) best_of: Option<Whole>,
     pub(crate) stream: Option<bool>,
-    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) stream_options: Option<Object<StreamOptions>>,
     pub(crate) echo: Option<bool>,
     pub(crate) logprobs: Option<AskedLogprobs>,
     pub(crate) top_logprobs: Option<Whole>,
@@ -55,6 +56,10 @@ pub(crate) struct Asked {
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) cache_salt: Option<String>,
+    pub(crate) priority: Option<Whole>,
+    pub(crate) use_beam_search: Option<bool>,
+    pub(crate) length_penalty: Option<f64>,
+    pub(crate) early_stopping: Option<bool>,
 
     // Taken only where they ask for nothing.
     tools: Option<Value>,
@@ -157,6 +162,26 @@ fn is(value: &Option<Value>, neutral: &str) -> bool {
     value.as_ref().and_then(Value::as_str) == Some(neutral)
 }
 
+/// Something with fields: a list would be taken for them in their order.
+#[derive(Debug)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Read<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        d.deserialize_map(Read(PhantomData))
+    }
+}
+
 /// What a stream says beside its text.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -236,7 +261,7 @@ impl<'de> Deserialize<'de> for Content {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
                 let mut all: Vec<String> = Vec::new();
-                while let Some(part) = parts.next_element::<Part>()? {
+                while let Some(part) = parts.next_element::<Object<Part>>()?.map(|p| p.0) {
                     if all.len() == MAX_PARTS {
                         return Err(A::Error::custom(format!("more than {MAX_PARTS} parts")));
                     }
@@ -506,7 +531,7 @@ impl<'de> Deserialize<'de> for Biases {
 pub(crate) struct Tokenize {
     pub(crate) model: Option<String>,
     pub(crate) prompt: Option<String>,
-    pub(crate) messages: Option<List<Message, MAX_MESSAGES>>,
+    pub(crate) messages: Option<List<Object<Message>, MAX_MESSAGES>>,
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) return_token_strs: Option<bool>,
