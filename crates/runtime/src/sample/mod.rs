@@ -160,6 +160,10 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SampleError`].
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "as for a draw, and two buffers of whoever asks"
+    )]
     pub fn candidates(
         &mut self,
         row: &[f32],
