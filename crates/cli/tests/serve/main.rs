@@ -13,6 +13,7 @@ mod memory;
 mod mistakes;
 mod overload;
 mod server;
+mod structured;
 mod tenants;
 mod text;
 mod transport;
