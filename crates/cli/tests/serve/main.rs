@@ -12,6 +12,7 @@ mod lifecycle;
 mod memory;
 mod mistakes;
 mod overload;
+mod planned;
 mod server;
 mod structured;
 mod tenants;
