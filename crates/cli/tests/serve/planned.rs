@@ -117,8 +117,7 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         maybe("--swap-space", &["64MiB"]);
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
-            "plan", &path, "--engine", "plimsoll", "--gpu", "cpu", "--gpus", "1", "--serve",
-            "--json",
+            "plan", &path, "--engine", "plimsoll", "--gpu", "cpu", "--gpus", "1", "--json",
         ]
         .map(str::to_owned)
         .to_vec();
