@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use plimsoll_kv::{TenantId, Usage as Pages};
 use plimsoll_runtime::Usage;
+use plimsoll_runtime::guide::Guide;
 use plimsoll_runtime::sample::{Logprobs, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
-use plimsoll_runtime::{Choices, CpuExecutor, Engine};
+use plimsoll_runtime::{ChoiceError, Choices, CpuExecutor, Engine};
 use plimsoll_schedule::{
     Ended, Executor, Fan, Log, Notice, Reason, Refusal, Request, RequestId, Stats,
 };
@@ -77,6 +78,8 @@ pub(crate) struct Job {
     pub(crate) stops: Stops,
     /// What its tenant is charged by.
     pub(crate) visit: Arc<Visit>,
+    /// Where its answers begin in their grammar, where they have one.
+    pub(crate) guide: Option<Guide>,
 }
 
 /// Prompts of one client, let in together or not at all.
@@ -154,7 +157,27 @@ pub(crate) struct Finished {
     pub(crate) ended: Ended,
     pub(crate) logprobs: Logprobs,
     /// Why nothing could be chosen, where that is how it ended.
-    pub(crate) error: Option<String>,
+    pub(crate) error: Option<Why>,
+}
+
+/// Why nothing could be chosen.
+#[derive(Debug)]
+pub(crate) struct Why {
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl From<&ChoiceError> for Why {
+    fn from(e: &ChoiceError) -> Self {
+        Self {
+            code: match e {
+                ChoiceError::Sample(_) => "numerical_error",
+                ChoiceError::Text(_) => "internal_error",
+                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => "grammar_failed",
+            },
+            message: e.to_string(),
+        }
+    }
 }
 
 /// What the engine does now.
@@ -444,7 +467,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             for notice in notices.drain(..) {
                 let error = |id| {
                     let error = failed.iter().find(|f| f.0 == id);
-                    error.map(|f| f.1.to_string())
+                    error.map(|f| Why::from(&f.1))
                 };
                 self.tell(notice, now, &error);
             }
@@ -512,7 +535,8 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 searches: matches!(job.request.fan(), Fan::Beam(_)),
             };
             let choices = self.engine.executor_mut().choices();
-            choices.expect(id, job.request.prompt(), job.params, job.stops);
+            let prompt = job.request.prompt();
+            choices.expect_guided(id, prompt, job.params, job.stops, job.guide);
             all.push((id, flight));
             if let Err(refusal) = self.engine.submit(job.request) {
                 for (id, _) in all {
@@ -602,7 +626,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
         self.publish(None);
     }
 
-    fn tell(&mut self, notice: Notice, now: Instant, error: &dyn Fn(RequestId) -> Option<String>) {
+    fn tell(&mut self, notice: Notice, now: Instant, error: &dyn Fn(RequestId) -> Option<Why>) {
         match notice {
             Notice::Token {
                 request,

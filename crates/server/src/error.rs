@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use plimsoll_runtime::guide::GrammarError;
 use plimsoll_runtime::sample::SamplingError;
 use plimsoll_runtime::text::TextError;
 use plimsoll_schedule::{Reason, Refusal, RequestError};
@@ -300,6 +301,22 @@ impl From<SamplingError> for ApiError {
             SamplingError::MinTokens { .. } => "min_tokens",
         };
         Self::value(param, e.to_string())
+    }
+}
+
+impl ApiError {
+    /// Of a grammar that `param` asks for.
+    pub(crate) fn grammar(e: &GrammarError, param: &str) -> Self {
+        match e {
+            GrammarError::Busy => Self::busy(e.to_string(), Duration::from_secs(1)),
+            GrammarError::Tokenizer | GrammarError::Endless => {
+                Self::unsupported(param, e.to_string())
+            }
+            GrammarError::Thread => Self::server("internal_error", e.to_string()),
+            GrammarError::Grammar(what) => {
+                Self::value(param, format!("{param} cannot be kept to: {what}"))
+            }
+        }
     }
 }
 

@@ -29,6 +29,7 @@ mod socket;
 mod state;
 mod stream;
 mod tenants;
+mod tools;
 mod wire;
 
 use std::net::TcpListener;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plimsoll_runtime::Engine;
+use plimsoll_runtime::guide::Grammars;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
 use plimsoll_schedule::{Executor, Limits, Log};
 use plimsoll_units::Bytes;
@@ -187,6 +189,7 @@ where
         Err(e) => return (Err(e.into()), None),
     };
     let model = state::Model {
+        grammars: Grammars::new(&tokenizer, limits.vocab, &generation.eos),
         tokenizer,
         template,
         generation,

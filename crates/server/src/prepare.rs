@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
+use plimsoll_runtime::guide::{Grammar, GrammarError, Guide};
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::{Answer, Stops};
 use plimsoll_schedule::{Beam, Fan, Request, RequestError};
@@ -13,7 +14,10 @@ use crate::engine::Job;
 use crate::error::ApiError;
 use crate::state::State;
 use crate::tenants::Caller;
-use crate::wire::{Asked, AskedLogprobs, Message, Object, Prompt, Whole};
+use crate::tools::{Calls, tools};
+use crate::wire::{
+    Asked, AskedLogprobs, Call, FormatKind, Json, Message, Object, Prompt, Role, Whole,
+};
 
 /// Tokens of a completion unless told, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
@@ -38,6 +42,8 @@ pub(crate) struct Told {
     pub(crate) params: SamplingParams,
     /// What each of its answers begins from.
     pub(crate) answer: Answer,
+    /// Where calls of tools are looked for in each.
+    pub(crate) calls: Option<Calls>,
 }
 
 /// A body that was found to make sense.
@@ -73,6 +79,7 @@ pub(crate) fn check_model(state: &State, model: Option<&str>) -> Result<(), ApiE
 pub(crate) fn chat(
     state: &State,
     messages: &[Object<Message>],
+    tools: &[Value],
     add_generation_prompt: bool,
     special: bool,
 ) -> Result<Vec<u32>, ApiError> {
@@ -90,22 +97,28 @@ pub(crate) fn chat(
     }
     let mut all: Vec<Value> = Vec::with_capacity(messages.len());
     for (i, Object(m)) in messages.iter().enumerate() {
-        let calls = m.tool_calls.as_ref().and_then(Value::as_array);
-        if m.tool_calls.is_some() && !calls.is_some_and(Vec::is_empty) {
-            let message = "calls of tools are not supported yet";
-            return Err(ApiError::unsupported(
-                &format!("messages[{i}].tool_calls"),
-                message,
-            ));
+        let place = |field: &str| format!("messages[{i}].{field}");
+        let calls = calls(i, m)?;
+        if m.role == Role::Tool && m.tool_call_id.as_ref().is_none_or(String::is_empty) {
+            let message = "a tool's message answers a call: send its tool_call_id";
+            return Err(ApiError::value(place("tool_call_id"), message));
         }
-        let Some(content) = &m.content else {
-            let param = format!("messages[{i}].content");
-            return Err(ApiError::value(
-                param,
-                "a message has no content: send a text",
-            ));
-        };
-        let mut one = json!({ "role": m.role.name(), "content": content.0 });
+        if m.role != Role::Tool && m.tool_call_id.is_some() {
+            let message = "only a tool's message has a tool_call_id";
+            return Err(ApiError::value(place("tool_call_id"), message));
+        }
+        if m.content.is_none() && calls.is_empty() {
+            let message = "a message has no content: send a text";
+            return Err(ApiError::value(place("content"), message));
+        }
+        let content = m.content.as_ref().map_or("", |c| &*c.0);
+        let mut one = json!({ "role": m.role.name(), "content": content });
+        if !calls.is_empty() {
+            one["tool_calls"] = calls.into();
+        }
+        if let Some(id) = &m.tool_call_id {
+            one["tool_call_id"] = id.as_str().into();
+        }
         if let Some(name) = &m.name {
             one["name"] = name.as_str().into();
         }
@@ -113,8 +126,110 @@ pub(crate) fn chat(
     }
     // Whoever writes a message cannot end it and speak as another.
     let disarmed = state.model.tokenizer.disarm(&mut all);
-    let prompt = template.render(&all, add_generation_prompt, SystemTime::now())?;
+    let prompt = template.render_with(&all, tools, add_generation_prompt, SystemTime::now())?;
     state.encode_chat(&prompt, &disarmed, special)
+}
+
+/// The calls of a message, with their arguments as objects: so templates read them.
+fn calls(at: usize, m: &Message) -> Result<Vec<Value>, ApiError> {
+    let given = m.tool_calls.as_ref().map_or(&[][..], |c| &c.0);
+    if m.role != Role::Assistant && !given.is_empty() {
+        let param = format!("messages[{at}].tool_calls");
+        let message = "only the assistant calls tools";
+        return Err(ApiError::value(param, message));
+    }
+    let one = |(i, Object(call)): (usize, &Object<Call>)| {
+        let f = &call.function.0;
+        let arguments = serde_json::from_str::<Json>(&f.arguments).ok();
+        let arguments = arguments.filter(|a| a.0.is_object()).ok_or_else(|| {
+            let param = format!("messages[{at}].tool_calls[{i}].function.arguments");
+            ApiError::value(param, "arguments are the text of a JSON object")
+        })?;
+        Ok(json!({
+            "id": call.id,
+            "type": "function",
+            "function": { "name": f.name, "arguments": arguments.0 },
+        }))
+    };
+    given.iter().enumerate().map(one).collect()
+}
+
+/// What answers are kept to, and which field asks for it.
+fn grammar(
+    asked: &Asked,
+    tools: Option<Grammar>,
+) -> Result<Option<(Grammar, &'static str)>, ApiError> {
+    let mut all: Vec<(Grammar, &'static str)> = Vec::new();
+    let object = || json!({ "type": "object" });
+    if let Some(Object(format)) = &asked.response_format {
+        let param = "response_format";
+        match (format.kind, &format.json_schema) {
+            (FormatKind::Text, None) => {}
+            (FormatKind::JsonObject, None) => all.push((Grammar::JsonSchema(object()), param)),
+            (FormatKind::JsonSchema, Some(Object(named))) => {
+                let schema = named.schema.as_ref().map_or_else(object, |s| s.0.clone());
+                all.push((Grammar::JsonSchema(schema), param));
+            }
+            (FormatKind::JsonSchema, None) => {
+                let message = "a response_format of type json_schema has a json_schema";
+                return Err(ApiError::value("response_format.json_schema", message));
+            }
+            (_, Some(_)) => {
+                let message = "json_schema is for a response_format of that type";
+                return Err(ApiError::value("response_format.json_schema", message));
+            }
+        }
+    }
+    if let Some(Object(s)) = &asked.structured_outputs {
+        let param = "structured_outputs";
+        let before = all.len();
+        all.extend(
+            s.json
+                .as_ref()
+                .map(|j| (Grammar::JsonSchema(j.0.clone()), param)),
+        );
+        if s.json_object == Some(true) {
+            all.push((Grammar::JsonSchema(object()), param));
+        }
+        all.extend(s.regex.clone().map(|r| (Grammar::Regex(r), param)));
+        all.extend(
+            s.choice
+                .as_ref()
+                .map(|c| (Grammar::Choice(c.0.clone()), param)),
+        );
+        all.extend(s.grammar.clone().map(|g| (Grammar::Lark(g), param)));
+        if all.len() == before {
+            let message =
+                "structured_outputs asks for nothing: give json, regex, choice or grammar";
+            return Err(ApiError::value(param, message));
+        }
+    }
+    let json = asked.guided_json.as_ref();
+    all.extend(json.map(|j| (Grammar::JsonSchema(j.0.clone()), "guided_json")));
+    let regex = asked.guided_regex.clone();
+    all.extend(regex.map(|r| (Grammar::Regex(r), "guided_regex")));
+    let choice = asked.guided_choice.as_ref();
+    all.extend(choice.map(|c| (Grammar::Choice(c.0.clone()), "guided_choice")));
+    let lark = asked.guided_grammar.clone();
+    all.extend(lark.map(|g| (Grammar::Lark(g), "guided_grammar")));
+    all.extend(tools.map(|g| (g, "tools")));
+    let Some((_, param)) = all.first() else {
+        return Ok(None);
+    };
+    if let Some((_, second)) = all.get(1) {
+        let message = format!("{param} and {second} both say what the answer is: send one");
+        return Err(ApiError::value(*second, message));
+    }
+    for (name, given) in [
+        ("use_beam_search", asked.use_beam_search == Some(true)),
+        ("ignore_eos", asked.ignore_eos == Some(true)),
+    ] {
+        if given {
+            let message = format!("{name} does not go with {param}: leave one out");
+            return Err(ApiError::value(name, message));
+        }
+    }
+    Ok(all.pop())
 }
 
 fn whole<T: TryFrom<i128>>(name: &str, given: Option<Whole>) -> Result<Option<T>, ApiError> {
@@ -248,25 +363,29 @@ pub(crate) fn prepare(
             format!("{name} is not supported yet: leave it out"),
         ));
     }
-    let elsewhere = match route {
-        Route::Completion => [
+    let elsewhere: &[(&str, bool)] = match route {
+        Route::Completion => &[
             ("messages", asked.messages.is_some()),
             (
                 "max_completion_tokens",
                 asked.max_completion_tokens.is_some(),
             ),
             (
+                "tools",
+                asked.tools.as_ref().is_some_and(|t| !t.0.is_empty()),
+            ),
+            (
                 "add_generation_prompt",
                 asked.add_generation_prompt.is_some(),
             ),
         ],
-        Route::Chat => [
+        Route::Chat => &[
             ("prompt", asked.prompt.is_some()),
             ("echo", asked.echo == Some(true)),
             ("best_of", asked.best_of.is_some()),
         ],
     };
-    if let Some((name, _)) = elsewhere.into_iter().find(|e| e.1) {
+    if let Some((name, _)) = elsewhere.iter().find(|e| e.1) {
         return Err(ApiError::unsupported(
             name,
             format!("{name} is not for this route"),
@@ -302,7 +421,9 @@ pub(crate) fn prepare(
     let stops = asked.stop.as_ref().map(|s| s.0.clone()).unwrap_or_default();
     let stops = Stops::new(stops, asked.include_stop_str_in_output.unwrap_or(false))
         .map_err(|e| ApiError::value("stop", e.to_string()))?;
-    let prompts = prompts(state, asked, route)?;
+    let tools = tools(asked)?;
+    let grammar = grammar(asked, tools.grammar)?;
+    let prompts = prompts(state, asked, &tools.described, route)?;
     if prompts.len().saturating_mul(best_of as usize) > MAX_SEQUENCES {
         let message = format!(
             "{} prompts with {best_of} answers each are too many: at most {MAX_SEQUENCES} in all",
@@ -310,6 +431,15 @@ pub(crate) fn prepare(
         );
         return Err(ApiError::value("n", message));
     }
+    let guide = match &grammar {
+        None => None,
+        Some((grammar, param)) => {
+            let width = prompts.len() * best_of as usize;
+            let error = |e: &GrammarError| ApiError::grammar(e, param);
+            let grammars = state.model.grammars.as_ref().map_err(error)?;
+            Some(grammars.compile(grammar, width).map_err(|e| error(&e))?)
+        }
+    };
     let salt = cache_salt(asked)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut told = Vec::with_capacity(prompts.len());
@@ -378,6 +508,7 @@ pub(crate) fn prepare(
             ids,
             echo,
             params: params.clone(),
+            calls: tools.calls.clone(),
         });
         requests.push((request, params));
     }
@@ -390,6 +521,7 @@ pub(crate) fn prepare(
         params,
         stops: stops.clone(),
         visit: Arc::clone(&visit),
+        guide: guide.as_ref().map(Guide::fork),
     };
     let jobs = requests.into_iter().map(job).collect();
     Ok(Prepared {
@@ -466,7 +598,12 @@ fn cache_salt(asked: &Asked) -> Result<Option<&str>, ApiError> {
     }
 }
 
-fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(
+    state: &State,
+    asked: &Asked,
+    tools: &[Value],
+    route: Route,
+) -> Result<Vec<Prompt>, ApiError> {
     let missing =
         |name: &str| ApiError::invalid("missing_field", format!("{name} is missing")).param(name);
     match route {
@@ -484,7 +621,7 @@ fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, Ap
             let messages = asked.messages.as_ref().ok_or_else(|| missing("messages"))?;
             let begin = asked.add_generation_prompt.unwrap_or(true);
             let special = asked.add_special_tokens.unwrap_or(false);
-            let ids = chat(state, &messages.0, begin, special)?;
+            let ids = chat(state, &messages.0, tools, begin, special)?;
             Ok(vec![Prompt::Ids(ids)])
         }
     }

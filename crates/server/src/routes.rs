@@ -335,7 +335,7 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
             (None, Some(messages)) => {
                 let begin = asked.add_generation_prompt.unwrap_or(true);
                 let special = asked.add_special_tokens.unwrap_or(false);
-                chat(state, &messages.0, begin, special)?
+                chat(state, &messages.0, &[], begin, special)?
             }
             _ => return Err(ApiError::value("prompt", "send either prompt or messages")),
         };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use plimsoll_runtime::guide::{GrammarError, Grammars};
 use plimsoll_runtime::text::{ChatTemplate, Disarmed, GenerationConfig, Tokenizer};
 use plimsoll_schedule::{Limits, Room};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -29,6 +30,8 @@ pub(crate) struct Model {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) generation: GenerationConfig,
+    /// Where answers can be kept to grammars.
+    pub(crate) grammars: Result<Grammars, GrammarError>,
     pub(crate) limits: Limits,
     /// What could ever be let in.
     pub(crate) room: Room,

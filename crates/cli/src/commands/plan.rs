@@ -158,7 +158,7 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
     for (flag, given) in [
         ("--threads", args.engine.threads.is_some()),
         ("--logprobs", args.engine.logprobs.is_some()),
-        ("--serve", args.engine.serve),
+        ("--generate", args.engine.generate),
     ] {
         if given && !on_cpu(args) {
             return Err(usage(format!("{flag} says nothing without processors"))
@@ -390,8 +390,10 @@ fn the_settings(
         swap: args.swap_space,
         swap_file: args.swap_dir.is_some(),
         threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
-        logprobs: args.logprobs.or(args.serve.then_some(LOGPROBS.into())),
-        http: args.serve.then(Http::default),
+        logprobs: args
+            .logprobs
+            .or((!args.generate).then_some(LOGPROBS.into())),
+        http: (!args.generate).then(Http::default),
         mtp: args.mtp,
         draft: draft.cloned(),
         lora: args.max_loras.map(|slots| Lora {

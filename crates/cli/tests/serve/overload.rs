@@ -127,7 +127,7 @@ fn the_same_prefix_at_once_is_the_same_text() {
     // F9.
     let server = Server::start(&[]);
     let canary = Canary::new(&server);
-    let prompt = vec![PROMPT; 8].join(" ");
+    let prompt = [PROMPT; 8].join(" ");
     let body = json!({ "prompt": prompt, "max_tokens": 8, "temperature": 0 }).to_string();
     let all: Vec<Vec<String>> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..24)
@@ -150,11 +150,12 @@ fn a_log_that_nobody_reads_stops_nobody() {
         assert_eq!(server.get(&path).status, 404);
     }
     canary.check(&server, "F15, full");
-    let null = std::process::Command::new("true")
+    let mut other = std::process::Command::new("true")
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    server.errors = std::io::BufReader::new(null.stderr.unwrap());
+    server.errors = std::io::BufReader::new(other.stderr.take().unwrap());
+    other.wait().unwrap();
     for _ in 0..20 {
         assert_eq!(server.get(&path).status, 404);
     }
@@ -223,7 +224,8 @@ fn a_pool_that_is_too_small_is_shared_or_refused() {
     canary.check(&server, "G1");
 
     // G8: many prompts that nobody sends again.
-    let hot = json!({ "prompt": vec![PROMPT; 3].join(" "), "max_tokens": 1 });
+    let thrice = [PROMPT; 3].join(" ");
+    let hot = json!({ "prompt": thrice, "max_tokens": 1 });
     for i in 0..60 {
         let body = json!({ "prompt": format!("{i} {PROMPT} {PROMPT}"), "max_tokens": 1 });
         let _ = roomy.complete(body);

@@ -5,6 +5,7 @@
 //! or grow without bound.
 
 mod answer;
+mod bytes;
 mod config;
 mod ggml;
 mod spelled;
@@ -21,6 +22,8 @@ use plimsoll_model::json::printable;
 use crate::weights::Checkpoint;
 
 pub use answer::Answer;
+#[cfg(test)]
+pub(crate) use bytes::byte_sign;
 pub use config::{GenerationConfig, TokenizerConfig};
 pub use spelled::Disarmed;
 pub use stops::{MAX_STOP_BYTES, MAX_STOPS, StopError, Stops};

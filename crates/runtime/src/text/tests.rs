@@ -817,3 +817,23 @@ fn real_vocabularies_give_the_tokens_of_their_models() {
     }
     assert!(agreed > 0, "no vocabulary in {}", folder.display());
 }
+
+/// Each token's bytes are what it adds to a text.
+#[test]
+fn tokens_are_bytes() {
+    for json in [byte_level(), metaspace()] {
+        let t = plain(&json);
+        let bytes = t.token_bytes().unwrap();
+        for text in texts() {
+            let text = text.replace("<s>", "");
+            let ids = t.encode(&text, false).unwrap();
+            let got: Vec<u8> = ids
+                .iter()
+                .flat_map(|id| bytes[*id as usize].clone())
+                .collect();
+            // Some vocabularies begin a text with a space.
+            let got = String::from_utf8(got).unwrap();
+            assert!(got == text || got == format!(" {text}"), "{text:?} {got:?}");
+        }
+    }
+}
