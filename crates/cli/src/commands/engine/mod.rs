@@ -105,6 +105,12 @@ impl Planned {
         }
     }
 
+    /// What was planned, region by region.
+    pub(crate) fn regions(&self) -> Vec<(String, Bytes)> {
+        let named = |r: &(Region, Bytes)| (r.0.name().to_owned(), r.1);
+        self.map.regions().iter().map(named).collect()
+    }
+
     /// Requests of so many tokens, one sequence each, whose keys and values fit at once.
     pub(crate) fn requests_of(&self, tokens: u64) -> u64 {
         let chunk = self.step_tokens.min(tokens);
