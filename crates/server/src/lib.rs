@@ -18,6 +18,8 @@ mod error;
 mod log;
 mod logprobs;
 mod mailbox;
+mod page;
+mod planning;
 mod prepare;
 mod room;
 mod routes;
@@ -39,6 +41,7 @@ use plimsoll_schedule::{Executor, Limits, Log};
 pub use accept::Stop;
 pub use engine::Choosing;
 pub use log::AccessLog;
+pub use planning::{Planner, Unanswered};
 pub use tenants::{Access, KeyDigest, Keys, Reload, Rules, digest};
 
 /// How long the step under way may take after whoever is in it was cut off.
@@ -82,6 +85,8 @@ pub struct Options {
     pub workers: usize,
     /// The names that it answers to beside this machine's own; without, any.
     pub hosts: Option<Vec<String>>,
+    /// What answers questions about plans, where something does.
+    pub planner: Option<Planner>,
     /// Where requests are logged.
     pub access_log: Option<AccessLog>,
     /// How long a client may take for its headers.
@@ -117,6 +122,7 @@ impl Options {
             requests_bytes: 64 << 20,
             workers: 2,
             hosts: None,
+            planner: None,
             access_log: None,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
