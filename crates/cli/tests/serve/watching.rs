@@ -230,7 +230,7 @@ fn memory_says_whose_every_page_is() {
     assert_eq!(p.free + p.held + p.cached + p.in_transit, p.total);
     assert_eq!((p.shared, p.beam), (entry.shared_pages, 0));
     // Each writes on in the last block of its own.
-    let copied = u64::from(entry.prompt_tokens % 16 > 0);
+    let copied = u64::from(!entry.prompt_tokens.is_multiple_of(16));
     assert_eq!(p.copied_on_write, copied);
     let of = |want: &dyn Fn(&str, i64) -> bool| -> u64 {
         let runs = m.page_map.runs.chunks(3);
