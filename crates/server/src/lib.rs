@@ -21,6 +21,8 @@ mod logprobs;
 mod mailbox;
 pub mod memory;
 mod metrics;
+mod page;
+mod planning;
 mod prepare;
 mod room;
 mod routes;
@@ -45,6 +47,7 @@ use plimsoll_units::Bytes;
 pub use accept::Stop;
 pub use engine::Choosing;
 pub use log::AccessLog;
+pub use planning::{Planner, Unanswered};
 pub use tenants::{Access, KeyDigest, Keys, Reload, Rules, digest};
 
 /// How long the step under way may take after whoever is in it was cut off.
@@ -92,6 +95,8 @@ pub struct Options {
     pub planned: Vec<(String, Bytes)>,
     /// The most that the process had in memory so far, where the system says.
     pub peak: Option<fn() -> Option<Bytes>>,
+    /// What answers questions about plans, where something does.
+    pub planner: Option<Planner>,
     /// Where requests are logged.
     pub access_log: Option<AccessLog>,
     /// How long a client may take for its headers.
@@ -129,6 +134,7 @@ impl Options {
             hosts: None,
             planned: Vec::new(),
             peak: None,
+            planner: None,
             access_log: None,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),

@@ -27,11 +27,11 @@ use crate::screen::screen;
 use crate::state::State;
 use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
-use crate::{body, room, stream};
+use crate::{body, page, planning, room, stream};
 
-type Answered = Result<Response, ApiError>;
+pub(crate) type Answered = Result<Response, ApiError>;
 
-/// All routes. Health is open to everybody; it tells no figures.
+/// All routes. Health and the page's files are open to everybody; they tell no figures.
 pub(crate) fn router(state: &Arc<State>) -> Router {
     let watching = Router::new()
         .route("/metrics", get(metrics))
@@ -46,10 +46,15 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/version", get(version))
+        .route("/api/choices", get(planning::choices))
+        .route("/api/plan", post(planning::plan))
+        .route("/api/plan/grid", post(planning::grid))
         .merge(watching)
         // After the route is found: one decision, whatever the path looks like.
         .route_layer(from_fn_with_state(Arc::clone(state), guard));
     Router::new()
+        .route("/", get(page::index))
+        .route("/assets/{name}", get(page::asset))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/health", get(ready))
@@ -141,7 +146,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
 }
 
-async fn no_route(method: Method, uri: Uri) -> Response {
+pub(crate) async fn no_route(method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
     let message = format!("there is no route {method} {path}");
     ApiError::client(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
@@ -318,7 +323,7 @@ async fn within<T>(
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;

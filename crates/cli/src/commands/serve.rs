@@ -1,5 +1,6 @@
 //! `plimsoll serve`: a model behind OpenAI's HTTP interface.
 
+mod planning;
 pub(crate) mod tenants;
 
 use std::io::ErrorKind;
@@ -149,6 +150,7 @@ fn options(args: &ServeArgs, name: String, access: Access) -> Result<Options, Fa
     let mut options = Options::new(name);
     let seconds = |s: u32| Duration::from_secs(s.into());
     options.access = access;
+    options.planner = Some(planning::planner());
     options.request_timeout = seconds(args.request_timeout);
     options.queue_timeout = seconds(args.queue_timeout);
     options.write_timeout = seconds(args.write_timeout);
