@@ -329,9 +329,9 @@ pub(crate) struct EngineArgs {
     /// Tell the log probability of each token, and of so many likeliest ones, with `--gpu cpu`
     #[arg(long, value_name = "0..20", value_parser = clap::value_parser!(u64).range(0..=20))]
     pub(crate) logprobs: Option<u64>,
-    /// Plan what `serve` commits: with connections, bodies, requests and log probabilities, with `--gpu cpu`
+    /// Plan what `generate` commits, with `--gpu cpu`: without connections, bodies, requests and log probabilities of `serve`
     #[arg(long)]
-    pub(crate) serve: bool,
+    pub(crate) generate: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -108,3 +108,72 @@ fn pages_show_what_the_program_prints() {
     }
     assert!(commands >= 10, "the pages run only {commands} commands");
 }
+
+/// The Rust sources under a folder, in one text.
+fn sources(folder: &Path, all: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder of ours") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            all.push_str(&std::fs::read_to_string(&path).expect("a source"));
+        }
+    }
+}
+
+/// docs/reliability.md has every case, and each test that it names exists.
+#[test]
+fn every_case_of_reliability_has_a_test_or_a_reason() {
+    let page = std::fs::read_to_string(root().join("docs/reliability.md")).expect("the page");
+    let mut code = String::new();
+    sources(&root().join("crates"), &mut code);
+    let is_test = |name: &str| {
+        let at = code.find(&format!("\nfn {name}()"));
+        let at = at.or_else(|| code.find(&format!("\n    fn {name}()")));
+        at.is_some_and(|at| code[..at].trim_end().ends_with("#[test]"))
+    };
+    let mut cases = Vec::new();
+    for line in page.lines().filter(|l| l.starts_with("| ")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 4, "{line}");
+        let (case, holds, shown) = (cells[0], cells[2], cells[3]);
+        if ["case", "---"].contains(&case) {
+            continue;
+        }
+        let names: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
+        for name in &names {
+            assert!(is_test(name), "{case}: there is no test {name}");
+        }
+        if names.is_empty() {
+            let why = shown.strip_prefix("not applicable: ").unwrap_or("");
+            assert!(shown.starts_with("not yet") || why.len() > 10, "{line}");
+        } else {
+            assert!(!holds.is_empty(), "{line}");
+        }
+        assert!(!cases.contains(&case.to_owned()), "{case} is there twice");
+        cases.push(case.to_owned());
+    }
+    let groups = [
+        ("A", 21),
+        ("B", 10),
+        ("C", 21),
+        ("D", 13),
+        ("E", 8),
+        ("F", 15),
+        ("G", 14),
+        ("H", 12),
+        ("M", 10),
+        ("N", 10),
+    ];
+    let numbered = groups
+        .iter()
+        .flat_map(|(group, n)| (1..=*n).map(move |i| format!("{group}{i}")));
+    let limits = [
+        "header", "body", "queue", "total", "write", "drain", "idle", "step", "prefill",
+        "template", "grammar", "tokenise", "hub",
+    ];
+    let limits = limits.iter().map(|l| format!("L {l}"));
+    for case in numbered.chain(limits).chain(["O".to_owned()]) {
+        assert!(cases.contains(&case), "{case} is missing");
+    }
+}

@@ -7,6 +7,7 @@ use plimsoll_kernels::Pool;
 use plimsoll_schedule::{Draw, Output, RequestId, Row, RowOutput, SeqEvent};
 use plimsoll_units::{Bytes, SeqId};
 
+use crate::guide::{GrammarError, Guide};
 use crate::sample::{
     Histories, History, Logprobs, Path, Place, PromptTokens, SampleError, Sampler, SamplingParams,
     SearchLogprobs, TokenLogprobs,
@@ -57,7 +58,7 @@ pub trait Chooser {
 }
 
 /// What one request asks for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Asked {
     params: SamplingParams,
     prompt: PromptTokens,
@@ -67,6 +68,8 @@ struct Asked {
     counts: bool,
     /// Where its text stands when it begins, where it may end by a stop string.
     text: Option<TextSoFar>,
+    /// Where its sequences begin in their grammar, where they have one.
+    guide: Option<Guide>,
 }
 
 /// The text of a sequence, as far as its tokens are known.
@@ -96,6 +99,12 @@ pub enum ChoiceError {
     /// Its text, in which stop strings are looked for.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// Its grammar: too much work, or a token that it does not allow.
+    #[error("its grammar: {0}")]
+    Grammar(#[from] GrammarError),
+    /// The grammar and what else was asked for leave no token.
+    #[error("its grammar and its other parameters leave no token: loosen either")]
+    DeadEnd,
 }
 
 /// What a row yields.
@@ -127,6 +136,8 @@ pub struct Choices {
     asked: BTreeMap<RequestId, Asked>,
     tokenizer: Option<Arc<Tokenizer>>,
     texts: BTreeMap<SeqId, TextSoFar>,
+    /// Where sequences stand in their grammars; by one thread at a time.
+    guides: BTreeMap<SeqId, Mutex<Guide>>,
     /// Of the sequences of searches whose log probabilities are told.
     paths: BTreeMap<SeqId, Path>,
     failed: Vec<(RequestId, ChoiceError)>,
@@ -152,6 +163,7 @@ impl Choices {
             asked: BTreeMap::new(),
             tokenizer,
             texts: BTreeMap::new(),
+            guides: BTreeMap::new(),
             paths: BTreeMap::new(),
             failed: Vec::new(),
             top: Vec::new(),
@@ -161,6 +173,18 @@ impl Choices {
 
     /// A request is about to come, whose sequences end by `stops` too.
     pub fn expect(&mut self, id: RequestId, prompt: &[u32], params: SamplingParams, stops: Stops) {
+        self.expect_guided(id, prompt, params, stops, None);
+    }
+
+    /// As [`expect`](Self::expect); sequences keep to a grammar, where there is one.
+    pub fn expect_guided(
+        &mut self,
+        id: RequestId,
+        prompt: &[u32],
+        params: SamplingParams,
+        stops: Stops,
+        guide: Option<Guide>,
+    ) {
         let counts = params.has_penalties();
         let text = (!stops.is_empty()).then(|| TextSoFar {
             detokenizer: Detokenizer::new(prompt, false),
@@ -181,6 +205,7 @@ impl Choices {
                 logprobs: Logprobs::default(),
                 counts,
                 text,
+                guide,
             },
         );
     }
@@ -227,6 +252,18 @@ impl Choices {
             (Some(text), Some(t)) => text.clone().push(t, token),
             _ => Ok(false),
         };
+        let mask = match self.guides.get(&row.seq).map(Mutex::lock) {
+            _ if row.output == Output::None => None,
+            None => None,
+            Some(Ok(mut guide)) => Some(guide.mask()?),
+            // Whoever had it panicked.
+            Some(Err(_)) => return Err(ChoiceError::DeadEnd),
+        };
+        let mask = mask.as_ref();
+        let dead_end = |e: SampleError| match e {
+            SampleError::Nothing if mask.is_some() => ChoiceError::DeadEnd,
+            e => e.into(),
+        };
         let (mut told, mut looked) = (Vec::new(), None);
         let mut draw = |i: u32| -> Result<Draw, ChoiceError> {
             let place = Place {
@@ -234,7 +271,9 @@ impl Choices {
                 position,
             };
             let mut top = Vec::new();
-            let mut draw = sampler.draw(logits, params, history, place, &mut top)?;
+            let mut draw = sampler
+                .draw(logits, params, history, mask, place, &mut top)
+                .map_err(dead_end)?;
             draw.ends |= ends(draw.token)?;
             if params.asked().logprobs.is_some() {
                 told.push(Told {
@@ -254,7 +293,9 @@ impl Choices {
             Output::Candidates { k } => {
                 let mut out = Vec::with_capacity(k as usize);
                 let mut top = Vec::new();
-                sampler.candidates(logits, params, history, k, &mut out, &mut top)?;
+                sampler
+                    .candidates(logits, params, history, mask, k, &mut out, &mut top)
+                    .map_err(dead_end)?;
                 for d in &mut out {
                     d.ends |= ends(d.token)?;
                 }
@@ -399,12 +440,22 @@ impl Chooser for Choices {
             SeqEvent::Start { seq, request, .. } => {
                 let text = asked.get(&request).and_then(|a| a.text.clone());
                 self.texts.extend(text.map(|t| (seq, t)));
+                let guide = asked.get(&request).and_then(|a| a.guide.as_ref());
+                self.guides
+                    .extend(guide.map(|g| (seq, Mutex::new(g.fork()))));
             }
             SeqEvent::Fork { seq, from, .. } => {
                 // As in `Histories::follow`: whoever is known only gets blocks.
                 if !self.texts.contains_key(&seq) {
                     let text = self.texts.get(&from).cloned();
                     self.texts.extend(text.map(|t| (seq, t)));
+                }
+                if !self.guides.contains_key(&seq) {
+                    let guide = self
+                        .guides
+                        .get(&from)
+                        .and_then(|g| Some(g.lock().ok()?.fork()));
+                    self.guides.extend(guide.map(|g| (seq, Mutex::new(g))));
                 }
                 if !self.paths.contains_key(&seq) {
                     let path = self.paths.get(&from).copied();
@@ -413,6 +464,7 @@ impl Chooser for Choices {
             }
             SeqEvent::Drop { seq } => {
                 self.texts.remove(&seq);
+                self.guides.remove(&seq);
                 self.paths.remove(&seq);
             }
             // Tokens that were generated stay.
@@ -435,6 +487,17 @@ impl Chooser for Choices {
     }
 
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {
+        let prompt = self.asked.get(&row.request).map_or(0, |a| a.prompt.len());
+        if let Some(Ok(guide)) = self.guides.get_mut(&row.seq).map(Mutex::get_mut) {
+            // What was computed before was taken in before, and the prompt is no part of the text.
+            let known = (prompt + guide.len()).saturating_sub(row.start) as usize;
+            for &token in tokens.iter().skip(known) {
+                if let Err(e) = guide.push(token) {
+                    self.failed.push((row.request, e.into()));
+                    return;
+                }
+            }
+        }
         if let Some(h) = self.histories.get_mut(row.seq) {
             let known = h.len();
             h.observe(row.start, tokens);

@@ -4,6 +4,7 @@
 //! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice;
 //! - [`CpuExecutor`]: steps on this machine's processors;
 //! - [`Choices`]: the next tokens of all requests, by [`sample`] and each one's parameters;
+//! - [`guide`]: grammars that answers keep to;
 //! - [`text`]: tokens of texts, texts of tokens, prompts of chats;
 //! - [`Engine`]: the loop that drives an executor by the scheduler.
 
@@ -11,6 +12,7 @@ mod arena;
 mod choose;
 mod cpu;
 mod engine;
+pub mod guide;
 pub mod sample;
 mod swap;
 #[cfg(test)]

@@ -169,11 +169,17 @@ impl Sequence {
 /// Pages that a request holds at most, ever: whole blocks of the prompt once, everything else once per
 /// sequence. The last token drawn is never written.
 pub(crate) fn worst_case(layout: &Layout, request: &Request, chunk: u32) -> u64 {
-    let prompt = u64::from(request.prompt_len());
-    let total = prompt + u64::from(request.max_tokens()) - 1;
+    let (prompt, output) = (request.prompt_len(), request.max_tokens());
+    worst_of(layout, prompt, output, request.fan().width(), chunk)
+}
+
+/// As [`worst_case`], for a request of this shape.
+pub(crate) fn worst_of(layout: &Layout, prompt: u32, output: u32, width: u32, chunk: u32) -> u64 {
+    let prompt = u64::from(prompt);
+    let total = (prompt + u64::from(output)).saturating_sub(1);
     // Whoever gave way computes everything again in chunks, what it had generated too.
     let one = layout.peak(total, u64::from(chunk));
-    let mut width = u64::from(request.fan().width());
+    let mut width = u64::from(width);
     if planted::is(Bug::WorstCaseOfOne) {
         width = 1;
     }

@@ -25,10 +25,12 @@ mod learn;
 mod notice;
 mod preempt;
 mod request;
+mod room;
 mod rows;
 mod scheduler;
 mod step;
 mod tables;
+mod view;
 
 pub use commit::OutputMismatch;
 pub use config::{Admission, Preempt, SchedulerConfig, Tenant};
@@ -37,8 +39,10 @@ pub use drive::{Driver, Input, Log, NoLog, Turn, replay};
 pub use group::{Completion, End};
 pub use notice::{Ended, Notice, Reason, Refusal, Stats};
 pub use request::{Beam, Fan, Limits, Request, RequestError, RequestId};
+pub use room::Room;
 pub use scheduler::Scheduler;
 pub use step::{
     Draw, Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
 };
 pub use tables::Tables;
+pub use view::{Place, RequestView, View};

@@ -28,6 +28,7 @@ use crate::group::{Group, Phase, Rank, worst_case};
 use crate::learn::Learned;
 use crate::notice::{Notice, Reason, Refusal, Stats};
 use crate::request::{Fan, Request, RequestId};
+use crate::room::Room;
 use crate::step::{SeqEvent, Step};
 
 /// Means are smoothed over about so many ends.
@@ -137,6 +138,17 @@ impl Scheduler {
             finish_interval: 0,
             answer: 0,
             last_finish: None,
+        }
+    }
+
+    /// What could ever be let in.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        Room {
+            layout: self.kv.layout().clone(),
+            pages: u64::from(self.kv.pages()).saturating_sub(self.pinned),
+            caps: self.config.tenants.iter().map(|t| t.cap).collect(),
+            chunk: self.config.max_batched_tokens,
         }
     }
 
@@ -257,6 +269,10 @@ impl Scheduler {
     pub fn is_waiting(&self, id: RequestId) -> bool {
         let gi = self.by_id.get(&id);
         gi.is_some_and(|gi| self.group(*gi).phase == Phase::Waiting)
+    }
+
+    pub(crate) fn place_of(&self, id: RequestId) -> Option<u32> {
+        self.by_id.get(&id).copied()
     }
 
     /// From now on nobody is let in; whoever is in, ends.

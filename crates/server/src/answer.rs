@@ -4,12 +4,13 @@ use plimsoll_runtime::text::{TextError, Tokenizer};
 use plimsoll_schedule::{Completion, End};
 use serde_json::{Value, json};
 
-use crate::engine::{Event, Finished};
+use crate::engine::{Event, Finished, Why};
 use crate::error::ApiError;
 use crate::logprobs;
 use crate::mailbox::Events;
 use crate::prepare::{Route, Told};
 use crate::state::{State, now_s};
+use crate::tools::Call;
 
 /// What every piece of an answer begins with.
 #[derive(Clone, Debug)]
@@ -32,6 +33,11 @@ impl Head {
             created: now_s(),
             model: state.options.name.clone(),
         }
+    }
+
+    /// The answer's id.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
     }
 
     /// An object with these choices; a piece of a stream, or the whole.
@@ -73,21 +79,41 @@ impl Usage {
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
             "prompt_tokens_details": { "cached_tokens": self.cached },
+            "completion_tokens_details": { "reasoning_tokens": 0 },
         })
     }
 }
 
 /// How a sequence ended, as clients read it; `why`, where that is an error.
-pub(crate) fn reason(end: End, why: Option<&str>) -> Result<&'static str, ApiError> {
+pub(crate) fn reason(end: End, why: Option<&Why>) -> Result<&'static str, ApiError> {
     match end {
         End::Stop => Ok("stop"),
         End::Length => Ok("length"),
         End::Error => {
-            let why = why.unwrap_or("its logits are no numbers");
-            let message = format!("the answer ended with an error: {why}");
-            Err(ApiError::server("numerical_error", message))
+            let (code, what) = why.map_or(("numerical_error", "its logits are no numbers"), |w| {
+                (w.code, &*w.message)
+            });
+            let message = format!("the answer ended with an error: {what}");
+            Err(ApiError::server(code, message))
         }
     }
+}
+
+/// How an answer ended that calls tools: unless it was cut, by its calls.
+pub(crate) fn called(reason: &'static str, calls: bool) -> &'static str {
+    match reason {
+        "stop" if calls => "tool_calls",
+        other => other,
+    }
+}
+
+/// A call as clients read it, under an id that nobody guesses.
+pub(crate) fn function(state: &State, call: &Call) -> Value {
+    json!({
+        "id": format!("call_{:016x}{:016x}", state.draw(), state.draw()),
+        "type": "function",
+        "function": { "name": call.name, "arguments": call.arguments },
+    })
 }
 
 /// Waits until all prompts have ended; what came of each, by their places.
@@ -128,7 +154,9 @@ pub(crate) fn whole(
     let mut choices = Vec::new();
     for (place, (told, f)) in told.iter().zip(finished).enumerate() {
         usage.cached += u64::from(f.ended.cached_tokens);
-        let (completions, why) = (&mut f.ended.completions, f.error.as_deref());
+        let (completions, why) = (&mut f.ended.completions, f.error.as_ref());
+        // Of more beams the best, as they stand.
+        completions.truncate(n as usize);
         if !ranked {
             completions.sort_by_key(|c| c.index);
         }
@@ -136,15 +164,32 @@ pub(crate) fn whole(
             usage.completion += c.tokens.len() as u64;
             let index = place as u64 * u64::from(n) + i as u64;
             let reason = reason(c.end, why)?;
-            let text = text(tokenizer, told, c)?;
+            let mut text = text(tokenizer, told, c)?;
+            let mut calls = Vec::new();
+            if let Some(mut reader) = told.calls.clone() {
+                let before = reader.push(&text);
+                let (rest, found) = reader.finish();
+                text = before + &rest;
+                calls = found;
+            }
+            let reason = called(reason, !calls.is_empty());
             let own = f.logprobs.sequences.get(&c.index);
             choices.push(match head.route {
                 Route::Chat => {
                     let logprobs = own.map(|l| logprobs::chat(tokenizer, logprobs::entries(l)));
                     let logprobs = logprobs.transpose()?;
+                    let mut message =
+                        json!({ "role": "assistant", "content": text, "refusal": null });
+                    if !calls.is_empty() {
+                        if text.is_empty() {
+                            message["content"] = Value::Null;
+                        }
+                        let calls = calls.iter().map(|c| function(state, c));
+                        message["tool_calls"] = calls.collect();
+                    }
                     json!({
                         "index": index,
-                        "message": { "role": "assistant", "content": text, "refusal": null },
+                        "message": message,
                         "logprobs": logprobs.map(|l| json!({ "content": l, "refusal": null })),
                         "finish_reason": reason,
                     })

@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use plimsoll_runtime::guide::GrammarError;
 use plimsoll_runtime::sample::SamplingError;
 use plimsoll_runtime::text::TextError;
 use plimsoll_schedule::{Reason, Refusal, RequestError};
@@ -23,6 +24,8 @@ pub(crate) struct ApiError {
     param: Option<String>,
     message: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Pages that were needed and that there are, where that was the reason.
+    pub(crate) pages: Option<Box<(u64, u64)>>,
 }
 
 impl ApiError {
@@ -39,6 +42,7 @@ impl ApiError {
             param: None,
             message: message.into(),
             retry_after: None,
+            pages: None,
         }
     }
 
@@ -133,6 +137,11 @@ impl ApiError {
         e
     }
 
+    pub(crate) fn watchers() -> Self {
+        let message = "others watch the memory already, as many as may at once";
+        Self::busy(message, Duration::from_secs(5)).code("too_many_watchers")
+    }
+
     pub(crate) fn not_admin() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
@@ -168,6 +177,10 @@ impl ApiError {
     pub(crate) fn code(mut self, code: &'static str) -> Self {
         self.code = code;
         self
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     pub(crate) const fn name(&self) -> &'static str {
@@ -244,8 +257,15 @@ impl From<Refusal> for ApiError {
                 let after = retry_after(&refusal).unwrap_or(Duration::from_secs(1));
                 Self::busy(refusal.to_string(), after)
             }
-            Reason::NeverFits { .. } | Reason::OverTenantCap { .. } => {
-                Self::invalid("exceeds_kv_cache", refusal.to_string()).param("max_tokens")
+            Reason::NeverFits { pages, available }
+            | Reason::OverTenantCap {
+                pages,
+                cap: available,
+            } => {
+                let e = Self::invalid("exceeds_kv_cache", refusal.to_string());
+                let mut e = e.param("max_tokens");
+                e.pages = Some(Box::new((pages, available)));
+                e
             }
             Reason::TooWide { .. } => Self::value("n", refusal.to_string()),
             Reason::Duplicate => Self::server("internal_error", refusal.to_string()),
@@ -281,6 +301,22 @@ impl From<SamplingError> for ApiError {
             SamplingError::MinTokens { .. } => "min_tokens",
         };
         Self::value(param, e.to_string())
+    }
+}
+
+impl ApiError {
+    /// Of a grammar that `param` asks for.
+    pub(crate) fn grammar(e: &GrammarError, param: &str) -> Self {
+        match e {
+            GrammarError::Busy => Self::busy(e.to_string(), Duration::from_secs(1)),
+            GrammarError::Tokenizer | GrammarError::Endless => {
+                Self::unsupported(param, e.to_string())
+            }
+            GrammarError::Thread => Self::server("internal_error", e.to_string()),
+            GrammarError::Grammar(what) => {
+                Self::value(param, format!("{param} cannot be kept to: {what}"))
+            }
+        }
     }
 }
 

@@ -15,9 +15,12 @@ mod answer;
 mod body;
 mod engine;
 mod error;
+mod live;
 mod log;
 mod logprobs;
 mod mailbox;
+pub mod memory;
+mod metrics;
 mod page;
 mod planning;
 mod prepare;
@@ -28,6 +31,7 @@ mod socket;
 mod state;
 mod stream;
 mod tenants;
+mod tools;
 mod wire;
 
 use std::net::TcpListener;
@@ -35,8 +39,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use plimsoll_runtime::Engine;
+use plimsoll_runtime::guide::Grammars;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
 use plimsoll_schedule::{Executor, Limits, Log};
+use plimsoll_units::Bytes;
 
 pub use accept::Stop;
 pub use engine::Choosing;
@@ -85,6 +91,10 @@ pub struct Options {
     pub workers: usize,
     /// The names that it answers to beside this machine's own; without, any.
     pub hosts: Option<Vec<String>>,
+    /// What was planned, region by region.
+    pub planned: Vec<(String, Bytes)>,
+    /// The most that the process had in memory so far, where the system says.
+    pub peak: Option<fn() -> Option<Bytes>>,
     /// What answers questions about plans, where something does.
     pub planner: Option<Planner>,
     /// Where requests are logged.
@@ -122,6 +132,8 @@ impl Options {
             requests_bytes: 64 << 20,
             workers: 2,
             hosts: None,
+            planned: Vec::new(),
+            peak: None,
             planner: None,
             access_log: None,
             header_timeout: Duration::from_secs(10),
@@ -174,15 +186,21 @@ where
         generation,
         limits,
     } = service;
-    let (handle, thread) = match engine::spawn(engine, options.queue_timeout) {
+    let room = engine.scheduler().room();
+    let tenants = options.access.tenants.iter().map(|t| t.name.clone());
+    let metrics = metrics::Metrics::new(limits.max_model_len);
+    let spawned = engine::spawn(engine, options.queue_timeout, tenants.collect(), metrics);
+    let (handle, thread) = match spawned {
         Ok(both) => both,
         Err(e) => return (Err(e.into()), None),
     };
     let model = state::Model {
+        grammars: Grammars::new(&tokenizer, limits.vocab, &generation.eos),
         tokenizer,
         template,
         generation,
         limits,
+        room,
     };
     let state = Arc::new(state::State::new(model, handle, options));
     let served = accept::serve(&state, listener, stop);

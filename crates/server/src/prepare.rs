@@ -4,16 +4,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::http::StatusCode;
+use plimsoll_runtime::guide::{Grammar, GrammarError, Guide};
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::{Answer, Stops};
-use plimsoll_schedule::{Fan, Request, RequestError};
+use plimsoll_schedule::{Beam, Fan, Request, RequestError};
 use serde_json::{Value, json};
 
 use crate::engine::Job;
 use crate::error::ApiError;
 use crate::state::State;
 use crate::tenants::Caller;
-use crate::wire::{Asked, AskedLogprobs, Message, Prompt, Whole};
+use crate::tools::{Calls, tools};
+use crate::wire::{
+    Asked, AskedLogprobs, Call, FormatKind, Json, Message, Object, Prompt, Role, Whole,
+};
 
 /// Tokens of a completion unless told, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
@@ -38,6 +42,8 @@ pub(crate) struct Told {
     pub(crate) params: SamplingParams,
     /// What each of its answers begins from.
     pub(crate) answer: Answer,
+    /// Where calls of tools are looked for in each.
+    pub(crate) calls: Option<Calls>,
 }
 
 /// A body that was found to make sense.
@@ -69,12 +75,14 @@ pub(crate) fn check_model(state: &State, model: Option<&str>) -> Result<(), ApiE
     }
 }
 
-/// The prompt of a chat.
+/// The tokens of a chat; with `special`, those that the tokenizer puts around any text, too.
 pub(crate) fn chat(
     state: &State,
-    messages: &[Message],
+    messages: &[Object<Message>],
+    tools: &[Value],
     add_generation_prompt: bool,
-) -> Result<String, ApiError> {
+    special: bool,
+) -> Result<Vec<u32>, ApiError> {
     let Some(template) = &state.model.template else {
         return Err(ApiError::invalid(
             "no_chat_template",
@@ -88,29 +96,140 @@ pub(crate) fn chat(
         ));
     }
     let mut all: Vec<Value> = Vec::with_capacity(messages.len());
-    for (i, m) in messages.iter().enumerate() {
-        let calls = m.tool_calls.as_ref().and_then(Value::as_array);
-        if m.tool_calls.is_some() && !calls.is_some_and(Vec::is_empty) {
-            let message = "calls of tools are not supported yet";
-            return Err(ApiError::unsupported(
-                &format!("messages[{i}].tool_calls"),
-                message,
-            ));
+    for (i, Object(m)) in messages.iter().enumerate() {
+        let place = |field: &str| format!("messages[{i}].{field}");
+        let calls = calls(i, m)?;
+        if m.role == Role::Tool && m.tool_call_id.as_ref().is_none_or(String::is_empty) {
+            let message = "a tool's message answers a call: send its tool_call_id";
+            return Err(ApiError::value(place("tool_call_id"), message));
         }
-        let Some(content) = &m.content else {
-            let param = format!("messages[{i}].content");
-            return Err(ApiError::value(
-                param,
-                "a message has no content: send a text",
-            ));
-        };
-        let mut one = json!({ "role": m.role.name(), "content": content.0 });
+        if m.role != Role::Tool && m.tool_call_id.is_some() {
+            let message = "only a tool's message has a tool_call_id";
+            return Err(ApiError::value(place("tool_call_id"), message));
+        }
+        if m.content.is_none() && calls.is_empty() {
+            let message = "a message has no content: send a text";
+            return Err(ApiError::value(place("content"), message));
+        }
+        let content = m.content.as_ref().map_or("", |c| &*c.0);
+        let mut one = json!({ "role": m.role.name(), "content": content });
+        if !calls.is_empty() {
+            one["tool_calls"] = calls.into();
+        }
+        if let Some(id) = &m.tool_call_id {
+            one["tool_call_id"] = id.as_str().into();
+        }
         if let Some(name) = &m.name {
             one["name"] = name.as_str().into();
         }
         all.push(one);
     }
-    Ok(template.render(&all, add_generation_prompt, SystemTime::now())?)
+    // Whoever writes a message cannot end it and speak as another.
+    let disarmed = state.model.tokenizer.disarm(&mut all);
+    let prompt = template.render_with(&all, tools, add_generation_prompt, SystemTime::now())?;
+    state.encode_chat(&prompt, &disarmed, special)
+}
+
+/// The calls of a message, with their arguments as objects: so templates read them.
+fn calls(at: usize, m: &Message) -> Result<Vec<Value>, ApiError> {
+    let given = m.tool_calls.as_ref().map_or(&[][..], |c| &c.0);
+    if m.role != Role::Assistant && !given.is_empty() {
+        let param = format!("messages[{at}].tool_calls");
+        let message = "only the assistant calls tools";
+        return Err(ApiError::value(param, message));
+    }
+    let one = |(i, Object(call)): (usize, &Object<Call>)| {
+        let f = &call.function.0;
+        let arguments = serde_json::from_str::<Json>(&f.arguments).ok();
+        let arguments = arguments.filter(|a| a.0.is_object()).ok_or_else(|| {
+            let param = format!("messages[{at}].tool_calls[{i}].function.arguments");
+            ApiError::value(param, "arguments are the text of a JSON object")
+        })?;
+        Ok(json!({
+            "id": call.id,
+            "type": "function",
+            "function": { "name": f.name, "arguments": arguments.0 },
+        }))
+    };
+    given.iter().enumerate().map(one).collect()
+}
+
+/// What answers are kept to, and which field asks for it.
+fn grammar(
+    asked: &Asked,
+    tools: Option<Grammar>,
+) -> Result<Option<(Grammar, &'static str)>, ApiError> {
+    let mut all: Vec<(Grammar, &'static str)> = Vec::new();
+    let object = || json!({ "type": "object" });
+    if let Some(Object(format)) = &asked.response_format {
+        let param = "response_format";
+        match (format.kind, &format.json_schema) {
+            (FormatKind::Text, None) => {}
+            (FormatKind::JsonObject, None) => all.push((Grammar::JsonSchema(object()), param)),
+            (FormatKind::JsonSchema, Some(Object(named))) => {
+                let schema = named.schema.as_ref().map_or_else(object, |s| s.0.clone());
+                all.push((Grammar::JsonSchema(schema), param));
+            }
+            (FormatKind::JsonSchema, None) => {
+                let message = "a response_format of type json_schema has a json_schema";
+                return Err(ApiError::value("response_format.json_schema", message));
+            }
+            (_, Some(_)) => {
+                let message = "json_schema is for a response_format of that type";
+                return Err(ApiError::value("response_format.json_schema", message));
+            }
+        }
+    }
+    if let Some(Object(s)) = &asked.structured_outputs {
+        let param = "structured_outputs";
+        let before = all.len();
+        all.extend(
+            s.json
+                .as_ref()
+                .map(|j| (Grammar::JsonSchema(j.0.clone()), param)),
+        );
+        if s.json_object == Some(true) {
+            all.push((Grammar::JsonSchema(object()), param));
+        }
+        all.extend(s.regex.clone().map(|r| (Grammar::Regex(r), param)));
+        all.extend(
+            s.choice
+                .as_ref()
+                .map(|c| (Grammar::Choice(c.0.clone()), param)),
+        );
+        all.extend(s.grammar.clone().map(|g| (Grammar::Lark(g), param)));
+        if all.len() == before {
+            let message =
+                "structured_outputs asks for nothing: give json, regex, choice or grammar";
+            return Err(ApiError::value(param, message));
+        }
+    }
+    let json = asked.guided_json.as_ref();
+    all.extend(json.map(|j| (Grammar::JsonSchema(j.0.clone()), "guided_json")));
+    let regex = asked.guided_regex.clone();
+    all.extend(regex.map(|r| (Grammar::Regex(r), "guided_regex")));
+    let choice = asked.guided_choice.as_ref();
+    all.extend(choice.map(|c| (Grammar::Choice(c.0.clone()), "guided_choice")));
+    let lark = asked.guided_grammar.clone();
+    all.extend(lark.map(|g| (Grammar::Lark(g), "guided_grammar")));
+    all.extend(tools.map(|g| (g, "tools")));
+    let Some((_, param)) = all.first() else {
+        return Ok(None);
+    };
+    if let Some((_, second)) = all.get(1) {
+        let message = format!("{param} and {second} both say what the answer is: send one");
+        return Err(ApiError::value(*second, message));
+    }
+    for (name, given) in [
+        ("use_beam_search", asked.use_beam_search == Some(true)),
+        ("ignore_eos", asked.ignore_eos == Some(true)),
+    ] {
+        if given {
+            let message = format!("{name} does not go with {param}: leave one out");
+            return Err(ApiError::value(name, message));
+        }
+    }
+    Ok(all.pop())
 }
 
 fn whole<T: TryFrom<i128>>(name: &str, given: Option<Whole>) -> Result<Option<T>, ApiError> {
@@ -124,7 +243,10 @@ fn whole<T: TryFrom<i128>>(name: &str, given: Option<Whole>) -> Result<Option<T>
 
 /// What is asked of the draws, apart from what differs from prompt to prompt.
 fn sampling(state: &State, asked: &Asked, route: Route) -> Result<Sampling, ApiError> {
-    let own = state.model.generation.sampling();
+    let own = match asked.use_beam_search {
+        Some(true) => Sampling::default(),
+        _ => state.model.generation.sampling(),
+    };
     #[allow(
         clippy::cast_possible_truncation,
         reason = "rounds, beyond its range to infinity; ranges are checked after"
@@ -241,25 +363,29 @@ pub(crate) fn prepare(
             format!("{name} is not supported yet: leave it out"),
         ));
     }
-    let elsewhere = match route {
-        Route::Completion => [
+    let elsewhere: &[(&str, bool)] = match route {
+        Route::Completion => &[
             ("messages", asked.messages.is_some()),
             (
                 "max_completion_tokens",
                 asked.max_completion_tokens.is_some(),
             ),
             (
+                "tools",
+                asked.tools.as_ref().is_some_and(|t| !t.0.is_empty()),
+            ),
+            (
                 "add_generation_prompt",
                 asked.add_generation_prompt.is_some(),
             ),
         ],
-        Route::Chat => [
+        Route::Chat => &[
             ("prompt", asked.prompt.is_some()),
             ("echo", asked.echo == Some(true)),
             ("best_of", asked.best_of.is_some()),
         ],
     };
-    if let Some((name, _)) = elsewhere.into_iter().find(|e| e.1) {
+    if let Some((name, _)) = elsewhere.iter().find(|e| e.1) {
         return Err(ApiError::unsupported(
             name,
             format!("{name} is not for this route"),
@@ -274,20 +400,30 @@ pub(crate) fn prepare(
     }
     let n = whole("n", asked.n)?.unwrap_or(1);
     let best_of = whole("best_of", asked.best_of)?.unwrap_or(n);
-    let ranked = best_of != n;
+    let searches = asked.use_beam_search == Some(true);
+    let ranked = searches || best_of != n;
+    if searches && streams {
+        return Err(ApiError::value(
+            "use_beam_search",
+            "beams cannot stream: the best are known at the end",
+        ));
+    }
     if ranked && streams {
         return Err(ApiError::value(
             "best_of",
             "best_of cannot stream: the best are known at the end",
         ));
     }
-    let fan = Fan::Sample { n, best_of };
+    let fan = fan(asked, n, best_of)?;
+    let priority = whole("priority", asked.priority)?.unwrap_or(0);
     let most = max_tokens(asked)?;
     let sampling = sampling(state, asked, route)?;
     let stops = asked.stop.as_ref().map(|s| s.0.clone()).unwrap_or_default();
     let stops = Stops::new(stops, asked.include_stop_str_in_output.unwrap_or(false))
         .map_err(|e| ApiError::value("stop", e.to_string()))?;
-    let prompts = prompts(state, asked, route)?;
+    let tools = tools(asked)?;
+    let grammar = grammar(asked, tools.grammar)?;
+    let prompts = prompts(state, asked, &tools.described, route)?;
     if prompts.len().saturating_mul(best_of as usize) > MAX_SEQUENCES {
         let message = format!(
             "{} prompts with {best_of} answers each are too many: at most {MAX_SEQUENCES} in all",
@@ -295,11 +431,20 @@ pub(crate) fn prepare(
         );
         return Err(ApiError::value("n", message));
     }
+    let guide = match &grammar {
+        None => None,
+        Some((grammar, param)) => {
+            let width = prompts.len() * best_of as usize;
+            let error = |e: &GrammarError| ApiError::grammar(e, param);
+            let grammars = state.model.grammars.as_ref().map_err(error)?;
+            Some(grammars.compile(grammar, width).map_err(|e| error(&e))?)
+        }
+    };
     let salt = cache_salt(asked)?;
     let mut requests = Vec::with_capacity(prompts.len());
     let mut told = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.into_iter().enumerate() {
-        let (ids, echo) = tokens(state, asked, route, prompt)?;
+        let (ids, echo) = tokens(state, asked, prompt)?;
         let limit = state.model.limits.max_model_len;
         let room = u64::from(limit).saturating_sub(ids.len() as u64);
         let room = u32::try_from(room).unwrap_or(u32::MAX);
@@ -317,7 +462,15 @@ pub(crate) fn prepare(
         }
         let (max_tokens, name) = match (most, route) {
             (Some(most), _) => most,
-            (None, Route::Chat) => (room, "max_tokens"),
+            // Nobody said how long: as long as the KV cache can ever hold, too.
+            (None, Route::Chat) => {
+                let prompt = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+                let fits = state
+                    .model
+                    .room
+                    .most_tokens(prompt, fan.width(), caller.tenant);
+                (room.min(fits.max(1)), "max_tokens")
+            }
             (None, Route::Completion) => (COMPLETION_TOKENS.min(room), "max_tokens"),
         };
         let mut sampling = sampling.clone();
@@ -342,10 +495,11 @@ pub(crate) fn prepare(
             state.tenants.scope(caller.tenant, salt),
             &model.limits,
         );
-        let mut request = request.map_err(|e| match e {
+        let request = request.map_err(|e| match e {
             RequestError::TooLong { .. } => ApiError::from(e).param(name),
             e => e.into(),
         })?;
+        let mut request = request.with_priority(priority);
         if params.asked().prompt_logprobs.is_some() {
             request = request.without_cached_prefix();
         }
@@ -354,6 +508,7 @@ pub(crate) fn prepare(
             ids,
             echo,
             params: params.clone(),
+            calls: tools.calls.clone(),
         });
         requests.push((request, params));
     }
@@ -366,6 +521,7 @@ pub(crate) fn prepare(
         params,
         stops: stops.clone(),
         visit: Arc::clone(&visit),
+        guide: guide.as_ref().map(Guide::fork),
     };
     let jobs = requests.into_iter().map(job).collect();
     Ok(Prepared {
@@ -378,9 +534,52 @@ pub(crate) fn prepare(
         include_usage: asked
             .stream_options
             .as_ref()
-            .and_then(|o| o.include_usage)
+            .and_then(|o| o.0.include_usage)
             .unwrap_or(false),
     })
+}
+
+/// How many sequences a prompt has, and how they come to be.
+fn fan(asked: &Asked, n: u32, best_of: u32) -> Result<Fan, ApiError> {
+    let beams = [
+        ("length_penalty", asked.length_penalty.is_some()),
+        ("early_stopping", asked.early_stopping.is_some()),
+    ];
+    if asked.use_beam_search != Some(true) {
+        return match beams.into_iter().find(|b| b.1) {
+            Some((name, _)) => Err(ApiError::value(
+                name,
+                format!("{name} is for beams: set use_beam_search to true"),
+            )),
+            None => Ok(Fan::Sample { n, best_of }),
+        };
+    }
+    // It ranks by the model's own distribution, and draws nothing.
+    let of_draws = [
+        ("temperature", asked.temperature.is_some_and(|t| t != 0.0)),
+        ("top_k", asked.top_k.is_some()),
+        ("top_p", asked.top_p.is_some()),
+        ("min_p", asked.min_p.is_some()),
+        ("repetition_penalty", asked.repetition_penalty.is_some()),
+        ("presence_penalty", asked.presence_penalty.is_some()),
+        ("frequency_penalty", asked.frequency_penalty.is_some()),
+        ("logit_bias", asked.logit_bias.is_some()),
+    ];
+    if let Some((name, _)) = of_draws.into_iter().find(|o| o.1) {
+        return Err(ApiError::value(
+            name,
+            format!("{name} and use_beam_search exclude each other: a search draws nothing"),
+        ));
+    }
+    if best_of < n {
+        return Err(RequestError::BestOf { n, best_of }.into());
+    }
+    // As many as are answered, as in vLLM, unless best_of asks for more.
+    Ok(Fan::Beam(Beam {
+        width: best_of,
+        length_penalty: asked.length_penalty.unwrap_or(1.0),
+        early_stopping: asked.early_stopping.unwrap_or(false),
+    }))
 }
 
 /// What a client salts its prefixes with: only who sends the same finds them in the cache.
@@ -399,7 +598,12 @@ fn cache_salt(asked: &Asked) -> Result<Option<&str>, ApiError> {
     }
 }
 
-fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, ApiError> {
+fn prompts(
+    state: &State,
+    asked: &Asked,
+    tools: &[Value],
+    route: Route,
+) -> Result<Vec<Prompt>, ApiError> {
     let missing =
         |name: &str| ApiError::invalid("missing_field", format!("{name} is missing")).param(name);
     match route {
@@ -416,7 +620,9 @@ fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, Ap
         Route::Chat => {
             let messages = asked.messages.as_ref().ok_or_else(|| missing("messages"))?;
             let begin = asked.add_generation_prompt.unwrap_or(true);
-            Ok(vec![Prompt::Text(chat(state, &messages.0, begin)?)])
+            let special = asked.add_special_tokens.unwrap_or(false);
+            let ids = chat(state, &messages.0, tools, begin, special)?;
+            Ok(vec![Prompt::Ids(ids)])
         }
     }
 }
@@ -425,18 +631,13 @@ fn prompts(state: &State, asked: &Asked, route: Route) -> Result<Vec<Prompt>, Ap
 fn tokens(
     state: &State,
     asked: &Asked,
-    route: Route,
     prompt: Prompt,
 ) -> Result<(Vec<u32>, Option<String>), ApiError> {
     let echoes = asked.echo == Some(true);
     let tokenizer = &state.model.tokenizer;
     match prompt {
         Prompt::Text(text) => {
-            // A template writes the tokens around a text itself.
-            let special = asked
-                .add_special_tokens
-                .unwrap_or(route == Route::Completion);
-            let ids = state.encode(&text, special)?;
+            let ids = state.encode(&text, asked.add_special_tokens.unwrap_or(true))?;
             Ok((ids, echoes.then_some(text)))
         }
         Prompt::Ids(ids) => {

@@ -1,5 +1,5 @@
-//! What is wrong with a request before anybody looks at what it asks for: its target, its framing, and for whom it is
-//! meant.
+//! What is wrong with a request before anybody looks at what it asks for: its target, and for whom it is meant. Its
+//! framing is hyper's matter.
 //!
 //! A page in a browser on this machine can make the browser talk to a server that listens here alone, by giving its own
 //! name this machine's address (DNS rebinding). The browser then still sends that name, in Host, so a server that
@@ -26,19 +26,7 @@ pub(crate) fn screen(state: &State, request: &Request<Body>) -> Result<(), ApiEr
             message,
         ));
     }
-    framing(request.headers())?;
     host(state, request.version(), uri, request.headers())
-}
-
-/// One length, and one way to say it: whoever passes requests on must not see another end than we do.
-fn framing(headers: &HeaderMap) -> Result<(), ApiError> {
-    let lengths = headers.get_all(header::CONTENT_LENGTH).iter().count();
-    if lengths > 1 || (lengths > 0 && headers.contains_key(header::TRANSFER_ENCODING)) {
-        let message =
-            "the length of the body is given twice: send Content-Length or Transfer-Encoding, once";
-        return Err(ApiError::invalid("invalid_framing", message));
-    }
-    Ok(())
 }
 
 fn host(state: &State, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {

@@ -6,19 +6,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
-use plimsoll_schedule::Limits;
+use plimsoll_runtime::guide::{GrammarError, Grammars};
+use plimsoll_runtime::text::{ChatTemplate, Disarmed, GenerationConfig, Tokenizer};
+use plimsoll_schedule::{Limits, Room};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::Options;
 use crate::engine::Handle;
 use crate::error::ApiError;
+use crate::metrics::{Planned, Scrape};
 use crate::tenants::Tenants;
 
 /// How long a body may wait for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Room is counted in pieces of this size.
 const ROOM_BYTES: usize = 1024;
+/// Who may watch the memory at once.
+const WATCHERS: usize = 4;
 
 /// What is known of the model.
 #[derive(Debug)]
@@ -26,7 +30,11 @@ pub(crate) struct Model {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     pub(crate) generation: GenerationConfig,
+    /// Where answers can be kept to grammars.
+    pub(crate) grammars: Result<Grammars, GrammarError>,
     pub(crate) limits: Limits,
+    /// What could ever be let in.
+    pub(crate) room: Room,
 }
 
 #[derive(Debug)]
@@ -45,6 +53,12 @@ pub(crate) struct State {
     bodies: Arc<Semaphore>,
     /// Memory for requests from then on.
     requests: Arc<Semaphore>,
+    /// What was planned.
+    pub(crate) planned: Planned,
+    /// All metrics.
+    pub(crate) scrape: Scrape,
+    /// Room for those who watch the memory.
+    pub(crate) watchers: Arc<Semaphore>,
     pub(crate) started_s: u64,
     /// Secret of this process, and a count: ids that nobody guesses.
     secret: RandomState,
@@ -63,7 +77,15 @@ impl Drop for Flying {
 
 impl State {
     pub(crate) fn new(model: Model, engine: Handle, options: Options) -> Self {
+        let planned = Planned {
+            regions: options.planned.clone(),
+            peak: options.peak,
+        };
+        let name = &options.name;
         Self {
+            scrape: Scrape::new(&engine.metrics, &engine.published, &planned, name),
+            planned,
+            watchers: Arc::new(Semaphore::new(WATCHERS)),
             bodies: Arc::new(Semaphore::new(options.bodies_bytes / ROOM_BYTES)),
             requests: Arc::new(Semaphore::new(options.requests_bytes / ROOM_BYTES)),
             model,
@@ -102,6 +124,24 @@ impl State {
 
     /// Tokens of a text that may be long.
     pub(crate) fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, ApiError> {
+        self.fits(text)?;
+        Ok(self.model.tokenizer.encode(text, special)?)
+    }
+
+    /// Tokens of a prompt that a template made.
+    pub(crate) fn encode_chat(
+        &self,
+        text: &str,
+        disarmed: &Disarmed,
+        special: bool,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.fits(text)?;
+        let tokenizer = &self.model.tokenizer;
+        Ok(tokenizer.encode_chat(text, disarmed, special)?)
+    }
+
+    /// Whether a text is one that could fit, as far as its bytes tell.
+    fn fits(&self, text: &str) -> Result<(), ApiError> {
         let most = self.options.text_bytes;
         if text.len() > most {
             let length = self.model.limits.max_model_len;
@@ -111,7 +151,7 @@ impl State {
             );
             return Err(ApiError::invalid("context_length_exceeded", message).param("prompt"));
         }
-        Ok(self.model.tokenizer.encode(text, special)?)
+        Ok(())
     }
 
     /// From now on nobody new is served.
@@ -184,4 +224,10 @@ impl State {
 pub(crate) fn now_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| d.as_secs())
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

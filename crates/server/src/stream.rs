@@ -16,7 +16,7 @@ use plimsoll_runtime::sample::TokenLogprobs;
 use plimsoll_runtime::text::Answer;
 use serde_json::{Value, json};
 
-use crate::answer::{Head, Usage, reason};
+use crate::answer::{Head, Usage, called, function, reason};
 use crate::engine::{Event, Finished, Token};
 use crate::error::ApiError;
 use crate::log::Outcome;
@@ -24,6 +24,7 @@ use crate::logprobs::{self, Entry};
 use crate::mailbox::Events;
 use crate::prepare::{Prepared, Route, Told};
 use crate::state::{Flying, State};
+use crate::tools::{Call, Calls};
 
 /// Events that go into one piece of a body.
 const BATCH: usize = 64;
@@ -32,6 +33,9 @@ const BATCH: usize = 64;
 #[derive(Debug)]
 struct Choice {
     answer: Answer,
+    /// Where calls of tools are looked for, if there may be any, and whether there were.
+    calls: Option<Calls>,
+    called: bool,
     tokens: u32,
     /// Whether its first piece is out.
     begun: bool,
@@ -77,6 +81,7 @@ struct Stream {
 /// The response of a stream whose prompts were let in.
 pub(crate) fn response(
     state: Arc<State>,
+    head: Head,
     prepared: Prepared,
     events: Events,
     flying: Flying,
@@ -91,6 +96,8 @@ pub(crate) fn response(
     } = prepared;
     let choice = |t: &Told| Choice {
         answer: t.answer.clone(),
+        calls: t.calls.clone(),
+        called: false,
         tokens: 0,
         begun: false,
         over: false,
@@ -99,7 +106,7 @@ pub(crate) fn response(
     let each = |t| std::iter::repeat_with(move || choice(t)).take(n as usize);
     let outcome = Outcome::default();
     let stream = Stream {
-        head: Head::new(&state, route),
+        head,
         route,
         n,
         include_usage,
@@ -135,6 +142,23 @@ pub(crate) fn response(
 
 fn data(out: &mut String, value: &Value) {
     let _ = write!(out, "data: {value}\n\n");
+}
+
+impl Choice {
+    /// What of more text is shown, and the calls, when all are known.
+    fn calls(&mut self, text: String, over: bool) -> (String, Vec<Call>) {
+        let Some(reader) = self.calls.as_mut().filter(|c| c.named().is_none()) else {
+            return (text, Vec::new());
+        };
+        let mut shown = reader.push(&text);
+        if !over {
+            return (shown, Vec::new());
+        }
+        let (rest, calls) = reader.finish();
+        shown.push_str(&rest);
+        self.called = !calls.is_empty();
+        (shown, calls)
+    }
 }
 
 impl Stream {
@@ -217,6 +241,24 @@ impl Stream {
             text.push_str(&choice.answer.finish(tokenizer)?);
             choice.over = true;
         }
+        let named = choice.calls.as_ref().and_then(Calls::named);
+        if let Some(name) = named.map(str::to_owned) {
+            // All of it is arguments of one call.
+            let begins = !std::mem::replace(&mut choice.called, true);
+            let arguments = std::mem::take(&mut text);
+            let mut delta = if begins {
+                function(&state, &Call { name, arguments })
+            } else {
+                json!({ "function": { "arguments": arguments } })
+            };
+            delta["index"] = 0.into();
+            let delta = json!({ "tool_calls": [delta] });
+            self.chunk(chat_choice(at, delta, Value::Null, None), out);
+        }
+        let Some(choice) = self.choices.get_mut(at) else {
+            return Ok(());
+        };
+        let (text, calls) = choice.calls(text, over.is_some());
         let entry = params.asked().logprobs.map(|_| Entry {
             logprob: Some(token.logprob),
             id: token.id,
@@ -235,7 +277,14 @@ impl Stream {
         if !text.is_empty() || !logprobs.is_null() {
             self.piece(at, &text, logprobs, None, out);
         }
+        for (i, call) in calls.iter().enumerate() {
+            let mut function = function(&state, call);
+            function["index"] = i.into();
+            let delta = json!({ "tool_calls": [function] });
+            self.chunk(chat_choice(at, delta, Value::Null, None), out);
+        }
         if let Some(reason) = over {
+            let reason = called(reason, self.choices.get(at).is_some_and(|c| c.called));
             self.piece(at, "", Value::Null, Some(reason), out);
         }
         Ok(())
@@ -279,7 +328,7 @@ impl Stream {
         self.usage.cached += u64::from(finished.ended.cached_tokens);
         for c in &finished.ended.completions {
             let at = place * self.n as usize + c.index as usize;
-            let reason = reason(c.end, finished.error.as_deref())?;
+            let reason = reason(c.end, finished.error.as_ref())?;
             // Its last token said so already, unless it had none.
             if self.choices.get(at).is_some_and(|c| !c.over) {
                 self.piece(at, "", Value::Null, Some(reason), out);

@@ -7,9 +7,11 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use plimsoll_runtime::guide::MAX_CHOICES;
 use plimsoll_runtime::sample::MAX_BIASES;
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Most prompts of one request.
 pub(crate) const MAX_PROMPTS: usize = 128;
@@ -19,6 +21,8 @@ const MAX_MESSAGES: usize = 4096;
 const MAX_PARTS: usize = 1024;
 /// Most tokens of all prompts, given as ids: more than any context holds.
 const MAX_IDS: usize = 4 << 20;
+/// Most tools.
+const MAX_TOOLS: usize = 128;
 /// Most stop strings and tokens that are read; the runtime's own limits are below.
 const MAX_STOPS: usize = 256;
 
@@ -28,14 +32,14 @@ const MAX_STOPS: usize = 256;
 pub(crate) struct Asked {
     pub(crate) model: Option<String>,
     pub(crate) prompt: Option<Prompts>,
-    pub(crate) messages: Option<List<Message, MAX_MESSAGES>>,
+    pub(crate) messages: Option<List<Object<Message>, MAX_MESSAGES>>,
     pub(crate) max_tokens: Option<Whole>,
     pub(crate) max_completion_tokens: Option<Whole>,
     pub(crate) min_tokens: Option<Whole>,
     pub(crate) n: Option<Whole>,
     pub(crate) best_of: Option<Whole>,
     pub(crate) stream: Option<bool>,
-    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) stream_options: Option<Object<StreamOptions>>,
     pub(crate) echo: Option<bool>,
     pub(crate) logprobs: Option<AskedLogprobs>,
     pub(crate) top_logprobs: Option<Whole>,
@@ -55,13 +59,24 @@ pub(crate) struct Asked {
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) cache_salt: Option<String>,
+    pub(crate) priority: Option<Whole>,
+    pub(crate) use_beam_search: Option<bool>,
+    pub(crate) length_penalty: Option<f64>,
+    pub(crate) early_stopping: Option<bool>,
+
+    pub(crate) response_format: Option<Object<ResponseFormat>>,
+    pub(crate) structured_outputs: Option<Object<StructuredOutputs>>,
+    pub(crate) guided_json: Option<Json>,
+    pub(crate) guided_regex: Option<String>,
+    pub(crate) guided_choice: Option<List<String, MAX_CHOICES>>,
+    pub(crate) guided_grammar: Option<String>,
+    pub(crate) tools: Option<List<Object<Tool>, MAX_TOOLS>>,
+    pub(crate) tool_choice: Option<ToolChoice>,
+    pub(crate) parallel_tool_calls: Option<bool>,
 
     // Taken only where they ask for nothing.
-    tools: Option<Value>,
-    tool_choice: Option<Value>,
     functions: Option<Value>,
     function_call: Option<Value>,
-    response_format: Option<Value>,
     modalities: Option<Value>,
     audio: Option<Value>,
     suffix: Option<Value>,
@@ -87,21 +102,13 @@ pub(crate) struct Asked {
     _prompt_cache_retention: Option<IgnoredAny>,
     #[serde(rename = "prediction")]
     _prediction: Option<IgnoredAny>,
-    #[serde(rename = "parallel_tool_calls")]
-    _parallel_tool_calls: Option<IgnoredAny>,
 }
 
 impl Asked {
     /// A field that asks for what is not there.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
         let empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
-        let all: [(&str, &Option<Value>, bool); 12] = [
-            ("tools", &self.tools, self.tools.as_ref().is_some_and(empty)),
-            (
-                "tool_choice",
-                &self.tool_choice,
-                is(&self.tool_choice, "none"),
-            ),
+        let all: [(&str, &Option<Value>, bool); 9] = [
             (
                 "functions",
                 &self.functions,
@@ -111,17 +118,6 @@ impl Asked {
                 "function_call",
                 &self.function_call,
                 is(&self.function_call, "none"),
-            ),
-            (
-                "response_format",
-                &self.response_format,
-                is(
-                    &self
-                        .response_format
-                        .as_ref()
-                        .and_then(|f| f.get("type").cloned()),
-                    "text",
-                ),
             ),
             (
                 "modalities",
@@ -157,6 +153,143 @@ fn is(value: &Option<Value>, neutral: &str) -> bool {
     value.as_ref().and_then(Value::as_str) == Some(neutral)
 }
 
+/// Something with fields: a list would be taken for them in their order.
+#[derive(Debug)]
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Read<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        d.deserialize_map(Read(PhantomData))
+    }
+}
+
+/// `response_format`: what an answer is.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResponseFormat {
+    #[serde(rename = "type")]
+    pub(crate) kind: FormatKind,
+    pub(crate) json_schema: Option<Object<NamedSchema>>,
+}
+
+/// What an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FormatKind {
+    Text,
+    JsonObject,
+    JsonSchema,
+}
+
+/// A schema with its name; strict or not, it is kept to.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NamedSchema {
+    #[serde(rename = "name")]
+    _name: String,
+    pub(crate) schema: Option<Json>,
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
+    #[serde(rename = "description")]
+    _description: Option<String>,
+}
+
+/// vLLM's `structured_outputs`.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StructuredOutputs {
+    pub(crate) json: Option<Json>,
+    pub(crate) json_object: Option<bool>,
+    pub(crate) regex: Option<String>,
+    pub(crate) choice: Option<List<String, MAX_CHOICES>>,
+    pub(crate) grammar: Option<String>,
+}
+
+/// A tool that an answer may call.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tool {
+    #[serde(rename = "type")]
+    _kind: FunctionWord,
+    pub(crate) function: Object<Function>,
+}
+
+/// The one type of tools.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FunctionWord {
+    Function,
+}
+
+/// A function, as a client describes it.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Function {
+    pub(crate) name: String,
+    pub(crate) description: Option<String>,
+    pub(crate) parameters: Option<Json>,
+    #[serde(rename = "strict")]
+    _strict: Option<bool>,
+}
+
+/// Which tools an answer calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToolChoice {
+    None,
+    Auto,
+    Required,
+    Named(String),
+}
+
+impl<'de> Deserialize<'de> for ToolChoice {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = ToolChoice;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"none\", \"auto\", \"required\" or a function by its name")
+            }
+            fn visit_str<E: Error>(self, word: &str) -> Result<ToolChoice, E> {
+                match word {
+                    "none" => Ok(ToolChoice::None),
+                    "auto" => Ok(ToolChoice::Auto),
+                    "required" => Ok(ToolChoice::Required),
+                    _ => Err(E::custom(
+                        "it is none, auto or required, or a function by its name",
+                    )),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ToolChoice, A::Error> {
+                #[derive(serde::Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Named {
+                    #[serde(rename = "type")]
+                    _kind: FunctionWord,
+                    function: Object<Name>,
+                }
+                #[derive(serde::Deserialize)]
+                #[serde(deny_unknown_fields)]
+                struct Name {
+                    name: String,
+                }
+                let named = Named::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(ToolChoice::Named(named.function.0.name))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
 /// What a stream says beside its text.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -174,11 +307,30 @@ pub(crate) struct Message {
     pub(crate) role: Role,
     pub(crate) content: Option<Content>,
     pub(crate) name: Option<String>,
-    pub(crate) tool_calls: Option<Value>,
+    pub(crate) tool_calls: Option<List<Object<Call>, MAX_TOOLS>>,
+    pub(crate) tool_call_id: Option<String>,
     #[serde(rename = "refusal")]
     _refusal: Option<IgnoredAny>,
     #[serde(rename = "annotations")]
     _annotations: Option<IgnoredAny>,
+}
+
+/// A call that the assistant made.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Call {
+    pub(crate) id: String,
+    #[serde(rename = "type")]
+    _kind: FunctionWord,
+    pub(crate) function: Object<Called>,
+}
+
+/// A function with the arguments that it was called with, as JSON in a text.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Called {
+    pub(crate) name: String,
+    pub(crate) arguments: String,
 }
 
 /// Who says it.
@@ -189,6 +341,7 @@ pub(crate) enum Role {
     Developer,
     User,
     Assistant,
+    Tool,
 }
 
 impl Role {
@@ -198,6 +351,7 @@ impl Role {
             Self::Developer => "developer",
             Self::User => "user",
             Self::Assistant => "assistant",
+            Self::Tool => "tool",
         }
     }
 }
@@ -236,7 +390,7 @@ impl<'de> Deserialize<'de> for Content {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
                 let mut all: Vec<String> = Vec::new();
-                while let Some(part) = parts.next_element::<Part>()? {
+                while let Some(part) = parts.next_element::<Object<Part>>()?.map(|p| p.0) {
                     if all.len() == MAX_PARTS {
                         return Err(A::Error::custom(format!("more than {MAX_PARTS} parts")));
                     }
@@ -435,6 +589,59 @@ impl<'de> Deserialize<'de> for Strings {
     }
 }
 
+/// Any JSON, none of whose objects names a key twice: readers differ in which one they take.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Json(pub(crate) Value);
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Read;
+        impl<'de> Visitor<'de> for Read {
+            type Value = Json;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("JSON")
+            }
+            fn visit_unit<E: Error>(self) -> Result<Json, E> {
+                Ok(Json(Value::Null))
+            }
+            fn visit_bool<E: Error>(self, b: bool) -> Result<Json, E> {
+                Ok(Json(b.into()))
+            }
+            fn visit_u64<E: Error>(self, n: u64) -> Result<Json, E> {
+                Ok(Json(n.into()))
+            }
+            fn visit_i64<E: Error>(self, n: i64) -> Result<Json, E> {
+                Ok(Json(n.into()))
+            }
+            fn visit_f64<E: Error>(self, x: f64) -> Result<Json, E> {
+                Ok(Json(x.into()))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Json, E> {
+                Ok(Json(text.into()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+                let mut all = Vec::new();
+                while let Some(one) = seq.next_element::<Json>()? {
+                    all.push(one.0);
+                }
+                Ok(Json(all.into()))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+                let mut all = Map::new();
+                while let Some(key) = map.next_key::<String>()? {
+                    if all.contains_key(&key) {
+                        let key: String = key.chars().take(32).collect();
+                        return Err(A::Error::custom(format!("{key:?} stands twice")));
+                    }
+                    all.insert(key, map.next_value::<Json>()?.0);
+                }
+                Ok(Json(all.into()))
+            }
+        }
+        d.deserialize_any(Read)
+    }
+}
+
 /// A list of at most `N`.
 #[derive(Debug)]
 pub(crate) struct List<T, const N: usize>(pub(crate) Vec<T>);
@@ -506,7 +713,7 @@ impl<'de> Deserialize<'de> for Biases {
 pub(crate) struct Tokenize {
     pub(crate) model: Option<String>,
     pub(crate) prompt: Option<String>,
-    pub(crate) messages: Option<List<Message, MAX_MESSAGES>>,
+    pub(crate) messages: Option<List<Object<Message>, MAX_MESSAGES>>,
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) return_token_strs: Option<bool>,

@@ -66,7 +66,8 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         None => None,
     };
     let lengths = demand.as_ref().map(Demand::lengths);
-    let (mut question, others) = the_question(args, &model, load, lengths, draft.as_ref(), &priced)?;
+    let (mut question, others) =
+        the_question(args, &model, load, lengths, draft.as_ref(), &priced)?;
     let facts = facts(args, &model);
     let fleets = match &demand {
         Some(demand) => fleets::choose(args, &model, &mut question, &priced, demand)?,
@@ -185,7 +186,7 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
     for (flag, given) in [
         ("--threads", args.engine.threads.is_some()),
         ("--logprobs", args.engine.logprobs.is_some()),
-        ("--serve", args.engine.serve),
+        ("--generate", args.engine.generate),
     ] {
         if given && !on_cpu(args) {
             return Err(usage(format!("{flag} says nothing without processors"))
@@ -417,8 +418,10 @@ fn the_settings(
         swap: args.swap_space,
         swap_file: args.swap_dir.is_some(),
         threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
-        logprobs: args.logprobs.or(args.serve.then_some(LOGPROBS.into())),
-        http: args.serve.then(Http::default),
+        logprobs: args
+            .logprobs
+            .or((!args.generate).then_some(LOGPROBS.into())),
+        http: (!args.generate).then(Http::default),
         mtp: args.mtp,
         draft: draft.cloned(),
         lora: args.max_loras.map(|slots| Lora {

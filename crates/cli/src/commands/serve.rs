@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plimsoll_host::memory::resident;
 use plimsoll_plan::Http;
 use plimsoll_report::thousands;
 use plimsoll_runtime::text::MAX_TEXT_BYTES;
@@ -85,6 +86,8 @@ pub(crate) fn run(
     let name = args.served_model_name.as_ref().unwrap_or(&args.model);
     output.talk(&card(&started, name, address, args));
     let mut options = options(args, name.clone(), access(args, key, tenants))?;
+    options.planned = started.planned.regions();
+    options.peak = Some(|| resident().map(|r| r.1));
     limit(&mut options, &http, &started.limits, args.max_num_seqs)?;
     let Started {
         engine,

@@ -2,12 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
+mod asking;
 mod canary;
 mod configured;
+mod crash;
+mod exposition;
+mod json;
 mod leaving;
 mod lifecycle;
 mod memory;
 mod mistakes;
+mod overload;
+mod planned;
 mod server;
+mod structured;
 mod tenants;
 mod text;
+mod transport;
+mod watching;

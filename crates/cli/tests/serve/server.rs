@@ -22,8 +22,24 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_plimsoll"))
-            .args(["serve", "--port", "0", "--threads", "1"])
+        Self::spawn(Command::new(env!("CARGO_BIN_EXE_plimsoll")), args)
+    }
+
+    /// One that may have so many files open.
+    pub(crate) fn with_files(files: u32, args: &[&str]) -> Self {
+        let mut shell = Command::new("sh");
+        let program = env!("CARGO_BIN_EXE_plimsoll");
+        let line = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+        shell.args(["-c", &line, program]);
+        Self::spawn(shell, args)
+    }
+
+    fn spawn(mut command: Command, args: &[&str]) -> Self {
+        command.args(["serve", "--threads", "1"]);
+        if !args.contains(&"--port") {
+            command.args(["--port", "0"]);
+        }
+        let mut child = command
             .args(args)
             .env("NO_COLOR", "1")
             .env_remove("PLIMSOLL_API_KEY")
@@ -62,6 +78,18 @@ impl Server {
         )
         .unwrap();
         socket
+    }
+
+    /// What comes for these bytes until the connection ends, however it ends.
+    pub(crate) fn raw(&self, bytes: &[u8]) -> String {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        let timeout = Some(Duration::from_secs(20));
+        socket.set_read_timeout(timeout).unwrap();
+        // It may be refused before it is whole.
+        let _ = socket.write_all(bytes);
+        let mut all = Vec::new();
+        let _ = socket.read_to_end(&mut all);
+        String::from_utf8_lossy(&all).into_owned()
     }
 
     pub(crate) fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
@@ -202,6 +230,14 @@ impl Answer {
         let json = |e: &&str| serde_json::from_str(e.strip_prefix("data: ").unwrap()).unwrap();
         events.iter().map(json).collect()
     }
+}
+
+/// The statuses of all answers in what a connection brought.
+pub(crate) fn statuses(raw: &str) -> Vec<u16> {
+    let heads = raw.match_indices("HTTP/1.1 ");
+    heads
+        .map(|(at, _)| raw[at + 9..at + 12].parse().unwrap())
+        .collect()
 }
 
 /// The texts of a stream's choices, and their finish reasons.

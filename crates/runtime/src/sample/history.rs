@@ -28,6 +28,14 @@ impl PromptTokens {
     }
 }
 
+impl PromptTokens {
+    /// Tokens of the prompt.
+    #[must_use]
+    pub(crate) const fn len(&self) -> u32 {
+        self.len
+    }
+}
+
 /// What a sequence had so far.
 ///
 /// It grows by looking at the query tokens of every row, so it needs no word of the scheduler on what was drawn:

@@ -18,6 +18,8 @@ use plimsoll_units::Bytes;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
+use crate::guide::Mask;
+
 pub use history::{Histories, History, PromptTokens};
 pub use logprobs::{Logprobs, TokenLogprob, TokenLogprobs};
 pub use params::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, Sampling, SamplingError, SamplingParams};
@@ -120,7 +122,7 @@ impl Sampler {
         )
     }
 
-    /// Draws the next token of a sequence. `top` becomes the likeliest tokens with their log probabilities, as
+    /// Draws the next token of a sequence, of those that `mask` allows. `top` becomes the likeliest tokens with their log probabilities, as
     /// many as the parameters ask for, best first.
     ///
     /// # Errors
@@ -130,12 +132,13 @@ impl Sampler {
         row: &[f32],
         params: &SamplingParams,
         history: &History,
+        mask: Option<&Mask>,
         place: Place,
         top: &mut Vec<(u32, f32)>,
     ) -> Result<Draw, SampleError> {
         let asked = &params.asked;
         let off = self.raw(row, asked.logprobs.unwrap_or(0), top)?;
-        self.change(row, params, history);
+        self.change(row, params, history, mask);
         let (best, max) = largest(&self.logits);
         if max == f32::NEG_INFINITY {
             return Err(SampleError::Nothing);
@@ -157,18 +160,23 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SampleError`].
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "as for a draw, and two buffers of whoever asks"
+    )]
     pub fn candidates(
         &mut self,
         row: &[f32],
         params: &SamplingParams,
         history: &History,
+        mask: Option<&Mask>,
         k: u32,
         out: &mut Vec<Draw>,
         top: &mut Vec<(u32, f32)>,
     ) -> Result<(), SampleError> {
         let off = self.raw(row, params.asked.logprobs.unwrap_or(0), top)?;
         out.clear();
-        self.change(row, params, history);
+        self.change(row, params, history, mask);
         let logits = std::mem::take(&mut self.logits);
         self.best(&logits, k as usize);
         out.extend(self.keys.iter().map(|&k| Draw {
@@ -239,11 +247,24 @@ impl Sampler {
     }
 
     /// Copies the row, with what changes greedy choices too: least length, biases, penalties.
-    fn change(&mut self, row: &[f32], params: &SamplingParams, history: &History) {
+    fn change(
+        &mut self,
+        row: &[f32],
+        params: &SamplingParams,
+        history: &History,
+        mask: Option<&Mask>,
+    ) {
         self.logits.clear();
         self.logits.extend_from_slice(row);
         self.used[0] = self.used[0].max(row.len());
         let logits = &mut self.logits;
+        if let Some(mask) = mask {
+            for (token, x) in (0..).zip(logits.iter_mut()) {
+                if !mask.allows(token) {
+                    *x = f32::NEG_INFINITY;
+                }
+            }
+        }
         let asked = &params.asked;
         let mut at = |token: u32, f: &dyn Fn(f32) -> f32| {
             if let Some(x) = logits.get_mut(token as usize) {

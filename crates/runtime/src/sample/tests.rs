@@ -29,7 +29,7 @@ const HERE: Place = Place {
 
 fn draw(row: &[f32], asked: Sampling, history: &History, place: Place) -> Draw {
     Sampler::new(row.len() as u32)
-        .draw(row, &params(asked), history, place, &mut Vec::new())
+        .draw(row, &params(asked), history, None, place, &mut Vec::new())
         .unwrap()
 }
 
@@ -93,7 +93,7 @@ fn swept(
     let mut s = Sampler::new(row.len() as u32);
     let mut found = BTreeMap::new();
     for i in 0..steps {
-        s.change(row, params, history);
+        s.change(row, params, history, None);
         let max = largest(&s.logits).1;
         let token = s.random(params, max, f64::from(i) / f64::from(steps));
         *found.entry(token).or_insert(0.0) += 1.0 / f64::from(steps);
@@ -243,7 +243,7 @@ fn a_draw_depends_on_seed_sequence_and_position_alone() {
                     });
                     let place = Place { index, position };
                     all.push(
-                        s.draw(&row, &p, &History::default(), place, &mut Vec::new())
+                        s.draw(&row, &p, &History::default(), None, place, &mut Vec::new())
                             .unwrap(),
                     );
                 }
@@ -287,7 +287,14 @@ fn ties_go_to_the_lower_token() {
     let mut top = Vec::new();
     let mut s = Sampler::new(6);
     let d = s
-        .draw(&row, &params(greedy), &History::default(), HERE, &mut top)
+        .draw(
+            &row,
+            &params(greedy),
+            &History::default(),
+            None,
+            HERE,
+            &mut top,
+        )
         .unwrap();
     assert_eq!(d.token, 1);
     assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 5, 0]);
@@ -296,6 +303,7 @@ fn ties_go_to_the_lower_token() {
         &row,
         &params(Sampling::default()),
         &History::default(),
+        None,
         6,
         &mut out,
         &mut top,
@@ -332,7 +340,14 @@ fn log_probabilities_are_of_the_raw_row() {
     let mut top = Vec::new();
     let mut s = Sampler::new(300);
     let d = s
-        .draw(&row, &params(asked), &History::default(), HERE, &mut top)
+        .draw(
+            &row,
+            &params(asked),
+            &History::default(),
+            None,
+            HERE,
+            &mut top,
+        )
         .unwrap();
     assert_eq!(d.token, 17);
     let close = |got: f32, token: u32| {
@@ -391,6 +406,7 @@ fn ends_wait_for_the_least_length() {
                 &row,
                 &params(asked.clone()),
                 &history,
+                None,
                 10,
                 &mut out,
                 &mut Vec::new(),
@@ -429,9 +445,9 @@ fn odd_rows_are_errors_or_finite_answers() {
         let p = params(asked);
         let mut go = |row: &[f32]| {
             let mut top = Vec::new();
-            let d = s.draw(row, &p, &history, HERE, &mut top);
+            let d = s.draw(row, &p, &history, None, HERE, &mut top);
             let mut out = Vec::new();
-            let c = s.candidates(row, &p, &history, 2, &mut out, &mut top);
+            let c = s.candidates(row, &p, &history, None, 2, &mut out, &mut top);
             assert_eq!(d.is_ok(), c.is_ok());
             d
         };

@@ -5,8 +5,10 @@
 //! or grow without bound.
 
 mod answer;
+mod bytes;
 mod config;
 mod ggml;
+mod spelled;
 mod stops;
 mod stream;
 mod template;
@@ -20,7 +22,10 @@ use plimsoll_model::json::printable;
 use crate::weights::Checkpoint;
 
 pub use answer::Answer;
+#[cfg(test)]
+pub(crate) use bytes::byte_sign;
 pub use config::{GenerationConfig, TokenizerConfig};
+pub use spelled::Disarmed;
 pub use stops::{MAX_STOP_BYTES, MAX_STOPS, StopError, Stops};
 pub use stream::Detokenizer;
 pub use template::{ChatTemplate, Now};
@@ -104,6 +109,7 @@ pub struct Tokenizer {
     vocab: u32,
     /// The token that begins a text, where the configuration and not the tokenizer decides on it.
     bos: Option<(u32, bool)>,
+    specials: spelled::Specials,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -156,6 +162,7 @@ impl Tokenizer {
         Ok(Self {
             bos: bos.zip(config.add_bos),
             vocab: largest + 1,
+            specials: spelled::Specials::of(&mut inner),
             inner,
         })
     }
@@ -180,7 +187,7 @@ impl Tokenizer {
 
     /// The tokens of a text. With `special`, as the start of a prompt: with the tokens that the model's
     /// configuration puts around a text (a template writes them itself). Special tokens that the text spells are
-    /// special tokens either way.
+    /// special tokens either way; [`Tokenizer::disarm`] is for texts of others.
     ///
     /// # Errors
     /// [`TextError::Encode`].

@@ -102,6 +102,20 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: Now,
     ) -> Result<String, TextError> {
+        self.render_with(messages, &[], add_generation_prompt, now)
+    }
+
+    /// As [`render`](Self::render), with tools, as JSON schemas of functions.
+    ///
+    /// # Errors
+    /// [`TextError::Chat`].
+    pub fn render_with(
+        &self,
+        messages: &[Value],
+        tools: &[Value],
+        add_generation_prompt: bool,
+        now: Now,
+    ) -> Result<String, TextError> {
         let chat = |e: &Error| TextError::Chat(printable(&describe(e)));
         // Days are enough of a clock for a date; read once, so that a prompt has one.
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -110,8 +124,11 @@ impl ChatTemplate {
             strftime(&format, seconds)
         });
         let template = env.get_template("chat_template").map_err(|e| chat(&e))?;
+        // No list where there are none: templates ask whether it is there.
+        let tools = (!tools.is_empty()).then_some(minijinja::value::Serde(tools));
         let values = context! {
             messages => minijinja::value::Serde(messages),
+            tools => tools,
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),

@@ -155,6 +155,57 @@ fn encodes_and_decodes() {
 }
 
 #[test]
+fn what_others_spell_is_text() {
+    for json in [byte_level(), metaspace()] {
+        let t = plain(&json);
+        let s = t.id("<s>").unwrap();
+        let config = TokenizerConfig {
+            chat_template: Some(
+                "{% for m in messages %}<s>{{ m.content | trim }}<s>{% endfor %}".to_owned(),
+            ),
+            ..TokenizerConfig::default()
+        };
+        let template = ChatTemplate::new(&config).unwrap().unwrap();
+        let encode = |content: &str| {
+            let mut messages = [json!({ "role": "user", "content": content })];
+            let disarmed = t.disarm(&mut messages);
+            let text = template.render(&messages, true, Now::now()).unwrap();
+            (
+                text.clone(),
+                t.encode_chat(&text, &disarmed, false).unwrap(),
+            )
+        };
+        // What spells nothing is tokenised as always.
+        let (text, ids) = encode(" hello world ");
+        assert_eq!(text, "<s>hello world<s>");
+        assert_eq!(ids, t.encode(&text, false).unwrap());
+        for spells in [
+            "hello<s> world",
+            "<s>",
+            "<s><s>hello",
+            "\u{f0000}0\u{f0000}<s>",
+        ] {
+            let ids = encode(spells).1;
+            let special = ids.iter().filter(|id| **id == s).count();
+            assert_eq!(special, 2, "those of the template: {spells:?} is {ids:?}");
+            assert_eq!((ids[0], ids[ids.len() - 1]), (s, s));
+            // And it is still what was said.
+            let said = t.decode(&ids[1..ids.len() - 1], false).unwrap();
+            let flat = |text: &str| text.replace(' ', "");
+            assert_eq!(flat(&said), flat(spells));
+        }
+        // Deep in what a template is given, too.
+        let mut tools = [json!({ "a": [{ "b": "<s>" }], "c": 1 })];
+        let disarmed = t.disarm(&mut tools);
+        assert!(!tools[0].to_string().contains("<s>"));
+        let ids = t
+            .encode_chat(&tools[0].to_string(), &disarmed, false)
+            .unwrap();
+        assert!(!ids.contains(&s));
+    }
+}
+
+#[test]
 fn begins_prompts_as_configured() {
     let first = |json: &Value, add_bos, text: &str| {
         let config = TokenizerConfig {
@@ -765,4 +816,24 @@ fn real_vocabularies_give_the_tokens_of_their_models() {
         agreed += 1;
     }
     assert!(agreed > 0, "no vocabulary in {}", folder.display());
+}
+
+/// Each token's bytes are what it adds to a text.
+#[test]
+fn tokens_are_bytes() {
+    for json in [byte_level(), metaspace()] {
+        let t = plain(&json);
+        let bytes = t.token_bytes().unwrap();
+        for text in texts() {
+            let text = text.replace("<s>", "");
+            let ids = t.encode(&text, false).unwrap();
+            let got: Vec<u8> = ids
+                .iter()
+                .flat_map(|id| bytes[*id as usize].clone())
+                .collect();
+            // Some vocabularies begin a text with a space.
+            let got = String::from_utf8(got).unwrap();
+            assert!(got == text || got == format!(" {text}"), "{text:?} {got:?}");
+        }
+    }
 }

@@ -373,7 +373,7 @@ fn a_run_that_began_anew_replays() {
         for at in 10.. {
             let turn = AssertUnwindSafe(|| driver.turn(&mut executor, Nanos(at), |_, _| {}));
             match catch_unwind(turn) {
-                Ok(turn) if matches!(turn, Ok(Turn::Idle)) => break,
+                Ok(Ok(Turn::Idle)) => break,
                 Ok(_) => {}
                 Err(_) => {
                     driver.restart();

@@ -162,20 +162,23 @@ fn corrupt(e: &impl ToString) -> Failure {
 impl Batch<'_> {
     fn submit(&mut self, id: u64, prompt: &Prompt, drawn: u64) -> Result<Running, Failure> {
         let server = &mut self.server;
-        let text = match server.template.as_ref().filter(|_| self.args.chat) {
-            Some(t) => t
-                .render(
-                    &[json!({ "role": "user", "content": prompt.text })],
-                    true,
-                    std::time::SystemTime::now(),
-                )
-                .map_err(|e| corrupt(&e))?,
-            None => prompt.text.clone(),
+        let tokenizer = &server.tokenizer;
+        let encoded = match server.template.as_ref().filter(|_| self.args.chat) {
+            Some(template) => {
+                let mut messages = [json!({ "role": "user", "content": prompt.text })];
+                let disarmed = tokenizer.disarm(&mut messages);
+                let text = template.render(&messages, true, std::time::SystemTime::now());
+                text.and_then(|text| {
+                    let ids = tokenizer.encode_chat(&text, &disarmed, false)?;
+                    Ok((text, ids))
+                })
+            }
+            None => {
+                let ids = tokenizer.encode(&prompt.text, true);
+                ids.map(|ids| (prompt.text.clone(), ids))
+            }
         };
-        let ids = server
-            .tokenizer
-            .encode(&text, !self.args.chat)
-            .map_err(|e| corrupt(&e))?;
+        let (text, ids) = encoded.map_err(|e| corrupt(&e))?;
         let bad =
             |e: String| Failure::new(Exit::Usage, "E-GEN-003", format!("{}: {e}", prompt.place));
         let longest = u64::from(server.limits.max_model_len);

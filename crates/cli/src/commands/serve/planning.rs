@@ -79,7 +79,9 @@ pub(super) fn planner() -> Planner {
 /// What can be chosen from.
 fn choices() -> Value {
     let models = catalogue::entries().iter().map(|e| &e.name);
-    let gpus = devices().iter().map(|d| json!({ "name": d.name, "usable_bytes": d.usable.get() }));
+    let gpus = devices()
+        .iter()
+        .map(|d| json!({ "name": d.name, "usable_bytes": d.usable.get() }));
     json!({
         "models": models.collect::<Vec<_>>(),
         "gpus": gpus.collect::<Vec<_>>(),
@@ -124,7 +126,9 @@ fn model(asked: &Asked) -> Result<Loaded, Unanswered> {
                 let name = json::printable(name);
                 return Err(mistake(
                     Some("model"),
-                    format!("no built-in model is called {name}: choose one of the list, or paste its config.json"),
+                    format!(
+                        "no built-in model is called {name}: choose one of the list, or paste its config.json"
+                    ),
                 ));
             };
             let options = LoadOptions::new(Env::process());
@@ -166,8 +170,7 @@ fn flags(asked: &Asked, model: &Loaded) -> Result<PlanArgs, Unanswered> {
         && plimsoll_device::find(gpu).is_none()
     {
         // Neither this machine's processors nor its cards: that would be looking.
-        return Err(refused(&super::super::devices::unknown(&json::printable(gpu)))
-            .at("gpu"));
+        return Err(refused(&super::super::devices::unknown(&json::printable(gpu))).at("gpu"));
     }
     let text = |v: &Option<Word>| v.as_ref().map(Word::text);
     let all = [
@@ -178,7 +181,11 @@ fn flags(asked: &Asked, model: &Loaded) -> Result<PlanArgs, Unanswered> {
         ("engine", "engine", asked.engine.clone()),
         ("weights", "weights", asked.weights.clone()),
         ("quantization", "quantization", asked.quantization.clone()),
-        ("kv_cache_dtype", "kv-cache-dtype", asked.kv_cache_dtype.clone()),
+        (
+            "kv_cache_dtype",
+            "kv-cache-dtype",
+            asked.kv_cache_dtype.clone(),
+        ),
     ];
     let mut words = Vec::new();
     for (field, flag, value) in all {
@@ -189,7 +196,7 @@ fn flags(asked: &Asked, model: &Loaded) -> Result<PlanArgs, Unanswered> {
         }
         // One at a time, so that a mistake has a field.
         let word = format!("--{flag}={value}");
-        parse(&[word.clone()], &model.name).map_err(|e| e.at(field))?;
+        parse(std::slice::from_ref(&word), &model.name).map_err(|e| e.at(field))?;
         words.push(word);
     }
     parse(&words, &model.name)
@@ -247,7 +254,10 @@ fn grid(asked: &Asked, patience: &Patience) -> Result<Value, Unanswered> {
 
 /// Powers of two, and what was asked.
 fn axes(report: &PlanReport) -> (Vec<u64>, Vec<u64>) {
-    let mut users: Vec<u64> = (0..).map(|i| 1 << i).take_while(|n| *n <= GRID_USERS).collect();
+    let mut users: Vec<u64> = (0..)
+        .map(|i| 1 << i)
+        .take_while(|n| *n <= GRID_USERS)
+        .collect();
     users.extend(report.load.users);
     users.sort_unstable();
     users.dedup();

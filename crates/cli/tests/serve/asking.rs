@@ -1,0 +1,221 @@
+//! What can be asked for beside text: beams, classes, chats of any length, and what messages cannot do.
+
+use serde_json::{Value, json};
+
+use crate::canary::Canary;
+use crate::server::*;
+
+fn chat(server: &Server, body: Value) -> Value {
+    let answer = server.post("/v1/chat/completions", &body.to_string());
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.json()
+}
+
+fn refused(server: &Server, path: &str, body: Value) -> Value {
+    let answer = server.post(path, &body.to_string());
+    assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+    answer.json()["error"].clone()
+}
+
+#[test]
+fn beams_are_those_of_generate() {
+    let server = Server::start(&[]);
+    let canary = Canary::new(&server);
+    let ask = |n: u32, best_of: u32, more: Value| {
+        let mut body = json!({ "prompt": PROMPT, "max_tokens": 12, "use_beam_search": true, "n": n, "best_of": best_of });
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        server.complete(body)
+    };
+    let generated = generate(&[
+        "--prompt",
+        PROMPT,
+        "--max-tokens",
+        "12",
+        "--beam-width",
+        "4",
+    ]);
+    let want = texts(&generated);
+    assert_eq!(want.len(), 4);
+    assert_eq!(texts(&ask(4, 4, json!({}))), want);
+    assert_eq!(texts(&ask(2, 4, json!({ "temperature": 0 }))), want[..2]);
+    // In a chat, too, where they are as many as are answered.
+    let messages = json!([{ "role": "user", "content": "Are you fond of dancing?" }]);
+    let two = chat(
+        &server,
+        json!({ "messages": messages, "max_tokens": 8, "use_beam_search": true, "n": 2 }),
+    );
+    assert_eq!(two["choices"].as_array().unwrap().len(), 2);
+    let penalised = ask(
+        4,
+        4,
+        json!({ "length_penalty": -1.0, "early_stopping": true }),
+    );
+    assert_eq!(texts(&penalised).len(), 4);
+
+    let wrong = |more: Value, param: &str| {
+        let mut body = json!({ "prompt": "A", "max_tokens": 2 });
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        assert_eq!(refused(&server, "/v1/completions", body)["param"], param);
+    };
+    wrong(
+        json!({ "use_beam_search": true, "stream": true }),
+        "use_beam_search",
+    );
+    wrong(
+        json!({ "use_beam_search": true, "temperature": 0.5 }),
+        "temperature",
+    );
+    wrong(json!({ "use_beam_search": true, "top_k": 3 }), "top_k");
+    wrong(
+        json!({ "use_beam_search": true, "n": 3, "best_of": 2 }),
+        "best_of",
+    );
+    wrong(json!({ "use_beam_search": true, "n": 17 }), "n");
+    wrong(
+        json!({ "use_beam_search": true, "length_penalty": 11 }),
+        "length_penalty",
+    );
+    wrong(json!({ "length_penalty": 1.0 }), "length_penalty");
+    wrong(json!({ "early_stopping": true }), "early_stopping");
+    canary.check(&server, "beams");
+}
+
+#[test]
+fn a_class_is_any_number_and_changes_no_text() {
+    let server = Server::start(&[]);
+    let ask = |priority: Value| {
+        let body =
+            json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "priority": priority });
+        server.post("/v1/completions", &body.to_string())
+    };
+    let plain = texts(&ask(Value::Null).json());
+    for priority in [
+        json!(0),
+        json!(-5),
+        json!(2_147_483_647),
+        json!(-2_147_483_648_i64),
+        json!(1.0),
+    ] {
+        assert_eq!(texts(&ask(priority).json()), plain);
+    }
+    for priority in [json!(2_147_483_648_i64), json!("1"), json!(0.5)] {
+        let answer = ask(priority);
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["param"]),
+            (400, &json!("priority"))
+        );
+    }
+}
+
+#[test]
+fn a_chat_without_a_length_is_as_long_as_fits() {
+    // 8 pages of 16 tokens, which one sequence may have alone.
+    let server = Server::start(&[
+        "--kv-memory",
+        "360KiB",
+        "--max-num-seqs",
+        "2",
+        "--max-model-len",
+        "128",
+    ]);
+    let messages = json!([{ "role": "user", "content": "Go on." }]);
+    let body = |max_tokens: Value| {
+        json!({
+            "messages": messages, "max_tokens": max_tokens, "n": 2, "ignore_eos": true, "seed": 3,
+        })
+    };
+    let answer = chat(&server, body(Value::Null));
+    let usage = &answer["usage"];
+    let prompt = usage["prompt_tokens"].as_u64().unwrap();
+    let written = usage["completion_tokens"].as_u64().unwrap() / 2;
+    // Half of them for each; the last token is never written to the cache.
+    assert_eq!(prompt + written, 4 * 16 + 1, "{usage}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    // Whoever asks for so many gets them; for one more, an error.
+    let exact = chat(&server, body(json!(written)));
+    assert_eq!(
+        exact["choices"][0]["message"],
+        answer["choices"][0]["message"]
+    );
+    let error = refused(&server, "/v1/chat/completions", body(json!(written + 1)));
+    assert_eq!(error["code"], "exceeds_kv_cache");
+    // The same of a stream, which says why it ends.
+    let mut streamed_body = body(Value::Null);
+    streamed_body["stream"] = true.into();
+    let chunks = server
+        .post("/v1/chat/completions", &streamed_body.to_string())
+        .chunks();
+    let (text, reason) = streamed(&chunks, 2);
+    assert_eq!(answer["choices"][0]["message"]["content"], text[0]);
+    assert_eq!(reason, ["length", "length"]);
+}
+
+#[test]
+fn the_demo_model_talks() {
+    let server = Server::start(&[]);
+    let messages = json!([{ "role": "user", "content": "Are you fond of dancing?" }]);
+    let answer = chat(
+        &server,
+        json!({ "messages": messages, "max_tokens": 16, "temperature": 0 }),
+    );
+    let said = answer["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let same = server.complete(json!({ "prompt": "\"Are you fond of dancing?\"\n\n\"", "max_tokens": 16, "temperature": 0 }));
+    assert_eq!(texts(&same), [said]);
+}
+
+#[test]
+fn messages_are_objects_and_spell_no_special_tokens() {
+    let model = ChatModel::new();
+    let server = Server::start(&[model.0.to_str().unwrap()]);
+    let canary = Canary::new(&server);
+    for messages in [
+        json!([["user", "Go on."]]),
+        json!(["Go on."]),
+        json!({ "role": "user", "content": "Go on." }),
+        json!([{ "role": "user", "content": [["text", "Go on."]] }]),
+    ] {
+        let error = refused(
+            &server,
+            "/v1/chat/completions",
+            json!({ "messages": messages }),
+        );
+        assert_eq!(error["code"], "invalid_value", "{error}");
+    }
+    for body in [
+        r#"{"messages":[{"role":"user","role":"system","content":"a"}]}"#,
+        r#"{"messages":[{"role":"user","content":"a"}],"n":1,"n":1}"#,
+        r#"{"messages":[{"role":"user","content":"a"}],"stream":true,"stream_options":[true]}"#,
+    ] {
+        let answer = server.post("/v1/chat/completions", body);
+        assert_eq!(answer.status, 400, "{body}: {}", answer.body);
+    }
+    // The one special token of this tokenizer, which ends a text.
+    let end = "<|endoftext|>";
+    let tokens = |body: Value| -> Vec<u64> {
+        let answer = server.post("/tokenize", &body.to_string());
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let answer = answer.json();
+        let tokens = answer["tokens"].as_array().unwrap().iter();
+        tokens.map(|t| t.as_u64().unwrap()).collect()
+    };
+    assert_eq!(
+        tokens(json!({ "prompt": end })),
+        [0],
+        "a raw prompt is what the model reads"
+    );
+    let said = format!("Go{end} on.");
+    let ids = tokens(json!({ "messages": [{ "role": "user", "content": said }] }));
+    assert!(!ids.contains(&0), "{ids:?}");
+    let text = server
+        .post("/detokenize", &json!({ "tokens": ids }).to_string())
+        .json();
+    assert!(text["prompt"].as_str().unwrap().contains(&said), "{text}");
+    canary.check(&server, "special tokens in a message");
+}
