@@ -244,7 +244,9 @@ fn grid(asked: &Asked, patience: &Patience) -> Result<Value, Unanswered> {
                     "kv_pool_bytes": report.kv.pool_bytes,
                 }),
                 // An engine may refuse a load that others do not.
-                Err(e) => json!({ "users": n, "context": context, "verdict": "none", "text": e.what }),
+                Err(e) => {
+                    json!({ "users": n, "context": context, "verdict": "none", "text": e.what })
+                }
             };
             cells.push(cell);
         }
