@@ -22,6 +22,11 @@ const LOGPROB: usize = 768;
 /// A sequence under way: its detokenizer, and what may become a stop string.
 const SEQUENCE: usize = 1 << 10;
 
+const _: () = assert!(
+    REQUEST + SEQUENCE + MAILBOX_BYTES <= 70 << 10,
+    "plan counts as much for every connection: plan/src/engine/plimsoll/http.rs"
+);
+
 /// Room that is others' again when the last of its owners is gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Room(#[allow(dead_code, reason = "held")] Arc<OwnedSemaphorePermit>);

@@ -24,7 +24,9 @@ const ENCODED: u64 = 320;
 /// Bytes of text for each token of the longest sequence: texts of more are refused unread. English has 4 to 5.
 const TEXT: u64 = 16;
 const LEAST_TEXT: u64 = 64 << 10;
-/// Requests that wait, run or are written: at least so much, and a token of every sequence that runs.
+/// What a connection's request takes however short it is: most of it is a stream that nobody reads.
+const STREAM_KIB: u64 = 70;
+/// Their tokens, where they wait, run or are written: at least so much, and every token of all sequences that run.
 const REQUESTS_MIB: u64 = 64;
 const TOKEN: u64 = 64;
 
@@ -54,7 +56,8 @@ impl Http {
     /// [`SizeOverflow`].
     pub fn limits(&self, sequences: u64, length: u64) -> Result<HttpLimits, SizeOverflow> {
         let text = Bytes::product([length, TEXT])?.max(Bytes::new(LEAST_TEXT));
-        let requests = Bytes::product([sequences, length, TOKEN])?;
+        let tokens = Bytes::product([sequences, length, TOKEN])?;
+        let streams = Bytes::product([self.connections, STREAM_KIB, 1024])?;
         Ok(HttpLimits {
             // Two talk; the others are ours.
             threads: 2,
@@ -63,7 +66,7 @@ impl Http {
             body: self.body,
             bodies: Bytes::from_mib(BODIES_MIB)?.max(self.body),
             text: text.min(self.body),
-            requests: requests.max(Bytes::from_mib(REQUESTS_MIB)?),
+            requests: tokens.max(Bytes::from_mib(REQUESTS_MIB)?).add(streams)?,
         })
     }
 }
@@ -101,8 +104,9 @@ pub(super) fn terms(http: &Http, sequences: u64, length: u64) -> Result<Vec<Term
         .input("longest text", limits.text.get()),
         bound("HTTP requests", limits.requests)
             .formula(format!(
-                "the larger of {REQUESTS_MIB} MiB and R x longest sequence x {TOKEN}"
+                "connections x {STREAM_KIB} KiB + the larger of {REQUESTS_MIB} MiB and R x longest sequence x {TOKEN}"
             ))
+            .input("connections", limits.connections)
             .input("R", sequences)
             .input("longest sequence", length),
     ])
