@@ -7,6 +7,7 @@ mod rates;
 pub(crate) mod serve;
 mod simulate;
 mod sweep;
+pub(crate) mod top;
 mod workload;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Serve a model over HTTP, as OpenAI's clients expect it
     Serve(Box<serve::ServeArgs>),
+    /// Watch a server: its memory, page by page, and what it does
+    Top(Box<top::TopArgs>),
     /// Time a model on this machine's processors: decode, prefill, batches
     Bench(Box<bench::BenchArgs>),
     /// Built-in models
@@ -329,9 +332,9 @@ pub(crate) struct EngineArgs {
     /// Tell the log probability of each token, and of so many likeliest ones, with `--gpu cpu`
     #[arg(long, value_name = "0..20", value_parser = clap::value_parser!(u64).range(0..=20))]
     pub(crate) logprobs: Option<u64>,
-    /// Plan what `serve` commits: with connections, bodies, requests and log probabilities, with `--gpu cpu`
+    /// Plan what `generate` commits, with `--gpu cpu`: without connections, bodies, requests and log probabilities of `serve`
     #[arg(long)]
-    pub(crate) serve: bool,
+    pub(crate) generate: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

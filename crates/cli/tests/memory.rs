@@ -191,6 +191,7 @@ fn compare_maps(folder: &Folder, length: &str, (weights, kv): (&str, &str)) -> [
             "plimsoll",
             "--gpu",
             "cpu",
+            "--generate",
             "--context",
             length,
             "--json",

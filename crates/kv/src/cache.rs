@@ -191,6 +191,12 @@ impl KvCache {
         self.swap.free()
     }
 
+    /// Places in swap space, taken or not.
+    #[must_use]
+    pub fn swap_pages(&self) -> u32 {
+        self.swap.cap()
+    }
+
     /// An empty table.
     #[must_use]
     pub fn table(&self, id: SeqId, scope: &Scope, prompt: u32) -> Table {

@@ -28,6 +28,7 @@ mod publish;
 mod swap;
 mod table;
 mod transfer;
+mod view;
 
 pub use account::{Census, Owner, Usage};
 pub use address::{PromptKeys, Scope};
@@ -39,3 +40,4 @@ pub use pool::PAGES_MAX;
 pub use prefix::{Hit, Pin};
 pub use swap::SwapFull;
 pub use table::{Table, TenantId};
+pub use view::{Holding, PageState, PageView, View};

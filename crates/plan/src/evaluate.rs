@@ -6,11 +6,15 @@ use plimsoll_model::{Ffn, ModelSpec, quant};
 use plimsoll_program::Stage;
 use plimsoll_units::{Bytes, WeightType};
 
+use crate::engine::plimsoll::{batched_tokens_of, outputs_of};
 use crate::engine::{self, Budget, Context, Engine, EngineStage, Takes};
 use crate::error::PlanError;
 use crate::kv::{Capacity, KvLaw, MixedLaw, Need};
 use crate::settings::{Deployment, Load, Settings};
 use crate::term::{Kind, Region, Term, total};
+
+/// Longest sequence of our own server unless told, where the model was trained for longer ones.
+pub const OWN_MODEL_LEN: u64 = 8192;
 
 /// Whether a load fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,6 +155,17 @@ impl Evaluation {
         })
     }
 
+    /// T and R of our own server with these settings.
+    #[must_use]
+    pub fn own_sizes(&self, settings: &Settings) -> (u64, u64) {
+        let on_cpu = self.deployment.device.vendor == "cpu";
+        let users = self.load.users.saturating_mul(self.load.sequences);
+        (
+            batched_tokens_of(settings, on_cpu, users),
+            outputs_of(settings, on_cpu, users),
+        )
+    }
+
     /// The share of users of one replica.
     #[must_use]
     pub fn replica_users(users: u64, dp: u64) -> u64 {
@@ -223,12 +238,17 @@ pub(crate) fn evaluate_prepared(
     let stages = engine::check(spec, &deployment.parallel)?;
     let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
     let share = load.with_users(users);
+    // Our own server on processors, which begins as what is printed for it says.
+    let own = settings.engine == Engine::Plimsoll && deployment.device.vendor == "cpu";
     let max_model_len = settings.max_model_len.unwrap_or_else(|| {
         // An engine told nothing takes the trained context; a longer load must be asked for.
-        spec.max_context
-            .unwrap_or(load.context)
-            .max(load.context)
-            .max(1)
+        let trained = spec.max_context.unwrap_or(load.context);
+        let taken = if own {
+            trained.min(OWN_MODEL_LEN)
+        } else {
+            trained
+        };
+        taken.max(load.context).max(1)
     });
     let mut out = Vec::with_capacity(stages.len());
     let mut verdict = Verdict::Yes;
@@ -280,7 +300,7 @@ pub(crate) fn evaluate_prepared(
         };
         verdict = verdict.min(here).min(room(&evaluated, deployment)?);
         // Told a longest length, an engine refuses to start where one such request does not fit.
-        if let Some(len) = settings.max_model_len
+        if let Some(len) = settings.max_model_len.or(own.then_some(max_model_len))
             && let Some(least) = evaluated.kv.start(len)?
             && (evaluated.over_budget || least > evaluated.pool)
         {

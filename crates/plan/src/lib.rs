@@ -30,7 +30,7 @@ pub use answer::{Answer, OneDevice, Question, Way, Ways, answer};
 pub use engine::HttpLimits;
 pub use engine::{Engine, EngineVersion, Reserve, Version};
 pub use error::PlanError;
-pub use evaluate::{Evaluation, StageEvaluation, Verdict, evaluate, prepared};
+pub use evaluate::{Evaluation, OWN_MODEL_LEN, StageEvaluation, Verdict, evaluate, prepared};
 pub use map::MemoryMap;
 pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
 pub use settings::{Deployment, Http, KvType, Load, Lora, Settings, StateMode};

@@ -1,7 +1,7 @@
 //! The plan as a command: flags for vLLM, llama.cpp and Plimsoll.
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
-use plimsoll_units::DType;
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use crate::build::ModelFacts;
 use crate::wire::EngineFlags;
@@ -48,7 +48,7 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
     }
     if let Some(u) = settings.gpu_memory_utilization {
         vllm.push(format!("--gpu-memory-utilization {u}"));
-    } else if q.in_use > plimsoll_units::Bytes::ZERO
+    } else if q.in_use > Bytes::ZERO
         && let Engine::Vllm(_) = settings.engine
         && let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device)
     {
@@ -88,6 +88,24 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
         llama.push(format!("-ub {u}"));
     }
 
+    let own = on_processors(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
+    let of = |engine: &str, parts: &[String]| EngineFlags {
+        engine: engine.to_owned(),
+        command: parts.join(" "),
+    };
+    vec![
+        of("vllm", &vllm),
+        of("llama.cpp", &llama),
+        of("plimsoll", &own),
+    ]
+}
+
+/// The flags of our own server on GPUs.
+fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
+    let (settings, model) = (&q.settings, &facts.name);
+    let p = a.evaluation.deployment.parallel;
+    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
+    let length = q.load.context;
     let mut own = vec![format!("plimsoll serve {model} --max-model-len {length}")];
     // Where the plan answers how many users, the server runs as many as it can.
     let asked = facts.users_given.then_some(sequences);
@@ -112,15 +130,54 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
     {
         own.push(format!("--kv-memory {}", s.kv_term.bytes.get()));
     }
-    let of = |engine: &str, parts: &[String]| EngineFlags {
-        engine: engine.to_owned(),
-        command: parts.join(" "),
-    };
-    vec![
-        of("vllm", &vllm),
-        of("llama.cpp", &llama),
-        of("plimsoll", &own),
-    ]
+    own
+}
+
+/// The flags of our own server on processors, where that is what is planned: those that make it commit this very map.
+fn on_processors(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
+    let settings = &q.settings;
+    let device = &a.evaluation.deployment.device;
+    if settings.engine != Engine::Plimsoll || device.vendor != "cpu" {
+        return None;
+    }
+    let (tokens, sequences) = a.evaluation.own_sizes(settings);
+    let mut own = vec![
+        format!("plimsoll serve {model}"),
+        format!("--max-model-len {}", a.evaluation.max_model_len),
+        format!("--max-num-seqs {sequences} --max-num-batched-tokens {tokens}"),
+        format!("--threads {}", settings.threads.unwrap_or(1)),
+        format!("--memory {}", device.usable.get()),
+    ];
+    if settings.weights != WeightType::Bf16 {
+        own.push(format!("--weights {}", settings.weights));
+    }
+    if let KvType::Plain(d) = settings.kv_type {
+        let name = if d == DType::I8 { "int8" } else { d.name() };
+        own.push(format!("--kv-cache-dtype {name}"));
+    }
+    if let Some(size) = settings.block_size {
+        own.push(format!("--block-size {size}"));
+    }
+    if let Some(kv) = settings.kv_memory {
+        own.push(format!("--kv-memory {}", kv.get()));
+    }
+    if settings.swap > Bytes::ZERO {
+        own.push(format!("--swap-space {}", settings.swap.get()));
+    }
+    if settings.swap_file {
+        own.push("--swap-dir .".to_owned());
+    }
+    if let Some(http) = settings.http {
+        own.push(format!(
+            "--max-connections {} --max-body {}",
+            http.connections,
+            http.body.get()
+        ));
+    }
+    if settings.prefix_caching == Some(false) {
+        own.push("--no-enable-prefix-caching".to_owned());
+    }
+    Some(own)
 }
 
 fn torch_name(d: DType) -> &'static str {

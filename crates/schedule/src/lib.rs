@@ -30,6 +30,7 @@ mod rows;
 mod scheduler;
 mod step;
 mod tables;
+mod view;
 
 pub use commit::OutputMismatch;
 pub use config::{Admission, Preempt, SchedulerConfig, Tenant};
@@ -44,3 +45,4 @@ pub use step::{
     Draw, Executor, ExecutorError, Output, Row, RowOutput, SeqEvent, Step, StepOutput, Ticket,
 };
 pub use tables::Tables;
+pub use view::{Place, RequestView, View};

@@ -2,6 +2,7 @@
 
 use std::ops::AddAssign;
 
+use plimsoll_kv::Short;
 use plimsoll_units::Nanos;
 
 use crate::group::Completion;
@@ -77,8 +78,10 @@ pub enum Notice {
     Preempted {
         /// Which.
         request: RequestId,
-        /// For whom.
+        /// For whom; itself, where nobody after it had pages to give.
         by: RequestId,
+        /// Pages that were needed, and could be had, for the next tokens of `by`.
+        short: Short,
         /// Pages that went to swap space.
         swapped_pages: u32,
         /// Tokens that were forgotten: computed again, but for what the prefix cache keeps until then.

@@ -57,7 +57,7 @@ impl Scheduler {
         if let Some(v) = victim {
             let lacking = short.needed.saturating_sub(short.available);
             if !self.shorten(v, lacking) {
-                self.preempt(v, gi);
+                self.preempt(v, gi, short);
             }
             return true;
         }
@@ -73,7 +73,7 @@ impl Scheduler {
             self.group_mut(gi).stalled = true;
             return true;
         }
-        self.preempt(gi, gi);
+        self.preempt(gi, gi, short);
         false
     }
 
@@ -144,8 +144,8 @@ impl Scheduler {
         self.kv.available() > before || self.reclaim(of)
     }
 
-    /// A running request gives way to `by`.
-    pub(crate) fn preempt(&mut self, gi: u32, by: u32) {
+    /// A running request gives way to `by`, who lacks pages.
+    pub(crate) fn preempt(&mut self, gi: u32, by: u32, short: Short) {
         self.gave_way = true;
         let (way, cost) = self.way(gi);
         self.detach(gi);
@@ -180,6 +180,7 @@ impl Scheduler {
         self.notices.push(Notice::Preempted {
             request,
             by,
+            short,
             swapped_pages,
             forgotten_tokens: u32::try_from(forgotten_tokens).unwrap_or(u32::MAX),
             cost,

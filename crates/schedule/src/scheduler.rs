@@ -271,6 +271,10 @@ impl Scheduler {
         gi.is_some_and(|gi| self.group(*gi).phase == Phase::Waiting)
     }
 
+    pub(crate) fn place_of(&self, id: RequestId) -> Option<u32> {
+        self.by_id.get(&id).copied()
+    }
+
     /// From now on nobody is let in; whoever is in, ends.
     pub fn drain(&mut self) {
         self.draining = true;

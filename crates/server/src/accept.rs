@@ -144,10 +144,11 @@ async fn accept(state: &Arc<State>, listener: TcpListener, stop: Stop) -> Result
                 let service = Connection { app: TowerToHyperService::new(app.clone()), phase };
                 let connection = http.serve_connection(TokioIo::new(socket), service);
                 let connection = graceful.watch(connection);
+                let open = state.engine.metrics.open();
                 tokio::spawn(async move {
                     // A client that leaves or talks nonsense is no news.
                     let _ = connection.await;
-                    drop(permit);
+                    drop((permit, open));
                 });
             }
             () = told.again() => {

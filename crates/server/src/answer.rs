@@ -35,6 +35,11 @@ impl Head {
         }
     }
 
+    /// The answer's id.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
     /// An object with these choices; a piece of a stream, or the whole.
     pub(crate) fn object(&self, streams: bool, choices: Vec<Value>) -> Value {
         json!({

@@ -39,7 +39,7 @@ pub(crate) fn size(state: &State, headers: &HeaderMap) -> Result<usize, ApiError
     }
 }
 
-fn too_large(most: usize) -> ApiError {
+pub(crate) fn too_large(most: usize) -> ApiError {
     let message = format!("the body has more than {most} bytes");
     ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
 }

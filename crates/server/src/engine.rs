@@ -9,12 +9,14 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use plimsoll_kv::{TenantId, Usage as Pages};
+use plimsoll_runtime::Usage;
 use plimsoll_runtime::guide::Guide;
 use plimsoll_runtime::sample::{Logprobs, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
@@ -22,8 +24,13 @@ use plimsoll_runtime::{ChoiceError, Choices, CpuExecutor, Engine};
 use plimsoll_schedule::{
     Ended, Executor, Fan, Log, Notice, Reason, Refusal, Request, RequestId, Stats,
 };
+use tokio::sync::watch;
 
+use crate::live::{Live, Recent};
 use crate::mailbox::{Events, Mailbox, mailbox};
+use crate::memory::{MOST_REQUESTS, Preempted, Way};
+use crate::metrics::{Metrics, Reason as How, Timeline};
+use crate::state::now_ms;
 use crate::tenants::Visit;
 
 /// Commands that may wait for the engine to look.
@@ -37,16 +44,29 @@ const RESTARTS: u32 = 3;
 /// A wait before it does, and by how much the next is longer.
 const BACK_OFF: Duration = Duration::from_millis(250);
 const BACK_OFF_TIMES: u32 = 2;
+/// What is in the engine is taken down no more often than this, and only while somebody looks.
+const LOOKS_APART: Duration = Duration::from_millis(100);
+/// How long whoever looks waits for the step under way; then he sees what was.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// An executor whose tokens are chosen by [`Choices`].
 pub trait Choosing {
     /// They.
     fn choices(&mut self) -> &mut Choices;
+
+    /// What each region of memory took so far.
+    fn usage(&self) -> Vec<Usage> {
+        Vec::new()
+    }
 }
 
 impl Choosing for CpuExecutor<Choices> {
     fn choices(&mut self) -> &mut Choices {
         self.chooser_mut()
+    }
+
+    fn usage(&self) -> Vec<Usage> {
+        Self::usage(self)
     }
 }
 
@@ -69,11 +89,21 @@ struct Submit {
     /// Whether tokens are told as they come, or only the end.
     streams: bool,
     events: Mailbox,
+    from: Asker,
+}
+
+/// Which answer a client's prompts are for, and since when it waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Asker {
+    pub(crate) id: Arc<str>,
+    pub(crate) arrived: Instant,
 }
 
 #[derive(Debug)]
 enum Command {
     Submit(Submit),
+    /// Somebody looks at the memory.
+    Look,
     Drain,
 }
 
@@ -151,7 +181,7 @@ impl From<&ChoiceError> for Why {
 }
 
 /// What the engine does now.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) running: usize,
     pub(crate) waiting: usize,
@@ -159,6 +189,17 @@ pub(crate) struct Snapshot {
     /// Pages that sequences hold.
     pub(crate) pages_held: u32,
     pub(crate) pages: u32,
+    /// Places in swap space.
+    pub(crate) swap_pages: u32,
+    /// Bytes of a page, and the most tokens of one.
+    pub(crate) page_bytes: u64,
+    pub(crate) block_tokens: u32,
+    /// The pool, by state and by what its bytes are.
+    pub(crate) usage: Pages,
+    /// Pages that each tenant is charged for.
+    pub(crate) charged: Vec<u64>,
+    /// What each region of memory took so far.
+    pub(crate) regions: Vec<Usage>,
     pub(crate) stats: Stats,
     /// Since when the step under way is under way.
     pub(crate) stepping: Option<Instant>,
@@ -179,12 +220,31 @@ pub(crate) enum NotSent {
     Closed,
 }
 
+/// What the engine's thread tells, for everybody to read.
+#[derive(Debug)]
+pub(crate) struct Published {
+    now: Mutex<Snapshot>,
+    /// Names of tenants, by their places.
+    pub(crate) tenants: Vec<String>,
+}
+
+impl Published {
+    /// What happened last.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        lock(&self.now).clone()
+    }
+}
+
 /// The way to the engine.
 #[derive(Debug)]
 pub(crate) struct Handle {
     commands: Mutex<Option<SyncSender<Command>>>,
     next: AtomicU64,
-    now: Arc<Mutex<Snapshot>>,
+    pub(crate) published: Arc<Published>,
+    pub(crate) metrics: Arc<Metrics>,
+    live: watch::Receiver<Arc<Live>>,
+    /// Whether the engine has been asked to look, and has not yet.
+    looking: Arc<AtomicBool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -200,16 +260,37 @@ impl Handle {
 
     /// What happened last.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        *lock(&self.now)
+        self.published.snapshot()
+    }
+
+    /// What is in the engine, one by one: as it is now, or as it was where it does not say soon.
+    pub(crate) async fn look(&self) -> Arc<Live> {
+        let mut live = self.live.clone();
+        let is_old = live.borrow_and_update().taken.elapsed() >= LOOKS_APART;
+        if is_old {
+            if !self.looking.swap(true, Ordering::AcqRel) && self.send(Command::Look).is_err() {
+                self.looking.store(false, Ordering::Release);
+            }
+            // A step that takes long, or the end of the engine.
+            let _ = tokio::time::timeout(LOOK_TIMEOUT, live.changed()).await;
+        }
+        let now = live.borrow();
+        Arc::clone(&now)
     }
 
     /// Hands prompts over; dropping what comes back cancels them.
-    pub(crate) fn submit(&self, jobs: Vec<Job>, streams: bool) -> Result<Events, NotSent> {
+    pub(crate) fn submit(
+        &self,
+        jobs: Vec<Job>,
+        streams: bool,
+        from: Asker,
+    ) -> Result<Events, NotSent> {
         let (events, receiver) = mailbox();
         let submit = Submit {
             jobs,
             streams,
             events,
+            from,
         };
         self.send(Command::Submit(submit)).map(|()| receiver)
     }
@@ -244,17 +325,28 @@ pub(crate) type Thread<E, L> = JoinHandle<Option<Engine<E, L>>>;
 pub(crate) fn spawn<E, L>(
     engine: Engine<E, L>,
     queue_timeout: Duration,
+    tenants: Vec<String>,
+    metrics: Metrics,
 ) -> std::io::Result<(Handle, Thread<E, L>)>
 where
     E: Executor + Choosing + Send + 'static,
     L: Log + Send + 'static,
 {
     let (sender, receiver) = sync_channel(COMMANDS);
-    let now = Arc::new(Mutex::new(Snapshot::default()));
+    let published = Arc::new(Published {
+        now: Mutex::default(),
+        tenants,
+    });
+    let metrics = Arc::new(metrics);
+    let (lives, live) = watch::channel(Arc::new(Live::default()));
+    let looking = Arc::new(AtomicBool::new(false));
     let handle = Handle {
         commands: Mutex::new(Some(sender)),
         next: AtomicU64::new(0),
-        now: Arc::clone(&now),
+        published: Arc::clone(&published),
+        metrics: Arc::clone(&metrics),
+        live,
+        looking: Arc::clone(&looking),
     };
     let thread = std::thread::Builder::new().name("engine".to_owned());
     let thread = thread.spawn(move || {
@@ -266,27 +358,35 @@ where
             failures: 0,
             given_up: 0,
             restarts: 0,
-            now: &now,
+            published: &published,
+            metrics: &metrics,
+            recent: Recent::default(),
+            lives,
+            looking: &looking,
         };
+        let now = &published.now;
         worker.publish(None);
         loop {
             let ended = catch_unwind(AssertUnwindSafe(|| {
-                if lock(&now).restarting {
+                if lock(now).restarting {
                     worker.restart();
                 }
                 worker.work(&receiver)
             }));
             // The panic's own words are on stderr; clients are not told of our insides.
-            let panicked = |_| Err(Broken("it made a mistake".to_owned()));
+            let panicked = |_| {
+                metrics.panics.inc();
+                Err(Broken("it made a mistake".to_owned()))
+            };
             let Err(Broken(why)) = ended.unwrap_or_else(panicked) else {
                 return Some(worker.engine);
             };
             // Health is red before anybody hears of it.
             let gives_up = worker.restarts >= RESTARTS;
             if gives_up {
-                lock(&now).dead = true;
+                lock(now).dead = true;
             } else {
-                lock(&now).restarting = true;
+                lock(now).restarting = true;
             }
             worker.tell_failed(&why);
             if gives_up {
@@ -302,9 +402,13 @@ where
 
 /// A prompt in the engine.
 struct Flight {
+    /// The id of its answer.
+    id: Arc<str>,
     events: Mailbox,
-    /// When it came.
-    since: Instant,
+    /// When it came, and how far it has got since.
+    times: Timeline,
+    /// When each of its sequences had its last token.
+    last: Vec<Option<Instant>>,
     place: usize,
     streams: bool,
     /// Whether its prompt's log probabilities are still to be told.
@@ -329,7 +433,11 @@ struct Worker<'a, E, L> {
     /// Times whoever was in flight was given up since.
     given_up: u32,
     restarts: u32,
-    now: &'a Mutex<Snapshot>,
+    published: &'a Published,
+    metrics: &'a Metrics,
+    recent: Recent,
+    lives: watch::Sender<Arc<Live>>,
+    looking: &'a AtomicBool,
 }
 
 impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
@@ -350,15 +458,18 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 self.take(command);
             }
             self.cancel_gone();
-            self.publish(Some(Instant::now()));
+            let began = Instant::now();
+            self.publish(Some(began));
             let stepped = self.engine.step(|n| notices.push(n));
+            self.began(began, matches!(stepped, Ok(true)));
+            let now = Instant::now();
             let failed = self.engine.executor_mut().choices().take_failed();
             for notice in notices.drain(..) {
                 let error = |id| {
                     let error = failed.iter().find(|f| f.0 == id);
                     error.map(|f| Why::from(&f.1))
                 };
-                self.tell(notice, &error);
+                self.tell(notice, now, &error);
             }
             match stepped {
                 Ok(_) => (self.failures, self.given_up) = (0, 0),
@@ -380,6 +491,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
     fn take(&mut self, command: Command) {
         match command {
             Command::Submit(submit) => self.submit(submit),
+            Command::Look => self.look(),
             Command::Drain => {
                 self.draining = true;
                 self.engine.drain();
@@ -393,15 +505,28 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             jobs,
             streams,
             events,
+            from,
         } = submit;
         let mut all = Vec::with_capacity(jobs.len());
         for (place, job) in jobs.into_iter().enumerate() {
             let id = job.request.id();
             let asked = job.params.asked();
             let width = job.request.fan().width() as usize;
+            let times = Timeline {
+                arrived: from.arrived,
+                queued: Instant::now(),
+                scheduled: None,
+                first: None,
+                last: None,
+                prompt_tokens: job.request.prompt_len(),
+                max_tokens: job.request.max_tokens(),
+                sequences: job.request.fan().width(),
+            };
             let flight = Flight {
+                id: Arc::clone(&from.id),
                 events: events.clone(),
-                since: Instant::now(),
+                times,
+                last: vec![None; width],
                 place,
                 streams,
                 prompt_untold: asked.prompt_logprobs.is_some(),
@@ -423,20 +548,47 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             }
         }
         events.send(Event::Accepted);
+        self.metrics.requests.inc_by(all.len() as u64);
         self.flights.extend(all);
+    }
+
+    /// A step was asked for then: whoever has rows in it runs.
+    fn began(&mut self, at: Instant, carried_out: bool) {
+        let step = self.engine.scheduler().current();
+        for row in &step.rows {
+            if let Some(flight) = self.flights.get_mut(&row.request) {
+                flight.times.scheduled.get_or_insert(at);
+            }
+        }
+        if carried_out {
+            self.metrics.stepped(step.tokens.len());
+        }
+    }
+
+    /// Takes down everything that is there, for whoever looks.
+    fn look(&mut self) {
+        self.looking.store(false, Ordering::Release);
+        let flight = |id| self.flights.get(&id).map(|f| (&f.id, f.times.arrived));
+        let view = self.engine.scheduler().view(MOST_REQUESTS);
+        let live = Live::of(&view, &self.published.tenants, &self.recent, flight);
+        self.lives.send_replace(Arc::new(live));
     }
 
     /// Cancels whatever nobody waits for any more, and whatever has waited too long.
     fn cancel_gone(&mut self) {
-        let engine = &mut self.engine;
+        let (engine, metrics) = (&mut self.engine, self.metrics);
         let limit = self.queue_timeout;
         self.flights.retain(|&id, flight| {
-            let late = flight.since.elapsed() > limit && engine.scheduler().is_waiting(id);
+            let late = flight.times.queued.elapsed() > limit && engine.scheduler().is_waiting(id);
             if late {
                 flight.events.send(Event::Expired);
             }
             let gone = late || flight.events.is_closed();
             if gone {
+                if let Some(request) = engine.scheduler().request(id) {
+                    metrics.cancelled(request.place);
+                }
+                metrics.gave_up(How::Abort);
                 engine.cancel(id);
                 engine.executor_mut().choices().forget(id);
             }
@@ -458,6 +610,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
         let told = flights.map(|(id, flight)| {
             // Of several prompts of a body the first tells it.
             flight.events.send(Event::Failed(why.to_owned()));
+            self.metrics.gave_up(How::Error);
             id
         });
         told.collect()
@@ -473,7 +626,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
         self.publish(None);
     }
 
-    fn tell(&mut self, notice: Notice, error: &dyn Fn(RequestId) -> Option<Why>) {
+    fn tell(&mut self, notice: Notice, now: Instant, error: &dyn Fn(RequestId) -> Option<Why>) {
         match notice {
             Notice::Token {
                 request,
@@ -484,6 +637,9 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                     return;
                 };
                 flight.visit.generated(1);
+                let last = flight.last.get_mut(index as usize);
+                let before = last.and_then(|last| last.replace(now));
+                self.metrics.token(&mut flight.times, before, now);
                 if !flight.streams {
                     return;
                 }
@@ -514,9 +670,10 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 let choices = self.engine.executor_mut().choices();
                 let logprobs = choices.take_logprobs(id);
                 choices.forget(id);
-                let Some(flight) = self.flights.remove(&id) else {
+                let Some(mut flight) = self.flights.remove(&id) else {
                     return;
                 };
+                self.metrics.ended(&mut flight.times, &ended, now);
                 if flight.searches {
                     let tokens = ended.completions.iter().map(|c| c.tokens.len() as u64);
                     flight.visit.generated(tokens.sum());
@@ -533,14 +690,53 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
                 });
                 flight.events.send(Event::Finished(flight.place, finished));
             }
-            Notice::Preempted { .. } | Notice::Cancelled { .. } => {}
+            Notice::Preempted {
+                request,
+                by,
+                short,
+                swapped_pages,
+                forgotten_tokens,
+                cost,
+            } => {
+                self.metrics.believed_ns.inc_by(cost.0);
+                let id = |id| self.flights.get(&id).map_or("", |f| &*f.id).to_owned();
+                let whose = self.engine.scheduler().request(request);
+                let tenant =
+                    whose.and_then(|r| self.published.tenants.get(usize::from(r.tenant.0)));
+                self.recent.add(Preempted {
+                    at_ms: now_ms(),
+                    kind: if swapped_pages > 0 {
+                        Way::Swap
+                    } else {
+                        Way::Recompute
+                    },
+                    id: id(request),
+                    by: id(by),
+                    tenant: tenant.cloned().unwrap_or_default(),
+                    pages_needed: short.needed.into(),
+                    pages_available: short.available.into(),
+                    swapped_pages: swapped_pages.into(),
+                    forgotten_tokens: forgotten_tokens.into(),
+                    cost_ns: cost.0,
+                });
+            }
+            Notice::Cancelled { .. } => {}
         }
     }
 
     fn publish(&self, stepping: Option<Instant>) {
         let scheduler = self.engine.scheduler();
         let kv = scheduler.kv();
-        *lock(self.now) = Snapshot {
+        let layout = kv.layout();
+        let tenants = u16::try_from(self.published.tenants.len()).unwrap_or(u16::MAX);
+        let next = Snapshot {
+            swap_pages: kv.swap_pages(),
+            page_bytes: layout.page.get(),
+            block_tokens: layout.groups.iter().map(|g| g.slots).max().unwrap_or(0),
+            // Bytes of a pool that was committed.
+            usage: kv.usage().unwrap_or_default(),
+            charged: (0..tenants).map(|t| kv.charged(TenantId(t))).collect(),
+            regions: self.engine.executor().usage(),
             running: scheduler.running(),
             waiting: scheduler.waiting(),
             preempted: scheduler.preempted(),
@@ -552,6 +748,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             restarting: false,
             dead: false,
         };
+        *lock(&self.published.now) = next;
     }
 }
 

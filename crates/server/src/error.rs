@@ -24,6 +24,8 @@ pub(crate) struct ApiError {
     param: Option<String>,
     message: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Pages that were needed and that there are, where that was the reason.
+    pub(crate) pages: Option<Box<(u64, u64)>>,
 }
 
 impl ApiError {
@@ -40,6 +42,7 @@ impl ApiError {
             param: None,
             message: message.into(),
             retry_after: None,
+            pages: None,
         }
     }
 
@@ -134,6 +137,11 @@ impl ApiError {
         e
     }
 
+    pub(crate) fn watchers() -> Self {
+        let message = "others watch the memory already, as many as may at once";
+        Self::busy(message, Duration::from_secs(5)).code("too_many_watchers")
+    }
+
     pub(crate) fn not_admin() -> Self {
         Self::new(
             StatusCode::FORBIDDEN,
@@ -169,6 +177,10 @@ impl ApiError {
     pub(crate) fn code(mut self, code: &'static str) -> Self {
         self.code = code;
         self
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     pub(crate) const fn name(&self) -> &'static str {
@@ -245,8 +257,15 @@ impl From<Refusal> for ApiError {
                 let after = retry_after(&refusal).unwrap_or(Duration::from_secs(1));
                 Self::busy(refusal.to_string(), after)
             }
-            Reason::NeverFits { .. } | Reason::OverTenantCap { .. } => {
-                Self::invalid("exceeds_kv_cache", refusal.to_string()).param("max_tokens")
+            Reason::NeverFits { pages, available }
+            | Reason::OverTenantCap {
+                pages,
+                cap: available,
+            } => {
+                let e = Self::invalid("exceeds_kv_cache", refusal.to_string());
+                let mut e = e.param("max_tokens");
+                e.pages = Some(Box::new((pages, available)));
+                e
             }
             Reason::TooWide { .. } => Self::value("n", refusal.to_string()),
             Reason::Duplicate => Self::server("internal_error", refusal.to_string()),

@@ -15,9 +15,14 @@ mod answer;
 mod body;
 mod engine;
 mod error;
+mod live;
 mod log;
 mod logprobs;
 mod mailbox;
+pub mod memory;
+mod metrics;
+mod page;
+mod planning;
 mod prepare;
 mod room;
 mod routes;
@@ -37,10 +42,12 @@ use plimsoll_runtime::Engine;
 use plimsoll_runtime::guide::Grammars;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, Tokenizer};
 use plimsoll_schedule::{Executor, Limits, Log};
+use plimsoll_units::Bytes;
 
 pub use accept::Stop;
 pub use engine::Choosing;
 pub use log::AccessLog;
+pub use planning::{Patience, Planner, Unanswered};
 pub use tenants::{Access, KeyDigest, Keys, Reload, Rules, digest};
 
 /// How long the step under way may take after whoever is in it was cut off.
@@ -84,6 +91,12 @@ pub struct Options {
     pub workers: usize,
     /// The names that it answers to beside this machine's own; without, any.
     pub hosts: Option<Vec<String>>,
+    /// What was planned, region by region.
+    pub planned: Vec<(String, Bytes)>,
+    /// The most that the process had in memory so far, where the system says.
+    pub peak: Option<fn() -> Option<Bytes>>,
+    /// What answers questions about plans, where something does.
+    pub planner: Option<Planner>,
     /// Where requests are logged.
     pub access_log: Option<AccessLog>,
     /// How long a client may take for its headers.
@@ -119,6 +132,9 @@ impl Options {
             requests_bytes: 64 << 20,
             workers: 2,
             hosts: None,
+            planned: Vec::new(),
+            peak: None,
+            planner: None,
             access_log: None,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
@@ -171,7 +187,10 @@ where
         limits,
     } = service;
     let room = engine.scheduler().room();
-    let (handle, thread) = match engine::spawn(engine, options.queue_timeout) {
+    let tenants = options.access.tenants.iter().map(|t| t.name.clone());
+    let metrics = metrics::Metrics::new(limits.max_model_len);
+    let spawned = engine::spawn(engine, options.queue_timeout, tenants.collect(), metrics);
+    let (handle, thread) = match spawned {
         Ok(both) => both,
         Err(e) => return (Err(e.into()), None),
     };

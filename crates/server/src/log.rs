@@ -18,6 +18,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Method};
 use hyper::body::{Frame, SizeHint};
 
+use crate::metrics::{Counted, HttpEnd};
 use crate::room::Room;
 use crate::socket::Phase;
 
@@ -102,6 +103,11 @@ impl Outcome {
         outcome
     }
 
+    /// The error that it ended by.
+    pub(crate) fn code(&self) -> Option<&'static str> {
+        self.0.get().copied()
+    }
+
     /// It ends by this error.
     pub(crate) fn error(&self, code: &'static str) {
         let _ = self.0.set(code);
@@ -117,6 +123,8 @@ pub(crate) struct Entry {
     pub(crate) id: HeaderValue,
     pub(crate) status: u16,
     pub(crate) outcome: Outcome,
+    /// Counts it when it has ended.
+    pub(crate) counted: Counted,
     /// Its connection's, which goes on when it has ended.
     pub(crate) phase: Option<Phase>,
     /// What it holds until then.
@@ -173,17 +181,25 @@ impl HttpBody for Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let Some(entry) = self.entry.take() else {
+        let Some(mut entry) = self.entry.take() else {
             return;
         };
         if let Some(phase) = &entry.phase {
             phase.end();
         }
+        let code = entry.outcome.code();
+        entry.counted.ends(match (self.whole, code, entry.status) {
+            (_, Some(_), 400..500) => HttpEnd::Client,
+            (_, Some(_), 500..) => HttpEnd::Server,
+            (_, Some(_), _) => HttpEnd::Cut,
+            (true, None, _) => HttpEnd::Whole,
+            (false, None, _) => HttpEnd::Left,
+        });
         let Some(log) = &entry.log else {
             return;
         };
-        let end = match (self.whole, entry.outcome.0.get()) {
-            (_, Some(code)) => *code,
+        let end = match (self.whole, code) {
+            (_, Some(code)) => code,
             (true, None) => "whole",
             (false, None) => "left",
         };

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, Request, State as Shared};
+use axum::extract::{Extension, MatchedPath, Path, Request, State as Shared};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
@@ -15,22 +15,28 @@ use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 
 use crate::answer::{Head, collect, whole};
-use crate::engine::Event;
+use crate::engine::{Asker, Event};
 use crate::error::{ApiError, json_response};
-use crate::log::{Entry, Watched};
+use crate::live;
+use crate::log::{Entry, Outcome, Watched};
+use crate::mailbox::Events;
+use crate::metrics::CONTENT_TYPE;
 use crate::prepare::{Prepared, Route, chat, check_model, prepare};
+use crate::room::Room;
 use crate::screen::screen;
 use crate::state::State;
 use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
-use crate::{body, room, stream};
+use crate::{body, page, planning, room, stream};
 
-type Answered = Result<Response, ApiError>;
+pub(crate) type Answered = Result<Response, ApiError>;
 
-/// All routes. Health is open to everybody; it tells no figures.
+/// All routes. Health and the page's files are open to everybody; they tell no figures.
 pub(crate) fn router(state: &Arc<State>) -> Router {
     let watching = Router::new()
+        .route("/metrics", get(metrics))
         .route("/v1/memory", get(memory))
+        .route("/v1/memory/stream", get(watch))
         .route_layer(from_fn(admins));
     let guarded = Router::new()
         .route("/v1/models", get(models))
@@ -40,10 +46,15 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/version", get(version))
+        .route("/api/choices", get(planning::choices))
+        .route("/api/plan", post(planning::plan))
+        .route("/api/plan/grid", post(planning::grid))
         .merge(watching)
         // After the route is found: one decision, whatever the path looks like.
         .route_layer(from_fn_with_state(Arc::clone(state), guard));
     Router::new()
+        .route("/", get(page::index))
+        .route("/assets/{name}", get(page::asset))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/health", get(ready))
@@ -60,6 +71,8 @@ async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next
     let id = request_id(request.headers().get("x-request-id"), &state);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let phase = request.extensions().get().cloned();
+    let route = request.extensions().get::<MatchedPath>();
+    let counted = state.engine.metrics.count(route.map(MatchedPath::as_str));
     let screened = screen(&state, &request);
     let closes = screened.is_err();
     let answered = async {
@@ -67,13 +80,20 @@ async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next
         Ok(next.run(request).await)
     };
     let answered = AssertUnwindSafe(answered).catch_unwind().await;
-    let answered = answered.unwrap_or_else(|_| Err(internal()));
+    let answered = answered.unwrap_or_else(|_| {
+        state.engine.metrics.panics.inc();
+        Err(internal())
+    });
     let mut response = answered.unwrap_or_else(|e: ApiError| e.into_response());
     response.headers_mut().insert("x-request-id", id.clone());
     if closes {
         // Where the next request begins is not to be guessed.
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
+    }
+    let outcome: Outcome = response.extensions().get().cloned().unwrap_or_default();
+    if let Some(code) = outcome.code() {
+        state.engine.metrics.refuse(code);
     }
     let entry = Entry {
         log: state.options.access_log.clone(),
@@ -82,7 +102,8 @@ async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next
         began,
         id,
         status: response.status().as_u16(),
-        outcome: response.extensions().get().cloned().unwrap_or_default(),
+        outcome,
+        counted,
         phase,
         room: response.extensions_mut().remove(),
     };
@@ -125,7 +146,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
 }
 
-async fn no_route(method: Method, uri: Uri) -> Response {
+pub(crate) async fn no_route(method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
     let message = format!("there is no route {method} {path}");
     ApiError::client(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
@@ -184,20 +205,23 @@ async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> A
     Ok(json_response(StatusCode::OK, &described(&state)))
 }
 
-/// What the engine holds now.
-async fn memory(Shared(state): Shared<Arc<State>>) -> Response {
-    let now = state.engine.snapshot();
-    let value = json!({
-        "requests": {
-            "running": now.running,
-            "waiting": now.waiting,
-            "preempted": now.preempted,
-        },
-        "kv_pages": { "total": now.pages, "held": now.pages_held },
-        "engine_steps": now.stats.steps,
-        "engine_restarts": now.restarts,
-    });
-    json_response(StatusCode::OK, &value)
+/// Whose memory is what, now.
+async fn memory(Shared(state): Shared<Arc<State>>) -> Answered {
+    let value = live::memory(&state).await;
+    let value = serde_json::to_value(&value).map_err(|_| internal())?;
+    Ok(json_response(StatusCode::OK, &value))
+}
+
+async fn watch(Shared(state): Shared<Arc<State>>) -> Answered {
+    live::watch(state)
+}
+
+async fn metrics(Shared(state): Shared<Arc<State>>) -> Answered {
+    let text = state.scrape.text().map_err(|_| internal())?;
+    let mut response = Response::new(Body::from(text));
+    let kind = HeaderValue::from_static(CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 async fn completions(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
@@ -209,35 +233,27 @@ async fn chats(Shared(state): Shared<Arc<State>>, request: Request) -> Answered 
 }
 
 async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered {
-    let mut over = Box::pin(Arc::clone(&state).over(Instant::now()));
+    let arrived = Instant::now();
+    let mut over = Box::pin(Arc::clone(&state).over(arrived));
     let flying = state.fly();
-    // After it is counted: whoever drains either sees it in flight or has told it.
-    if state.is_draining() {
-        return Err(ApiError::draining());
-    }
     let caller = request.extensions().get().copied().ok_or_else(internal)?;
-    let worked = worked(&state, request, move |state, bytes| {
-        let asked: Asked = body::parse(bytes)?;
-        prepare(state, &asked, route, caller)
-    });
-    let mut prepared: Prepared = within(&mut over, worked).await?;
-    let room = room::take(&state, &prepared)?;
-    let jobs = std::mem::take(&mut prepared.jobs);
-    let mut events = state.engine.submit(jobs, prepared.streams)?;
-    // Let in or not: that decides on the status.
-    match within(&mut over, async { Ok(events.recv().await) }).await? {
-        Some(Event::Accepted) => {}
-        Some(Event::Refused(refusal)) => return Err(refusal.into()),
-        _ => return Err(ApiError::cut(state.is_draining())),
-    }
+    let head = Head::new(&state, route);
+    let from = Asker {
+        id: head.id().into(),
+        arrived,
+    };
+    let let_in = let_in(&state, request, route, caller, from, &mut over).await;
+    let (prepared, room, mut events) = let_in.inspect_err(|why| {
+        let tenant = state.tenants.name(caller.tenant);
+        state.engine.metrics.remember(why, tenant);
+    })?;
     if prepared.streams {
-        let mut response = stream::response(state, prepared, events, flying, over);
+        let mut response = stream::response(state, head, prepared, events, flying, over);
         response.extensions_mut().insert(room);
         return Ok(response);
     }
     let collected = collect(&state, &mut events, prepared.told.len());
     let mut finished = within(&mut over, collected).await?;
-    let head = Head::new(&state, route);
     let Prepared {
         told, n, ranked, ..
     } = prepared;
@@ -246,6 +262,35 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
     let mut response = json_response(StatusCode::OK, &value);
     response.extensions_mut().insert(room);
     Ok(response)
+}
+
+/// What is asked for, once the engine has let it in.
+async fn let_in(
+    state: &Arc<State>,
+    request: Request,
+    route: Route,
+    caller: Caller,
+    from: Asker,
+    over: &mut (impl Future<Output = ApiError> + Unpin),
+) -> Result<(Prepared, Room, Events), ApiError> {
+    // After it is counted: whoever drains either sees it in flight or has told it.
+    if state.is_draining() {
+        return Err(ApiError::draining());
+    }
+    let worked = worked(state, request, move |state, bytes| {
+        let asked: Asked = body::parse(bytes)?;
+        prepare(state, &asked, route, caller)
+    });
+    let mut prepared: Prepared = within(over, worked).await?;
+    let room = room::take(state, &prepared)?;
+    let jobs = std::mem::take(&mut prepared.jobs);
+    let mut events = state.engine.submit(jobs, prepared.streams, from)?;
+    // Let in or not: that decides on the status.
+    match within(over, async { Ok(events.recv().await) }).await? {
+        Some(Event::Accepted) => Ok((prepared, room, events)),
+        Some(Event::Refused(refusal)) => Err(refusal.into()),
+        _ => Err(ApiError::cut(state.is_draining())),
+    }
 }
 
 /// Reads a body and works on it, off the threads that talk to clients.
@@ -278,7 +323,7 @@ async fn within<T>(
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -14,12 +14,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::Options;
 use crate::engine::Handle;
 use crate::error::ApiError;
+use crate::metrics::{Planned, Scrape};
 use crate::tenants::Tenants;
 
 /// How long a body may wait for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Room is counted in pieces of this size.
 const ROOM_BYTES: usize = 1024;
+/// Who may watch the memory at once.
+const WATCHERS: usize = 4;
 
 /// What is known of the model.
 #[derive(Debug)]
@@ -50,6 +53,12 @@ pub(crate) struct State {
     bodies: Arc<Semaphore>,
     /// Memory for requests from then on.
     requests: Arc<Semaphore>,
+    /// What was planned.
+    pub(crate) planned: Planned,
+    /// All metrics.
+    pub(crate) scrape: Scrape,
+    /// Room for those who watch the memory.
+    pub(crate) watchers: Arc<Semaphore>,
     pub(crate) started_s: u64,
     /// Secret of this process, and a count: ids that nobody guesses.
     secret: RandomState,
@@ -68,7 +77,15 @@ impl Drop for Flying {
 
 impl State {
     pub(crate) fn new(model: Model, engine: Handle, options: Options) -> Self {
+        let planned = Planned {
+            regions: options.planned.clone(),
+            peak: options.peak,
+        };
+        let name = &options.name;
         Self {
+            scrape: Scrape::new(&engine.metrics, &engine.published, &planned, name),
+            planned,
+            watchers: Arc::new(Semaphore::new(WATCHERS)),
             bodies: Arc::new(Semaphore::new(options.bodies_bytes / ROOM_BYTES)),
             requests: Arc::new(Semaphore::new(options.requests_bytes / ROOM_BYTES)),
             model,
@@ -207,4 +224,10 @@ impl State {
 pub(crate) fn now_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| d.as_secs())
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
 }

@@ -81,6 +81,7 @@ struct Stream {
 /// The response of a stream whose prompts were let in.
 pub(crate) fn response(
     state: Arc<State>,
+    head: Head,
     prepared: Prepared,
     events: Events,
     flying: Flying,
@@ -105,7 +106,7 @@ pub(crate) fn response(
     let each = |t| std::iter::repeat_with(move || choice(t)).take(n as usize);
     let outcome = Outcome::default();
     let stream = Stream {
-        head: Head::new(&state, route),
+        head,
         route,
         n,
         include_usage,
@@ -176,11 +177,12 @@ impl Stream {
                 }
                 event = self.events.recv() => event,
             };
-            for _ in 0..BATCH {
+            for more in (0..BATCH).rev() {
                 if let Err(e) = self.take(next, &mut out) {
                     self.fail(&e, &mut out);
                 }
-                if self.over {
+                // What is taken out is told: nothing is after the last of a batch.
+                if self.over || more == 0 {
                     break;
                 }
                 match self.events.try_recv() {

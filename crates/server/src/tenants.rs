@@ -168,6 +168,12 @@ impl Tenants {
         })
     }
 
+    /// What a tenant is called.
+    pub(crate) fn name(&self, tenant: TenantId) -> &str {
+        let tenant = self.all.get(usize::from(tenant.0));
+        tenant.map_or("", |t| &t.rules.name)
+    }
+
     /// Takes the keys that are there now; whoever is in stays in.
     pub(crate) fn reload(&self) {
         if let (Some(reload), Some(keys)) = (&self.reload, &self.keys)

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use plimsoll_device::Device;
 use plimsoll_model::{Assume, ModelSpec};
+use plimsoll_plan::kv::Lengths;
 use plimsoll_plan::{
     Engine, Http, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer, engine,
     rule_of_thumb,
@@ -64,46 +65,10 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         )),
         None => None,
     };
-    let lengths = match &demand {
-        Some(demand) => Some(demand.lengths()),
-        None => args.load.lengths.as_ref().map(|m| m.0.clone().into()),
-    };
-    let the_settings = |device: Option<&Device>| Settings {
-        lengths: lengths.clone(),
-        ..the_settings(&args.engine, device, draft.as_ref())
-    };
-    let any = args.device.gpu.as_deref() == Some("any");
-    let d = &args.device;
-    if any && (d.gpus.is_some() || d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep) {
-        return Err(Failure::new(
-            Exit::Usage,
-            "E-USAGE-007",
-            "`--gpu any` chooses the card, their number and the degrees together",
-        )
-        .hint("leave out --gpus and the degrees, or name the card"));
-    }
-    let (device, settings, others) = if any {
-        let settings = the_settings(plimsoll_device::devices().first());
-        let (device, others) = smallest_card(&model, args.device.in_use, &settings, &load)?;
-        (Some(device), settings, others)
-    } else {
-        let device = the_device(args)?;
-        let settings = the_settings(device.as_ref().or_else(|| priced.first().map(|(d, _)| *d)));
-        (device, settings, Vec::new())
-    };
-    let mut question = Question {
-        parallel: the_parallel(args, device.is_some()),
-        devices: args.device.gpus,
-        device,
-        in_use: args.device.in_use,
-        settings,
-        load,
-    };
-    let facts = ModelFacts {
-        name: model.name.clone(),
-        read_from: model.read_from.clone(),
-        users_given: args.load.users.is_some(),
-    };
+    let lengths = demand.as_ref().map(Demand::lengths);
+    let (mut question, others) =
+        the_question(args, &model, load, lengths, draft.as_ref(), &priced)?;
+    let facts = facts(args, &model);
     let fleets = match &demand {
         Some(demand) => fleets::choose(args, &model, &mut question, &priced, demand)?,
         None => None,
@@ -127,6 +92,69 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         _ if attained == Some(false) => exit(Exit::DoesNotFit),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// The plan of `model` for whoever asks by flags alone: no workload, prices or draft, nothing printed, no file read.
+pub(crate) fn answered(args: &PlanArgs, model: &Loaded) -> Result<PlanReport, Failure> {
+    contradictions(args)?;
+    let load = the_load(&args.load, model)?;
+    let (question, others) = the_question(args, model, load, None, None, &[])?;
+    let answered = answer(&model.spec, &question)?;
+    let mut report = build(&facts(args, model), &model.spec, &question, &answered)?;
+    report.notes.extend(others);
+    Ok(report)
+}
+
+fn facts(args: &PlanArgs, model: &Loaded) -> ModelFacts {
+    ModelFacts {
+        name: model.name.clone(),
+        read_from: model.read_from.clone(),
+        users_given: args.load.users.is_some(),
+    }
+}
+
+/// What the flags ask, with notes on the cards that were not chosen.
+fn the_question(
+    args: &PlanArgs,
+    model: &Loaded,
+    load: Load,
+    lengths: Option<Lengths>,
+    draft: Option<&Arc<ModelSpec>>,
+    priced: &[(&'static Device, f64)],
+) -> Result<(Question, Vec<String>), Failure> {
+    let lengths = lengths.or_else(|| args.load.lengths.as_ref().map(|m| m.0.clone().into()));
+    let the_settings = |device: Option<&Device>| Settings {
+        lengths: lengths.clone(),
+        ..the_settings(&args.engine, device, draft)
+    };
+    let d = &args.device;
+    let any = d.gpu.as_deref() == Some("any");
+    if any && (d.gpus.is_some() || d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep) {
+        return Err(Failure::new(
+            Exit::Usage,
+            "E-USAGE-007",
+            "`--gpu any` chooses the card, their number and the degrees together",
+        )
+        .hint("leave out --gpus and the degrees, or name the card"));
+    }
+    let (device, settings, others) = if any {
+        let settings = the_settings(plimsoll_device::devices().first());
+        let (device, others) = smallest_card(model, d.in_use, &settings, &load)?;
+        (Some(device), settings, others)
+    } else {
+        let device = the_device(args)?;
+        let settings = the_settings(device.as_ref().or_else(|| priced.first().map(|(d, _)| *d)));
+        (device, settings, Vec::new())
+    };
+    let question = Question {
+        parallel: the_parallel(args, device.is_some()),
+        devices: d.gpus,
+        device,
+        in_use: d.in_use,
+        settings,
+        load,
+    };
+    Ok((question, others))
 }
 
 /// A mistake on the command line that flags make together.
@@ -158,7 +186,7 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
     for (flag, given) in [
         ("--threads", args.engine.threads.is_some()),
         ("--logprobs", args.engine.logprobs.is_some()),
-        ("--serve", args.engine.serve),
+        ("--generate", args.engine.generate),
     ] {
         if given && !on_cpu(args) {
             return Err(usage(format!("{flag} says nothing without processors"))
@@ -390,8 +418,10 @@ fn the_settings(
         swap: args.swap_space,
         swap_file: args.swap_dir.is_some(),
         threads: Some(args.threads.unwrap_or_else(crate::commands::processors)),
-        logprobs: args.logprobs.or(args.serve.then_some(LOGPROBS.into())),
-        http: args.serve.then(Http::default),
+        logprobs: args
+            .logprobs
+            .or((!args.generate).then_some(LOGPROBS.into())),
+        http: (!args.generate).then(Http::default),
         mtp: args.mtp,
         draft: draft.cloned(),
         lora: args.max_loras.map(|slots| Lora {

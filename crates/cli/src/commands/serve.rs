@@ -1,5 +1,6 @@
 //! `plimsoll serve`: a model behind OpenAI's HTTP interface.
 
+mod planning;
 pub(crate) mod tenants;
 
 use std::io::ErrorKind;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plimsoll_host::memory::resident;
 use plimsoll_plan::Http;
 use plimsoll_report::thousands;
 use plimsoll_runtime::text::MAX_TEXT_BYTES;
@@ -84,6 +86,8 @@ pub(crate) fn run(
     let name = args.served_model_name.as_ref().unwrap_or(&args.model);
     output.talk(&card(&started, name, address, args));
     let mut options = options(args, name.clone(), access(args, key, tenants))?;
+    options.planned = started.planned.regions();
+    options.peak = Some(|| resident().map(|r| r.1));
     limit(&mut options, &http, &started.limits, args.max_num_seqs)?;
     let Started {
         engine,
@@ -146,6 +150,7 @@ fn options(args: &ServeArgs, name: String, access: Access) -> Result<Options, Fa
     let mut options = Options::new(name);
     let seconds = |s: u32| Duration::from_secs(s.into());
     options.access = access;
+    options.planner = Some(planning::planner());
     options.request_timeout = seconds(args.request_timeout);
     options.queue_timeout = seconds(args.queue_timeout);
     options.write_timeout = seconds(args.write_timeout);

@@ -43,7 +43,6 @@ fn plan_prints_what_serve_commits() {
         "plimsoll",
         "--gpu",
         "cpu",
-        "--serve",
         "--context",
         "512",
         "--json",

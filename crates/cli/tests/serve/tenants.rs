@@ -194,9 +194,12 @@ fn only_admins_see_what_others_do() {
     let file = TenantsFile::new(TWO);
     let server = Server::start(&["--tenants", file.path()]);
     let get = |path: &str, key: &str| server.ask("GET", path, &with_key(key), "").status;
-    assert_eq!(get("/v1/memory", "sk-alice"), 200);
-    assert_eq!(get("/v1/memory", "sk-bob"), 403);
-    assert_eq!(get("/v1/memory", "sk-eve"), 401);
+    for path in ["/v1/memory", "/metrics"] {
+        assert_eq!(get(path, "sk-alice"), 200);
+        assert_eq!(get(path, "sk-bob"), 403);
+        assert_eq!(get(path, "sk-eve"), 401);
+    }
+    assert_eq!(get("/v1/memory/stream", "sk-bob"), 403);
     assert_eq!(get("/v1/models", "sk-bob"), 200);
     assert_eq!(get("/health", ""), 200);
 }

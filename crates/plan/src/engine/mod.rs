@@ -8,7 +8,7 @@ mod contiguous;
 mod extras;
 mod ideal;
 pub mod llamacpp;
-mod plimsoll;
+pub(crate) mod plimsoll;
 pub use plimsoll::http::HttpLimits;
 pub mod vllm;
 

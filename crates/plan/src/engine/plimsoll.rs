@@ -12,6 +12,7 @@ use super::ideal::whole_device;
 use super::{Context, EngineStage, Takes, extras, in_use, plain_kv_dtype, weight_terms};
 use crate::error::PlanError;
 use crate::kv::{Held, LogRule, PagedGroup, PagedLaw, StartRule};
+use crate::settings::Settings;
 use crate::term::{Kind, Region, Term};
 use plimsoll_program::GroupKind;
 
@@ -180,23 +181,30 @@ fn bounds(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     Ok(terms)
 }
 
-fn batched_tokens(context: &Context<'_>) -> u64 {
-    let stated = context.settings.max_num_batched_tokens;
-    if cpu::is_device(context) {
+/// T of a server with these settings, on processors or on a GPU, planned for so many sequences.
+pub(crate) fn batched_tokens_of(settings: &Settings, on_cpu: bool, users: u64) -> u64 {
+    let stated = settings.max_num_batched_tokens;
+    if on_cpu {
         // A step has room for a token of every sequence.
-        return stated.unwrap_or(cpu::BATCHED_TOKENS).max(outputs(context));
+        let outputs = outputs_of(settings, on_cpu, users);
+        return stated.unwrap_or(cpu::BATCHED_TOKENS).max(outputs);
     }
     stated.unwrap_or(BATCHED_TOKENS)
 }
 
+/// R of it.
+pub(crate) fn outputs_of(settings: &Settings, on_cpu: bool, users: u64) -> u64 {
+    let default = if on_cpu { cpu::SEQUENCES } else { SEQUENCES };
+    let stated = settings.max_num_seqs.unwrap_or(default);
+    stated.max(users.min(SEQUENCES))
+}
+
+fn batched_tokens(context: &Context<'_>) -> u64 {
+    batched_tokens_of(context.settings, cpu::is_device(context), context.users)
+}
+
 fn outputs(context: &Context<'_>) -> u64 {
-    let default = if cpu::is_device(context) {
-        cpu::SEQUENCES
-    } else {
-        SEQUENCES
-    };
-    let stated = context.settings.max_num_seqs.unwrap_or(default);
-    stated.max(context.users.min(SEQUENCES))
+    outputs_of(context.settings, cpu::is_device(context), context.users)
 }
 
 fn law(geometry: &PoolGeometry) -> Result<PagedLaw, PlanError> {

@@ -6,3 +6,4 @@
 mod engine;
 mod server;
 mod time;
+mod watching;

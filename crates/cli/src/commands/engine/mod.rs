@@ -14,7 +14,7 @@ use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::{Inputs, Level};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
-use plimsoll_plan::{Http, MemoryMap, Region};
+use plimsoll_plan::{Http, MemoryMap, OWN_MODEL_LEN, Region};
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, lower};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
@@ -30,9 +30,6 @@ use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
 use crate::commands::serve::tenants::Tenants;
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
-
-/// Longest sequence unless told.
-const MODEL_LEN: u64 = 8192;
 
 /// The event log of a run, for `simulate --replay`.
 type RunLog = LogWriter<BufWriter<File>>;
@@ -108,6 +105,12 @@ impl Planned {
         }
     }
 
+    /// What was planned, region by region.
+    pub(crate) fn regions(&self) -> Vec<(String, Bytes)> {
+        let named = |r: &(Region, Bytes)| (r.0.name().to_owned(), r.1);
+        self.map.regions().iter().map(named).collect()
+    }
+
     /// Requests of so many tokens, one sequence each, whose keys and values fit at once.
     pub(crate) fn requests_of(&self, tokens: u64) -> u64 {
         let chunk = self.step_tokens.min(tokens);
@@ -146,7 +149,7 @@ impl Prepared {
         let context = args
             .max_model_len
             .or(what.context)
-            .unwrap_or_else(|| spec.max_context.unwrap_or(MODEL_LEN).min(MODEL_LEN));
+            .unwrap_or_else(|| spec.max_context.unwrap_or(OWN_MODEL_LEN).min(OWN_MODEL_LEN));
         let threads = args.threads.unwrap_or_else(crate::commands::processors);
         let program = lowered(what, spec, context)?;
         let layout = Layout::new(&program.geometry).map_err(|e| {
