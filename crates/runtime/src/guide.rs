@@ -155,7 +155,11 @@ impl Grammars {
             let spawned = spawned.map_err(|_| GrammarError::Thread)?;
             let done = spawned.join();
             let done = done.unwrap_or_else(|_| Err("it cannot be compiled".to_owned()));
-            done.map_err(|e| bad(first_line(&e)))
+            done.map_err(|e| match first_line(&e) {
+                // What the library calls a grammar without any text.
+                e if e.contains("NoExtensionBias") => bad("it allows no text".to_owned()),
+                e => bad(e),
+            })
         })?;
         let permit = Arc::new(permit);
         Ok(Guide {
@@ -401,6 +405,10 @@ mod tests {
 
     /// A vocabulary of bytes and some pairs, whose last token ends.
     pub(super) fn tokenizer() -> (Tokenizer, u32) {
+        tokenizer_with(&[])
+    }
+
+    pub(super) fn tokenizer_with(more: &[String]) -> (Tokenizer, u32) {
         let mut vocab = serde_json::Map::new();
         for byte in 0..=u8::MAX {
             let sign = crate::text::byte_sign(byte);
@@ -410,6 +418,9 @@ mod tests {
         for (a, b) in [("a", "b"), ("b", "-"), ("ab", "-"), ("-", "1")] {
             vocab.insert(format!("{a}{b}"), vocab.len().into());
             merges.push(serde_json::json!([a, b]));
+        }
+        for word in more {
+            vocab.insert(word.clone(), vocab.len().into());
         }
         let end = vocab.len();
         let json = serde_json::json!({

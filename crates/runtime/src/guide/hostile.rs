@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::tests::tokenizer;
+use super::tests::{tokenizer, tokenizer_with};
 use super::*;
 
 /// To compile one.
@@ -42,6 +42,29 @@ fn brackets_are_counted() {
         assert!(check(&Grammar::Regex(at(deep))).is_err());
         assert!(check(&lark(deep)).is_err());
     }
+}
+
+#[test]
+fn long_tokens_are_left_out() {
+    let at = |n: usize| "a".repeat(n);
+    let more = [at(MAX_TOKEN_BYTES), at(MAX_TOKEN_BYTES + 1), at(5000)];
+    let (t, end) = tokenizer_with(&more);
+    let grammars = Grammars::new(&t, end + 1, &[end]).unwrap();
+    let mut guide = grammars
+        .compile(&Grammar::Regex("a+".to_owned()), 1)
+        .unwrap();
+    let mask = guide.mask().unwrap();
+    let allowed: Vec<bool> = (end - 3..end).map(|t| mask.allows(t)).collect();
+    assert_eq!(allowed, [true, false, false]);
+}
+
+#[test]
+fn no_text_is_said_so() {
+    let (t, end) = tokenizer();
+    let grammars = Grammars::new(&t, end + 1, &[end]).unwrap();
+    let none = Grammar::Lark("start: start \"x\"".to_owned());
+    let e = grammars.compile(&none, 1).unwrap_err();
+    assert_eq!(e, GrammarError::Grammar("it allows no text".to_owned()));
 }
 
 #[test]
