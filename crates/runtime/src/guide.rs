@@ -21,14 +21,24 @@ pub const MAX_GUIDES: usize = 16;
 /// States of a sequence's lexer at most; llguidance says 1 to 2 kB each.
 const LEXER_STATES: usize = 2000;
 const LEXER_STATE_BYTES: u64 = 2048;
-/// Largest schema or grammar.
+/// Largest schema, and all choices.
 pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
+/// Largest Lark grammar: the time to compile one may grow with the square of it.
+pub const MAX_LARK_BYTES: usize = 16 << 10;
 /// Largest regular expression.
 pub const MAX_REGEX_BYTES: usize = 4 << 10;
 /// Most choices.
 pub const MAX_CHOICES: usize = 1024;
+/// Brackets inside each other, in regular expressions and Lark grammars: their parsers recurse.
+const MAX_BRACKETS: usize = 64;
+/// Longest token that a grammar may use: the tree of tokens takes no longer ones.
+const MAX_TOKEN_BYTES: usize = 512;
 /// Schemas inside each other.
 const MAX_SCHEMA_DEPTH: usize = 64;
+/// Levels of JSON of a schema and of all that its `$ref`s name: whoever compiles may go through all of them.
+const MAX_LINKED_DEPTH: usize = 512;
+/// Rules of a Lark grammar: one may lead to the next.
+const MAX_RULES: usize = 512;
 /// Compiling is recursive.
 const COMPILER_STACK_BYTES: usize = 16 << 20;
 
@@ -95,7 +105,13 @@ impl Grammars {
         let &first = eos.first().ok_or(GrammarError::Endless)?;
         let mut words = tokenizer.token_bytes().ok_or(GrammarError::Tokenizer)?;
         words.resize(vocab as usize, Vec::new());
-        let trie = TokTrie::from(&TokRxInfo::new(vocab, first), &words).with_eos_tokens(&eos);
+        for word in words.iter_mut().filter(|w| w.len() > MAX_TOKEN_BYTES) {
+            word.clear();
+        }
+        // What it makes of a strange tokenizer's tokens may panic: then this model has no grammars.
+        let trie = || TokTrie::from(&TokRxInfo::new(vocab, first), &words).with_eos_tokens(&eos);
+        let trie = std::panic::catch_unwind(std::panic::AssertUnwindSafe(trie));
+        let trie = trie.map_err(|_| GrammarError::Tokenizer)?;
         drop(words);
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&env)
@@ -139,7 +155,11 @@ impl Grammars {
             let spawned = spawned.map_err(|_| GrammarError::Thread)?;
             let done = spawned.join();
             let done = done.unwrap_or_else(|_| Err("it cannot be compiled".to_owned()));
-            done.map_err(|e| bad(first_line(&e)))
+            done.map_err(|e| match first_line(&e) {
+                // What the library calls a grammar without any text.
+                e if e.contains("NoExtensionBias") => bad("it allows no text".to_owned()),
+                e => bad(e),
+            })
         })?;
         let permit = Arc::new(permit);
         Ok(Guide {
@@ -172,10 +192,25 @@ fn check(grammar: &Grammar) -> Result<(), String> {
                 let message = format!("it is deeper than {MAX_SCHEMA_DEPTH}");
                 return Err(message);
             }
+            linked(schema)
+        }
+        Grammar::Regex(regex) => {
+            too_long(regex.len(), MAX_REGEX_BYTES)?;
+            shallow(regex)
+        }
+        Grammar::Lark(text) => {
+            too_long(text.len(), MAX_LARK_BYTES)?;
+            shallow(text)?;
+            // A schema inside would go by none of a schema's limits.
+            if text.contains("%json") {
+                return Err("`%json` is not taken in a Lark grammar: send a JSON schema".to_owned());
+            }
+            let rules = text.lines().filter(|l| l.contains(':')).count();
+            if rules > MAX_RULES {
+                return Err(format!("it has {rules} rules: use at most {MAX_RULES}"));
+            }
             Ok(())
         }
-        Grammar::Regex(regex) => too_long(regex.len(), MAX_REGEX_BYTES),
-        Grammar::Lark(text) => too_long(text.len(), MAX_GRAMMAR_BYTES),
         Grammar::Choice(all) => {
             if all.is_empty() || all.iter().any(String::is_empty) {
                 return Err("there is no choice, or an empty one".to_owned());
@@ -189,6 +224,52 @@ fn check(grammar: &Grammar) -> Result<(), String> {
             too_long(all.iter().map(String::len).sum(), MAX_GRAMMAR_BYTES)
         }
     }
+}
+
+/// Whether brackets are not too deep for parsers that recurse; those in texts and classes count too.
+fn shallow(text: &str) -> Result<(), String> {
+    let mut depth = 0_usize;
+    for c in text.bytes() {
+        match c {
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_BRACKETS {
+            return Err(format!("its brackets are more than {MAX_BRACKETS} deep"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a chain of `$ref`s is not too long for a compiler that recurses, which enters each at most once at a time.
+fn linked(schema: &Value) -> Result<(), String> {
+    let mut levels = depth(schema);
+    let mut seen = std::collections::BTreeSet::new();
+    let mut rest = vec![schema];
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::Array(all) => rest.extend(all),
+            Value::Object(all) => {
+                rest.extend(all.values());
+                let Some(Value::String(to)) = all.get("$ref") else {
+                    continue;
+                };
+                if !seen.insert(to) {
+                    continue;
+                }
+                let target = to.strip_prefix('#').and_then(|p| schema.pointer(p));
+                levels += target.map_or(MAX_SCHEMA_DEPTH, depth).max(1);
+                if levels > MAX_LINKED_DEPTH {
+                    return Err(format!(
+                        "it and what its `$ref`s name are deeper than {MAX_LINKED_DEPTH} together"
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// JSON inside each other; parsed JSON is at most 128 deep.
@@ -206,8 +287,9 @@ fn top_level(grammar: &Grammar) -> TopLevelGrammar {
             let mut schema = schema.clone();
             if let Some(all) = schema.as_object_mut() {
                 // A model that likes spaces would write them for ever.
-                let compact = || serde_json::json!({ "whitespace_flexible": false });
-                all.entry("x-guidance").or_insert_with(compact);
+                // Options are ours: a client's could let through what is not kept to.
+                let compact = serde_json::json!({ "whitespace_flexible": false });
+                all.insert("x-guidance".to_owned(), compact);
             }
             TopLevelGrammar::from_json_schema(schema)
         }
@@ -314,12 +396,19 @@ impl Guide {
 }
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::text::TokenizerConfig;
 
     /// A vocabulary of bytes and some pairs, whose last token ends.
-    fn tokenizer() -> (Tokenizer, u32) {
+    pub(super) fn tokenizer() -> (Tokenizer, u32) {
+        tokenizer_with(&[])
+    }
+
+    pub(super) fn tokenizer_with(more: &[String]) -> (Tokenizer, u32) {
         let mut vocab = serde_json::Map::new();
         for byte in 0..=u8::MAX {
             let sign = crate::text::byte_sign(byte);
@@ -329,6 +418,9 @@ mod tests {
         for (a, b) in [("a", "b"), ("b", "-"), ("ab", "-"), ("-", "1")] {
             vocab.insert(format!("{a}{b}"), vocab.len().into());
             merges.push(serde_json::json!([a, b]));
+        }
+        for word in more {
+            vocab.insert(word.clone(), vocab.len().into());
         }
         let end = vocab.len();
         let json = serde_json::json!({
