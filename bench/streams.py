@@ -166,6 +166,16 @@ def bodies(kinds):
     return all_
 
 
+def difference(want, got):
+    """Where the texts of choices differ first."""
+    for index in sorted(want.keys() | got.keys()):
+        a, b = want.get(index, ""), got.get(index, "")
+        if a != b:
+            at = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+            return f"choice {index} at {at} of {len(a)}: {a[at:at + 20]!r} alone, {b[at:at + 20]!r} here ({len(b)} in all)"
+    return "nothing"
+
+
 async def is_free(server, seconds=30):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -216,7 +226,7 @@ async def load(streams, seconds):
                 got = repr(e)
             done += 1
             if got != expected[i]:
-                bad.append((i, got if isinstance(got, str) else "another text"))
+                bad.append((i, got if isinstance(got, str) else difference(expected[i], got)))
 
     async def watch():
         while True:
@@ -233,7 +243,7 @@ async def load(streams, seconds):
     took = time.monotonic() - began
     watching.cancel()
     refused = [b for b in bad if str(b[1]).startswith("429")]
-    check("texts equal those alone, no errors", not bad, bad[:3] or f"{done} answers in {took:.0f} s")
+    check("texts equal those alone, no errors", not bad, f"{len(bad)} of {done}: {bad[:3]}" if bad else f"{done} answers in {took:.0f} s")
     check("nobody was refused", not refused, len(refused))
     check("everything is given back", await is_free(server), "no page is held")
     now = await metrics(server)

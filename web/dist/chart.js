@@ -11,18 +11,16 @@ export class Chart {
     span_ms;
     write;
     least;
-    most;
     box;
     #drawing;
     #said = new Map();
-    /** One of `series` over `span_ms`, stacked or as lines, with `write` for figures and `top` for the least scale. */
-    constructor(label, series, stacked, span_ms, write, least, most = null) {
+    /** One of `series` over `span_ms`: stacked, of bytes, or as lines; `write` for figures, `least` for the scale. */
+    constructor(label, series, stacked, span_ms, write, least) {
         this.series = series;
         this.stacked = stacked;
         this.span_ms = span_ms;
         this.write = write;
         this.least = least;
-        this.most = most;
         this.#drawing = svg("svg", {
             class: "chart",
             viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
@@ -47,7 +45,8 @@ export class Chart {
         }
         const sum = (sample) => this.series.reduce((a, s) => a + s.of(sample), 0);
         const high = (sample) => (this.stacked ? sum(sample) : Math.max(...this.series.map((s) => s.of(sample))));
-        const top = this.most ?? nice(Math.max(this.least, ...samples.map(high)));
+        const most = Math.max(this.least, ...samples.map(high));
+        const top = this.stacked ? 2 ** Math.ceil(Math.log2(most)) : nice(most);
         // The drawing is as wide as its place, and letters are not stretched with it.
         const width = this.#drawing.clientWidth || WIDTH;
         this.#drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -62,7 +61,7 @@ export class Chart {
         const minutes = Math.round(this.span_ms / 60_000);
         for (let m = 0; m <= minutes; m += 1) {
             const anchor = m === 0 ? "end" : m === minutes ? "start" : "middle";
-            const text = m === 0 ? "now" : `${m} min ago`;
+            const text = m === 0 ? "now" : `−${m} min`;
             all.push(svg("text", { x: x(now_ms - m * 60_000), y: HEIGHT - 4, "text-anchor": anchor }, text));
         }
         const shown = samples.filter((s) => now_ms - s.at_ms <= this.span_ms);

@@ -25,8 +25,8 @@ export class Live {
     #body = el("div", {});
     #cards = new Map();
     #legend = new Map();
-    #regions = table("Regions of memory", ["region", "planned", "committed", "high water", ""], "regions-table");
-    #requests = table("Requests", ["request", "tenant", "state", "tokens", "cached", "sequences", "pages", "in swap", "gave way", "age"], "");
+    #regions = table("Regions of memory", ["region", "planned", "committed", "high water", "of what was planned"], "regions-table");
+    #requests = table("Requests", ["request", "tenant", "state", "tokens", "cached", "sequences", "pages", "in swap", "gave way", "age"], "requests");
     #owners = table("Tenants", ["tenant", "pages", "bytes"], "");
     #refusals = table("Last refusals", ["when", "tenant", "why"], "words");
     #preemptions = table("Last preemptions", ["when", "how", "what and why"], "words");
@@ -46,7 +46,7 @@ export class Live {
             { kind: "reserved", name: "reserved", of: (s) => s.reserved },
             { kind: "internal", name: "internal", of: (s) => s.internal },
             { kind: "external", name: "external", of: (s) => s.external },
-        ], true, HISTORY_MS, bytes, 1);
+        ], true, HISTORY_MS, bytes, 1024);
         this.#rates = new Chart("Tokens per second", [
             { kind: "generated", name: "generated / s", of: (s) => s.generated },
             { kind: "prompt", name: "prompt / s", of: (s) => s.prompt },
@@ -55,7 +55,7 @@ export class Live {
             { kind: "running", name: "running", of: (s) => s.running },
             { kind: "waiting", name: "waiting", of: (s) => s.waiting },
             { kind: "preempted", name: "preempted", of: (s) => s.preempted },
-        ], false, HISTORY_MS, rate, 4);
+        ], false, HISTORY_MS, thousands, 4);
         this.#build();
         setInterval(() => this.#judge(), 500);
         document.addEventListener("visibilitychange", () => this.#follow());
@@ -97,7 +97,7 @@ export class Live {
                 }
             });
         });
-        known("live").append(el("div", { class: "title" }, this.#model, el("span", {}, key, this.#pill)), this.#notice, this.#body);
+        known("view-live").append(el("div", { class: "title" }, this.#model, el("span", {}, key, this.#pill)), this.#notice, this.#body);
     }
     show() {
         this.#asks = true;
@@ -244,7 +244,7 @@ export class Live {
         const held = pages.total === 0 ? 0 : pages.held / pages.total;
         this.#set("KV cache held", percent(held), `${thousands(pages.held)} of ${thousands(pages.total)} pages`);
         const found = counters.prefix_queried_tokens === 0 ? 0 : counters.prefix_found_tokens / counters.prefix_queried_tokens;
-        this.#set("prefix cache", percent(found), `of prompt tokens found`);
+        this.#set("prefix cache", percent(found), "of prompt tokens");
         this.#map.show(memory);
         const states = new Map();
         for (let i = 0; i + 2 < memory.page_map.runs.length; i += 3) {

@@ -36,7 +36,7 @@ async function go() {
     const place = await read(location.hash);
     for (const view of ["live", "plan"]) {
         const shown = view === place.view;
-        known(view).hidden = !shown;
+        known(`view-${view}`).hidden = !shown;
         const link = known(`to-${view}`);
         if (shown)
             link.setAttribute("aria-current", "page");

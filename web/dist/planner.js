@@ -1,10 +1,10 @@
 // The planner's form. It computes nothing: what is shown is what `POST /api/plan` and `POST /api/plan/grid` say.
 import { Refused, ask } from "./api.js";
-import { el, known, say, svg, table, rows } from "./elements.js";
+import { el, known, rows, say, svg, table } from "./elements.js";
 import { bytes, thousands, tokens, words } from "./format.js";
 import { write } from "./hash.js";
 /** What is asked where nobody said anything. */
-const FIRST = { model: "llama-3.1-8b", gpu: "h100", users: "16", context: "8k" };
+const FIRST = { model: "llama-3.1-8b", gpu: "h100-80g-sxm", users: "16", context: "8k" };
 const VERDICTS = { yes: "Fits", tight: "Tight", no: "Does not fit" };
 export class Planner {
     #fields = new Map();
@@ -17,7 +17,7 @@ export class Planner {
     #grid = el("div", { id: "grid" });
     #choices = null;
     #asked = "";
-    #latest = 0;
+    #latest = new AbortController();
     constructor() {
         this.#build();
     }
@@ -56,7 +56,7 @@ export class Planner {
         });
         this.#form.addEventListener("change", () => void this.#ask(true));
         this.#empty();
-        known("plan").append(el("div", { class: "title" }, el("h1", { id: "plan-title" }, "Planner"), el("span", { class: "quiet small" }, "the same plan as `plimsoll plan`, made by this server")), this.#notice, el("div", { class: "plan" }, this.#form, el("div", {}, this.#verdict, this.#result, this.#grid)));
+        known("view-plan").append(el("div", { class: "title" }, el("h1", { id: "plan-title" }, "Planner"), el("span", { class: "quiet small" }, "the same plan as ", el("code", {}, "plimsoll plan"), " prints, made by this server")), this.#notice, el("div", { class: "plan" }, this.#form, el("div", {}, this.#verdict, this.#result, this.#grid)));
     }
     #empty() {
         this.#verdict.className = "verdict";
@@ -75,7 +75,10 @@ export class Planner {
             return;
         for (const [name, field] of this.#fields) {
             const value = asked[name] ?? "";
-            // A choice that there is not is none.
+            // Other names of a GPU, or an engine's version: the server says whether it knows them.
+            if (field instanceof HTMLSelectElement && ![...field.options].some((o) => o.value === value)) {
+                field.append(el("option", { value }, value));
+            }
             field.value = value;
         }
         known("paste").open = asked.config !== undefined;
@@ -126,22 +129,25 @@ export class Planner {
         if (body === this.#asked)
             return;
         this.#asked = body;
-        this.#latest += 1;
-        const turn = this.#latest;
+        // Whoever asked before does not wait any more.
+        this.#latest.abort();
+        const turn = new AbortController();
+        this.#latest = turn;
+        const { signal } = turn;
         this.#clear();
         if (asked.model === undefined && asked.config === undefined)
             return this.#empty();
         try {
-            const plan = (await (await ask("/api/plan", { method: "POST", body })).json());
-            if (turn !== this.#latest)
+            const plan = (await (await ask("/api/plan", { method: "POST", body, signal })).json());
+            if (signal.aborted)
                 return;
             this.#show(plan);
-            const grid = (await (await ask("/api/plan/grid", { method: "POST", body })).json());
-            if (turn === this.#latest)
+            const grid = (await (await ask("/api/plan/grid", { method: "POST", body, signal })).json());
+            if (!signal.aborted)
                 this.#map(grid, plan);
         }
         catch (e) {
-            if (turn !== this.#latest)
+            if (signal.aborted)
                 return;
             this.#asked = "";
             this.#fail(e);
@@ -203,17 +209,19 @@ export class Planner {
                 const cell = grid.cells.find((c) => c.users === users && c.context === context);
                 if (cell === undefined)
                     return el("td", {});
-                const verdict = Object.hasOwn(VERDICTS, cell.verdict) ? cell.verdict : "no";
+                const verdict = Object.hasOwn(VERDICTS, cell.verdict) ? cell.verdict : "none";
                 const asked = users === plan.load.users && context === plan.load.context;
-                const share = Math.round((100 * cell.kv_need_bytes) / Math.max(1, cell.kv_pool_bytes));
-                const figure = plan.device === null ? bytes(cell.kv_need_bytes) : verdict === "no" ? "no" : fixed ? `${share}%` : `${thousands(cell.devices)}`;
+                const need = cell.kv_need_bytes ?? 0;
+                const share = Math.round((100 * need) / Math.max(1, cell.kv_pool_bytes ?? 0));
+                const fits = verdict === "yes" || verdict === "tight";
+                const figure = verdict === "none" ? "–" : plan.device === null ? bytes(need) : !fits ? "no" : fixed ? `${share}%` : thousands(cell.devices ?? 0);
                 const button = el("button", { type: "button", class: `${plan.device === null ? "" : verdict}${asked ? " asked" : ""}`, title: cell.text, "aria-label": `${thousands(users)} users of ${thousands(context)} tokens: ${VERDICTS[verdict] ?? ""}. ${cell.text}` }, figure);
                 button.addEventListener("click", () => this.#choose(users, context));
                 return el("td", {}, button);
             });
             return el("tr", {}, el("th", { scope: "row" }, tokens(context)), ...cells);
         });
-        const what = plan.device === null ? "KV cache that is needed" : fixed ? "share of the KV cache that is needed" : "GPUs that are needed";
+        const what = plan.device === null ? "KV cache that is needed" : fixed ? "share of the KV cache that is needed" : `how many ${grid.device ?? "GPUs"} are needed`;
         this.#grid.replaceChildren(el("section", { class: "panel", "aria-label": "What fits" }, el("header", {}, el("h2", {}, "What fits"), el("span", { class: "quiet small" }, `users across, tokens each up; ${what}; choose a cell to plan it`)), el("div", { class: "scroll" }, el("table", { class: "heat" }, el("caption", { class: "unseen" }, `Users by tokens each: ${what}`), el("thead", {}, head), el("tbody", {}, ...body)))));
     }
     #choose(users, context) {

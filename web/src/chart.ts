@@ -20,7 +20,7 @@ export class Chart<S extends { at_ms: number }> {
   readonly #drawing: SVGSVGElement;
   readonly #said: Map<string, HTMLElement> = new Map();
 
-  /** One of `series` over `span_ms`, stacked or as lines, with `write` for figures and `top` for the least scale. */
+  /** One of `series` over `span_ms`: stacked, of bytes, or as lines; `write` for figures, `least` for the scale. */
   constructor(
     label: string,
     private readonly series: Series<S>[],
@@ -28,7 +28,6 @@ export class Chart<S extends { at_ms: number }> {
     private readonly span_ms: number,
     private readonly write: (value: number) => string,
     private readonly least: number,
-    private readonly most: number | null = null,
   ) {
     this.#drawing = svg("svg", {
       class: "chart",
@@ -54,7 +53,8 @@ export class Chart<S extends { at_ms: number }> {
     }
     const sum = (sample: S): number => this.series.reduce((a, s) => a + s.of(sample), 0);
     const high = (sample: S): number => (this.stacked ? sum(sample) : Math.max(...this.series.map((s) => s.of(sample))));
-    const top = this.most ?? nice(Math.max(this.least, ...samples.map(high)));
+    const most = Math.max(this.least, ...samples.map(high));
+    const top = this.stacked ? 2 ** Math.ceil(Math.log2(most)) : nice(most);
     // The drawing is as wide as its place, and letters are not stretched with it.
     const width = this.#drawing.clientWidth || WIDTH;
     this.#drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -69,7 +69,7 @@ export class Chart<S extends { at_ms: number }> {
     const minutes = Math.round(this.span_ms / 60_000);
     for (let m = 0; m <= minutes; m += 1) {
       const anchor = m === 0 ? "end" : m === minutes ? "start" : "middle";
-      const text = m === 0 ? "now" : `${m} min ago`;
+      const text = m === 0 ? "now" : `−${m} min`;
       all.push(svg("text", { x: x(now_ms - m * 60_000), y: HEIGHT - 4, "text-anchor": anchor }, text));
     }
     const shown = samples.filter((s) => now_ms - s.at_ms <= this.span_ms);

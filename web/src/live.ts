@@ -117,11 +117,11 @@ export class Live {
   readonly #body = el("div", {});
   readonly #cards = new Map<string, { value: HTMLElement; under: HTMLElement }>();
   readonly #legend = new Map<string, HTMLElement>();
-  readonly #regions = table("Regions of memory", ["region", "planned", "committed", "high water", ""], "regions-table");
+  readonly #regions = table("Regions of memory", ["region", "planned", "committed", "high water", "of what was planned"], "regions-table");
   readonly #requests = table(
     "Requests",
     ["request", "tenant", "state", "tokens", "cached", "sequences", "pages", "in swap", "gave way", "age"],
-    "",
+    "requests",
   );
   readonly #owners = table("Tenants", ["tenant", "pages", "bytes"], "");
   readonly #refusals = table("Last refusals", ["when", "tenant", "why"], "words");
@@ -149,7 +149,7 @@ export class Live {
       true,
       HISTORY_MS,
       bytes,
-      1,
+      1024,
     );
     this.#rates = new Chart<Sample>(
       "Tokens per second",
@@ -171,7 +171,7 @@ export class Live {
       ],
       false,
       HISTORY_MS,
-      rate,
+      thousands,
       4,
     );
     this.#build();
@@ -237,7 +237,7 @@ export class Live {
         }
       });
     });
-    known("live").append(el("div", { class: "title" }, this.#model, el("span", {}, key, this.#pill)), this.#notice, this.#body);
+    known("view-live").append(el("div", { class: "title" }, this.#model, el("span", {}, key, this.#pill)), this.#notice, this.#body);
   }
 
   show(): void {
@@ -393,7 +393,7 @@ export class Live {
     const held = pages.total === 0 ? 0 : pages.held / pages.total;
     this.#set("KV cache held", percent(held), `${thousands(pages.held)} of ${thousands(pages.total)} pages`);
     const found = counters.prefix_queried_tokens === 0 ? 0 : counters.prefix_found_tokens / counters.prefix_queried_tokens;
-    this.#set("prefix cache", percent(found), `of prompt tokens found`);
+    this.#set("prefix cache", percent(found), "of prompt tokens");
     this.#map.show(memory);
     const states = new Map<string, number>();
     for (let i = 0; i + 2 < memory.page_map.runs.length; i += 3) {

@@ -40,7 +40,7 @@ async function go(): Promise<void> {
   const place = await read(location.hash);
   for (const view of ["live", "plan"] as const) {
     const shown = view === place.view;
-    known(view).hidden = !shown;
+    known(`view-${view}`).hidden = !shown;
     const link = known(`to-${view}`);
     if (shown) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");

@@ -1,7 +1,7 @@
 // The planner's form. It computes nothing: what is shown is what `POST /api/plan` and `POST /api/plan/grid` say.
 
 import { Refused, ask } from "./api.js";
-import { el, known, say, svg, table, rows } from "./elements.js";
+import { el, known, rows, say, svg, table } from "./elements.js";
 import { bytes, thousands, tokens, words } from "./format.js";
 import { type Asked, type Place, write } from "./hash.js";
 
@@ -42,13 +42,15 @@ interface Cell {
   users: number;
   context: number;
   verdict: string;
-  devices: number;
   text: string;
-  kv_need_bytes: number;
-  kv_pool_bytes: number;
+  /** Of a cell whose verdict is not "none". */
+  devices?: number;
+  kv_need_bytes?: number;
+  kv_pool_bytes?: number;
 }
 
 interface Grid {
+  device: string | null;
   users: number[];
   contexts: number[];
   cells: Cell[];
@@ -64,7 +66,7 @@ interface Choices {
 }
 
 /** What is asked where nobody said anything. */
-const FIRST: Asked = { model: "llama-3.1-8b", gpu: "h100", users: "16", context: "8k" };
+const FIRST: Asked = { model: "llama-3.1-8b", gpu: "h100-80g-sxm", users: "16", context: "8k" };
 const VERDICTS: Record<string, string> = { yes: "Fits", tight: "Tight", no: "Does not fit" };
 
 type Name = keyof Asked;
@@ -80,7 +82,7 @@ export class Planner {
   readonly #grid = el("div", { id: "grid" });
   #choices: Promise<void> | null = null;
   #asked = "";
-  #latest = 0;
+  #latest = new AbortController();
 
   constructor() {
     this.#build();
@@ -135,8 +137,8 @@ export class Planner {
     });
     this.#form.addEventListener("change", () => void this.#ask(true));
     this.#empty();
-    known("plan").append(
-      el("div", { class: "title" }, el("h1", { id: "plan-title" }, "Planner"), el("span", { class: "quiet small" }, "the same plan as `plimsoll plan`, made by this server")),
+    known("view-plan").append(
+      el("div", { class: "title" }, el("h1", { id: "plan-title" }, "Planner"), el("span", { class: "quiet small" }, "the same plan as ", el("code", {}, "plimsoll plan"), " prints, made by this server")),
       this.#notice,
       el("div", { class: "plan" }, this.#form, el("div", {}, this.#verdict, this.#result, this.#grid)),
     );
@@ -159,7 +161,10 @@ export class Planner {
     if (asked === null) return;
     for (const [name, field] of this.#fields) {
       const value = asked[name] ?? "";
-      // A choice that there is not is none.
+      // Other names of a GPU, or an engine's version: the server says whether it knows them.
+      if (field instanceof HTMLSelectElement && ![...field.options].some((o) => o.value === value)) {
+        field.append(el("option", { value }, value));
+      }
       field.value = value;
     }
     known<HTMLDetailsElement>("paste").open = asked.config !== undefined;
@@ -209,18 +214,21 @@ export class Planner {
     }
     if (body === this.#asked) return;
     this.#asked = body;
-    this.#latest += 1;
-    const turn = this.#latest;
+    // Whoever asked before does not wait any more.
+    this.#latest.abort();
+    const turn = new AbortController();
+    this.#latest = turn;
+    const { signal } = turn;
     this.#clear();
     if (asked.model === undefined && asked.config === undefined) return this.#empty();
     try {
-      const plan = (await (await ask("/api/plan", { method: "POST", body })).json()) as Plan;
-      if (turn !== this.#latest) return;
+      const plan = (await (await ask("/api/plan", { method: "POST", body, signal })).json()) as Plan;
+      if (signal.aborted) return;
       this.#show(plan);
-      const grid = (await (await ask("/api/plan/grid", { method: "POST", body })).json()) as Grid;
-      if (turn === this.#latest) this.#map(grid, plan);
+      const grid = (await (await ask("/api/plan/grid", { method: "POST", body, signal })).json()) as Grid;
+      if (!signal.aborted) this.#map(grid, plan);
     } catch (e) {
-      if (turn !== this.#latest) return;
+      if (signal.aborted) return;
       this.#asked = "";
       this.#fail(e);
     }
@@ -289,17 +297,20 @@ export class Planner {
       const cells = grid.users.map((users) => {
         const cell = grid.cells.find((c) => c.users === users && c.context === context);
         if (cell === undefined) return el("td", {});
-        const verdict = Object.hasOwn(VERDICTS, cell.verdict) ? cell.verdict : "no";
+        const verdict = Object.hasOwn(VERDICTS, cell.verdict) ? cell.verdict : "none";
         const asked = users === plan.load.users && context === plan.load.context;
-        const share = Math.round((100 * cell.kv_need_bytes) / Math.max(1, cell.kv_pool_bytes));
-        const figure = plan.device === null ? bytes(cell.kv_need_bytes) : verdict === "no" ? "no" : fixed ? `${share}%` : `${thousands(cell.devices)}`;
+        const need = cell.kv_need_bytes ?? 0;
+        const share = Math.round((100 * need) / Math.max(1, cell.kv_pool_bytes ?? 0));
+        const fits = verdict === "yes" || verdict === "tight";
+        const figure =
+          verdict === "none" ? "–" : plan.device === null ? bytes(need) : !fits ? "no" : fixed ? `${share}%` : thousands(cell.devices ?? 0);
         const button = el("button", { type: "button", class: `${plan.device === null ? "" : verdict}${asked ? " asked" : ""}`, title: cell.text, "aria-label": `${thousands(users)} users of ${thousands(context)} tokens: ${VERDICTS[verdict] ?? ""}. ${cell.text}` }, figure);
         button.addEventListener("click", () => this.#choose(users, context));
         return el("td", {}, button);
       });
       return el("tr", {}, el("th", { scope: "row" }, tokens(context)), ...cells);
     });
-    const what = plan.device === null ? "KV cache that is needed" : fixed ? "share of the KV cache that is needed" : "GPUs that are needed";
+    const what = plan.device === null ? "KV cache that is needed" : fixed ? "share of the KV cache that is needed" : `how many ${grid.device ?? "GPUs"} are needed`;
     this.#grid.replaceChildren(
       el(
         "section",

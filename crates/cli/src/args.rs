@@ -7,6 +7,7 @@ mod rates;
 pub(crate) mod serve;
 mod simulate;
 mod sweep;
+pub(crate) mod top;
 mod workload;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     Generate(Box<generate::GenerateArgs>),
     /// Serve a model over HTTP, as OpenAI's clients expect it
     Serve(Box<serve::ServeArgs>),
+    /// Watch a server: its memory, page by page, and what it does
+    Top(Box<top::TopArgs>),
     /// Time a model on this machine's processors: decode, prefill, batches
     Bench(Box<bench::BenchArgs>),
     /// Built-in models

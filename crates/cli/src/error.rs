@@ -22,6 +22,8 @@ pub(crate) enum Exit {
     Offline = 5,
     /// A file that is corrupt or contradicts itself.
     Corrupt = 65,
+    /// A server that nobody answers for.
+    Unreachable = 69,
     /// Try again later.
     Temporary = 75,
     /// A configuration that makes no sense.

@@ -42,6 +42,7 @@ pub(crate) fn failure(e: &HostError) -> Failure {
         Kind::Forbidden => (Exit::NotFound, "E-MODEL-005"),
         Kind::Offline => (Exit::Offline, "E-HUB-001"),
         Kind::Corrupt => (Exit::Corrupt, "E-MODEL-001"),
+        Kind::Unreachable => (Exit::Unreachable, "E-TOP-001"),
         Kind::Temporary => (Exit::Temporary, "E-HUB-002"),
         Kind::Io => (Exit::Failure, "E-IO-003"),
         Kind::Usage => (Exit::Usage, "E-USAGE-001"),

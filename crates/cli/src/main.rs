@@ -41,13 +41,17 @@ fn main() -> ExitCode {
         Command::Bench(a) => a.json,
         Command::Generate(a) => a.json,
         Command::Serve(a) => a.json,
-        Command::Models(_) | Command::Schema { .. } | Command::Completions { .. } => false,
+        Command::Top(_)
+        | Command::Models(_)
+        | Command::Schema { .. }
+        | Command::Completions { .. } => false,
     };
     let result = match cli.command {
         Command::Plan(args) => commands::plan::run(&args, &mut output),
         Command::Simulate(args) => commands::simulate::run(&args, &mut output),
         Command::Generate(args) => commands::generate::run(&args, &mut output),
         Command::Serve(args) => commands::serve::run(&args, &settings, &mut output),
+        Command::Top(args) => commands::top::run(&args, &mut output),
         Command::Bench(args) => commands::bench::run(&args, &mut output),
         Command::Models(command) => commands::models::run(&command, &mut output),
         Command::Devices { json } => commands::devices::run(json, &mut output),

@@ -15,6 +15,8 @@ pub enum Kind {
     Corrupt,
     /// It may work later.
     Temporary,
+    /// Nobody answers there.
+    Unreachable,
     /// The disk, or a server that does not do what it must.
     Io,
     /// The argument makes no sense.

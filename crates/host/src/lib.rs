@@ -24,6 +24,7 @@ mod load;
 mod locate;
 pub mod memory;
 mod nvml;
+mod peer;
 
 pub use env::Env;
 pub use error::{HostError, Kind};
@@ -31,3 +32,4 @@ pub use file::{FileSource, read_config, read_whole, write_whole};
 pub use hub::cache_folder;
 pub use load::{HeaderKind, LoadOptions, Loaded, StoredFile, load, open_gguf, open_safetensors};
 pub use locate::{ModelRef, locate};
+pub use peer::Peer;

@@ -48,7 +48,7 @@ use plimsoll_units::Bytes;
 pub use accept::Stop;
 pub use engine::Choosing;
 pub use log::AccessLog;
-pub use planning::{Planner, Unanswered};
+pub use planning::{Patience, Planner, Unanswered};
 pub use tenants::{Access, KeyDigest, Keys, Reload, Rules, digest};
 
 /// How long the step under way may take after whoever is in it was cut off.

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -37,6 +38,30 @@ pub enum Unanswered {
     Late,
 }
 
+/// How long whoever asks waits: until then, or until he leaves.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    until: Instant,
+    left: Arc<AtomicBool>,
+}
+
+impl Patience {
+    /// Whether nobody waits any more.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.left.load(Ordering::Acquire) || Instant::now() >= self.until
+    }
+}
+
+/// Goes with the request, however that ends.
+struct Asker(Arc<AtomicBool>);
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 impl Unanswered {
     /// With the field that is wrong.
     #[must_use]
@@ -48,7 +73,7 @@ impl Unanswered {
     }
 }
 
-type Answer = dyn Fn(&[u8], Instant) -> Result<Value, ApiError> + Send + Sync;
+type Answer = dyn Fn(&[u8], &Patience) -> Result<Value, ApiError> + Send + Sync;
 
 /// What answers them.
 #[derive(Clone)]
@@ -66,12 +91,12 @@ impl fmt::Debug for Planner {
 }
 
 impl Planner {
-    /// One that offers `choices`, and answers what an `A` asks by `plan`, and by `grid` for many loads at once. Both are
-    /// told until when they have time.
+    /// One that offers `choices`, and answers what an `A` asks by `plan`, and by `grid` for many loads at once. Both
+    /// may look whether anybody waits still.
     pub fn new<A: DeserializeOwned + 'static>(
         choices: Value,
-        plan: impl Fn(A, Instant) -> Result<Value, Unanswered> + Send + Sync + 'static,
-        grid: impl Fn(A, Instant) -> Result<Value, Unanswered> + Send + Sync + 'static,
+        plan: impl Fn(A, &Patience) -> Result<Value, Unanswered> + Send + Sync + 'static,
+        grid: impl Fn(A, &Patience) -> Result<Value, Unanswered> + Send + Sync + 'static,
     ) -> Self {
         Self {
             choices,
@@ -83,10 +108,10 @@ impl Planner {
 }
 
 fn answer<A: DeserializeOwned + 'static>(
-    by: impl Fn(A, Instant) -> Result<Value, Unanswered> + Send + Sync + 'static,
+    by: impl Fn(A, &Patience) -> Result<Value, Unanswered> + Send + Sync + 'static,
 ) -> Arc<Answer> {
-    Arc::new(move |bytes, until| {
-        by(body::parse(bytes)?, until).map_err(|e| match e {
+    Arc::new(move |bytes, patience| {
+        by(body::parse(bytes)?, patience).map_err(|e| match e {
             Unanswered::Mistake { field, message } => {
                 let e = ApiError::invalid("cannot_plan", message);
                 field.into_iter().fold(e, ApiError::param)
@@ -139,13 +164,17 @@ async fn answered(
         return Err(ApiError::crowded());
     };
     let by = Arc::clone(by(planner));
-    let until = Instant::now() + ANSWER_TIMEOUT;
+    let asker = Asker(Arc::default());
+    let patience = Patience {
+        until: Instant::now() + ANSWER_TIMEOUT,
+        left: Arc::clone(&asker.0),
+    };
     let work = blocking(move || {
-        let answer = by(&bytes, until);
+        let answer = by(&bytes, &patience);
         drop((bytes, room, turn));
         answer.map(|value| json_response(StatusCode::OK, &value))
     });
-    // It goes on until it looks at the clock, and holds its turn until then.
+    // It goes on until it looks, and holds its turn until then.
     match tokio::time::timeout(ANSWER_TIMEOUT, work).await {
         Ok(answer) => answer,
         Err(_) => Err(late()),

@@ -188,11 +188,12 @@ impl Stream {
                 }
                 event = self.events.recv() => event,
             };
-            for _ in 0..BATCH {
+            for more in (0..BATCH).rev() {
                 if let Err(e) = self.take(next, &mut out) {
                     self.fail(&e, &mut out);
                 }
-                if self.over {
+                // What is taken out is told: nothing is after the last of a batch.
+                if self.over || more == 0 {
                     break;
                 }
                 match self.events.try_recv() {

@@ -13,6 +13,7 @@ pub(crate) mod plan;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod simulate;
+pub(crate) mod top;
 
 /// Processors that this process may use.
 pub(crate) fn processors() -> u64 {

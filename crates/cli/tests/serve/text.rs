@@ -235,3 +235,18 @@ fn log_probabilities_have_their_shapes() {
         .map(|c| &c["choices"][0]["logprobs"]["content"]);
     assert_eq!(entries.filter_map(Value::as_array).flatten().count(), 10);
 }
+
+#[test]
+fn tokens_that_come_at_once_are_all_told() {
+    // More of them in a step than are taken out of a mailbox at a time.
+    let server = Server::start(&["--max-num-seqs", "128"]);
+    let mut body = json!({
+        "prompt": PROMPT, "max_tokens": 12, "temperature": 1, "seed": 4, "ignore_eos": true, "n": 128,
+    });
+    let want = texts(&server.complete(body.clone()));
+    body["stream"] = true.into();
+    for _ in 0..3 {
+        let chunks = server.post("/v1/completions", &body.to_string()).chunks();
+        assert_eq!(streamed(&chunks, 128).0, want);
+    }
+}

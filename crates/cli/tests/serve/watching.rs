@@ -368,3 +368,81 @@ fn the_memory_is_told_again_and_again_to_a_few() {
     let (status, _) = server.ended();
     assert!(status.success() && began.elapsed() < 5 * second);
 }
+
+fn top(args: &[&str]) -> std::process::Output {
+    std::process::Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .arg("top")
+        .args(args)
+        .env_remove("PLIMSOLL_API_KEY")
+        .env_remove("NO_COLOR")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn top_draws_a_server_once() {
+    let server = Server::start(&["--api-key", "sk-1"]);
+    let url = format!("http://{}/v1", server.address);
+    let shown = top(&[&url, "--once", "--api-key", "sk-1"]);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.status.success(), "{text}");
+    assert!(text.starts_with("demo at http://127.0.0.1:"), "{text}");
+    for part in [
+        "0 run, 0 wait, 0 gave way",
+        "weights",
+        "reserve",
+        "pages of",
+        "first token",
+    ] {
+        assert!(text.contains(part), "no {part}: {text}");
+    }
+    assert!(!text.contains('\u{1b}'), "plain text for a pipe");
+    let ends = |args: &[&str], code: i32, says: &str| {
+        let out = top(args);
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(code), "{text}");
+        assert!(text.contains(says) && text.contains("\n  try: "), "{text}");
+        assert!(text.lines().count() <= 4, "{text}");
+    };
+    ends(&[&url, "--once"], 4, "does not let this key look");
+    ends(&[&url, "--api-key", "sk-1"], 2, "stdout is no terminal");
+    ends(&["ftp://x", "--once"], 2, "this is no address");
+    ends(
+        &["http://127.0.0.1:1", "--once"],
+        69,
+        "the server cannot be reached",
+    );
+}
+
+/// Every name that a panel asks for is a sample that there is, once the server has answered something.
+#[test]
+fn the_dashboard_asks_for_what_there_is() {
+    let server = Server::start(&[]);
+    server.complete(json!({ "prompt": PROMPT, "max_tokens": 2 }));
+    server.post("/v1/completions", "{");
+    let samples: Vec<String> = scrape(&server)
+        .0
+        .into_values()
+        .flat_map(|f| f.samples)
+        .map(|s| s.0)
+        .collect();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../grafana/dashboard.json");
+    let board: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let panels = board["panels"].as_array().unwrap();
+    assert!(panels.len() >= 10);
+    let mut asked = 0;
+    for panel in panels {
+        let title = panel["title"].as_str().unwrap();
+        for target in panel["targets"].as_array().unwrap() {
+            let query = target["expr"].as_str().unwrap();
+            let names = query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+            let names: Vec<&str> = names.filter(|n| n.contains(':')).collect();
+            assert!(!names.is_empty(), "{title}: {query}");
+            for name in names {
+                assert!(samples.iter().any(|s| s == name), "{title} asks for {name}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 20, "{asked}");
+}

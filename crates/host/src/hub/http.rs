@@ -66,7 +66,7 @@ pub(super) enum Found {
 }
 
 /// Scheme and authority of an address, in lower case.
-pub(super) fn origin(address: &str) -> Option<String> {
+pub(crate) fn origin(address: &str) -> Option<String> {
     let (scheme, rest) = address.split_once("://")?;
     let scheme = scheme.to_ascii_lowercase();
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();

@@ -21,6 +21,7 @@ use crate::env::Env;
 use crate::error::{HostError, Kind};
 
 pub use download::{Fetching, download};
+pub(crate) use http::origin;
 pub(crate) use load::load;
 
 /// A model on the hub: `org/name`, with a revision and a file where given.

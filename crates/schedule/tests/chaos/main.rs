@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use alone::alone;
-use plimsoll_kv::{KvCache, KvConfig, Layout, Pin, Scope, TenantId};
+use plimsoll_kv::{Census, KvCache, KvConfig, Layout, PageState, PageView, Pin, Scope, TenantId};
 use plimsoll_program::{Group, GroupKind, PoolGeometry};
 use plimsoll_schedule::{
     Admission, AttentionWork, Beam, CostModel, Driver, End, Executor as _, Fan, Input, Limits,
@@ -361,6 +361,7 @@ fn run(seed: u64, limit: u64) -> u64 {
             let counted =
                 c.free + c.cached + c.in_transit + c.requests + c.beams + c.shared + c.pinned;
             assert_eq!(counted, u64::from(s.pages), "owners do not add up");
+            check_view(sched, &c, usage.held);
         };
         let turn = catch_unwind(AssertUnwindSafe(|| {
             driver.turn(&mut shadow, Nanos(now), watch)
@@ -599,4 +600,33 @@ fn every_seed_holds() {
         println!("seed {seed}: {why}\n  again: PLIMSOLL_SEED={seed} PLIMSOLL_REQUESTS={n}");
     }
     assert!(failures.is_empty(), "{} seeds fail", failures.len());
+}
+
+/// What whoever looks is shown is what is there.
+fn check_view(sched: &Scheduler, census: &Census, held: u64) {
+    let view = sched.view(usize::MAX);
+    let of = |state| view.pages.pages.iter().filter(|p| p.state == state).count() as u64;
+    assert_eq!(of(PageState::Free), census.free, "free pages");
+    assert_eq!(of(PageState::Cached), census.cached, "cached pages");
+    assert_eq!(
+        of(PageState::InTransit),
+        census.in_transit,
+        "pages in transit"
+    );
+    let shown = of(PageState::Held) + of(PageState::Shared) + of(PageState::Beam);
+    assert_eq!(shown, held, "held pages");
+    let (running, waiting) = (sched.running(), sched.waiting());
+    let there = running + waiting + sched.preempted();
+    assert_eq!((view.requests.len(), view.left_out), (there, 0));
+    let owned = |place: usize| {
+        let own = |p: &&PageView| p.owner.is_some_and(|o| o as usize == place);
+        view.pages.pages.iter().filter(own).count()
+    };
+    for (place, holding) in view.pages.holdings.iter().enumerate() {
+        let alone = (holding.pages - holding.shared) as usize;
+        assert_eq!(owned(place), alone, "pages of one request alone");
+    }
+    let few = sched.view(2);
+    assert_eq!(few.requests.len() + few.left_out, there);
+    assert_eq!(few.pages, view.pages);
 }

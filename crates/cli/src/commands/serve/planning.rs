@@ -3,14 +3,12 @@
 //! A question becomes the flags that mean it, so ranges, names and mistakes are the command's own. No flag that names a
 //! file, another machine or this one can be asked for.
 
-use std::time::Instant;
-
 use clap::{Args as _, Command, FromArgMatches as _};
 use plimsoll_device::devices;
 use plimsoll_host::{Env, LoadOptions, ModelRef};
 use plimsoll_model::{Assume, catalogue, from_config, json};
 use plimsoll_report::PlanReport;
-use plimsoll_server::{Planner, Unanswered};
+use plimsoll_server::{Patience, Planner, Unanswered};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -74,7 +72,7 @@ pub(super) fn planner() -> Planner {
             let (args, model) = read(&asked)?;
             value(&plan::answered(&args, &model).map_err(|e| refused(&e))?)
         },
-        |asked: Asked, until| grid(&asked, until),
+        |asked: Asked, patience| grid(&asked, patience),
     )
 }
 
@@ -220,31 +218,40 @@ fn parse(words: &[String], model: &str) -> Result<PlanArgs, Unanswered> {
 }
 
 /// Verdicts for many loads, each of the plan that the load alone would have.
-fn grid(asked: &Asked, until: Instant) -> Result<Value, Unanswered> {
+fn grid(asked: &Asked, patience: &Patience) -> Result<Value, Unanswered> {
     let (mut args, model) = read(asked)?;
     let first = plan::answered(&args, &model).map_err(|e| refused(&e))?;
     let (users, contexts) = axes(&first);
+    // One card for all loads, where the plan chose it.
+    let device = first.device.map(|d| d.name);
+    args.device.gpu.clone_from(&device);
     let mut cells = Vec::new();
     for &context in &contexts {
         for &n in &users {
-            if Instant::now() >= until {
+            if patience.is_over() {
                 return Err(Unanswered::Late);
             }
             args.load.users = Some(n);
             args.load.context = Some(context);
-            let report = plan::answered(&args, &model).map_err(|e| refused(&e))?;
-            cells.push(json!({
-                "users": n,
-                "context": context,
-                "verdict": report.answer.verdict,
-                "devices": report.answer.devices,
-                "text": report.answer.text,
-                "kv_need_bytes": report.kv.need.pool_bytes,
-                "kv_pool_bytes": report.kv.pool_bytes,
-            }));
+            let cell = match plan::answered(&args, &model) {
+                Ok(report) => json!({
+                    "users": n,
+                    "context": context,
+                    "verdict": report.answer.verdict,
+                    "devices": report.answer.devices,
+                    "text": report.answer.text,
+                    "kv_need_bytes": report.kv.need.pool_bytes,
+                    "kv_pool_bytes": report.kv.pool_bytes,
+                }),
+                // An engine may refuse a load that others do not.
+                Err(e) => {
+                    json!({ "users": n, "context": context, "verdict": "none", "text": e.what })
+                }
+            };
+            cells.push(cell);
         }
     }
-    Ok(json!({ "users": users, "contexts": contexts, "cells": cells }))
+    Ok(json!({ "device": device, "users": users, "contexts": contexts, "cells": cells }))
 }
 
 /// Powers of two, and what was asked.
