@@ -118,3 +118,61 @@ pub(crate) fn block_tokens(layout: &Layout, group: &crate::layout::GroupLayout) 
         group.slots.max(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_decides_keys_and_values_changes_the_address() {
+        let of =
+            |key: u8, fingerprint: &[u8], scope: &Scope, group, parents: &[u32], last: &[u32]| {
+                let a = Addresses::new([key; 16], fingerprint.to_vec());
+                let parent = a.child(a.root(scope, group), parents);
+                a.child(parent, last)
+            };
+        let scope = Scope::default();
+        let with = |change: &dyn Fn(&mut Scope)| {
+            let mut scope = Scope::default();
+            change(&mut scope);
+            scope
+        };
+        let salt = |s: &[u8]| with(&|scope| scope.salt = s.to_vec());
+        let mut all = vec![
+            of(0, b"f", &scope, 0, &[1, 2], &[3]),
+            of(1, b"f", &scope, 0, &[1, 2], &[3]),
+            of(0, b"g", &scope, 0, &[1, 2], &[3]),
+            of(0, b"f", &scope, 1, &[1, 2], &[3]),
+            of(0, b"f", &scope, 0, &[2, 1], &[3]),
+            of(0, b"f", &scope, 0, &[1, 2], &[4]),
+            // The same tokens, cut elsewhere.
+            of(0, b"f", &scope, 0, &[1], &[2, 3]),
+            of(0, b"f", &salt(b"a"), 0, &[1, 2], &[3]),
+            of(0, b"fa", &scope, 0, &[1, 2], &[3]),
+            of(0, b"fa", &salt(b"b"), 0, &[1, 2], &[3]),
+            of(0, b"f", &salt(b"ab"), 0, &[1, 2], &[3]),
+            of(0, b"f", &with(&|s| s.adapter = Some(0)), 0, &[1, 2], &[3]),
+            of(0, b"f", &with(&|s| s.adapter = Some(1)), 0, &[1, 2], &[3]),
+            of(
+                0,
+                b"f",
+                &with(&|s| s.media = vec![[0; 32]]),
+                0,
+                &[1, 2],
+                &[3],
+            ),
+            of(
+                0,
+                b"f",
+                &with(&|s| s.media = vec![[0; 32]; 2]),
+                0,
+                &[1, 2],
+                &[3],
+            ),
+        ];
+        let n = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), n);
+    }
+}

@@ -2,13 +2,13 @@
 
 use plimsoll_runtime::text::{TextError, Tokenizer};
 use plimsoll_schedule::{Completion, End};
-use serde_json::{Value, json};
 
 use crate::engine::{Event, Finished, Why};
 use crate::error::ApiError;
 use crate::logprobs;
 use crate::mailbox::Events;
 use crate::prepare::{Route, Told};
+use crate::reply::{self, Choice, Function, Message, Reply, ToolCall};
 use crate::state::{State, now_s};
 use crate::tools::Call;
 
@@ -41,19 +41,25 @@ impl Head {
     }
 
     /// An object with these choices; a piece of a stream, or the whole.
-    pub(crate) fn object(&self, streams: bool, choices: Vec<Value>) -> Value {
-        json!({
-            "id": self.id,
-            "object": match (self.route, streams) {
+    pub(crate) fn object(
+        &self,
+        streams: bool,
+        choices: Vec<Choice>,
+        usage: Option<Option<reply::Usage>>,
+    ) -> Reply<'_> {
+        Reply {
+            id: &self.id,
+            object: match (self.route, streams) {
                 (Route::Completion, _) => "text_completion",
                 (Route::Chat, false) => "chat.completion",
                 (Route::Chat, true) => "chat.completion.chunk",
             },
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": null,
-            "choices": choices,
-        })
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: (),
+            choices,
+            usage,
+        }
     }
 }
 
@@ -73,14 +79,18 @@ impl Usage {
         }
     }
 
-    pub(crate) fn json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": { "cached_tokens": self.cached },
-            "completion_tokens_details": { "reasoning_tokens": 0 },
-        })
+    pub(crate) fn reply(self) -> reply::Usage {
+        reply::Usage {
+            prompt_tokens: self.prompt,
+            completion_tokens: self.completion,
+            total_tokens: self.prompt + self.completion,
+            prompt_tokens_details: reply::PromptDetails {
+                cached_tokens: self.cached,
+            },
+            completion_tokens_details: reply::CompletionDetails {
+                reasoning_tokens: 0,
+            },
+        }
     }
 }
 
@@ -108,12 +118,16 @@ pub(crate) fn called(reason: &'static str, calls: bool) -> &'static str {
 }
 
 /// A call as clients read it, under an id that nobody guesses.
-pub(crate) fn function(state: &State, call: &Call) -> Value {
-    json!({
-        "id": format!("call_{:016x}{:016x}", state.draw(), state.draw()),
-        "type": "function",
-        "function": { "name": call.name, "arguments": call.arguments },
-    })
+pub(crate) fn function(state: &State, call: Call, index: Option<usize>) -> ToolCall {
+    ToolCall {
+        id: Some(format!("call_{:016x}{:016x}", state.draw(), state.draw())),
+        kind: Some("function"),
+        function: Function {
+            name: Some(call.name),
+            arguments: call.arguments,
+        },
+        index,
+    }
 }
 
 /// Waits until all prompts have ended; what came of each, by their places.
@@ -141,14 +155,14 @@ pub(crate) async fn collect(
 }
 
 /// The whole answer.
-pub(crate) fn whole(
+pub(crate) fn whole<'a>(
     state: &State,
-    head: &Head,
+    head: &'a Head,
     told: &[Told],
     finished: &mut [Finished],
     n: u32,
     ranked: bool,
-) -> Result<Value, ApiError> {
+) -> Result<Reply<'a>, ApiError> {
     let tokenizer = &state.model.tokenizer;
     let mut usage = Usage::of(told);
     let mut choices = Vec::new();
@@ -178,21 +192,19 @@ pub(crate) fn whole(
                 Route::Chat => {
                     let logprobs = own.map(|l| logprobs::chat(tokenizer, logprobs::entries(l)));
                     let logprobs = logprobs.transpose()?;
-                    let mut message =
-                        json!({ "role": "assistant", "content": text, "refusal": null });
-                    if !calls.is_empty() {
-                        if text.is_empty() {
-                            message["content"] = Value::Null;
-                        }
-                        let calls = calls.iter().map(|c| function(state, c));
-                        message["tool_calls"] = calls.collect();
+                    let said = calls.is_empty() || !text.is_empty();
+                    let calls = calls.into_iter().map(|c| function(state, c, None));
+                    Choice::Chat {
+                        index,
+                        message: Message {
+                            role: "assistant",
+                            content: said.then_some(text),
+                            refusal: (),
+                            tool_calls: calls.collect(),
+                        },
+                        logprobs,
+                        finish_reason: reason,
                     }
-                    json!({
-                        "index": index,
-                        "message": message,
-                        "logprobs": logprobs.map(|l| json!({ "content": l, "refusal": null })),
-                        "finish_reason": reason,
-                    })
                 }
                 Route::Completion => {
                     let before = told.params.asked().prompt_logprobs.is_some();
@@ -202,19 +214,17 @@ pub(crate) fn whole(
                         logprobs::completion(tokenizer, all, &mut 0)
                     });
                     let echo = told.echo.as_deref().unwrap_or_default();
-                    json!({
-                        "index": index,
-                        "text": format!("{echo}{text}"),
-                        "logprobs": logprobs.transpose()?,
-                        "finish_reason": reason,
-                    })
+                    Choice::Completion {
+                        index,
+                        text: format!("{echo}{text}"),
+                        logprobs: logprobs.transpose()?,
+                        finish_reason: Some(reason),
+                    }
                 }
             });
         }
     }
-    let mut object = head.object(false, choices);
-    object["usage"] = usage.json();
-    Ok(object)
+    Ok(head.object(false, choices, Some(Some(usage.reply()))))
 }
 
 fn text(tokenizer: &Tokenizer, told: &Told, c: &Completion) -> Result<String, TextError> {

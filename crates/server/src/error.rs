@@ -9,10 +9,11 @@ use plimsoll_runtime::guide::GrammarError;
 use plimsoll_runtime::sample::SamplingError;
 use plimsoll_runtime::text::TextError;
 use plimsoll_schedule::{Reason, Refusal, RequestError};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::engine::{NotSent, retry_after};
 use crate::log::Outcome;
+use crate::reply::{Failure, Fault};
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,21 +193,21 @@ impl ApiError {
         self
     }
 
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "error": {
-                "message": self.message,
-                "type": self.kind,
-                "param": self.param,
-                "code": self.code,
-            }
-        })
+    pub(crate) fn reply(&self) -> Failure<'_> {
+        Failure {
+            error: Fault {
+                message: &self.message,
+                kind: self.kind,
+                param: self.param.as_deref(),
+                code: self.code,
+            },
+        }
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = json_response(self.status, &self.json());
+        let mut response = json_response(self.status, &self.reply());
         let headers = response.headers_mut();
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -230,8 +231,14 @@ impl IntoResponse for ApiError {
 }
 
 /// A response of one JSON text.
-pub(crate) fn json_response(status: StatusCode, value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+pub(crate) fn json_response(status: StatusCode, value: &impl Serialize) -> Response {
+    let Ok(text) = serde_json::to_string(value) else {
+        // Keys are texts and nothing here fails: no answer of ours gets here.
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        return response;
+    };
+    let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,

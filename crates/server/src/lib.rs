@@ -24,6 +24,7 @@ mod metrics;
 mod page;
 mod planning;
 mod prepare;
+mod reply;
 mod room;
 mod routes;
 mod screen;

@@ -2,7 +2,9 @@
 
 use plimsoll_runtime::sample::TokenLogprobs;
 use plimsoll_runtime::text::{TextError, Tokenizer};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
+
+use crate::reply::{ChatLogprobs, Columns, Likely, TokenLogprob};
 
 /// What stands for −∞, which JSON has no number for; vLLM's too.
 const LEAST: f32 = -9999.0;
@@ -25,23 +27,32 @@ pub(crate) fn entries(all: &TokenLogprobs) -> impl Iterator<Item = Entry<'_>> {
     })
 }
 
-/// A chat's, without the object around them.
+/// A chat's.
 pub(crate) fn chat<'a>(
     tokenizer: &Tokenizer,
     entries: impl Iterator<Item = Entry<'a>>,
-) -> Result<Vec<Value>, TextError> {
-    let one = |id: u32, logprob: f32| -> Result<Value, TextError> {
+) -> Result<ChatLogprobs, TextError> {
+    let one = |id: u32, logprob: f32| -> Result<Likely, TextError> {
         let token = tokenizer.decode(&[id], true)?;
-        Ok(json!({ "token": token, "logprob": logprob.max(LEAST), "bytes": token.as_bytes() }))
+        Ok(Likely {
+            bytes: token.as_bytes().to_vec(),
+            token,
+            logprob: logprob.max(LEAST).into(),
+        })
     };
-    let mut all = Vec::new();
+    let mut content = Vec::new();
     for e in entries {
-        let mut entry = one(e.id, e.logprob.unwrap_or(LEAST))?;
-        let top: Result<Vec<Value>, _> = e.top.iter().map(|t| one(t.0, t.1)).collect();
-        entry["top_logprobs"] = top?.into();
-        all.push(entry);
+        let own = one(e.id, e.logprob.unwrap_or(LEAST))?;
+        let top: Result<_, TextError> = e.top.iter().map(|t| one(t.0, t.1)).collect();
+        content.push(TokenLogprob {
+            own,
+            top_logprobs: top?,
+        });
     }
-    Ok(all)
+    Ok(ChatLogprobs {
+        content,
+        refusal: (),
+    })
 }
 
 /// A completion's; places in the text count characters from `offset`, which moves on.
@@ -49,12 +60,12 @@ pub(crate) fn completion<'a>(
     tokenizer: &Tokenizer,
     entries: impl Iterator<Item = Entry<'a>>,
     offset: &mut usize,
-) -> Result<Value, TextError> {
+) -> Result<Columns, TextError> {
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for e in entries {
         let token = tokenizer.decode(&[e.id], true)?;
         let top = match e.logprob {
-            None => Value::Null,
+            None => None,
             Some(own) => {
                 let mut map = Map::new();
                 for &(id, logprob) in e.top {
@@ -63,21 +74,21 @@ pub(crate) fn completion<'a>(
                     map.entry(text).or_insert(json!(logprob.max(LEAST)));
                 }
                 map.entry(token.clone()).or_insert(json!(own.max(LEAST)));
-                map.into()
+                Some(map)
             }
         };
         offsets.push(*offset);
         *offset += token.chars().count();
         tokens.push(token);
-        logprobs.push(e.logprob.map(|l| l.max(LEAST)));
+        logprobs.push(e.logprob.map(|l| l.max(LEAST).into()));
         tops.push(top);
     }
-    Ok(json!({
-        "tokens": tokens,
-        "token_logprobs": logprobs,
-        "top_logprobs": tops,
-        "text_offset": offsets,
-    }))
+    Ok(Columns {
+        tokens,
+        token_logprobs: logprobs,
+        top_logprobs: tops,
+        text_offset: offsets,
+    })
 }
 
 /// A prompt's tokens, the first without a log probability.

@@ -12,7 +12,6 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt as _;
-use serde_json::{Value, json};
 
 use crate::answer::{Head, collect, whole};
 use crate::engine::{Asker, Event};
@@ -22,6 +21,7 @@ use crate::log::{Entry, Outcome, Watched};
 use crate::mailbox::Events;
 use crate::metrics::CONTENT_TYPE;
 use crate::prepare::{Prepared, Route, chat, check_model, prepare};
+use crate::reply::{Detokenized, Health, Model, Models, Tokenized, Version};
 use crate::room::Room;
 use crate::screen::screen;
 use crate::state::State;
@@ -163,40 +163,44 @@ async fn no_method(method: Method) -> Response {
 }
 
 async fn live() -> Response {
-    json_response(StatusCode::OK, &json!({ "status": "live" }))
+    let live = Health::<_, ()> {
+        status: "live",
+        reason: None,
+    };
+    json_response(StatusCode::OK, &live)
 }
 
 async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
-    match state.health() {
-        (word, None) => json_response(StatusCode::OK, &json!({ "status": word })),
-        (word, Some(reason)) => {
-            let value = json!({ "status": word, "reason": reason });
-            json_response(StatusCode::SERVICE_UNAVAILABLE, &value)
-        }
-    }
+    let (status, reason) = state.health();
+    let code = match reason {
+        None => StatusCode::OK,
+        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    json_response(code, &Health { status, reason })
 }
 
 async fn version() -> Response {
-    json_response(
-        StatusCode::OK,
-        &json!({ "version": env!("CARGO_PKG_VERSION") }),
-    )
+    let version = env!("CARGO_PKG_VERSION");
+    json_response(StatusCode::OK, &Version { version })
 }
 
-fn described(state: &State) -> Value {
-    json!({
-        "id": state.options.name,
-        "object": "model",
-        "created": state.started_s,
-        "owned_by": "plimsoll",
-        "root": state.options.name,
-        "parent": null,
-        "max_model_len": state.model.limits.max_model_len,
-    })
+fn described(state: &State) -> Model<'_> {
+    Model {
+        id: &state.options.name,
+        object: "model",
+        created: state.started_s,
+        owned_by: "plimsoll",
+        root: &state.options.name,
+        parent: (),
+        max_model_len: state.model.limits.max_model_len,
+    }
 }
 
 async fn models(Shared(state): Shared<Arc<State>>) -> Response {
-    let all = json!({ "object": "list", "data": [described(&state)] });
+    let all = Models {
+        object: "list",
+        data: [described(&state)],
+    };
     json_response(StatusCode::OK, &all)
 }
 
@@ -207,9 +211,7 @@ async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> A
 
 /// Whose memory is what, now.
 async fn memory(Shared(state): Shared<Arc<State>>) -> Answered {
-    let value = live::memory(&state).await;
-    let value = serde_json::to_value(&value).map_err(|_| internal())?;
-    Ok(json_response(StatusCode::OK, &value))
+    Ok(json_response(StatusCode::OK, &live::memory(&state).await))
 }
 
 async fn watch(Shared(state): Shared<Arc<State>>) -> Answered {
@@ -258,8 +260,11 @@ async fn generate(state: Arc<State>, request: Request, route: Route) -> Answered
         told, n, ranked, ..
     } = prepared;
     let shared = Arc::clone(&state);
-    let value = blocking(move || whole(&shared, &head, &told, &mut finished, n, ranked)).await?;
-    let mut response = json_response(StatusCode::OK, &value);
+    let mut response = blocking(move || {
+        let value = whole(&shared, &head, &told, &mut finished, n, ranked)?;
+        Ok(json_response(StatusCode::OK, &value))
+    })
+    .await?;
     response.extensions_mut().insert(room);
     Ok(response)
 }
@@ -346,14 +351,14 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
         };
         let strings = asked.return_token_strs.unwrap_or(false).then(|| {
             let token = |id: &u32| tokenizer.token(*id).unwrap_or_default();
-            ids.iter().map(token).collect::<Vec<_>>()
+            ids.iter().map(token).collect()
         });
-        Ok(json!({
-            "count": ids.len(),
-            "max_model_len": state.model.limits.max_model_len,
-            "tokens": ids,
-            "token_strs": strings,
-        }))
+        Ok(Tokenized {
+            count: ids.len(),
+            max_model_len: state.model.limits.max_model_len,
+            tokens: ids,
+            token_strs: strings,
+        })
     });
     Ok(json_response(StatusCode::OK, &value.await?))
 }
@@ -368,7 +373,7 @@ async fn detokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answ
             return Err(ApiError::value("tokens", message));
         }
         let text = state.model.tokenizer.decode(&asked.tokens.0, true)?;
-        Ok(json!({ "prompt": text }))
+        Ok(Detokenized { prompt: text })
     });
     Ok(json_response(StatusCode::OK, &value.await?))
 }

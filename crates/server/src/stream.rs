@@ -14,7 +14,7 @@ use axum::response::Response;
 use futures_util::stream;
 use plimsoll_runtime::sample::TokenLogprobs;
 use plimsoll_runtime::text::Answer;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::answer::{Head, Usage, called, function, reason};
 use crate::engine::{Event, Finished, Token};
@@ -23,6 +23,7 @@ use crate::log::Outcome;
 use crate::logprobs::{self, Entry};
 use crate::mailbox::Events;
 use crate::prepare::{Prepared, Route, Told};
+use crate::reply::{self, ChatLogprobs, Columns, Delta, ToolCall};
 use crate::state::{Flying, State};
 use crate::tools::{Call, Calls};
 
@@ -42,6 +43,13 @@ struct Choice {
     over: bool,
     /// Where its next token stands in its text.
     offset: usize,
+}
+
+/// Log probabilities of a token, in the shape of its route.
+enum Logprobs {
+    None,
+    Completion(Columns),
+    Chat(ChatLogprobs),
 }
 
 /// What ends a stream early.
@@ -140,8 +148,11 @@ pub(crate) fn response(
     response
 }
 
-fn data(out: &mut String, value: &Value) {
-    let _ = write!(out, "data: {value}\n\n");
+fn data(out: &mut String, value: &impl Serialize) {
+    // Keys are texts and nothing here fails.
+    if let Ok(text) = serde_json::to_string(value) {
+        let _ = write!(out, "data: {text}\n\n");
+    }
 }
 
 impl Choice {
@@ -196,7 +207,7 @@ impl Stream {
 
     /// Ends it by an error: without [DONE], since the answer is not whole.
     fn fail(&mut self, why: &ApiError, out: &mut String) {
-        data(out, &why.json());
+        data(out, &why.reply());
         self.outcome.error(why.name());
         self.over = true;
     }
@@ -247,14 +258,20 @@ impl Stream {
             // All of it is arguments of one call.
             let begins = !std::mem::replace(&mut choice.called, true);
             let arguments = std::mem::take(&mut text);
-            let mut delta = if begins {
-                function(&state, &Call { name, arguments })
+            let call = if begins {
+                function(&state, Call { name, arguments }, Some(0))
             } else {
-                json!({ "function": { "arguments": arguments } })
+                ToolCall {
+                    id: None,
+                    kind: None,
+                    function: reply::Function {
+                        name: None,
+                        arguments,
+                    },
+                    index: Some(0),
+                }
             };
-            delta["index"] = 0.into();
-            let delta = json!({ "tool_calls": [delta] });
-            self.chunk(chat_choice(at, delta, Value::Null, None), out);
+            self.chunk(chat_choice(at, Delta::call(call), None, None), out);
         }
         let Some(choice) = self.choices.get_mut(at) else {
             return Ok(());
@@ -266,27 +283,26 @@ impl Stream {
             top: &token.top,
         });
         let logprobs = match (entry, self.route) {
-            (None, _) => Value::Null,
+            (None, _) => Logprobs::None,
             (Some(e), Route::Chat) => {
-                let content = logprobs::chat(tokenizer, std::iter::once(e))?;
-                json!({ "content": content, "refusal": null })
+                Logprobs::Chat(logprobs::chat(tokenizer, std::iter::once(e))?)
             }
             (Some(e), Route::Completion) => {
-                logprobs::completion(tokenizer, std::iter::once(e), &mut choice.offset)?
+                let entry = std::iter::once(e);
+                let columns = logprobs::completion(tokenizer, entry, &mut choice.offset)?;
+                Logprobs::Completion(columns)
             }
         };
-        if !text.is_empty() || !logprobs.is_null() {
-            self.piece(at, &text, logprobs, None, out);
+        if !text.is_empty() || !matches!(logprobs, Logprobs::None) {
+            self.piece(at, text, logprobs, None, out);
         }
-        for (i, call) in calls.iter().enumerate() {
-            let mut function = function(&state, call);
-            function["index"] = i.into();
-            let delta = json!({ "tool_calls": [function] });
-            self.chunk(chat_choice(at, delta, Value::Null, None), out);
+        for (i, call) in calls.into_iter().enumerate() {
+            let delta = Delta::call(function(&state, call, Some(i)));
+            self.chunk(chat_choice(at, delta, None, None), out);
         }
         if let Some(reason) = over {
             let reason = called(reason, self.choices.get(at).is_some_and(|c| c.called));
-            self.piece(at, "", Value::Null, Some(reason), out);
+            self.piece(at, String::new(), Logprobs::None, Some(reason), out);
         }
         Ok(())
     }
@@ -301,8 +317,7 @@ impl Stream {
         }
         match self.route {
             Route::Chat => {
-                let delta = json!({ "role": "assistant", "content": "", "refusal": null });
-                self.chunk(chat_choice(at, delta, Value::Null, None), out);
+                self.chunk(chat_choice(at, Delta::begin(), None, None), out);
             }
             Route::Completion => {
                 let Some(echo) = told.echo.clone() else {
@@ -313,8 +328,9 @@ impl Stream {
                     let all = logprobs::prompt(&told.ids, p);
                     logprobs::completion(&self.state.model.tokenizer, all, &mut choice.offset)
                 });
-                let logprobs = logprobs.transpose()?.unwrap_or_default();
-                self.piece(at, &echo, logprobs, None, out);
+                let logprobs = logprobs.transpose()?;
+                let logprobs = logprobs.map_or(Logprobs::None, Logprobs::Completion);
+                self.piece(at, echo, logprobs, None, out);
             }
         }
         Ok(())
@@ -332,15 +348,14 @@ impl Stream {
             let reason = reason(c.end, finished.error.as_ref())?;
             // Its last token said so already, unless it had none.
             if self.choices.get(at).is_some_and(|c| !c.over) {
-                self.piece(at, "", Value::Null, Some(reason), out);
+                self.piece(at, String::new(), Logprobs::None, Some(reason), out);
             }
         }
         self.open -= 1;
         if self.open == 0 {
             if self.include_usage {
-                let mut object = self.head.object(true, Vec::new());
-                object["usage"] = self.usage.json();
-                data(out, &object);
+                let usage = Some(Some(self.usage.reply()));
+                data(out, &self.head.object(true, Vec::new(), usage));
             }
             out.push_str("data: [DONE]\n\n");
             self.over = true;
@@ -352,43 +367,52 @@ impl Stream {
     fn piece(
         &self,
         at: usize,
-        text: &str,
-        logprobs: Value,
-        reason: Option<&str>,
+        text: String,
+        logprobs: Logprobs,
+        reason: Option<&'static str>,
         out: &mut String,
     ) {
         let choice = match self.route {
             Route::Chat => {
                 let delta = match reason {
-                    None => json!({ "content": text }),
-                    Some(_) => json!({}),
+                    None => Delta::content(text),
+                    Some(_) => Delta::default(),
+                };
+                let logprobs = match logprobs {
+                    Logprobs::Chat(l) => Some(l),
+                    Logprobs::None | Logprobs::Completion(_) => None,
                 };
                 chat_choice(at, delta, logprobs, reason)
             }
-            Route::Completion => json!({
-                "index": at,
-                "text": text,
-                "logprobs": logprobs,
-                "finish_reason": reason,
-            }),
+            Route::Completion => reply::Choice::Completion {
+                index: at as u64,
+                text,
+                logprobs: match logprobs {
+                    Logprobs::Completion(l) => Some(l),
+                    Logprobs::None | Logprobs::Chat(_) => None,
+                },
+                finish_reason: reason,
+            },
         };
         self.chunk(choice, out);
     }
 
-    fn chunk(&self, choice: Value, out: &mut String) {
-        let mut object = self.head.object(true, vec![choice]);
-        if self.include_usage {
-            object["usage"] = Value::Null;
-        }
-        data(out, &object);
+    fn chunk(&self, choice: reply::Choice, out: &mut String) {
+        let usage = self.include_usage.then_some(None);
+        data(out, &self.head.object(true, vec![choice], usage));
     }
 }
 
-fn chat_choice(at: usize, delta: Value, logprobs: Value, reason: Option<&str>) -> Value {
-    json!({
-        "index": at,
-        "delta": delta,
-        "logprobs": logprobs,
-        "finish_reason": reason,
-    })
+fn chat_choice(
+    at: usize,
+    delta: Delta,
+    logprobs: Option<ChatLogprobs>,
+    reason: Option<&'static str>,
+) -> reply::Choice {
+    reply::Choice::Chunk {
+        index: at as u64,
+        delta,
+        logprobs,
+        finish_reason: reason,
+    }
 }

@@ -204,6 +204,101 @@ fn only_admins_see_what_others_do() {
     assert_eq!(get("/health", ""), 200);
 }
 
+/// Whom a route lets in.
+#[derive(Clone, Copy, PartialEq)]
+enum Lets {
+    Everybody,
+    Keys,
+    Admins,
+}
+
+/// Every route of the server.
+const ROUTES: [(&str, &str, Lets); 17] = [
+    ("GET", "/", Lets::Everybody),
+    ("GET", "/assets/{name}", Lets::Everybody),
+    ("GET", "/health", Lets::Everybody),
+    ("GET", "/health/live", Lets::Everybody),
+    ("GET", "/health/ready", Lets::Everybody),
+    ("GET", "/v1/models", Lets::Keys),
+    ("GET", "/v1/models/{*name}", Lets::Keys),
+    ("POST", "/v1/completions", Lets::Keys),
+    ("POST", "/v1/chat/completions", Lets::Keys),
+    ("POST", "/tokenize", Lets::Keys),
+    ("POST", "/detokenize", Lets::Keys),
+    ("GET", "/version", Lets::Keys),
+    ("GET", "/api/choices", Lets::Keys),
+    ("POST", "/api/plan", Lets::Keys),
+    ("POST", "/api/plan/grid", Lets::Keys),
+    ("GET", "/metrics", Lets::Admins),
+    ("GET", "/v1/memory", Lets::Admins),
+];
+/// It has no end, so it is only asked by whom it refuses.
+const STREAM: (&str, &str, Lets) = ("GET", "/v1/memory/stream", Lets::Admins);
+
+#[test]
+fn every_route_asks_for_its_key() {
+    let source = include_str!("../../../server/src/routes.rs");
+    let mut written: Vec<&str> = source
+        .split(".route(\"")
+        .skip(1)
+        .map(|rest| rest.split('"').next().unwrap())
+        .collect();
+    let mut tried: Vec<&str> = ROUTES.iter().chain([&STREAM]).map(|r| r.1).collect();
+    written.sort_unstable();
+    tried.sort_unstable();
+    assert_eq!(tried, written, "each route of the server is tried here");
+
+    let file = TenantsFile::new(TWO);
+    let server = Server::start(&["--tenants", file.path()]);
+    let wrong = [
+        String::new(),
+        "Authorization: Bearer\r\n".to_owned(),
+        "Authorization: Bearer \r\n".to_owned(),
+        "Authorization: sk-alice\r\n".to_owned(),
+        "Authorization: Basic sk-alice\r\n".to_owned(),
+        "Authorization: Bearer sk-alic\r\n".to_owned(),
+        "Authorization: Bearer sk-alice \r\nAuthorization: Bearer sk-alice\r\n".to_owned(),
+        "Authorization: Bearer sk-älice\r\n".to_owned(),
+        "X-Api-Key: sk-alice\r\n".to_owned(),
+        format!("Authorization: Bearer {}\r\n", "k".repeat(8 << 10)),
+    ];
+    for (method, route, lets) in ROUTES.into_iter().chain([STREAM]) {
+        let path = route.replace("{*name}", "x").replace("{name}", "x");
+        for headers in &wrong {
+            let answer = server.ask(method, &path, headers, "");
+            if lets == Lets::Everybody {
+                assert!(![401, 403].contains(&answer.status), "{route} {headers}");
+                continue;
+            }
+            assert_eq!(answer.status, 401, "{route} {headers}: {}", answer.body);
+            assert_eq!(answer.json()["error"]["code"], "invalid_api_key");
+            assert!(answer.headers.contains("www-authenticate: bearer"));
+            assert!(!answer.body.contains("sk-"), "{}", answer.body);
+        }
+        let bob = server.ask(method, &path, &with_key("sk-bob"), "");
+        assert_eq!(bob.status == 403, lets == Lets::Admins, "{route}");
+        assert_ne!(bob.status, 401, "{route}");
+        if route != STREAM.1 {
+            let alice = server.ask(method, &path, &with_key("sk-alice"), "");
+            assert!(![401, 403].contains(&alice.status), "{route}");
+            assert!(!alice.body.contains("sk-"), "{}", alice.body);
+        }
+    }
+    let asked = server.get("/v1/models?api_key=sk-alice&key=sk-alice");
+    assert_eq!(asked.status, 401, "a key in the target is none");
+    // A key of 1 MiB is no header.
+    let long = format!("Authorization: Bearer {}\r\n", "k".repeat(1 << 20));
+    let raw =
+        server.raw(format!("GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{long}\r\n").as_bytes());
+    assert!(raw.is_empty() || statuses(&raw) == [431], "{raw}");
+    assert_eq!(server.get("/health").status, 200);
+    assert!(!server.card.contains("sk-"), "{}", server.card);
+    server.signal("-TERM");
+    let (_, said) = server.ended();
+    assert!(said.contains("path=/v1/models"), "{said}");
+    assert!(!said.contains("sk-"), "no key is in the log: {said}");
+}
+
 #[test]
 fn keys_change_while_answers_go_on() {
     let file = TenantsFile::new(TWO);
