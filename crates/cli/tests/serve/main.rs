@@ -13,6 +13,7 @@ mod lifecycle;
 mod memory;
 mod mistakes;
 mod overload;
+mod page;
 mod planned;
 mod server;
 mod structured;
