@@ -17,6 +17,7 @@ mod answer;
 pub mod engine;
 mod error;
 mod evaluate;
+pub mod guided;
 pub mod kv;
 pub mod log;
 mod map;

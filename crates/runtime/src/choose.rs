@@ -137,7 +137,7 @@ pub struct Choices {
     tokenizer: Option<Arc<Tokenizer>>,
     texts: BTreeMap<SeqId, TextSoFar>,
     /// Where sequences stand in their grammars; by one thread at a time.
-    guides: BTreeMap<SeqId, Mutex<Guide>>,
+    guides: BTreeMap<SeqId, (RequestId, Mutex<Guide>)>,
     /// Of the sequences of searches whose log probabilities are told.
     paths: BTreeMap<SeqId, Path>,
     failed: Vec<(RequestId, ChoiceError)>,
@@ -213,6 +213,8 @@ impl Choices {
     /// A request has ended.
     pub fn forget(&mut self, id: RequestId) {
         self.asked.remove(&id);
+        // Its sequences are dropped by the next step, which may be long after; others wait for their places.
+        self.guides.retain(|_, g| g.0 != id);
     }
 
     /// A request's log probabilities so far, as they were asked for.
@@ -252,7 +254,7 @@ impl Choices {
             (Some(text), Some(t)) => text.clone().push(t, token),
             _ => Ok(false),
         };
-        let mask = match self.guides.get(&row.seq).map(Mutex::lock) {
+        let mask = match self.guides.get(&row.seq).map(|g| g.1.lock()) {
             _ if row.output == Output::None => None,
             None => None,
             Some(Ok(mut guide)) => Some(guide.mask()?),
@@ -442,7 +444,7 @@ impl Chooser for Choices {
                 self.texts.extend(text.map(|t| (seq, t)));
                 let guide = asked.get(&request).and_then(|a| a.guide.as_ref());
                 self.guides
-                    .extend(guide.map(|g| (seq, Mutex::new(g.fork()))));
+                    .extend(guide.map(|g| (seq, (request, Mutex::new(g.fork())))));
             }
             SeqEvent::Fork { seq, from, .. } => {
                 // As in `Histories::follow`: whoever is known only gets blocks.
@@ -454,8 +456,8 @@ impl Chooser for Choices {
                     let guide = self
                         .guides
                         .get(&from)
-                        .and_then(|g| Some(g.lock().ok()?.fork()));
-                    self.guides.extend(guide.map(|g| (seq, Mutex::new(g))));
+                        .and_then(|g| Some((g.0, Mutex::new(g.1.lock().ok()?.fork()))));
+                    self.guides.extend(guide.map(|g| (seq, g)));
                 }
                 if !self.paths.contains_key(&seq) {
                     let path = self.paths.get(&from).copied();
@@ -488,7 +490,7 @@ impl Chooser for Choices {
 
     fn tokens(&mut self, row: &Row, tokens: &[u32]) {
         let prompt = self.asked.get(&row.request).map_or(0, |a| a.prompt.len());
-        if let Some(Ok(guide)) = self.guides.get_mut(&row.seq).map(Mutex::get_mut) {
+        if let Some(Ok(guide)) = self.guides.get_mut(&row.seq).map(|g| g.1.get_mut()) {
             // What was computed before was taken in before, and the prompt is no part of the text.
             let known = (prompt + guide.len()).saturating_sub(row.start) as usize;
             for &token in tokens.iter().skip(known) {

@@ -11,16 +11,14 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use plimsoll_model::json::printable;
-use plimsoll_units::Bytes;
-use serde_json::Value;
+use plimsoll_plan::guided::{COMPILER_STACK_MIB, GUIDES, LEXER_STATES, PLACE_ITEMS, ROW_ITEMS};
+use serde_json::{Map, Value};
 
 use crate::text::Tokenizer;
 
 /// Sequences that may keep to a grammar at once: memory for them is planned.
-pub const MAX_GUIDES: usize = 16;
-/// States of a sequence's lexer at most; llguidance says 1 to 2 kB each.
-const LEXER_STATES: usize = 2000;
-const LEXER_STATE_BYTES: u64 = 2048;
+#[allow(clippy::cast_possible_truncation, reason = "few")]
+pub const MAX_GUIDES: usize = GUIDES as usize;
 /// Largest schema, and all choices.
 pub const MAX_GRAMMAR_BYTES: usize = 64 << 10;
 /// Largest Lark grammar: the time to compile one may grow with the square of it.
@@ -37,16 +35,13 @@ const MAX_TOKEN_BYTES: usize = 512;
 const MAX_SCHEMA_DEPTH: usize = 64;
 /// Levels of JSON of a schema and of all that its `$ref`s name: whoever compiles may go through all of them.
 const MAX_LINKED_DEPTH: usize = 512;
+/// Properties of an object: the time to compile them grows with the square.
+const MAX_PROPERTIES: usize = 512;
 /// Rules of a Lark grammar: one may lead to the next.
 const MAX_RULES: usize = 512;
 /// Compiling is recursive.
-const COMPILER_STACK_BYTES: usize = 16 << 20;
-
-/// Memory of all sequences' places in their grammars, at most.
-#[must_use]
-pub const fn guides_bytes() -> Bytes {
-    Bytes::new(MAX_GUIDES as u64 * LEXER_STATES as u64 * LEXER_STATE_BYTES)
-}
+#[allow(clippy::cast_possible_truncation, reason = "few")]
+const COMPILER_STACK_BYTES: usize = (COMPILER_STACK_MIB as usize) << 20;
 
 /// What an answer has to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,8 +71,11 @@ pub enum GrammarError {
     #[error("this model has no end token: answers cannot be kept to a grammar")]
     Endless,
     /// Too many at once.
-    #[error("{MAX_GUIDES} sequences at once may keep to a grammar: try again, or ask for fewer")]
+    #[error("{MAX_GUIDES} sequences at once may keep to a grammar: try again")]
     Busy,
+    /// More than ever fit.
+    #[error("{0} sequences cannot keep to a grammar at once: ask for at most {MAX_GUIDES}")]
+    TooMany(usize),
     /// The system gives no thread.
     #[error("the system gives no thread to compile a grammar")]
     Thread,
@@ -117,16 +115,18 @@ impl Grammars {
         let mut factory = ParserFactory::new_simple(&env)
             .map_err(|e| GrammarError::Grammar(printable(&e.to_string())))?;
         factory.quiet();
-        *factory.limits_mut() = ParserLimits {
-            max_items_in_row: 1000,
+        #[allow(clippy::cast_possible_truncation, reason = "few")]
+        let limits = ParserLimits {
+            max_items_in_row: ROW_ITEMS as usize,
             initial_lexer_fuel: 200_000,
             step_lexer_fuel: 100_000,
             step_max_items: 20_000,
-            max_lexer_states: LEXER_STATES,
+            max_lexer_states: LEXER_STATES as usize,
             max_grammar_size: 50_000,
             precompute_large_lexemes: false,
             verbose_errors: false,
         };
+        *factory.limits_mut() = limits;
         let taken = Arc::new(AtomicUsize::new(0));
         Ok(Self { factory, taken })
     }
@@ -146,9 +146,13 @@ impl Grammars {
             let compile = || {
                 let mut matcher = Matcher::new(self.factory.create_parser(top));
                 let mask = matcher.compute_mask_or_eos().map_err(|e| e.to_string())?;
-                if mask.is_zero() {
+                let Some(first) = mask.first_bit_set() else {
                     return Err("it allows no text".to_owned());
-                }
+                };
+                // What is too wide behind its first token is refused now, and not in the middle of an answer.
+                let mut ahead = matcher.deep_clone();
+                let first = u32::try_from(first).map_err(|e| e.to_string())?;
+                ahead.consume_token(first).map_err(|e| e.to_string())?;
                 Ok(matcher)
             };
             let spawned = thread.spawn_scoped(s, compile);
@@ -165,6 +169,8 @@ impl Grammars {
         Ok(Guide {
             matcher: compiled,
             len: 0,
+            items: 0,
+            counted: None,
             permit,
         })
     }
@@ -191,6 +197,11 @@ fn check(grammar: &Grammar) -> Result<(), String> {
             if depth(schema) > MAX_SCHEMA_DEPTH {
                 let message = format!("it is deeper than {MAX_SCHEMA_DEPTH}");
                 return Err(message);
+            }
+            if let Some(n) = widest(schema).filter(|n| *n > MAX_PROPERTIES) {
+                return Err(format!(
+                    "an object has {n} properties: use at most {MAX_PROPERTIES}"
+                ));
             }
             linked(schema)
         }
@@ -272,6 +283,19 @@ fn linked(schema: &Value) -> Result<(), String> {
     Ok(())
 }
 
+/// Properties of the object that has the most: any may come next, and a parser keeps items of all.
+fn widest(value: &Value) -> Option<usize> {
+    match value {
+        Value::Array(all) => all.iter().filter_map(widest).max(),
+        Value::Object(all) => {
+            let own = all.get("properties").and_then(Value::as_object);
+            let inner = all.values().filter_map(widest).max();
+            own.map(Map::len).max(inner)
+        }
+        _ => None,
+    }
+}
+
 /// JSON inside each other; parsed JSON is at most 128 deep.
 fn depth(value: &Value) -> usize {
     match value {
@@ -310,6 +334,9 @@ struct Permit {
 
 impl Permit {
     fn take(taken: &Arc<AtomicUsize>, width: usize) -> Result<Self, GrammarError> {
+        if width > MAX_GUIDES {
+            return Err(GrammarError::TooMany(width));
+        }
         let add = |n: usize| n.checked_add(width).filter(|n| *n <= MAX_GUIDES);
         taken
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, add)
@@ -330,12 +357,16 @@ pub struct Guide {
     matcher: Matcher,
     /// Tokens taken in.
     len: u32,
+    /// Items that its parser made so far, kept or not.
+    items: u64,
+    /// Where they were counted last.
+    counted: Option<u32>,
     permit: Arc<Permit>,
 }
 
 impl std::fmt::Debug for Guide {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Guide({} tokens)", self.len)
+        write!(f, "Guide({} tokens, {} items)", self.len, self.items)
     }
 }
 
@@ -358,6 +389,8 @@ impl Guide {
         Self {
             matcher: self.matcher.deep_clone(),
             len: self.len,
+            items: self.items,
+            counted: self.counted,
             permit: Arc::clone(&self.permit),
         }
     }
@@ -380,8 +413,17 @@ impl Guide {
     /// [`GrammarError::Grammar`] where that is too much work.
     pub fn mask(&mut self) -> Result<Mask, GrammarError> {
         let mask = self.matcher.compute_mask_or_eos();
-        let bad = |e: &dyn std::fmt::Display| GrammarError::Grammar(first_line(&e.to_string()));
-        mask.map(Mask).map_err(|e| bad(&e))
+        let mask = mask.map_err(|e| too_much(&e))?;
+        if self.counted != Some(self.len) {
+            let step = self.matcher.last_step_stats().map_err(|e| too_much(&e))?;
+            self.items += step.all_items as u64;
+            self.counted = Some(self.len);
+        }
+        if self.items > PLACE_ITEMS {
+            let message = format!("it needs more than {PLACE_ITEMS} items of a parser");
+            return Err(GrammarError::Grammar(message));
+        }
+        Ok(Mask(mask))
     }
 
     /// Goes on by a token.
@@ -389,10 +431,17 @@ impl Guide {
     /// # Errors
     /// [`GrammarError::Grammar`] where it may not come.
     pub fn push(&mut self, token: u32) -> Result<(), GrammarError> {
+        if self.counted != Some(self.len) {
+            // Whoever goes on without a look, as after it gave way, meets its limit at the same token.
+            self.mask()?;
+        }
         self.len += 1;
-        let bad = |e: &dyn std::fmt::Display| GrammarError::Grammar(first_line(&e.to_string()));
-        self.matcher.consume_token(token).map_err(|e| bad(&e))
+        self.matcher.consume_token(token).map_err(|e| too_much(&e))
     }
+}
+
+fn too_much(e: &dyn std::fmt::Display) -> GrammarError {
+    GrammarError::Grammar(first_line(&e.to_string()))
 }
 
 #[cfg(test)]

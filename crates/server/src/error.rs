@@ -315,6 +315,7 @@ impl ApiError {
     /// Of a grammar that `param` asks for.
     pub(crate) fn grammar(e: &GrammarError, param: &str) -> Self {
         match e {
+            GrammarError::TooMany(_) => Self::value("n", e.to_string()),
             GrammarError::Busy => Self::busy(e.to_string(), Duration::from_secs(1)),
             GrammarError::Tokenizer | GrammarError::Endless => {
                 Self::unsupported(param, e.to_string())

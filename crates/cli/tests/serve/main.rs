@@ -14,6 +14,7 @@ mod memory;
 mod mistakes;
 mod overload;
 mod page;
+mod parameters;
 mod planned;
 mod server;
 mod structured;

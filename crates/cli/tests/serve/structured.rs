@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::canary::Canary;
-use crate::server::{PROMPT, Server, texts};
+use crate::server::{Answer, PROMPT, Server, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -71,9 +71,21 @@ fn chat(more: Value) -> Value {
 }
 
 fn answer(server: &Server, body: &Value) -> Value {
-    let answer = server.post(CHAT, &body.to_string());
+    let answer = soon(server, CHAT, body);
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()
+}
+
+/// The answer when there is a place for it: whoever was answered gives his back soon after.
+fn soon(server: &Server, path: &str, body: &Value) -> Answer {
+    let began = Instant::now();
+    loop {
+        let answer = server.post(path, &body.to_string());
+        if answer.status != 429 || began.elapsed() > Duration::from_secs(5) {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -273,7 +285,14 @@ fn grammars_that_are_none_or_too_much_are_refused_soon() {
         );
     }
     let body = json!({ "prompt": vec!["x"; 9], "n": 2, "max_tokens": 1, "guided_regex": "a" });
-    assert_eq!(server.post(COMPLETIONS, &body.to_string()).status, 429);
+    let refused = server.post(COMPLETIONS, &body.to_string());
+    assert_eq!(
+        (
+            refused.status,
+            &*refused.json()["error"]["param"].to_string()
+        ),
+        (400, "\"n\"")
+    );
     canary.check(&server, "case 3 of grammars and tools");
 }
 
@@ -443,4 +462,94 @@ fn tools_are_called_and_what_is_wrong_with_them_is_named() {
         ],
     );
     canary.check(&server, "case 4 of grammars and tools");
+}
+
+/// Few tokens, stop strings, biases and ends that do not go with a grammar; clients that leave; grammars that take long.
+#[test]
+fn ends_of_answers_that_keep_to_grammars() {
+    let server = Server::start(&["--memory", "1GiB"]);
+    let canary = Canary::new(&server);
+    // E6: cut off after a token, which fits.
+    let one = json!({ "prompt": PROMPT, "max_tokens": 1, "guided_regex": "[a-c]{9}" });
+    let got = server.complete(one);
+    assert_eq!(got["choices"][0]["finish_reason"], "length");
+    let text = texts(&got).remove(0);
+    assert!(!text.is_empty() && text.chars().all(|c| ('a'..='c').contains(&c)));
+    // A stop string ends it, though its grammar would go on.
+    let stop =
+        json!({ "prompt": PROMPT, "max_tokens": 30, "guided_regex": "a{3}b{9}", "stop": "bb" });
+    let got = server.complete(stop);
+    assert_eq!(got["choices"][0]["finish_reason"], "stop");
+    assert_eq!(texts(&got), ["aaa"]);
+    // Biases say what is likely, not what is allowed.
+    let a = crate::server::ids(&server, "a");
+    let bias: serde_json::Map<_, _> = a.iter().map(|t| (t.to_string(), json!(-100))).collect();
+    let biased =
+        json!({ "prompt": PROMPT, "max_tokens": 9, "guided_regex": "a", "logit_bias": bias });
+    assert_eq!(texts(&server.complete(biased)), ["a"]);
+    canary.check(&server, "E6");
+    // E8: all places, and nobody reads on.
+    let wide = json!({ "prompt": PROMPT, "max_tokens": 900, "n": 8, "stream": true, "guided_regex": "[a-z ]{4000}" });
+    let json = "Content-Type: application/json\r\n";
+    let socket = server.send("POST", COMPLETIONS, json, &wide.to_string());
+    server.wait_until("running", |s| !s.is_free());
+    let small = json!({ "prompt": PROMPT, "max_tokens": 2, "guided_regex": "a+" }).to_string();
+    assert_eq!(server.post(COMPLETIONS, &small).status, 429);
+    drop(socket);
+    server.wait_until("free", Server::is_free);
+    let mut all = wide;
+    (all["max_tokens"], all["stream"]) = (2.into(), false.into());
+    assert_eq!(soon(&server, COMPLETIONS, &all).status, 200);
+    canary.check(&server, "E8");
+    // E2: 1500 properties, and 50 references that lead to themselves in turn.
+    let wide: serde_json::Map<_, _> = (0..1500)
+        .map(|i| (format!("p{i}"), json!({ "type": "string" })))
+        .collect();
+    let turns: serde_json::Map<_, _> = (0..50)
+        .map(|i| (format!("a{i}"), json!({ "anyOf": [{ "type": "null" }, { "type": "array", "items": { "$ref": format!("#/$defs/a{}", (i + 1) % 50) } }] })))
+        .collect();
+    for (schema, want) in [
+        (json!({ "type": "object", "properties": wide }), 400),
+        (json!({ "$ref": "#/$defs/a0", "$defs": turns }), 200),
+        (json!({ "$ref": "#" }), 400),
+    ] {
+        let began = Instant::now();
+        let body = json!({ "prompt": "x", "max_tokens": 20, "guided_json": schema });
+        let answer = server.post(COMPLETIONS, &body.to_string());
+        assert_eq!(answer.status, want, "{}", answer.body);
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+    canary.check(&server, "E2");
+}
+
+/// Whoever keeps to a grammar and gives way in between writes what he would have alone.
+#[test]
+fn grammars_hold_for_who_gives_way() {
+    let body = |i: u64| json!({ "prompt": format!("{PROMPT} {i}"), "max_tokens": 90, "seed": i, "temperature": 1.2, "guided_regex": "[a-z]{3}(, [a-z]+){60,}" });
+    let roomy = Server::start(&[]);
+    let want: Vec<_> = (0..6).map(|i| texts(&roomy.complete(body(i)))).collect();
+    for way in ["--preempt swap --swap-space 1MiB", "--preempt recompute"] {
+        let flags = way
+            .split(' ')
+            .chain(["--max-model-len", "256", "--kv-memory", "1MiB"]);
+        let server = Server::start(&flags.collect::<Vec<_>>());
+        // Others, who want more pages than there are.
+        let other = json!({ "prompt": PROMPT, "max_tokens": 200, "ignore_eos": true }).to_string();
+        let json = "Content-Type: application/json\r\n";
+        let others: Vec<_> = (0..40)
+            .map(|_| server.send("POST", COMPLETIONS, json, &other))
+            .collect();
+        let ask = &|i| texts(&server.complete(body(i)));
+        let got: Vec<_> = std::thread::scope(|s| {
+            let all: Vec<_> = (0..6).map(|i| s.spawn(move || ask(i))).collect();
+            all.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(got, want, "{way}");
+        drop(others);
+        let gave = server.get("/v1/memory").json()["preemptions"].clone();
+        assert!(
+            !gave.as_array().unwrap().is_empty(),
+            "{way}: nobody gave way"
+        );
+    }
 }

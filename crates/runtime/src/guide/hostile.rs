@@ -67,6 +67,32 @@ fn no_text_is_said_so() {
     assert_eq!(e, GrammarError::Grammar("it allows no text".to_owned()));
 }
 
+/// What no answer could get through is refused before one begins; all choices that may be sent can be answered.
+#[test]
+fn too_wide_ones_are_refused_at_once() {
+    let (t, end) = tokenizer();
+    let grammars = Grammars::new(&t, end + 1, &[end]).unwrap();
+    let wide = |n: usize| {
+        let all = (0..n).map(|i| (format!("p{i}"), json!({"type": "string"})));
+        Grammar::JsonSchema(json!({"type": "object", "properties": all.collect::<Value>()}))
+    };
+    assert!(grammars.compile(&wide(MAX_PROPERTIES), 1).is_ok());
+    let e = grammars.compile(&wide(MAX_PROPERTIES + 1), 1).unwrap_err();
+    assert!(e.to_string().contains("513 properties"), "{e}");
+    let lark = Grammar::Lark(format!("start: {}", ["\"x\""; 2_700].join(" | ")));
+    let e = grammars.compile(&lark, 1).unwrap_err().to_string();
+    assert!(e.contains("items"), "{e}");
+    let choices: Vec<String> = (0..MAX_CHOICES).map(|i| format!("cc{i:05}")).collect();
+    let mut guide = grammars.compile(&Grammar::Choice(choices), 1).unwrap();
+    for token in b"cc00712".map(u32::from) {
+        assert!(guide.mask().unwrap().allows(token), "{token}");
+        guide.push(token).unwrap();
+    }
+    assert!(guide.mask().unwrap().allows(end));
+    let e = grammars.compile(&wide(1), MAX_GUIDES + 1).unwrap_err();
+    assert_eq!(e, GrammarError::TooMany(MAX_GUIDES + 1));
+}
+
 #[test]
 fn hostile_grammars_end() {
     let chain = |n: usize| {

@@ -2,6 +2,7 @@
 
 use plimsoll_units::{Bytes, SizeOverflow};
 
+use crate::guided::{GUIDES, TRIE_TOKEN, compiled, compiling, place};
 use crate::settings::Http;
 use crate::term::{Kind, Region, Term};
 
@@ -72,14 +73,35 @@ impl Http {
 }
 
 /// Terms of the reserve.
-pub(super) fn terms(http: &Http, sequences: u64, length: u64) -> Result<Vec<Term>, SizeOverflow> {
+pub(super) fn terms(
+    http: &Http,
+    sequences: u64,
+    length: u64,
+    vocab: u64,
+) -> Result<Vec<Term>, SizeOverflow> {
     let limits = http.limits(sequences, length)?;
     let bound =
         |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
     let threads = THREADS + WORKERS;
     let parsed = Bytes::product([limits.workers, limits.body.get(), PARSED])?;
     let encoded = Bytes::product([limits.workers, limits.text.get(), ENCODED])?;
+    let places = sequences.min(GUIDES);
+    let (place, compiled, compiling) = (place()?, compiled()?, compiling()?);
+    let guided = Bytes::product([vocab, TRIE_TOKEN])?
+        .add(Bytes::product([places, place.get()])?)?
+        .add(Bytes::product([GUIDES, compiled.get()])?)?
+        .add(Bytes::product([WORKERS, compiling.get()])?)?;
     Ok(vec![
+        bound("structured output", guided)
+            .formula(format!(
+                "vocabulary x {TRIE_TOKEN} + min(R, {GUIDES}) x place + {GUIDES} x compiled grammar + workers x compiling"
+            ))
+            .input("vocabulary", vocab)
+            .input("R", sequences)
+            .input("place", place.get())
+            .input("compiled grammar", compiled.get())
+            .input("workers", WORKERS)
+            .input("compiling", compiling.get()),
         bound("HTTP threads", Bytes::product([threads, THREAD_KIB, 1024])?)
             .formula(format!("threads x {THREAD_KIB} KiB"))
             .input("threads", threads),
