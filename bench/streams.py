@@ -209,7 +209,7 @@ async def load(streams, seconds):
     server = Server(
         *("--max-num-seqs", 256, "--max-num-queued-reqs", 2 * streams, "--max-connections", 2 * streams),
         *("--kv-memory", pool_for(SLOTS), "--queue-timeout", 600, "--request-timeout", 1200),
-        *("--swap-space", "4MiB", "--log", log),
+        *("--swap-space", "1MiB", "--log", log),
     )
     await ask(server, "/health")
     free_files = server.files()
