@@ -153,7 +153,7 @@ def bodies(kinds):
     prefixes = [words(draw, 120) for _ in range(4)]
     all_ = []
     for i in range(kinds):
-        body = dict(prompt=words(draw, draw.randrange(5, 60)), max_tokens=draw.randrange(200, 800), ignore_eos=True)
+        body = dict(prompt=words(draw, draw.randrange(5, 60)), max_tokens=draw.randrange(400, 900), ignore_eos=True)
         body.update(stream=True, temperature=0.0 if i % 3 else 1.0, seed=i)
         if i % 5 == 0:
             body["prompt"] = f"{prefixes[i // 5 % 4]} {words(draw, 10)}"
@@ -209,7 +209,7 @@ async def load(streams, seconds):
     server = Server(
         *("--max-num-seqs", 256, "--max-num-queued-reqs", 2 * streams, "--max-connections", 2 * streams),
         *("--kv-memory", pool_for(SLOTS), "--queue-timeout", 600, "--request-timeout", 1200),
-        *("--swap-space", "24MiB", "--log", log),
+        *("--swap-space", "1MiB", "--log", log),
     )
     await ask(server, "/health")
     free_files = server.files()

@@ -272,7 +272,7 @@ fn card(started: &Started, name: &str, address: SocketAddr, args: &ServeArgs) ->
     format!(
         "{memory}\n\
          KV cache: {} tokens in {} requests of {}; sequences have at most {}\n\
-         {name} at {url}/v1\n  \
+         {name} at {url}/v1, and in a browser at {url}\n  \
          curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
         thousands(requests.saturating_mul(each)),
         thousands(requests),
