@@ -167,5 +167,5 @@ def all_of_them(folder):
         "demo": "demo",
         "OPT": str(of_fixture("opt", folder / "opt")),
         "Gemma 3": str(of_fixture("gemma3", folder / "gemma3")),
-        "LLaMA, GGUF": str(gguf_of_llama(folder / "llama.gguf")),
+        "LLaMA (GGUF)": str(gguf_of_llama(folder / "llama.gguf")),
     }

@@ -97,7 +97,7 @@ const checks = {
     assert.notEqual(await of(7), await of(8));
   },
   tools: async () => {
-    const asked = { tools: [weather], tool_choice: 'required', max_tokens: 64 };
+    const asked = { tools: [weather], tool_choice: 'required', parallel_tool_calls: false, max_tokens: 200 };
     const call = (await chat(asked)).choices[0].message.tool_calls[0];
     assert.equal(call.function.name, 'weather');
     assert(towns.includes(JSON.parse(call.function.arguments).town));
@@ -114,12 +114,12 @@ const checks = {
   },
   'JSON schema': async () => {
     const json_schema = { name: 'guest', strict: true, schema: guest };
-    const r = await chat({ response_format: { type: 'json_schema', json_schema }, max_tokens: 60 });
+    const r = await chat({ response_format: { type: 'json_schema', json_schema }, max_tokens: 200 });
     const got = JSON.parse(r.choices[0].message.content);
     assert(typeof got.name === 'string' && typeof got.dances === 'boolean');
   },
   'JSON object': async () => {
-    const r = await chat({ response_format: { type: 'json_object' }, max_tokens: 60 });
+    const r = await chat({ response_format: { type: 'json_object' }, max_tokens: 200 });
     assert(r.choices[0].message.content.trimStart().startsWith('{'));
   },
   'error classes': async () => {

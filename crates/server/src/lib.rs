@@ -21,6 +21,7 @@ mod logprobs;
 mod mailbox;
 pub mod memory;
 mod metrics;
+mod openapi;
 mod page;
 mod planning;
 mod prepare;

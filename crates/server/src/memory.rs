@@ -3,6 +3,7 @@
 //!
 //! Fields are added, never renamed or taken away, within a version of [`SCHEMA`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The version of this shape.
@@ -13,7 +14,7 @@ pub const MOST_REQUESTS: usize = 1000;
 pub const REMEMBERED: usize = 64;
 
 /// Memory at one moment.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Memory {
     /// [`SCHEMA`].
     pub schema: String,
@@ -58,7 +59,7 @@ pub struct Memory {
 }
 
 /// Requests by where they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Requests {
     /// They hold pages and get rows.
     pub running: u64,
@@ -69,7 +70,7 @@ pub struct Requests {
 }
 
 /// Pages of the KV cache. `free + held + cached + in_transit` is `total`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pages {
     /// All of them.
     pub total: u64,
@@ -96,7 +97,7 @@ pub struct Pages {
 }
 
 /// Places for pages in swap space.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Swap {
     /// All of them.
     pub total_pages: u64,
@@ -109,7 +110,7 @@ pub struct Swap {
 }
 
 /// A region of memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Region {
     /// `weights`, `kv_cache`, `activations`, `workspace`, `reserve`, `swap` or `swap_file`; the last is on a disk.
     pub region: String,
@@ -122,7 +123,7 @@ pub struct Region {
 }
 
 /// What the bytes of held pages are; together they are `kv_pages.held * kv_pages.page_bytes`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Waste {
     /// Keys, values and states of tokens that are there: no waste.
     pub token_states_bytes: u64,
@@ -135,7 +136,7 @@ pub struct Waste {
 }
 
 /// A tenant.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Owner {
     /// Its name.
     pub tenant: String,
@@ -146,7 +147,7 @@ pub struct Owner {
 }
 
 /// Where a request is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// It has not begun.
@@ -163,7 +164,7 @@ pub enum Phase {
 }
 
 /// A request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Entry {
     /// The id of its answer; of a body with several prompts all have the same.
     pub id: String,
@@ -197,7 +198,7 @@ pub struct Entry {
 ///
 /// `runs` is flat: three numbers for each run, `state, owner, length`, where `state` is a place in `states`, `owner` is
 /// the place in `entries` of the one request that holds these pages, or -1, and the lengths add up to `kv_pages.total`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PageMap {
     /// Names of states: `free`, `cached`, `held`, `shared`, `beam`, `in_transit`.
     pub states: Vec<String>,
@@ -206,7 +207,7 @@ pub struct PageMap {
 }
 
 /// A request that was not let in.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
@@ -223,7 +224,7 @@ pub struct Refused {
 }
 
 /// How a request gave way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
     /// Its pages went to swap space.
@@ -234,7 +235,7 @@ pub enum Way {
 }
 
 /// A request that gave way.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Preempted {
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
@@ -259,7 +260,7 @@ pub struct Preempted {
 }
 
 /// Counters since the start, for rates between two answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Counters {
     /// Tokens of prompts that were read.
     pub prompt_tokens: u64,

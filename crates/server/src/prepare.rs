@@ -16,15 +16,12 @@ use crate::state::State;
 use crate::tenants::Caller;
 use crate::tools::{Calls, tools};
 use crate::wire::{
-    Asked, AskedLogprobs, Call, FormatKind, Json, Message, Object, Prompt, Role, Whole,
+    Asked, AskedLogprobs, Call, FormatKind, Json, MAX_SALT, MAX_SEQUENCES, Message, Object, Prompt,
+    Role, Whole,
 };
 
 /// Tokens of a completion unless told, as OpenAI and vLLM have it.
 const COMPLETION_TOKENS: u32 = 16;
-/// Longest `cache_salt`.
-const MAX_SALT: usize = 128;
-/// Most sequences of one body, over all its prompts.
-const MAX_SEQUENCES: usize = 256;
 
 /// Which route asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -363,29 +360,7 @@ pub(crate) fn prepare(
             format!("{name} is not supported yet: leave it out"),
         ));
     }
-    let elsewhere: &[(&str, bool)] = match route {
-        Route::Completion => &[
-            ("messages", asked.messages.is_some()),
-            (
-                "max_completion_tokens",
-                asked.max_completion_tokens.is_some(),
-            ),
-            (
-                "tools",
-                asked.tools.as_ref().is_some_and(|t| !t.0.is_empty()),
-            ),
-            (
-                "add_generation_prompt",
-                asked.add_generation_prompt.is_some(),
-            ),
-        ],
-        Route::Chat => &[
-            ("prompt", asked.prompt.is_some()),
-            ("echo", asked.echo == Some(true)),
-            ("best_of", asked.best_of.is_some()),
-        ],
-    };
-    if let Some((name, _)) = elsewhere.iter().find(|e| e.1) {
+    if let Some((name, _)) = asked.elsewhere(route).into_iter().find(|e| e.1) {
         return Err(ApiError::unsupported(
             name,
             format!("{name} is not for this route"),

@@ -1,5 +1,6 @@
 //! What clients get, as it stands in their JSON: fields in OpenAI's order and with its names.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Map;
 
@@ -7,7 +8,7 @@ use serde_json::Map;
 pub(crate) type Null = ();
 
 /// A completion, a chat completion, or a piece of a stream of either.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Reply<'a> {
     pub(crate) id: &'a str,
     pub(crate) object: &'static str,
@@ -21,7 +22,7 @@ pub(crate) struct Reply<'a> {
 }
 
 /// One answer, or more of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum Choice {
     Completion {
@@ -45,7 +46,8 @@ pub(crate) enum Choice {
 }
 
 /// What the assistant says.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Said")]
 pub(crate) struct Message {
     pub(crate) role: &'static str,
     /// Null where it only calls tools.
@@ -56,7 +58,7 @@ pub(crate) struct Message {
 }
 
 /// More of a message: only what there is more of.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub(crate) struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
@@ -95,7 +97,7 @@ impl Delta {
 }
 
 /// A call of a tool. What a stream's first piece of it said is not said again.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ToolCall {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) id: Option<String>,
@@ -108,7 +110,8 @@ pub(crate) struct ToolCall {
 }
 
 /// A function, with arguments that are JSON in a text.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CalledFunction")]
 pub(crate) struct Function {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
@@ -116,7 +119,7 @@ pub(crate) struct Function {
 }
 
 /// Tokens that were read and written.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: u64,
     pub(crate) completion_tokens: u64,
@@ -125,18 +128,18 @@ pub(crate) struct Usage {
     pub(crate) completion_tokens_details: CompletionDetails,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct PromptDetails {
     pub(crate) cached_tokens: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct CompletionDetails {
     pub(crate) reasoning_tokens: u64,
 }
 
 /// Log probabilities of a completion: columns. As numbers of 64 bits, which all clients read.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Columns {
     pub(crate) tokens: Vec<String>,
     pub(crate) token_logprobs: Vec<Option<f64>>,
@@ -146,14 +149,14 @@ pub(crate) struct Columns {
 }
 
 /// Log probabilities of a chat.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct ChatLogprobs {
     pub(crate) content: Vec<TokenLogprob>,
     pub(crate) refusal: Null,
 }
 
 /// A token, and the likeliest ones at its place.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct TokenLogprob {
     #[serde(flatten)]
     pub(crate) own: Likely,
@@ -161,7 +164,7 @@ pub(crate) struct TokenLogprob {
 }
 
 /// A token with its log probability.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Likely {
     pub(crate) token: String,
     pub(crate) logprob: f64,
@@ -169,14 +172,14 @@ pub(crate) struct Likely {
 }
 
 /// `/v1/models`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Models<'a> {
     pub(crate) object: &'static str,
     pub(crate) data: [Model<'a>; 1],
 }
 
 /// A model.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Model<'a> {
     pub(crate) id: &'a str,
     pub(crate) object: &'static str,
@@ -188,7 +191,7 @@ pub(crate) struct Model<'a> {
 }
 
 /// `/tokenize`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Tokenized {
     pub(crate) count: usize,
     pub(crate) max_model_len: u32,
@@ -197,13 +200,14 @@ pub(crate) struct Tokenized {
 }
 
 /// `/detokenize`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Detokenized {
     pub(crate) prompt: String,
 }
 
 /// `/health`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Health")]
 pub(crate) struct Health<W: Serialize, R: Serialize> {
     pub(crate) status: W,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -211,19 +215,20 @@ pub(crate) struct Health<W: Serialize, R: Serialize> {
 }
 
 /// `/version`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Version {
     pub(crate) version: &'static str,
 }
 
 /// An error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
 pub(crate) struct Failure<'a> {
     pub(crate) error: Fault<'a>,
 }
 
 /// What went wrong.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Fault<'a> {
     pub(crate) message: &'a str,
     #[serde(rename = "type")]

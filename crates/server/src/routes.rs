@@ -27,7 +27,7 @@ use crate::screen::screen;
 use crate::state::State;
 use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
-use crate::{body, page, planning, room, stream};
+use crate::{body, openapi, page, planning, room, stream};
 
 pub(crate) type Answered = Result<Response, ApiError>;
 
@@ -55,6 +55,7 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))
+        .route("/openapi.json", get(openapi::answer))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/health", get(ready))

@@ -8,57 +8,84 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use plimsoll_runtime::guide::MAX_CHOICES;
-use plimsoll_runtime::sample::MAX_BIASES;
+use plimsoll_runtime::sample::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS};
+use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use crate::prepare::Route;
 
 /// Most prompts of one request.
 pub(crate) const MAX_PROMPTS: usize = 128;
 /// Most messages of a chat.
 const MAX_MESSAGES: usize = 4096;
 /// Most parts of a message.
-const MAX_PARTS: usize = 1024;
+pub(crate) const MAX_PARTS: usize = 1024;
 /// Most tokens of all prompts, given as ids: more than any context holds.
 const MAX_IDS: usize = 4 << 20;
 /// Most tools.
 const MAX_TOOLS: usize = 128;
+/// Longest `cache_salt`.
+pub(crate) const MAX_SALT: usize = 128;
+/// Most sequences of one body, over all its prompts.
+pub(crate) const MAX_SEQUENCES: usize = 256;
 /// Most stop strings and tokens that are read; the runtime's own limits are below.
 const MAX_STOPS: usize = 256;
 
+/// The messages of a chat.
+pub(crate) type Messages = List<Object<Message>, MAX_MESSAGES>;
+
 /// A body of `/v1/completions` or `/v1/chat/completions`.
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Asked {
     pub(crate) model: Option<String>,
     pub(crate) prompt: Option<Prompts>,
-    pub(crate) messages: Option<List<Object<Message>, MAX_MESSAGES>>,
+    pub(crate) messages: Option<Messages>,
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub(crate) max_tokens: Option<Whole>,
+    #[schemars(range(min = 1, max = u32::MAX))]
     pub(crate) max_completion_tokens: Option<Whole>,
+    #[schemars(range(min = 0, max = u32::MAX))]
     pub(crate) min_tokens: Option<Whole>,
+    #[schemars(range(min = 1, max = MAX_SEQUENCES))]
     pub(crate) n: Option<Whole>,
+    #[schemars(range(min = 1, max = MAX_SEQUENCES))]
     pub(crate) best_of: Option<Whole>,
     pub(crate) stream: Option<bool>,
     pub(crate) stream_options: Option<Object<StreamOptions>>,
     pub(crate) echo: Option<bool>,
     pub(crate) logprobs: Option<AskedLogprobs>,
+    #[schemars(range(min = 0, max = MAX_LOGPROBS))]
     pub(crate) top_logprobs: Option<Whole>,
+    #[schemars(range(min = 0.0, max = 2.0))]
     pub(crate) temperature: Option<f64>,
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0))]
     pub(crate) top_p: Option<f64>,
+    #[schemars(range(min = -1, max = u32::MAX))]
     pub(crate) top_k: Option<Whole>,
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub(crate) min_p: Option<f64>,
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub(crate) presence_penalty: Option<f64>,
+    #[schemars(range(min = -2.0, max = 2.0))]
     pub(crate) frequency_penalty: Option<f64>,
+    #[schemars(range(min = 0.01, max = 100.0))]
     pub(crate) repetition_penalty: Option<f64>,
     pub(crate) logit_bias: Option<Biases>,
+    #[schemars(range(min = i64::MIN, max = u64::MAX))]
     pub(crate) seed: Option<Whole>,
     pub(crate) stop: Option<Strings>,
+    #[schemars(with = "Option<List<u32, MAX_STOP_IDS>>")]
     pub(crate) stop_token_ids: Option<List<Whole, MAX_STOPS>>,
     pub(crate) ignore_eos: Option<bool>,
     pub(crate) include_stop_str_in_output: Option<bool>,
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
+    #[schemars(extend("pattern" = format!("^[!-~]{{1,{MAX_SALT}}}$")))]
     pub(crate) cache_salt: Option<String>,
+    #[schemars(range(min = i32::MIN, max = i32::MAX))]
     pub(crate) priority: Option<Whole>,
     pub(crate) use_beam_search: Option<bool>,
     pub(crate) length_penalty: Option<f64>,
@@ -75,36 +102,79 @@ pub(crate) struct Asked {
     pub(crate) parallel_tool_calls: Option<bool>,
 
     // Taken only where they ask for nothing.
+    #[schemars(extend("enum" = json!([[], null])))]
     functions: Option<Value>,
+    #[schemars(extend("enum" = json!(["none", null])))]
     function_call: Option<Value>,
+    #[schemars(extend("enum" = json!([["text"], null])))]
     modalities: Option<Value>,
+    #[schemars(extend("enum" = json!([null])))]
     audio: Option<Value>,
+    #[schemars(extend("enum" = json!(["", null])))]
     suffix: Option<Value>,
+    #[schemars(extend("enum" = json!([null])))]
     web_search_options: Option<Value>,
+    #[schemars(extend("enum" = json!(["none", null])))]
     reasoning_effort: Option<Value>,
+    #[schemars(extend("enum" = json!(["medium", null])))]
     verbosity: Option<Value>,
+    #[schemars(extend("enum" = json!([true, null])))]
     skip_special_tokens: Option<Value>,
 
     // Change nothing here.
     #[serde(rename = "user")]
+    #[schemars(with = "Option<Value>")]
     _user: Option<IgnoredAny>,
     #[serde(rename = "metadata")]
+    #[schemars(with = "Option<Value>")]
     _metadata: Option<IgnoredAny>,
     #[serde(rename = "store")]
+    #[schemars(with = "Option<Value>")]
     _store: Option<IgnoredAny>,
     #[serde(rename = "service_tier")]
+    #[schemars(with = "Option<Value>")]
     _service_tier: Option<IgnoredAny>,
     #[serde(rename = "safety_identifier")]
+    #[schemars(with = "Option<Value>")]
     _safety_identifier: Option<IgnoredAny>,
     #[serde(rename = "prompt_cache_key")]
+    #[schemars(with = "Option<Value>")]
     _prompt_cache_key: Option<IgnoredAny>,
     #[serde(rename = "prompt_cache_retention")]
+    #[schemars(with = "Option<Value>")]
     _prompt_cache_retention: Option<IgnoredAny>,
     #[serde(rename = "prediction")]
+    #[schemars(with = "Option<Value>")]
     _prediction: Option<IgnoredAny>,
 }
 
 impl Asked {
+    /// Fields that are for the other route, and whether they ask for something.
+    pub(crate) fn elsewhere(&self, route: Route) -> Vec<(&'static str, bool)> {
+        match route {
+            Route::Completion => vec![
+                ("messages", self.messages.is_some()),
+                (
+                    "max_completion_tokens",
+                    self.max_completion_tokens.is_some(),
+                ),
+                (
+                    "tools",
+                    self.tools.as_ref().is_some_and(|t| !t.0.is_empty()),
+                ),
+                (
+                    "add_generation_prompt",
+                    self.add_generation_prompt.is_some(),
+                ),
+            ],
+            Route::Chat => vec![
+                ("prompt", self.prompt.is_some()),
+                ("echo", self.echo == Some(true)),
+                ("best_of", self.best_of.is_some()),
+            ],
+        }
+    }
+
     /// A field that asks for what is not there.
     pub(crate) fn unsupported(&self) -> Option<&'static str> {
         let empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
@@ -174,7 +244,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 }
 
 /// `response_format`: what an answer is.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResponseFormat {
     #[serde(rename = "type")]
@@ -183,7 +253,7 @@ pub(crate) struct ResponseFormat {
 }
 
 /// What an answer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FormatKind {
     Text,
@@ -192,7 +262,7 @@ pub(crate) enum FormatKind {
 }
 
 /// A schema with its name; strict or not, it is kept to.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NamedSchema {
     #[serde(rename = "name")]
@@ -205,7 +275,7 @@ pub(crate) struct NamedSchema {
 }
 
 /// vLLM's `structured_outputs`.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StructuredOutputs {
     pub(crate) json: Option<Json>,
@@ -216,7 +286,7 @@ pub(crate) struct StructuredOutputs {
 }
 
 /// A tool that an answer may call.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tool {
     #[serde(rename = "type")]
@@ -225,14 +295,14 @@ pub(crate) struct Tool {
 }
 
 /// The one type of tools.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum FunctionWord {
     Function,
 }
 
 /// A function, as a client describes it.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Function {
     pub(crate) name: String,
@@ -291,17 +361,18 @@ impl<'de> Deserialize<'de> for ToolChoice {
 }
 
 /// What a stream says beside its text.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
     pub(crate) include_usage: Option<bool>,
     /// Padding of chunks against listeners: none is sent.
     #[serde(rename = "include_obfuscation")]
+    #[schemars(with = "Option<Value>")]
     _include_obfuscation: Option<IgnoredAny>,
 }
 
 /// A message of a chat.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Message {
     pub(crate) role: Role,
@@ -310,13 +381,15 @@ pub(crate) struct Message {
     pub(crate) tool_calls: Option<List<Object<Call>, MAX_TOOLS>>,
     pub(crate) tool_call_id: Option<String>,
     #[serde(rename = "refusal")]
+    #[schemars(with = "Option<Value>")]
     _refusal: Option<IgnoredAny>,
     #[serde(rename = "annotations")]
+    #[schemars(with = "Option<Value>")]
     _annotations: Option<IgnoredAny>,
 }
 
 /// A call that the assistant made.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Call {
     pub(crate) id: String,
@@ -326,7 +399,7 @@ pub(crate) struct Call {
 }
 
 /// A function with the arguments that it was called with, as JSON in a text.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Called {
     pub(crate) name: String,
@@ -334,7 +407,7 @@ pub(crate) struct Called {
 }
 
 /// Who says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
     System,
@@ -708,19 +781,19 @@ impl<'de> Deserialize<'de> for Biases {
 }
 
 /// A body of `/tokenize`.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tokenize {
     pub(crate) model: Option<String>,
     pub(crate) prompt: Option<String>,
-    pub(crate) messages: Option<List<Object<Message>, MAX_MESSAGES>>,
+    pub(crate) messages: Option<Messages>,
     pub(crate) add_special_tokens: Option<bool>,
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) return_token_strs: Option<bool>,
 }
 
 /// A body of `/detokenize`.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Detokenize {
     pub(crate) model: Option<String>,

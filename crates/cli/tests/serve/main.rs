@@ -12,6 +12,7 @@ mod leaving;
 mod lifecycle;
 mod memory;
 mod mistakes;
+mod openapi;
 mod overload;
 mod page;
 mod parameters;

@@ -213,9 +213,10 @@ enum Lets {
 }
 
 /// Every route of the server.
-const ROUTES: [(&str, &str, Lets); 17] = [
+const ROUTES: [(&str, &str, Lets); 18] = [
     ("GET", "/", Lets::Everybody),
     ("GET", "/assets/{name}", Lets::Everybody),
+    ("GET", "/openapi.json", Lets::Everybody),
     ("GET", "/health", Lets::Everybody),
     ("GET", "/health/live", Lets::Everybody),
     ("GET", "/health/ready", Lets::Everybody),
