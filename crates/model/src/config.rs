@@ -9,8 +9,8 @@ use crate::ModelError;
 /// Largest accepted dimension (hidden size, vocabulary, heads ...): far above any model, far below
 /// what would let a product of four dimensions leave 128 bits.
 const MAX_DIM: u64 = 1 << 31;
-/// Largest accepted number of layers.
-pub(crate) const MAX_LAYERS: u64 = 1 << 14;
+/// Largest accepted number of layers: several times that of any model. What is made of a config grows with it.
+pub(crate) const MAX_LAYERS: u64 = 1 << 10;
 
 /// A view of one JSON object of a config, which knows its path for error messages.
 #[derive(Clone, Debug)]
@@ -216,7 +216,7 @@ impl<'a> Config<'a> {
         Ok(default)
     }
 
-    /// The number of layers: 1 to 16,384.
+    /// The number of layers: 1 to 1,024.
     ///
     /// # Errors
     /// As [`Config::dim`].

@@ -89,6 +89,10 @@ pub struct Options {
     pub text_bytes: usize,
     /// What requests may hold in all, from when they were read until they are answered.
     pub requests_bytes: usize,
+    /// Who may watch the memory as it changes.
+    pub watchers: usize,
+    /// Who may look at it, at metrics, or plan at once.
+    pub looks: usize,
     /// Threads that read bodies, make tokens and write answers.
     pub workers: usize,
     /// The names that it answers to beside this machine's own; without, any.
@@ -132,6 +136,8 @@ impl Options {
             bodies_bytes: 16 << 20,
             text_bytes: 4 << 20,
             requests_bytes: 64 << 20,
+            watchers: 4,
+            looks: 4,
             workers: 2,
             hosts: None,
             planned: Vec::new(),

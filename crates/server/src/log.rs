@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -132,9 +132,15 @@ pub(crate) struct Entry {
     pub(crate) room: Option<Room>,
 }
 
-/// A body whose end is noticed, whether or not it was taken to its end.
+/// Most of an answer that a connection takes at a time, as a copy: a part of it would keep all of it in memory.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// A body whose end is noticed, whether or not it was taken to its end. It is taken as the client reads, so its end is
+/// the client's, but for what a connection may hold anyway.
 pub(crate) struct Watched {
     body: Body,
+    /// Of what the body gave, what was not taken yet.
+    rest: Bytes,
     bytes: u64,
     whole: bool,
     entry: Option<Entry>,
@@ -145,6 +151,7 @@ impl Watched {
         let whole = body.is_end_stream();
         Body::new(Self {
             body,
+            rest: Bytes::new(),
             bytes: 0,
             whole,
             entry: Some(entry),
@@ -161,21 +168,36 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
-        let frame = Pin::new(&mut this.body).poll_frame(cx);
-        if let Poll::Ready(frame) = &frame {
-            let data = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref());
-            this.bytes += data.map_or(0, |d| d.len() as u64);
-            this.whole |= frame.is_none() || this.body.is_end_stream();
+        let mut frame = None;
+        if this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)).map(|f| f.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => this.rest = data,
+                Some(Ok(Err(other))) => frame = Some(Ok(other)),
+                Some(Err(e)) => frame = Some(Err(e)),
+                None => this.whole = true,
+            }
         }
-        frame
+        if !this.rest.is_empty() {
+            let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+            this.bytes += piece.len() as u64;
+            frame = Some(Ok(Frame::data(Bytes::copy_from_slice(&piece))));
+            this.whole = this.is_end_stream();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (inner, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(inner.lower().saturating_add(rest));
+        hint
     }
 }
 

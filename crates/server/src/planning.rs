@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use crate::body;
 use crate::error::{ApiError, json_response};
 use crate::routes::{Answered, blocking, no_route};
 use crate::state::State;
+use crate::{body, room};
 
 /// The longest question.
 const QUESTION_BYTES: usize = 128 << 10;
@@ -163,6 +163,7 @@ async fn answered(
     let Ok(Ok(turn)) = turn.await else {
         return Err(ApiError::crowded());
     };
+    let place = room::look(state).await?;
     let by = Arc::clone(by(planner));
     let asker = Asker(Arc::default());
     let patience = Patience {
@@ -172,7 +173,11 @@ async fn answered(
     let work = blocking(move || {
         let answer = by(&bytes, &patience);
         drop((bytes, room, turn));
-        answer.map(|value| json_response(StatusCode::OK, &value))
+        answer.map(|value| {
+            let mut response = json_response(StatusCode::OK, &value);
+            response.extensions_mut().insert(place);
+            response
+        })
     });
     // It goes on until it looks, and holds its turn until then.
     match tokio::time::timeout(ANSWER_TIMEOUT, work).await {

@@ -122,8 +122,10 @@ pub(crate) fn chat(
         all.push(one);
     }
     // Whoever writes a message cannot end it and speak as another.
-    let disarmed = state.model.tokenizer.disarm(&mut all);
-    let prompt = template.render_with(&all, tools, add_generation_prompt, SystemTime::now())?;
+    let mut tools = tools.to_vec();
+    let given = all.iter_mut().chain(&mut tools);
+    let disarmed = state.model.tokenizer.disarm(given);
+    let prompt = template.render_with(&all, &tools, add_generation_prompt, SystemTime::now())?;
     state.encode_chat(&prompt, &disarmed, special)
 }
 

@@ -2,6 +2,7 @@
 //! hears of it, so that all requests together stay within what was planned.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -26,6 +27,9 @@ const _: () = assert!(
     REQUEST + SEQUENCE + MAILBOX_BYTES <= 70 << 10,
     "plan counts as much for every connection: plan/src/engine/plimsoll/http.rs"
 );
+
+/// How long whoever looks waits for those who look already.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Room that is others' again when the last of its owners is gone.
 #[derive(Clone, Debug)]
@@ -64,6 +68,15 @@ fn bytes(prepared: &Prepared) -> usize {
         .fold(mailbox, usize::saturating_add)
 }
 
+/// Takes a place among those who look at what the server itself does, or plan: what they are told may be long.
+pub(crate) async fn look(state: &State) -> Result<Room, ApiError> {
+    let place = Arc::clone(&state.looks).acquire_owned();
+    match tokio::time::timeout(LOOK_TIMEOUT, place).await {
+        Ok(Ok(place)) => Ok(Room(Arc::new(place))),
+        _ => Err(ApiError::watchers()),
+    }
+}
+
 /// Takes the room that a body's requests need.
 pub(crate) fn take(state: &State, prepared: &Prepared) -> Result<Room, ApiError> {
     let (bytes, most) = (bytes(prepared), state.options.requests_bytes);
@@ -76,6 +89,6 @@ pub(crate) fn take(state: &State, prepared: &Prepared) -> Result<Room, ApiError>
     let room = state.requests_room(bytes);
     room.map(|r| Room(Arc::new(r))).ok_or_else(|| {
         let message = "requests in flight take all the memory that there is for them";
-        ApiError::busy(message, std::time::Duration::from_secs(1))
+        ApiError::busy(message, Duration::from_secs(1))
     })
 }

@@ -212,7 +212,10 @@ async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> A
 
 /// Whose memory is what, now.
 async fn memory(Shared(state): Shared<Arc<State>>) -> Answered {
-    Ok(json_response(StatusCode::OK, &live::memory(&state).await))
+    let room = room::look(&state).await?;
+    let mut response = json_response(StatusCode::OK, &live::memory(&state).await);
+    response.extensions_mut().insert(room);
+    Ok(response)
 }
 
 async fn watch(Shared(state): Shared<Arc<State>>) -> Answered {
@@ -220,8 +223,10 @@ async fn watch(Shared(state): Shared<Arc<State>>) -> Answered {
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Answered {
+    let room = room::look(&state).await?;
     let text = state.scrape.text().map_err(|_| internal())?;
     let mut response = Response::new(Body::from(text));
+    response.extensions_mut().insert(room);
     let kind = HeaderValue::from_static(CONTENT_TYPE);
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     Ok(response)

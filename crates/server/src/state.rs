@@ -21,8 +21,6 @@ use crate::tenants::Tenants;
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Room is counted in pieces of this size.
 const ROOM_BYTES: usize = 1024;
-/// Who may watch the memory at once.
-const WATCHERS: usize = 4;
 
 /// What is known of the model.
 #[derive(Debug)]
@@ -59,6 +57,8 @@ pub(crate) struct State {
     pub(crate) scrape: Scrape,
     /// Room for those who watch the memory.
     pub(crate) watchers: Arc<Semaphore>,
+    /// Places for those who look once.
+    pub(crate) looks: Arc<Semaphore>,
     pub(crate) started_s: u64,
     /// Secret of this process, and a count: ids that nobody guesses.
     secret: RandomState,
@@ -85,7 +85,8 @@ impl State {
         Self {
             scrape: Scrape::new(&engine.metrics, &engine.published, &planned, name),
             planned,
-            watchers: Arc::new(Semaphore::new(WATCHERS)),
+            watchers: Arc::new(Semaphore::new(options.watchers)),
+            looks: Arc::new(Semaphore::new(options.looks)),
             bodies: Arc::new(Semaphore::new(options.bodies_bytes / ROOM_BYTES)),
             requests: Arc::new(Semaphore::new(options.requests_bytes / ROOM_BYTES)),
             model,

@@ -143,6 +143,8 @@ fn limit(
     options.bodies_bytes = size(limits.bodies);
     options.text_bytes = size(limits.text);
     options.requests_bytes = size(limits.requests);
+    options.watchers = count(limits.watchers);
+    options.looks = count(limits.looks);
     Ok(())
 }
 

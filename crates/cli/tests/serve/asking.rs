@@ -112,6 +112,37 @@ fn a_class_is_any_number_and_changes_no_text() {
 }
 
 #[test]
+fn a_lower_class_goes_first() {
+    let server = Server::start(&["--max-num-seqs", "1"]);
+    let json = "Content-Type: application/json\r\n";
+    let send = |max_tokens: u32, priority: i32| {
+        let body = json!({
+            "prompt": PROMPT, "max_tokens": max_tokens, "ignore_eos": true, "priority": priority,
+        });
+        server.send("POST", "/v1/completions", json, &body.to_string())
+    };
+    // While one runs, one waits, and then one of a lower class, which is as vLLM has it the more urgent one.
+    let mut first = send(400, 0);
+    server.wait_until("running", |s| !s.is_free());
+    let waits = |n: u64| move |s: &Server| s.get("/v1/memory").json()["requests"]["waiting"] == n;
+    let mut later = send(200, 1);
+    server.wait_until("waiting", waits(1));
+    let mut sooner = send(200, -1);
+    server.wait_until("waiting", waits(2));
+    let ended = |socket: &mut std::net::TcpStream| {
+        std::io::Read::read_to_end(socket, &mut Vec::new()).unwrap();
+        std::time::Instant::now()
+    };
+    let (later, sooner) = std::thread::scope(|scope| {
+        let later = scope.spawn(|| ended(&mut later));
+        let sooner = scope.spawn(|| ended(&mut sooner));
+        (later.join().unwrap(), sooner.join().unwrap())
+    });
+    assert!(sooner < later);
+    ended(&mut first);
+}
+
+#[test]
 fn a_chat_without_a_length_is_as_long_as_fits() {
     // 8 pages of 16 tokens, which one sequence may have alone.
     let server = Server::start(&[
@@ -218,4 +249,30 @@ fn messages_are_objects_and_spell_no_special_tokens() {
         .json();
     assert!(text["prompt"].as_str().unwrap().contains(&said), "{text}");
     canary.check(&server, "special tokens in a message");
+
+    // Nor do tools, wherever they spell them.
+    let template = "{{ tools | tojson }}{{ messages[0]['content'] }}";
+    std::fs::write(model.0.join("chat_template.jinja"), template).unwrap();
+    let server = Server::start(&[model.0.to_str().unwrap()]);
+    let prompt_tokens = |description: &str, parameter: &str| {
+        let mut properties = serde_json::Map::new();
+        properties.insert(parameter.to_owned(), json!({ "type": "string" }));
+        let tool = json!({
+            "type": "function",
+            "function": {
+                "name": "f",
+                "description": description,
+                "parameters": { "type": "object", "properties": properties },
+            },
+        });
+        let body = json!({
+            "messages": [{ "role": "user", "content": "Go on." }], "tools": [tool], "max_tokens": 1,
+        });
+        let usage = &chat(&server, body)["usage"];
+        usage["prompt_tokens"].as_u64().unwrap()
+    };
+    // As text it has more tokens than one.
+    let plain = prompt_tokens("a b", "a b");
+    assert!(prompt_tokens(&format!("a{end}b"), "a b") > plain + 2);
+    assert!(prompt_tokens("a b", &format!("a{end}b")) > plain + 2);
 }

@@ -62,7 +62,7 @@ fn plan_prints_what_serve_commits() {
     };
     let (serve, plan) = (terms(&serve["terms"]), terms(&plan["ranks"][0]["terms"]));
     assert_eq!(serve, plan);
-    assert!(serve.iter().filter(|t| t.0.starts_with("HTTP ")).count() == 4);
+    assert!(serve.iter().filter(|t| t.0.starts_with("HTTP ")).count() == 5);
 }
 
 #[test]
@@ -90,6 +90,18 @@ fn a_loaded_server_has_what_was_planned() {
     let unread: Vec<TcpStream> = (0..8)
         .map(|_| server.send("POST", c, json, &stream.to_string()))
         .collect();
+    // Whoever watches and does not read, and a plan of a large model.
+    let watching: Vec<TcpStream> = (0..4)
+        .map(|_| server.send("GET", "/v1/memory/stream", "", ""))
+        .collect();
+    let config = json!({
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 4096,
+        "num_hidden_layers": 1024, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 14_336, "vocab_size": 32_000, "num_local_experts": 1024,
+        "num_experts_per_tok": 2, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
+    });
+    let plan = json!({ "config": config.to_string(), "gpu": "h100", "users": 10, "context": 500 });
+    let plan = plan.to_string();
     let ids = format!("{{\"tokens\":[{}]}}", vec!["1"; 520_000].join(","));
     let lists = format!(
         "{{\"prompt\":\"x\",\"tools\":[{}]}}",
@@ -97,20 +109,24 @@ fn a_loaded_server_has_what_was_planned() {
     );
     let text = json!({ "prompt": "a ".repeat(32_000) }).to_string();
     let told = long(20).to_string();
+    let empty = String::new();
     let bodies = [
+        ("/api/plan", &plan),
+        ("/v1/memory", &empty),
         ("/detokenize", &ids),
         (c, &lists),
         ("/tokenize", &text),
         (c, &told),
     ];
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..16)
+        let threads: Vec<_> = (0..24)
             .map(|i| {
                 let (path, body) = bodies[i % bodies.len()];
                 let server = &server;
                 scope.spawn(move || {
                     let mut raw = Vec::new();
-                    let mut socket = server.send("POST", path, json, body);
+                    let method = if body.is_empty() { "GET" } else { "POST" };
+                    let mut socket = server.send(method, path, json, body);
                     let _ = socket.read_to_end(&mut raw);
                     Answer::read(&raw).status
                 })
@@ -133,6 +149,42 @@ fn a_loaded_server_has_what_was_planned() {
     );
     assert!(peak <= all, "{peak} of {all}");
     assert!(peak.saturating_sub(ready) <= http);
-    drop((half, unread));
+    drop((half, unread, watching));
     server.wait_until("free", Server::is_free);
+}
+
+#[test]
+fn an_answer_that_nobody_reads_keeps_its_room() {
+    // Room for four answers with so many log probabilities.
+    let server = Server::start(&["--max-connections", "16"]);
+    let body = json!({
+        "prompt": "a", "max_tokens": 900, "ignore_eos": true, "logprobs": 20, "temperature": 0,
+    });
+    let (path, json) = ("/v1/completions", "Content-Type: application/json\r\n");
+    let ask = || server.post(path, &body.to_string());
+    let unread: Vec<TcpStream> = (0..4)
+        .map(|_| server.send("POST", path, json, &body.to_string()))
+        .collect();
+    server.wait_until("busy", |s| !s.is_free());
+    server.wait_until("free", Server::is_free);
+    // The engine is done with them, and all of them lie here.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let refused = ask();
+    assert_eq!(refused.status, 429, "{}", refused.headers);
+    assert!(
+        refused.body.contains("take all the memory"),
+        "{}",
+        refused.body
+    );
+    for mut socket in unread {
+        let mut raw = Vec::new();
+        socket.read_to_end(&mut raw).unwrap();
+        let answer = Answer::read(&raw).json();
+        let told = answer["choices"][0]["logprobs"]["tokens"]
+            .as_array()
+            .unwrap()
+            .len();
+        assert_eq!(told, 900);
+    }
+    server.wait_until("let in again", |_| ask().status == 200);
 }

@@ -68,36 +68,37 @@ impl Specials {
 }
 
 impl Tokenizer {
-    /// Puts marks in the place of special tokens that the texts in these values spell.
+    /// Puts marks in the place of special tokens that the texts in these values spell, names of fields among them.
     pub fn disarm<'v>(&self, values: impl IntoIterator<Item = &'v mut Value>) -> Disarmed {
-        let mut texts = Vec::new();
-        values.into_iter().for_each(|v| collect(v, &mut texts));
         let mut disarmed = Disarmed::default();
         let Some(search) = &self.specials.search else {
             return disarmed;
         };
-        texts.retain(|t| search.is_match(t.as_str()));
-        if texts.is_empty() {
+        let mut values: Vec<&mut Value> = values.into_iter().collect();
+        values.retain(|value| any(value, &|text| search.is_match(text)));
+        if values.is_empty() {
             return disarmed;
         }
         // Of characters that nobody has a use for, one that nobody uses. There are more than texts can hold each of.
-        let free = ('\u{f0000}'..='\u{ffffd}').find(|c| !texts.iter().any(|t| t.contains(*c)));
-        disarmed.edge = free.unwrap_or('\u{fffd}');
-        for text in texts {
-            let mut marked = String::with_capacity(text.len());
+        let uses = |c: char| values.iter().any(|v| any(v, &|text| text.contains(c)));
+        let free = ('\u{f0000}'..='\u{ffffd}').find(|c| !uses(*c));
+        let edge = free.unwrap_or('\u{fffd}');
+        disarmed.edge = edge;
+        let spelled = &mut disarmed.spelled;
+        let mut marked = |text: &str| {
+            let mut out = String::with_capacity(text.len());
             let mut end = 0;
-            for found in search.find_iter(text.as_str()) {
-                marked.push_str(&text[end..found.start()]);
-                marked.push_str(&format!(
-                    "{edge}{}{edge}",
-                    disarmed.spelled.len(),
-                    edge = disarmed.edge
-                ));
-                disarmed.spelled.push(text[found.range()].to_owned());
+            for found in search.find_iter(text) {
+                out.push_str(&text[end..found.start()]);
+                out.push_str(&format!("{edge}{}{edge}", spelled.len()));
+                spelled.push(text[found.range()].to_owned());
                 end = found.end();
             }
-            marked.push_str(&text[end..]);
-            *text = marked;
+            out.push_str(&text[end..]);
+            out
+        };
+        for value in values {
+            change(value, &mut marked);
         }
         disarmed
     }
@@ -142,12 +143,29 @@ impl Tokenizer {
     }
 }
 
-/// All texts in a value.
-fn collect<'v>(value: &'v mut Value, texts: &mut Vec<&'v mut String>) {
+/// Whether a text in a value is such a one; names of fields are texts.
+fn any(value: &Value, is: &dyn Fn(&str) -> bool) -> bool {
     match value {
-        Value::String(text) => texts.push(text),
-        Value::Array(all) => all.iter_mut().for_each(|v| collect(v, texts)),
-        Value::Object(all) => all.values_mut().for_each(|v| collect(v, texts)),
+        Value::String(text) => is(text),
+        Value::Array(all) => all.iter().any(|v| any(v, is)),
+        Value::Object(all) => all.iter().any(|(name, v)| is(name) || any(v, is)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// Changes all texts in a value.
+fn change(value: &mut Value, to: &mut dyn FnMut(&str) -> String) {
+    match value {
+        Value::String(text) => *text = to(text),
+        Value::Array(all) => all.iter_mut().for_each(|v| change(v, to)),
+        Value::Object(all) => {
+            let old = std::mem::take(all);
+            all.extend(old.into_iter().map(|(name, mut v)| {
+                let name = to(&name);
+                change(&mut v, to);
+                (name, v)
+            }));
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

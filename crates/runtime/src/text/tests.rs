@@ -195,7 +195,7 @@ fn what_others_spell_is_text() {
             assert_eq!(flat(&said), flat(spells));
         }
         // Deep in what a template is given, too.
-        let mut tools = [json!({ "a": [{ "b": "<s>" }], "c": 1 })];
+        let mut tools = [json!({ "a": [{ "b": "<s>", "<s>c": 0 }], "c": 1 })];
         let disarmed = t.disarm(&mut tools);
         assert!(!tools[0].to_string().contains("<s>"));
         let ids = t

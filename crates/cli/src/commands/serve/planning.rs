@@ -18,8 +18,6 @@ use crate::error::Failure;
 use crate::load::Loaded;
 use crate::settings::told;
 
-/// Most layers of a pasted config: time goes with them.
-const MAX_LAYERS: usize = 512;
 /// Most users that a grid counts, and most lengths that it tries.
 const GRID_USERS: u64 = 512;
 const GRID_CONTEXTS: usize = 8;
@@ -144,12 +142,6 @@ fn model(asked: &Asked) -> Result<Loaded, Unanswered> {
             let bad = |e: String| mistake(Some("config"), e);
             let config = json::parse_config(text.as_bytes()).map_err(|e| bad(e.to_string()))?;
             let spec = from_config(&config, Assume::Nothing).map_err(|e| bad(e.to_string()))?;
-            if spec.layers.len() > MAX_LAYERS {
-                let layers = spec.layers.len();
-                return Err(bad(format!(
-                    "{layers} layers are more than the {MAX_LAYERS} that are planned here: run `plimsoll plan {PASTED}`"
-                )));
-            }
             Ok(Loaded {
                 name: PASTED.to_owned(),
                 read_from: PASTED.to_owned(),

@@ -166,7 +166,7 @@ pub(super) fn terms(
         );
     }
     if let Some(http) = &context.settings.http {
-        terms.extend(super::http::terms(http, r, length, vocab)?);
+        terms.extend(super::http::terms(http, r, length, vocab, pages)?);
     }
     Ok(terms.into_iter().map(|t| t.source(SOURCE)).collect())
 }
