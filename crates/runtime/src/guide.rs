@@ -416,7 +416,7 @@ impl Guide {
         let mask = mask.map_err(|e| too_much(&e))?;
         if self.counted != Some(self.len) {
             let step = self.matcher.last_step_stats().map_err(|e| too_much(&e))?;
-            self.items += step.all_items as u64;
+
             self.counted = Some(self.len);
         }
         if self.items > PLACE_ITEMS {
@@ -527,6 +527,36 @@ mod tests {
             assert!(looked > 20);
         }
         assert_eq!(grammars.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_place_has_so_many_items_however_it_got_there() {
+        let (t, end) = tokenizer();
+        let grammars = Grammars::new(&t, end + 1, &[end]).unwrap();
+        // Its parser keeps every way in which the text may have come about.
+        let grammar = Grammar::Lark("start: \"a\" | \"b\" | start start".to_owned());
+        let a = t.id("a").unwrap();
+        let lasts = |looks: bool| {
+            let mut guide = grammars.compile(&grammar, 1).unwrap();
+            for n in 0..2_000 {
+                let mask = if looks {
+                    guide.mask().map(|m| m.allows(a))
+                } else {
+                    Ok(true)
+                };
+                let done = mask.and_then(|allowed| {
+                    assert!(allowed);
+                    guide.push(a)
+                });
+                if let Err(e) = done {
+                    assert!(e.to_string().contains("items of a parser"), "{e}");
+                    return n;
+                }
+            }
+            panic!("it has no end");
+        };
+        // As one that gave way and goes through its tokens again.
+        assert_eq!(lasts(true), lasts(false));
     }
 
     #[test]

@@ -462,6 +462,7 @@ fn the_log_says_who_asked_and_not_what() {
     let _ = server.get("/nowhere%0a%1b[31m?secret=1");
     let _ = server.post(C, "{\"prompt\":");
     let long = json!({ "prompt": PROMPT, "max_tokens": 900, "ignore_eos": true, "logprobs": 20, "stream": true });
+    let models = server.get("/v1/models").body.len();
     let mut socket = server.send("POST", C, JSON, &long.to_string());
     socket.read_exact(&mut [0; 400]).unwrap();
     drop(socket);
@@ -470,6 +471,8 @@ fn the_log_says_who_asked_and_not_what() {
     let (status, said) = server.ended();
     assert!(status.success());
     let lines: Vec<&str> = said.lines().filter(|l| l.starts_with("time=")).collect();
+    let whole = format!(" path=/v1/models status=200 end=whole bytes={models} ");
+    assert!(lines.iter().any(|l| l.contains(&whole)), "{said}");
     let posts = lines
         .iter()
         .filter(|l| l.contains(" path=/v1/completions "));
