@@ -416,7 +416,7 @@ impl Guide {
         let mask = mask.map_err(|e| too_much(&e))?;
         if self.counted != Some(self.len) {
             let step = self.matcher.last_step_stats().map_err(|e| too_much(&e))?;
-
+            self.items += step.all_items as u64;
             self.counted = Some(self.len);
         }
         if self.items > PLACE_ITEMS {
