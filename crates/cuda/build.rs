@@ -1,0 +1,52 @@
+//! With `fibers`: compiles the kernels for this machine's processors.
+
+#[cfg(feature = "fibers")]
+#[allow(dead_code, unreachable_pub, reason = "only their text is used here")]
+#[path = "src/args.rs"]
+mod args;
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    #[cfg(feature = "fibers")]
+    fibers();
+}
+
+#[cfg(feature = "fibers")]
+fn fibers() {
+    const PARTS: [&str; 5] = [
+        "prelude.cuh",
+        "rows.cu",
+        "linear.cu",
+        "attention.cu",
+        "state.cu",
+    ];
+    println!("cargo:rerun-if-changed=src/args.rs");
+    println!("cargo:rerun-if-changed=cu");
+    let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    let mut text = args::STRUCTS.to_owned();
+    for part in PARTS {
+        // Errors and sanitizers name the file that they are about.
+        let path = std::path::Path::new("cu").join(part);
+        let path = path.canonicalize().expect("a source of kernels");
+        text.push_str(&format!("#include \"{}\"\n", path.display()));
+    }
+    std::fs::write(out.join("kernels.cuh"), text)
+        .expect("the folder that cargo gives can be written");
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .debug(true)
+        .include(&out)
+        .file("cu/fibers.cpp")
+        // As on the device: every operation is rounded by itself unless it is written as a fused one.
+        .flag("-ffp-contract=off")
+        .flag_if_supported("-Wno-unused-function")
+        .flag_if_supported("-fno-strict-aliasing");
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") {
+        // Else each fused multiply-add is a call.
+        build.flag_if_supported("-mfma");
+    }
+    build.compile("plimsoll_fibers");
+}

@@ -1,0 +1,207 @@
+// Kernels on a processor: each thread of a block is a fiber, blocks follow one another. What this finds: wrong indices,
+// masks and tables, barriers that not all threads reach, wrong arithmetic. What it does not: races, alignment.
+
+#define PLIMSOLL_FIBERS
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <sys/mman.h>
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+
+namespace fibers {
+
+enum State { RUNS, IN_BLOCK, IN_WARP, ENDED };
+const unsigned MOST = 1024;
+const size_t STACK = 128 << 10;
+
+#if defined(__x86_64__)
+struct Context { void* stack; };
+extern "C" void plimsoll_switch(Context* from, Context* to);
+asm(R"(
+.text
+.globl plimsoll_switch
+plimsoll_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq (%rsi), %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+static void enter(Context* c, char* stack, void (*f)()) {
+  void** top = (void**)(stack + STACK);
+  // As if called: the stack is 8 past a multiple of 16 when a function begins.
+  *--top = nullptr;
+  *--top = (void*)f;
+  for (int i = 0; i < 6; i++) *--top = nullptr;
+  c->stack = top;
+}
+#else
+typedef ucontext_t Context;
+static void plimsoll_switch(Context* from, Context* to) { swapcontext(from, to); }
+static void enter(Context* c, char* stack, void (*f)()) {
+  getcontext(c);
+  c->uc_stack.ss_sp = stack;
+  c->uc_stack.ss_size = STACK;
+  c->uc_link = nullptr;
+  makecontext(c, f, 0);
+}
+#endif
+
+// One block at a time, on whatever thread calls.
+struct Running {
+  unsigned threads, block[3], blocks[3];
+  void (*body)(const void*);
+  const void* args;
+  unsigned current;
+  State state[MOST];
+  uint32_t slots[MOST];
+  Context context[MOST], home;
+  char* stacks;
+  char* shared;
+};
+static thread_local Running* running;
+
+static unsigned thread() { return running->current; }
+static unsigned threads() { return running->threads; }
+static unsigned block(int i) { return running->block[i]; }
+static unsigned blocks(int i) { return running->blocks[i]; }
+static unsigned lane() { return running->current % 32; }
+static void* shared() { return running->shared; }
+
+static void leave(State why) {
+  Running* r = running;
+  r->state[r->current] = why;
+  plimsoll_switch(&r->context[r->current], &r->home);
+}
+static void sync_block() { leave(IN_BLOCK); }
+static void sync_warp() { leave(IN_WARP); }
+
+// What the lane `from` of this warp gives, where all of the warp take part.
+static uint32_t exchange(uint32_t x, unsigned from) {
+  Running* r = running;
+  unsigned me = r->current;
+  r->slots[me] = x;
+  sync_warp();
+  uint32_t other = r->slots[me / 32 * 32 + from % 32];
+  sync_warp();
+  return other;
+}
+
+static void begin() {
+  running->body(running->args);
+  leave(ENDED);
+}
+
+// Whether a block came to its end: not where some of its threads wait for others that wait elsewhere.
+static bool run_block(Running* r) {
+  unsigned n = r->threads;
+  for (unsigned i = 0; i < n; i++) {
+    r->state[i] = RUNS;
+    enter(&r->context[i], r->stacks + (size_t)i * STACK, begin);
+  }
+  for (;;) {
+    bool ran = false;
+    for (unsigned i = 0; i < n; i++)
+      if (r->state[i] == RUNS) {
+        r->current = i;
+        plimsoll_switch(&r->home, &r->context[i]);
+        ran = true;
+      }
+    // A warp goes on when all of it that live are there; a block likewise.
+    bool woke = false, all_block = true, any = false;
+    for (unsigned w = 0; w < n; w += 32) {
+      bool all_warp = true, in_warp = false;
+      for (unsigned i = w; i < n && i < w + 32; i++) {
+        if (r->state[i] == ENDED) continue;
+        any = true;
+        if (r->state[i] != IN_BLOCK) all_block = false;
+        if (r->state[i] == IN_WARP) in_warp = true;
+        else all_warp = false;
+      }
+      if (in_warp && all_warp)
+        for (unsigned i = w; i < n && i < w + 32; i++)
+          if (r->state[i] == IN_WARP) { r->state[i] = RUNS; woke = true; }
+    }
+    if (!any) return true;
+    if (all_block)
+      for (unsigned i = 0; i < n; i++)
+        if (r->state[i] == IN_BLOCK) { r->state[i] = RUNS; woke = true; }
+    if (!woke && !ran) return false;
+  }
+}
+
+struct Kernel {
+  const char* name;
+  void (*body)(const void*);
+  size_t args;
+  Kernel* next;
+  static Kernel* first;
+  Kernel(const char* name, void (*body)(const void*), size_t args) : name(name), body(body), args(args), next(first) {
+    first = this;
+  }
+};
+Kernel* Kernel::first = nullptr;
+
+}  // namespace fibers
+
+#include "kernels.cuh"
+
+// 0, or why not: 1 there is no such kernel, 2 its arguments have another size, 3 its threads wait for each other, 4 no memory,
+// 5 more threads than a block has.
+extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, uint32_t threads, uint32_t shared,
+                                      const void* args, size_t len) {
+  using namespace fibers;
+  Kernel* k = Kernel::first;
+  while (k && strcmp(k->name, name)) k = k->next;
+  if (!k) return 1;
+  if (k->args != len) return 2;
+  if (threads == 0 || threads > MOST) return 5;
+  static thread_local Running* r;
+  if (!r) {
+    r = (Running*)calloc(1, sizeof(Running));
+    if (!r) return 4;
+    void* stacks = mmap(nullptr, STACK * MOST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stacks == MAP_FAILED) return 4;
+    r->stacks = (char*)stacks;
+  }
+  // Of the size that was asked for, so that whoever leaves it is found.
+  r->shared = (char*)aligned_alloc(64, (shared + 127) / 64 * 64);
+  if (!r->shared) return 4;
+  r->threads = threads;
+  r->body = k->body;
+  r->args = args;
+  running = r;
+  bool ended = true;
+  for (int i = 0; i < 3; i++) r->blocks[i] = grid[i];
+  for (uint32_t z = 0; ended && z < grid[2]; z++)
+    for (uint32_t y = 0; ended && y < grid[1]; y++)
+      for (uint32_t x = 0; ended && x < grid[0]; x++) {
+        r->block[0] = x, r->block[1] = y, r->block[2] = z;
+        // As on a device, whatever lies there: NaN, which shows.
+        memset(r->shared, 0xff, shared);
+        ended = run_block(r);
+      }
+  free(r->shared);
+  return ended ? 0 : 3;
+}
+
+extern "C" size_t plimsoll_fibers_kernels(const char** names, size_t most) {
+  size_t n = 0;
+  for (fibers::Kernel* k = fibers::Kernel::first; k; k = k->next, n++)
+    if (n < most) names[n] = k->name;
+  return n;
+}

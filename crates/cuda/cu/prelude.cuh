@@ -1,0 +1,216 @@
+// What kernels are written against: CUDA by NVRTC, with no header of anybody's, or one fiber for each thread on a
+// processor (fibers.cpp). Arithmetic that must not depend on a compiler is spelled out: nothing here is contracted.
+
+#define LANES 16
+
+#ifdef PLIMSOLL_FIBERS
+
+#define DEVICE static inline
+#define SHARED static thread_local
+#define LAUNCH(threads)
+
+DEVICE unsigned thread_id() { return fibers::thread(); }
+DEVICE unsigned block_threads() { return fibers::threads(); }
+DEVICE unsigned block_x() { return fibers::block(0); }
+DEVICE unsigned block_y() { return fibers::block(1); }
+DEVICE unsigned block_z() { return fibers::block(2); }
+DEVICE unsigned blocks_x() { return fibers::blocks(0); }
+DEVICE void sync_block() { fibers::sync_block(); }
+DEVICE void sync_warp() { fibers::sync_warp(); }
+template <typename T> DEVICE T* dynamic_shared() { return (T*)fibers::shared(); }
+
+DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE double fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
+DEVICE float mul_rn(float a, float b) { return a * b; }
+DEVICE float add_rn(float a, float b) { return a + b; }
+DEVICE float sub_rn(float a, float b) { return a - b; }
+DEVICE float div_rn(float a, float b) { return a / b; }
+DEVICE float sqrt_rn(float a) { return __builtin_sqrtf(a); }
+DEVICE double rint_rn(double a) { return __builtin_rint(a); }
+DEVICE float erf_of(float a) { return __builtin_erff(a); }
+DEVICE u32 bits_of(float a) { u32 b; __builtin_memcpy(&b, &a, 4); return b; }
+DEVICE float float_of(u32 a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
+
+DEVICE u32 shuffle_xor(u32 x, unsigned lanes) { return fibers::exchange(x, fibers::lane() ^ lanes); }
+DEVICE u32 shuffle(u32 x, unsigned lane) { return fibers::exchange(x, lane); }
+
+// Four products of bytes with signs.
+DEVICE int dot4(u32 a, u32 b, int c) {
+  for (int i = 0; i < 32; i += 8) c += (int)(signed char)(a >> i) * (int)(signed char)(b >> i);
+  return c;
+}
+
+// One kernel: `a` are its arguments.
+#define KERNEL(name, Args)                                             \
+  static void name(const Args& a);                                     \
+  static void name##_fiber(const void* a) { name(*(const Args*)a); }   \
+  static fibers::Kernel name##_kernel(#name, name##_fiber, sizeof(Args)); \
+  static void name(const Args& a)
+
+#else
+
+#define DEVICE static __device__ __forceinline__
+#define SHARED __shared__
+#define LAUNCH(threads) __launch_bounds__(threads)
+
+DEVICE unsigned thread_id() { return threadIdx.x; }
+DEVICE unsigned block_threads() { return blockDim.x; }
+DEVICE unsigned block_x() { return blockIdx.x; }
+DEVICE unsigned block_y() { return blockIdx.y; }
+DEVICE unsigned block_z() { return blockIdx.z; }
+DEVICE unsigned blocks_x() { return gridDim.x; }
+DEVICE void sync_block() { __syncthreads(); }
+DEVICE void sync_warp() { __syncwarp(); }
+extern __shared__ __align__(16) unsigned char plimsoll_shared[];
+template <typename T> DEVICE T* dynamic_shared() { return (T*)plimsoll_shared; }
+
+DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
+DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
+DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
+DEVICE double rint_rn(double a) { return rint(a); }
+DEVICE float erf_of(float a) { return erff(a); }
+DEVICE u32 bits_of(float a) { return __float_as_uint(a); }
+DEVICE float float_of(u32 a) { return __uint_as_float(a); }
+
+DEVICE u32 shuffle_xor(u32 x, unsigned lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+DEVICE u32 shuffle(u32 x, unsigned lane) { return __shfl_sync(0xffffffffu, x, lane); }
+
+DEVICE int dot4(u32 a, u32 b, int c) {
+#if __CUDA_ARCH__ >= 610
+  return __dp4a((int)a, (int)b, c);
+#else
+  for (int i = 0; i < 32; i += 8) c += (int)(signed char)(a >> i) * (int)(signed char)(b >> i);
+  return c;
+#endif
+}
+
+// Named apart from the functions that CUDA itself has.
+#define KERNEL(name, Args) extern "C" __global__ void plimsoll_##name(const Args a)
+
+#endif
+
+DEVICE float shuffle_xor(float x, unsigned lanes) { return float_of(shuffle_xor(bits_of(x), lanes)); }
+DEVICE float shuffle(float x, unsigned lane) { return float_of(shuffle(bits_of(x), lane)); }
+
+// What lies at an address.
+template <typename T> DEVICE T* at(ptr address) { return (T*)address; }
+
+#define NEGATIVE_INFINITY float_of(0xff800000u)
+#define NOT_A_NUMBER float_of(0x7fc00000u)
+
+// The larger; `b` where either is NaN. The smaller likewise.
+DEVICE float larger(float a, float b) { return a > b ? a : b; }
+DEVICE float smaller(float a, float b) { return a < b ? a : b; }
+
+// `Lanes::exp`.
+DEVICE float exp_of(float v) {
+  const float ROUND = 12582912.0f;
+  float x = smaller(larger(v, -87.0f), 88.0f);
+  float n = sub_rn(fma_rn(x, 1.44269504088896340736f, ROUND), ROUND);
+  float r = fma_rn(n, -0.6933594f, x);
+  r = fma_rn(n, 2.1219444e-4f, r);
+  float p = 1.9875691e-4f;
+  p = fma_rn(p, r, 1.3981999e-3f);
+  p = fma_rn(p, r, 8.333452e-3f);
+  p = fma_rn(p, r, 4.1665796e-2f);
+  p = fma_rn(p, r, 1.6666666e-1f);
+  p = fma_rn(p, r, 0.5f);
+  float e = add_rn(fma_rn(p, mul_rn(r, r), r), 1.0f);
+  return mul_rn(e, float_of((u32)((int)n + 127) << 23));
+}
+
+// `Lanes::tanh`.
+DEVICE float tanh_of(float x) {
+  float e = exp_of(add_rn(x, x));
+  return sub_rn(1.0f, div_rn(2.0f, add_rn(e, 1.0f)));
+}
+
+// What keys and values are kept as (`plimsoll-kernels`, cached).
+struct bf16 { unsigned short bits; };
+struct f16 { unsigned short bits; };
+struct i8 { signed char value; };
+
+DEVICE float wide(float x) { return x; }
+DEVICE float wide(bf16 x) { return float_of((u32)x.bits << 16); }
+DEVICE float wide(f16 x) {
+  u32 sign = (u32)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+  float number = mul_rn(float_of(rest << 13), float_of((127u + 112u) << 23));
+  return float_of(bits_of(number) | (rest >= 0x7c00 ? 0x7f800000u : 0) | sign);
+}
+DEVICE float wide(i8 x) { return (float)x.value; }
+
+// The nearest whole number, ties to even, of numbers below 2^22.
+DEVICE int whole(float x) {
+  const float ROUND = 12582912.0f;
+  return (int)(bits_of(add_rn(x, ROUND)) - bits_of(ROUND));
+}
+
+DEVICE void narrow(float x, float* to) { *to = x; }
+DEVICE void narrow(float x, bf16* to) {
+  u32 b = bits_of(x);
+  bool nan = (b & 0x7fffffffu) > 0x7f800000u;
+  to->bits = nan ? (unsigned short)(b >> 16 | 0x40) : (unsigned short)((b + 0x7fffu + (b >> 16 & 1)) >> 16);
+}
+DEVICE void narrow(float x, f16* to) {
+  u32 b = bits_of(x), sign = b >> 16 & 0x8000, size = b & 0x7fffffffu, half;
+  if (size > 0x7f800000u) half = 0x7e00;
+  else if (size == 0x7f800000u) half = 0x7c00;
+  else if (size < 0x38800000u) half = bits_of(add_rn(float_of(size), 0.5f)) - bits_of(0.5f);
+  else {
+    half = (size - (112u << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+    if (half > 0x7bff) half = 0x7bff;
+  }
+  to->bits = (unsigned short)(sign | half);
+}
+DEVICE void narrow(float x, i8* to) { to->value = (signed char)whole(x); }
+
+// Elements of a page that a scale takes.
+template <typename C> struct Scale { enum { elements = 0 }; };
+template <> struct Scale<i8> { enum { elements = 4 }; };
+
+// Of the largest size among some elements, by its bits: what whole numbers are to be multiplied by, and what elements
+// are multiplied by to become them.
+DEVICE void scale_of(u32 largest, float* scale, float* inverse) {
+  float top = float_of(largest);
+  bool finite = largest < 0x7f800000u;
+  *scale = finite ? div_rn(top, 127.0f) : NOT_A_NUMBER;
+  *inverse = finite && top > 1e-30f ? div_rn(127.0f, top) : 0.0f;
+}
+
+// Some queries of one sequence in a step: those of tokens `row..row + count`, at positions from `start` on; its pages are
+// `tables[table..]`.
+struct Seq { u32 row, start, count, table; };
+
+#define WEIGHT_BF16 0
+#define WEIGHT_INT8 1
+#define WEIGHT_INT4 2
+#define PANEL 32
+
+// 32-bit words that `k` columns take of each row of a panel.
+DEVICE u64 row_words(u32 form, u64 k) {
+  if (form == WEIGHT_BF16) return (k + 1) / 2;
+  if (form == WEIGHT_INT8) return (k + 3) / 4 + (k + 127) / 128;
+  return (k + 7) / 8 + (k + 63) / 64;
+}
+
+// The element of row `row` and column `i` of a packed matrix.
+DEVICE float element(u32 form, const u32* words, u64 k, u32 row, u32 i) {
+  const u32* panel = words + (u64)(row / PANEL) * PANEL * row_words(form, k) + row % PANEL;
+  if (form == WEIGHT_BF16) {
+    u32 w = panel[(u64)(i / 2) * PANEL];
+    return float_of(i % 2 ? w & 0xffff0000u : w << 16);
+  }
+  if (form == WEIGHT_INT8) {
+    u32 w = panel[(u64)(i / 4 + i / 128 + 1) * PANEL];
+    float scale = float_of(panel[(u64)(i / 128 * 33) * PANEL]);
+    return mul_rn((float)(signed char)((w >> (8 * (i % 4)) & 0xff) ^ 0x80), scale);
+  }
+  u64 line = (u64)(i / 64) * 9;
+  u32 w = panel[(line + 1 + i % 64 / 8) * PANEL] >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
+  u32 s = panel[line * PANEL] >> (16 * (i % 64 / 32)) << 16;
+  return mul_rn(sub_rn((float)w, 8.0f), float_of(s));
+}

@@ -1,0 +1,100 @@
+//! [`Device`]: memory that kernels work on, and what is asked of whoever has it.
+
+/// An address in a device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address(pub u64);
+
+impl Address {
+    /// `bytes` further on.
+    #[must_use]
+    pub const fn plus(self, bytes: u64) -> Self {
+        Self(self.0.wrapping_add(bytes))
+    }
+}
+
+/// How a kernel is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks, in three directions.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes that the threads of a block share.
+    pub shared: u32,
+}
+
+impl Launch {
+    /// So many blocks in one direction.
+    #[must_use]
+    pub const fn blocks(blocks: u32, threads: u32) -> Self {
+        Self {
+            grid: [blocks, 1, 1],
+            threads,
+            shared: 0,
+        }
+    }
+}
+
+/// What a device could not do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// It has not the memory.
+    #[error(
+        "the device has no {bytes} bytes to give ({reason}); free memory, or plan for less (`--memory`)"
+    )]
+    Memory {
+        /// How many were asked for.
+        bytes: u64,
+        /// What it said.
+        reason: String,
+    },
+    /// A kernel could not be started, or failed.
+    #[error("kernel `{kernel}`: {reason}")]
+    Kernel {
+        /// Its name.
+        kernel: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// Bytes could not be moved, or what was started before failed.
+    #[error("the device: {0}")]
+    Failed(String),
+}
+
+/// Memory that kernels work on. What is asked of it is done in order; only [`Device::download`] and
+/// [`Device::wait`] wait.
+pub trait Device: std::fmt::Debug + Send {
+    /// What it calls itself.
+    fn name(&self) -> String;
+
+    /// So many bytes of it, zeros, at a multiple of 256; they are its until the device is dropped.
+    ///
+    /// # Errors
+    /// [`DeviceError::Memory`].
+    fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError>;
+
+    /// Writes bytes there.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Reads bytes from there, after everything that was asked for before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Starts a kernel; `args` is its struct ([`crate::args`]).
+    ///
+    /// # Errors
+    /// [`DeviceError::Kernel`].
+    fn launch(&mut self, kernel: &'static str, how: Launch, args: &[u8])
+    -> Result<(), DeviceError>;
+
+    /// Waits for everything that was asked for.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn wait(&mut self) -> Result<(), DeviceError>;
+}

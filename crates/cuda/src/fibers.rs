@@ -1,0 +1,129 @@
+//! [`Fibers`]: kernels on this machine's processors, for tests.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ffi::{CString, c_char, c_int, c_void};
+
+use crate::device::{Address, Device, DeviceError, Launch};
+
+unsafe extern "C" {
+    fn plimsoll_fibers_launch(
+        name: *const c_char,
+        grid: *const u32,
+        threads: u32,
+        shared: u32,
+        args: *const c_void,
+        len: usize,
+    ) -> c_int;
+}
+
+/// A device whose memory is this machine's, and whose threads are fibers.
+#[derive(Debug, Default)]
+pub struct Fibers {
+    blocks: Vec<(u64, Layout)>,
+}
+
+impl Fibers {
+    /// One.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether some bytes are of one block.
+    fn check(&self, at: Address, len: usize) -> Result<(), DeviceError> {
+        let inside = |(from, layout): &(u64, Layout)| {
+            at.0.checked_sub(*from)
+                .is_some_and(|o| o + len as u64 <= layout.size() as u64)
+        };
+        if len == 0 || self.blocks.iter().any(inside) {
+            return Ok(());
+        }
+        Err(DeviceError::Failed(format!("no {len} bytes at {at:?}")))
+    }
+}
+
+impl Device for Fibers {
+    fn name(&self) -> String {
+        "fibers on this machine's processors".to_owned()
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
+        let fail = |reason: &str| DeviceError::Memory {
+            bytes,
+            reason: reason.to_owned(),
+        };
+        let size = usize::try_from(bytes).map_err(|_| fail("more than there are addresses"))?;
+        let layout = Layout::from_size_align(size.max(1), 256).map_err(|e| fail(&e.to_string()))?;
+        // SAFETY: the layout has at least one byte.
+        let block = unsafe { alloc_zeroed(layout) };
+        if block.is_null() {
+            return Err(fail("the system gives none"));
+        }
+        self.blocks.push((block as u64, layout));
+        Ok(Address(block as u64))
+    }
+
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.check(to, bytes.len())?;
+        // SAFETY: inside one of our blocks, as checked, which no slice is of.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.check(from, bytes.len())?;
+        // SAFETY: as above.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len())
+        };
+        Ok(())
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &'static str,
+        how: Launch,
+        args: &[u8],
+    ) -> Result<(), DeviceError> {
+        let fail = |reason: &str| DeviceError::Kernel {
+            kernel: kernel.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let name = CString::new(kernel).map_err(|_| fail("its name has a zero"))?;
+        // SAFETY: the arguments are as long as the kernel's, which is checked there; that addresses in them are of this
+        // device is what kernels are trusted with.
+        let rc = unsafe {
+            plimsoll_fibers_launch(
+                name.as_ptr(),
+                how.grid.as_ptr(),
+                how.threads,
+                how.shared,
+                args.as_ptr().cast(),
+                args.len(),
+            )
+        };
+        match rc {
+            0 => Ok(()),
+            1 => Err(fail("there is none of that name")),
+            2 => Err(fail("its arguments have another size")),
+            3 => Err(fail("its threads wait for each other")),
+            4 => Err(fail("no memory for fibers")),
+            _ => Err(fail("a block has at most 1024 threads")),
+        }
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+impl Drop for Fibers {
+    fn drop(&mut self) {
+        for (block, layout) in self.blocks.drain(..) {
+            // SAFETY: allocated with this layout, and nobody has it any more.
+            unsafe { dealloc(block as *mut u8, layout) };
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! [`Gpu`]: an NVIDIA GPU, through the driver that is found when the program runs.
+
+#![allow(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_void};
+
+use cudarc::driver::{DriverError, result, sys};
+
+use crate::device::{Address, Device, DeviceError, Launch};
+
+/// Bytes that the threads of a block share without being asked for specially.
+const SHARED: u32 = 48 << 10;
+
+/// Why there is no GPU to be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GpuError {
+    /// There is no driver.
+    #[error(
+        "the NVIDIA driver (libcuda.so.1) is not on the loader's path: install it, or give the container the GPU"
+    )]
+    Driver,
+    /// There is none of that number.
+    #[error("there is no GPU {0}: the driver knows {1} (CUDA_VISIBLE_DEVICES hides others)")]
+    None(u32, u32),
+    /// The driver refused something at the start.
+    #[error("GPU {gpu}: {what}: {reason}")]
+    Start {
+        /// Which.
+        gpu: u32,
+        /// What was asked of it.
+        what: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+fn text(e: DriverError) -> String {
+    let name = |c: Result<&std::ffi::CStr, DriverError>| {
+        c.map_or_else(
+            |_| format!("{:?}", e.0),
+            |c| c.to_string_lossy().into_owned(),
+        )
+    };
+    format!("{}: {}", name(e.error_name()), name(e.error_string()))
+}
+
+/// An NVIDIA GPU.
+pub struct Gpu {
+    number: u32,
+    name: String,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    module: Option<sys::CUmodule>,
+    functions: BTreeMap<&'static str, (sys::CUfunction, u32)>,
+    memory: Vec<sys::CUdeviceptr>,
+}
+
+// SAFETY: handles of the driver, which any thread may use; each call makes the context current first.
+unsafe impl Send for Gpu {}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({}, {})", self.number, self.name)
+    }
+}
+
+impl Gpu {
+    /// How many GPUs the driver knows.
+    ///
+    /// # Errors
+    /// [`GpuError::Driver`], or [`GpuError::Start`] where the driver does not start.
+    pub fn count() -> Result<u32, GpuError> {
+        // SAFETY: looks for a library that has no effect but to be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(GpuError::Driver);
+        }
+        let start = |what| {
+            move |e| GpuError::Start {
+                gpu: 0,
+                what,
+                reason: text(e),
+            }
+        };
+        result::init().map_err(start("the driver's start"))?;
+        let count = result::device::get_count().map_err(start("how many there are"))?;
+        Ok(u32::try_from(count).unwrap_or(0))
+    }
+
+    /// GPU `number`, with a context of its own in this process.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn new(number: u32) -> Result<Self, GpuError> {
+        let count = Self::count()?;
+        if number >= count {
+            return Err(GpuError::None(number, count));
+        }
+        let start = |what| {
+            move |e| GpuError::Start {
+                gpu: number,
+                what,
+                reason: text(e),
+            }
+        };
+        let ordinal = i32::try_from(number).map_err(|_| GpuError::None(number, count))?;
+        let device = result::device::get(ordinal).map_err(start("its handle"))?;
+        let name = result::device::get_name(device).map_err(start("its name"))?;
+        // SAFETY: the device was given above; the context is released when this is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(start("a context"))?;
+        // SAFETY: retained above.
+        unsafe { result::ctx::set_current(context) }.map_err(start("its context"))?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+            .map_err(start("a stream"))?;
+        Ok(Self {
+            number,
+            name,
+            device,
+            context,
+            stream,
+            module: None,
+            functions: BTreeMap::new(),
+            memory: Vec::new(),
+        })
+    }
+
+    /// Its architecture, as NVRTC names it after `sm_`.
+    ///
+    /// # Errors
+    /// [`GpuError::Start`].
+    pub fn architecture(&self) -> Result<String, GpuError> {
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        };
+        // SAFETY: the device is ours.
+        let ask = |which| unsafe { result::device::get_attribute(self.device, which) };
+        let [major, minor] = [ask(MAJOR), ask(MINOR)];
+        let start = |e| GpuError::Start {
+            gpu: self.number,
+            what: "its architecture",
+            reason: text(e),
+        };
+        Ok(format!(
+            "{}{}",
+            major.map_err(start)?,
+            minor.map_err(start)?
+        ))
+    }
+
+    /// Loads kernels: machine code for this architecture.
+    ///
+    /// # Errors
+    /// [`GpuError::Start`].
+    pub fn load(&mut self, code: &[u8]) -> Result<(), GpuError> {
+        let gpu = self.number;
+        let start = |what| {
+            move |e| GpuError::Start {
+                gpu,
+                what,
+                reason: text(e),
+            }
+        };
+        // SAFETY: the context is alive; the code is what NVRTC made, whole.
+        unsafe {
+            result::ctx::set_current(self.context).map_err(start("its context"))?;
+            let module = result::module::load_data(code.as_ptr().cast());
+            let old = self.module.replace(module.map_err(start("its kernels"))?);
+            self.functions.clear();
+            if let Some(old) = old {
+                // What is not unloaded stays: no harm.
+                let _ = result::module::unload(old);
+            }
+        }
+        Ok(())
+    }
+
+    /// Free bytes and all of them, as the driver says.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    pub fn memory(&self) -> Result<(u64, u64), DeviceError> {
+        self.current()?;
+        let (free, total) = result::mem_get_info().map_err(failed)?;
+        Ok((free as u64, total as u64))
+    }
+
+    fn current(&self) -> Result<(), DeviceError> {
+        // SAFETY: retained at the start.
+        unsafe { result::ctx::set_current(self.context) }.map_err(failed)
+    }
+
+    fn function(&mut self, kernel: &'static str, shared: u32) -> Result<sys::CUfunction, String> {
+        if let Some((function, most)) = self.functions.get(kernel)
+            && shared <= *most
+        {
+            return Ok(*function);
+        }
+        let module = self
+            .module
+            .ok_or_else(|| "no kernels are loaded".to_owned())?;
+        let name = CString::new(format!("plimsoll_{kernel}")).map_err(|e| e.to_string())?;
+        // SAFETY: the module is loaded.
+        let function = unsafe { result::module::get_function(module, name) }.map_err(text)?;
+        let most = shared.max(SHARED);
+        if most > SHARED {
+            let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let bytes = i32::try_from(most).map_err(|e| e.to_string())?;
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::set_function_attribute(function, which, bytes) }
+                .map_err(|e| format!("{most} shared bytes: {}", text(e)))?;
+        }
+        self.functions.insert(kernel, (function, most));
+        Ok(function)
+    }
+}
+
+fn failed(e: DriverError) -> DeviceError {
+    DeviceError::Failed(text(e))
+}
+
+impl Device for Gpu {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
+        let fail = |reason: String| DeviceError::Memory { bytes, reason };
+        self.current()?;
+        let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
+        // SAFETY: the context is current; the memory is freed once, when this is dropped.
+        let at = unsafe { result::malloc_sync(size) }.map_err(|e| fail(text(e)))?;
+        self.memory.push(at);
+        // SAFETY: inside what was just allocated.
+        unsafe { result::memset_d8_async(at, 0, size, self.stream) }.map_err(failed)?;
+        Ok(Address(at))
+    }
+
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: the address is of this device; the driver is done with pageable bytes when it returns.
+        unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }.map_err(failed)
+    }
+
+    fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: the address is of this device; the bytes are waited for.
+        unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }.map_err(failed)?;
+        self.wait()
+    }
+
+    fn launch(
+        &mut self,
+        kernel: &'static str,
+        how: Launch,
+        args: &[u8],
+    ) -> Result<(), DeviceError> {
+        let fail = |reason: String| DeviceError::Kernel {
+            kernel: kernel.to_owned(),
+            reason,
+        };
+        self.current()?;
+        let function = self.function(kernel, how.shared).map_err(fail)?;
+        let [x, y, z] = how.grid;
+        // The driver reads a struct of the kernel's own size from there, at a multiple of eight.
+        let mut words = vec![0_u64; args.len().div_ceil(8)];
+        for (word, bytes) in words.iter_mut().zip(args.chunks(8)) {
+            let mut whole = [0; 8];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u64::from_ne_bytes(whole);
+        }
+        let mut params = [words.as_mut_ptr().cast::<c_void>()];
+        // SAFETY: the function is loaded, and its one argument is read before this returns; addresses in it are of this
+        // device, which outlives the kernel.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (how.threads, 1, 1),
+                how.shared,
+                self.stream,
+                &mut params,
+            )
+        }
+        .map_err(|e| fail(text(e)))
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        self.current()?;
+        // SAFETY: the stream is ours.
+        unsafe { result::stream::synchronize(self.stream) }.map_err(failed)
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // What fails here was lost before, and the process's end frees the rest.
+        // SAFETY: each was made once, and nobody has it any more.
+        unsafe {
+            let _ = result::ctx::set_current(self.context);
+            let _ = result::stream::synchronize(self.stream);
+            for at in self.memory.drain(..) {
+                let _ = result::free_sync(at);
+            }
+            if let Some(module) = self.module.take() {
+                let _ = result::module::unload(module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! CUDA kernels, and the devices that run them.
+//!
+//! Kernels compute what `plimsoll-kernels` computes, operation by operation in the same order, so that what a GPU answers
+//! is what a processor answers, to the bit, and depends on batches no more than there. Their sources (`cu/`) need no
+//! header of NVIDIA's; NVRTC compiles them for the machine's own architecture. A [`Device`] is a GPU through its driver
+//! ([`Gpu`]), or, in tests, fibers on this machine's processors ([`Fibers`]).
+
+pub mod args;
+mod device;
+#[cfg(feature = "fibers")]
+mod fibers;
+mod gpu;
+mod nvrtc;
+
+pub use device::{Address, Device, DeviceError, Launch};
+#[cfg(feature = "fibers")]
+pub use fibers::Fibers;
+pub use gpu::{Gpu, GpuError};
+pub use nvrtc::{ARCHITECTURES, CompileError, compile};
+
+const PARTS: [&str; 5] = [
+    include_str!("../cu/prelude.cuh"),
+    include_str!("../cu/rows.cu"),
+    include_str!("../cu/linear.cu"),
+    include_str!("../cu/attention.cu"),
+    include_str!("../cu/state.cu"),
+];
+
+/// The kernels, as one source for NVRTC.
+#[must_use]
+pub fn source() -> String {
+    std::iter::once(args::STRUCTS).chain(PARTS).collect()
+}
