@@ -2,13 +2,14 @@
 //!
 //! - [`Arena`]: a region of the plan, committed once; [`SwapSpace`]: one of them, or a file;
 //! - [`weights`]: a checkpoint streamed into its arena, packed on the way, never resident twice;
-//! - [`CpuExecutor`]: steps on this machine's processors;
+//! - [`Runner`]: steps on a [`Backend`]; [`Cpu`], and so [`CpuExecutor`]: this machine's processors;
 //! - [`Choices`]: the next tokens of all requests, by [`sample`] and each one's parameters;
 //! - [`guide`]: grammars that answers keep to;
 //! - [`text`]: tokens of texts, texts of tokens, prompts of chats;
 //! - [`Engine`]: the loop that drives an executor by the scheduler.
 
 mod arena;
+mod backend;
 mod choose;
 mod cpu;
 mod engine;
@@ -21,7 +22,8 @@ pub mod text;
 pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
+pub use backend::{Backend, BackendError, Measured, Moved, Peaks, Runner, Usage};
 pub use choose::{Asking, ChoiceError, Choices, Chooser};
-pub use cpu::{CpuExecutor, Measured, Memory, Moved, Peaks, StartError, Usage, check};
+pub use cpu::{Cpu, CpuExecutor, Memory, StartError, check};
 pub use engine::Engine;
 pub use swap::{SwapFileError, SwapSpace};

@@ -159,7 +159,7 @@ impl Served {
         kv.prefix_cache = true;
         let scheduler = Scheduler::new(config, KvCache::new(kv), support::cost());
         let choices = Choices::new(vocab, 2, tokenizer.clone());
-        let executor = CpuExecutor::new(
+        let executor = CpuExecutor::on_processors(
             program,
             memory,
             2,

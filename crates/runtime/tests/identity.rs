@@ -542,7 +542,7 @@ fn damaged(
         offset: byte,
         len: 1,
     };
-    let pages = engine.executor_mut().pages_mut();
+    let pages = engine.executor_mut().backend_mut().pages_mut();
     pages.view_mut::<u8>(part).unwrap()[0] ^= 0x40;
     while engine.step(|_| {}).unwrap() {}
     let mut seen = std::mem::take(&mut engine.executor_mut().chooser_mut().seen);

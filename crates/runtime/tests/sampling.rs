@@ -494,7 +494,7 @@ fn a_request_whose_logits_are_no_numbers_ends_alone() {
             offset: u64::from(page) * bytes,
             len: bytes,
         };
-        let pages = engine.executor_mut().pages_mut();
+        let pages = engine.executor_mut().backend_mut().pages_mut();
         pages.view_mut::<u8>(part).unwrap().fill(0xff);
         let (done, _) = finish(&mut engine);
         let failed = engine.executor_mut().chooser_mut().take_failed();

@@ -20,7 +20,7 @@ use plimsoll_runtime::Usage;
 use plimsoll_runtime::guide::Guide;
 use plimsoll_runtime::sample::{Logprobs, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
-use plimsoll_runtime::{ChoiceError, Choices, CpuExecutor, Engine};
+use plimsoll_runtime::{Backend, ChoiceError, Choices, Engine, Runner};
 use plimsoll_schedule::{
     Ended, Executor, Fan, Log, Notice, Reason, Refusal, Request, RequestId, Stats,
 };
@@ -60,7 +60,7 @@ pub trait Choosing {
     }
 }
 
-impl Choosing for CpuExecutor<Choices> {
+impl<B: Backend> Choosing for Runner<B, Choices> {
     fn choices(&mut self) -> &mut Choices {
         self.chooser_mut()
     }

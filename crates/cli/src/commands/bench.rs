@@ -79,6 +79,7 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         output.talk(note);
     }
     let peaks = server.engine.executor_mut().peaks();
+    let peaks = peaks.map_err(|e| Failure::new(Exit::Failure, "E-GEN-005", e.to_string()))?;
     let mut bench = Bench {
         repeats: args.repeats,
         server: &mut server,

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use plimsoll_kernels::Pool;
 use plimsoll_program::{Op, Rows, WeightLayout};
 
-use super::CpuExecutor;
+use super::Cpu;
 use crate::arena::{ArenaError, Part};
-use crate::choose::Chooser;
+use crate::backend::{BackendError, Measured, Peaks};
 
 /// Time of each measure of a bound.
 const BOUND: Duration = Duration::from_millis(150);
@@ -19,37 +20,12 @@ const PAGES: u64 = 64;
 /// Tokens that are computed then: more do not go faster.
 const TOKENS: u64 = 64;
 
-/// What the processors can do at most, by their own measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peaks {
-    /// Reading the weights, in bytes per second.
-    pub read_bytes_per_s: u64,
-    /// Operations per second, two for each multiply-add of bf16 weights with inputs as the executor has them.
-    pub flops_per_s: u64,
-}
-
-/// What decides how a victim had better give way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Measured {
-    /// Reading weights, in bytes per second.
-    pub read_bytes_per_s: u64,
-    /// Pages to swap space and back, in bytes moved per second.
-    pub swap_bytes_per_s: u64,
-    /// Operations of the largest linear layer with many rows, per second; nothing where there is none.
-    pub flops_per_s: Option<u64>,
-}
-
-impl<S: Chooser> CpuExecutor<S> {
+impl Cpu {
     /// Measures what the processors can do, in some tenths of a second.
-    pub fn peaks(&mut self) -> Peaks {
+    pub(super) fn bounds(&mut self, pool: &mut Pool) -> Peaks {
         Peaks {
-            read_bytes_per_s: self.reads(u64::MAX, BOUND),
-            flops_per_s: plimsoll_kernels::flops_per_s(
-                &mut self.pool,
-                BOUND,
-                self.level,
-                self.inputs,
-            ),
+            read_bytes_per_s: self.reads(pool, u64::MAX, BOUND),
+            flops_per_s: plimsoll_kernels::flops_per_s(pool, BOUND, self.level, self.inputs),
         }
     }
 
@@ -57,30 +33,30 @@ impl<S: Chooser> CpuExecutor<S> {
     /// space and weights. Leaves no mark on the arenas.
     ///
     /// # Errors
-    /// [`ArenaError`] where the program is not that of the arenas.
-    pub fn measure(&mut self) -> Result<Measured, ArenaError> {
+    /// [`BackendError`] where the program is not that of the arenas.
+    pub(super) fn measured(&mut self, pool: &mut Pool) -> Result<Measured, BackendError> {
         let measured = Measured {
-            read_bytes_per_s: self.reads(READ_WORDS, BRIEF),
-            swap_bytes_per_s: self.moves()?,
-            flops_per_s: self.computes(),
+            read_bytes_per_s: self.reads(pool, READ_WORDS, BRIEF),
+            swap_bytes_per_s: self.moves(pool)?,
+            flops_per_s: self.computes(pool),
         };
         self.pages.unmark();
         self.swap.unmark();
         Ok(measured)
     }
 
-    fn reads(&mut self, most: u64, time: Duration) -> u64 {
+    fn reads(&mut self, pool: &mut Pool, most: u64, time: Duration) -> u64 {
         let all = Part {
             offset: 0,
             len: (self.weights.bytes().get() / 4).min(most),
         };
         // An arena lends its whole length, so there is always something to read.
         let words = self.weights.view::<u32>(all).unwrap_or(&[]);
-        plimsoll_kernels::read_bytes_per_s(&mut self.pool, time, words)
+        plimsoll_kernels::read_bytes_per_s(pool, time, words)
     }
 
     /// Pages go out and come back, as in a step.
-    fn moves(&mut self) -> Result<u64, ArenaError> {
+    fn moves(&mut self, pool: &mut Pool) -> Result<u64, ArenaError> {
         let len = self.program.geometry.page.get();
         let n = PAGES
             .min(self.pages.bytes().get() / len)
@@ -93,27 +69,27 @@ impl<S: Chooser> CpuExecutor<S> {
             .collect();
         let mut done = Ok(true);
         let per_s = plimsoll_kernels::best_per_s(BRIEF, 2 * n * len, || {
-            done = self.there_and_back(&parts);
+            done = self.there_and_back(pool, &parts);
         });
         // What fails is not fast.
         Ok(if done? { per_s } else { 0 })
     }
 
     /// The first pages to the first places and back; whether all arrived.
-    fn there_and_back(&mut self, parts: &[Part]) -> Result<bool, ArenaError> {
+    fn there_and_back(&mut self, pool: &mut Pool, parts: &[Part]) -> Result<bool, ArenaError> {
         let pages = parts
             .iter()
             .map(|p| Ok((p.offset, self.pages.view(*p)?)))
             .collect::<Result<_, ArenaError>>()?;
-        let lost = self.swap.write(&mut self.pool, pages)?;
+        let lost = self.swap.write(pool, pages)?;
         let pages = self.pages.split_mut(parts)?.into_iter();
         let pages = parts.iter().map(|p| p.offset).zip(pages).collect();
-        let more = self.swap.read(&mut self.pool, pages)?;
+        let more = self.swap.read(pool, pages)?;
         Ok(lost.is_empty() && more.is_empty())
     }
 
     /// The largest matrix that every token passes.
-    fn computes(&mut self) -> Option<u64> {
+    fn computes(&mut self, pool: &mut Pool) -> Option<u64> {
         let size = |op: &Op| {
             let Op::Linear { weight, out, .. } = op else {
                 return None;
@@ -133,7 +109,7 @@ impl<S: Chooser> CpuExecutor<S> {
         let flops = params.saturating_mul(2).saturating_mul(tokens);
         let n = usize::try_from(tokens).unwrap_or(1);
         Some(plimsoll_kernels::best_per_s(BRIEF, flops, || {
-            self.alone(&op, scratch, n);
+            self.alone(pool, &op, scratch, n);
         }))
     }
 }

@@ -12,12 +12,11 @@ use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op,
     Program, Rows, ScanOp, StatePlace, WeightId, WeightLayout,
 };
-use plimsoll_schedule::Step;
+use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, DType, WeightType};
 
-use super::CpuExecutor;
+use super::Cpu;
 use crate::arena::{Arena, Element, Part};
-use crate::choose::Chooser;
 
 /// Where `rows` rows of a buffer lie, in f32 from the arena's start.
 pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
@@ -61,39 +60,17 @@ struct Walk<'a> {
     used: usize,
 }
 
-impl<S: Chooser> CpuExecutor<S> {
-    /// Checks a step and notes where its tokens stand.
-    ///
-    /// # Errors
-    /// Where the step does not fit the program.
-    pub(super) fn begin(&mut self, step: &Step) -> Result<(), String> {
-        self.mark_pages(step);
-        let program = &self.program;
-        if step.tokens.len() as u64 > program.tokens {
-            return Err(format!(
-                "{} tokens, for which at most {} were planned",
-                step.tokens.len(),
-                program.tokens,
-            ));
-        }
-        if step.tokens.iter().any(|t| u64::from(*t) >= program.vocab) {
-            return Err("a token outside the vocabulary".to_owned());
-        }
-        let positions = &mut self.positions;
-        positions.clear();
-        positions.resize(step.tokens.len(), 0);
-        for r in &step.rows {
-            let tokens = r.tokens.start as usize..r.tokens.end as usize;
-            (r.start..)
-                .zip(&mut positions[tokens])
-                .for_each(|(p, at)| *at = p);
-        }
-        Ok(())
-    }
-
+impl Cpu {
     /// Carries some of the program's operations out over a step's rows. The logits of the tokens numbered `wanted`,
     /// at most R, are in their buffer after the last.
-    pub(super) fn run(&mut self, step: &Step, ops: Range<usize>, wanted: &[u32]) {
+    pub(super) fn walk(
+        &mut self,
+        pool: &mut Pool,
+        step: &Step,
+        tables: &Tables,
+        ops: Range<usize>,
+        wanted: &[u32],
+    ) {
         let program = &self.program;
         let positions = &self.positions;
         let pages = &mut self.pages;
@@ -108,7 +85,6 @@ impl<S: Chooser> CpuExecutor<S> {
             used: 0,
         };
         let level = self.level;
-        let tables = &self.tables;
         let queries = |group: u64| -> Vec<Queries<'_>> {
             let row = |r: &plimsoll_schedule::Row| Queries {
                 table: tables.get(r.seq, size(group)),
@@ -122,13 +98,13 @@ impl<S: Chooser> CpuExecutor<S> {
         for (op, scratch) in program.ops[ops].iter().zip(scratch) {
             match op {
                 Op::Convolve(c) => {
-                    walk.convolve(&mut self.pool, level, c, &queries(c.state.group), pages);
+                    walk.convolve(pool, level, c, &queries(c.state.group), pages);
                 }
                 Op::Scan(s) => {
-                    walk.scan(&mut self.pool, level, s, &queries(s.state.group), pages);
+                    walk.scan(pool, level, s, &queries(s.state.group), pages);
                 }
                 Op::Latent(a) => {
-                    let (queries, pool) = (queries(a.group), &mut self.pool);
+                    let queries = queries(a.group);
                     match program.kv_dtype {
                         DType::F32 => walk.latent::<f32>(pool, level, a, &queries, pages),
                         DType::F16 => walk.latent::<F16>(pool, level, a, &queries, pages),
@@ -136,7 +112,7 @@ impl<S: Chooser> CpuExecutor<S> {
                     }
                 }
                 Op::Attention(a) => {
-                    let (queries, pool) = (queries(a.group), &mut self.pool);
+                    let queries = queries(a.group);
                     match program.kv_dtype {
                         DType::F32 => walk.attention::<f32>(pool, level, a, &queries, pages),
                         DType::F16 => walk.attention::<F16>(pool, level, a, &queries, pages),
@@ -144,7 +120,7 @@ impl<S: Chooser> CpuExecutor<S> {
                         _ => walk.attention::<u16>(pool, level, a, &queries, pages),
                     }
                 }
-                other => walk.op(&mut self.pool, level, other, *scratch),
+                other => walk.op(pool, level, other, *scratch),
             }
         }
         let used = Bytes::new(4 * walk.used as u64);
@@ -152,7 +128,13 @@ impl<S: Chooser> CpuExecutor<S> {
     }
 
     /// Carries one operation out on `tokens` rows of whatever the buffers hold: to see how long it takes.
-    pub(super) fn alone(&mut self, op: &Op, scratch: Option<BufferId>, tokens: usize) {
+    pub(super) fn alone(
+        &mut self,
+        pool: &mut Pool,
+        op: &Op,
+        scratch: Option<BufferId>,
+        tokens: usize,
+    ) {
         let (tokens, positions) = (vec![0; tokens], vec![0; tokens]);
         let mut walk = Walk {
             program: &self.program,
@@ -164,11 +146,11 @@ impl<S: Chooser> CpuExecutor<S> {
             wanted: &[],
             used: 0,
         };
-        walk.op(&mut self.pool, self.level, op, scratch);
+        walk.op(pool, self.level, op, scratch);
     }
 
     /// Marks the pages that the step's tokens are written to.
-    fn mark_pages(&self, step: &Step) {
+    pub(super) fn mark_pages(&self, step: &Step, tables: &Tables) {
         for (i, group) in self.program.geometry.groups.iter().enumerate() {
             let slots = size(group.slots.max(1));
             let last = step.rows.iter().filter_map(|r| {
@@ -177,7 +159,7 @@ impl<S: Chooser> CpuExecutor<S> {
                     r.start as usize / slots,
                     (r.start as usize + n).div_ceil(slots),
                 );
-                let table = self.tables.get(r.seq, i);
+                let table = tables.get(r.seq, i);
                 match group.kind {
                     GroupKind::State => table.iter().max(),
                     _ => table.get(from..to)?.iter().max(),

@@ -281,7 +281,7 @@ impl Model {
         kv.swap_pages = server.swap;
         kv.prefix_cache = server.prefix_cache;
         let scheduler = Scheduler::new(config, KvCache::new(kv), cost());
-        let executor = CpuExecutor::new(
+        let executor = CpuExecutor::on_processors(
             program,
             memory,
             server.threads,
@@ -292,7 +292,7 @@ impl Model {
         let mut executor = executor.unwrap();
         // A page that was published stays cached where it was while its copy is in swap space.
         if !server.prefix_cache {
-            executor.poison();
+            executor.backend_mut().poison();
         }
         Engine::new(scheduler, executor, NoLog)
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use plimsoll_host::{Env, LoadOptions};
-use plimsoll_kernels::{Inputs, Level};
+use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{Http, MemoryMap, OWN_MODEL_LEN, Region};
@@ -19,7 +19,9 @@ use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Progr
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::load as load_weights;
-use plimsoll_runtime::{Choices, CpuExecutor, Engine, Measured, Memory, StartError, SwapSpace};
+use plimsoll_runtime::{
+    Backend, Choices, Cpu, Engine, Measured, Memory, Runner, StartError, SwapSpace,
+};
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
@@ -54,8 +56,8 @@ pub(crate) struct Start<'a> {
     pub(crate) tenants: Option<&'a Tenants>,
 }
 
-/// A scheduler, this machine's processors, and what is written down.
-pub(crate) type RunEngine = Engine<CpuExecutor<Choices>, Option<RunLog>>;
+/// A scheduler, a backend, and what is written down.
+pub(crate) type RunEngine = Engine<Runner<Box<dyn Backend>, Choices>, Option<RunLog>>;
 
 /// An engine that is ready.
 pub(crate) struct Started {
@@ -282,8 +284,10 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
     let (level, inputs) = (level(args)?, inputs(args));
-    let mut executor = CpuExecutor::new(program, memory, threads, level, inputs, choices)
-        .map_err(|e| too_large(&e))?;
+    let cpu = Cpu::new(program, memory, level, inputs).map_err(|e| too_large(&e))?;
+    let backend: Box<dyn Backend> = Box::new(cpu);
+    let pool = Pool::new(threads).map_err(|e| too_large(&e))?;
+    let mut executor = Runner::new(backend, pool, choices);
     if kv.swap_pages > 0 {
         let measured = executor.measure().map_err(|e| too_large(&e))?;
         believe(&mut cost.rates, measured);
