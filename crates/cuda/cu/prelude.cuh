@@ -97,7 +97,7 @@ DEVICE float shuffle_xor(float x, unsigned lanes) { return float_of(shuffle_xor(
 DEVICE float shuffle(float x, unsigned lane) { return float_of(shuffle(bits_of(x), lane)); }
 
 // What lies at an address.
-template <typename T> DEVICE T* at(ptr address) { return (T*)address; }
+template <typename T> DEVICE T* at(ptr address) { return (T*)(void*)address; }
 
 #define NEGATIVE_INFINITY float_of(0xff800000u)
 #define NOT_A_NUMBER float_of(0x7fc00000u)

@@ -96,12 +96,20 @@ KERNEL(steps, Steps) {
   }
 }
 
-// Sixteen bytes at a time: a page to another.
+struct Quad { u32 w[4]; };
+
+template <typename T> DEVICE void copy_page(const CopyPages& a, const u32* pair) {
+  u64 each = a.bytes / sizeof(T);
+  const T* from = at<T>(a.pages) + (u64)pair[0] * each;
+  T* to = at<T>(a.pages) + (u64)pair[1] * each;
+  u64 step = (u64)blocks_x() * block_threads();
+  for (u64 i = (u64)block_x() * block_threads() + thread_id(); i < each; i += step) to[i] = from[i];
+}
+
+// Pages to others, as many bytes at a time as divide a page.
 KERNEL(copy_pages, CopyPages) {
-  struct Quad { u32 w[4]; };
   const u32* pair = at<u32>(a.pairs) + 2 * block_y();
-  const Quad* from = at<Quad>(a.pages) + (u64)pair[0] * (a.bytes / 16);
-  Quad* to = at<Quad>(a.pages) + (u64)pair[1] * (a.bytes / 16);
-  for (u64 i = (u64)block_x() * block_threads() + thread_id(); i < a.bytes / 16; i += (u64)blocks_x() * block_threads())
-    to[i] = from[i];
+  if (a.bytes % 16 == 0) copy_page<Quad>(a, pair);
+  else if (a.bytes % 4 == 0) copy_page<u32>(a, pair);
+  else copy_page<unsigned char>(a, pair);
 }

@@ -1,5 +1,7 @@
 //! What each kernel is told: one struct, the same in Rust and in CUDA, whose text is made here.
 
+#![allow(unsafe_code)]
+
 /// Makes argument structs for both languages.
 macro_rules! arguments {
     ($($(#[$doc:meta])* $name:ident { $($type:ident $field:ident,)* })*) => {
@@ -9,6 +11,16 @@ macro_rules! arguments {
             #[derive(Clone, Copy, Debug, Default)]
             #[repr(C)]
             pub struct $name { $(pub $field: $type,)* }
+
+            impl $name {
+                /// Its bytes, as a device is given them.
+                #[must_use]
+                pub fn bytes(&self) -> &[u8] {
+                    const { assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())*, "padding") };
+                    // SAFETY: plain numbers without padding, as was just seen.
+                    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+                }
+            }
         )*
 
         /// The same structs, as kernels' sources begin.

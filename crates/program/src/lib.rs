@@ -5,12 +5,14 @@
 //! stores, and no rank is described twice in different words: planner and runtime both sum these functions. It does
 //! not know devices, budgets or other engines' rules.
 
+mod inputs;
 mod lower;
 mod parallel;
 mod pool;
 mod program;
 mod weights;
 
+pub use inputs::{ROW_WORDS, StepInputs};
 pub use lower::{Limits, LowerError, lower};
 pub use parallel::{Parallel, ParallelError, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};

@@ -12,6 +12,7 @@ mod arena;
 mod backend;
 mod choose;
 mod cpu;
+pub mod cuda;
 mod engine;
 pub mod guide;
 pub mod sample;

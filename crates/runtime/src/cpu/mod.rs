@@ -94,6 +94,12 @@ pub enum StartError {
         /// Taps of a convolution.
         taps: u64,
     },
+    /// More query heads for each KV head than a GPU's kernels have room for.
+    #[error("{0} query heads that share one KV head cannot be served on a GPU yet: at most 32 can")]
+    Group(u64),
+    /// What a device could not do.
+    #[error(transparent)]
+    Device(#[from] BackendError),
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),

@@ -12,6 +12,7 @@ mod checkpoint;
 mod decode;
 mod fill;
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -84,6 +85,9 @@ pub enum WeightsError {
     /// Parts of the arena that are not there: a bug of ours as well.
     #[error(transparent)]
     Arena(#[from] ArenaError),
+    /// A device did not take them.
+    #[error(transparent)]
+    Device(plimsoll_cuda::DeviceError),
 }
 
 fn list(names: &[String]) -> String {
@@ -113,6 +117,19 @@ pub fn load(
     threads: usize,
     progress: &Progress<'_>,
 ) -> Result<Bytes, WeightsError> {
+    let all = 0..program.weights.len();
+    load_some(program, all, checkpoint, arena, threads, progress)
+}
+
+/// Fills `arena` with some weights of `program`, the first of which begins there.
+pub(crate) fn load_some(
+    program: &Program,
+    some: Range<usize>,
+    checkpoint: &Checkpoint,
+    arena: &mut Arena,
+    threads: usize,
+    progress: &Progress<'_>,
+) -> Result<Bytes, WeightsError> {
     let missing: Vec<String> = program
         .weights
         .iter()
@@ -124,19 +141,21 @@ pub fn load(
     if !missing.is_empty() {
         return Err(WeightsError::Missing(missing));
     }
+    let weights = &program.weights[some];
+    let base = weights.first().map_or(0, |w| w.offset.get());
     let mut sources = Vec::new();
     let mut parts = Vec::new();
-    for weight in &program.weights {
+    for weight in weights {
         sources.push(resolve(weight, checkpoint)?);
         let bytes = weight.layout.bytes().map_err(|e| wrong(weight, e))?;
         parts.push(Part {
-            offset: weight.offset.get(),
+            offset: weight.offset.get() - base,
             len: bytes.get() / 4,
         });
     }
     let mut items = Vec::new();
     let words = arena.split_mut::<u32>(&parts)?;
-    for ((weight, pieces), words) in program.weights.iter().zip(&sources).zip(words) {
+    for ((weight, pieces), words) in weights.iter().zip(&sources).zip(words) {
         divide(weight, pieces, words, &mut items);
     }
     let total = items.iter().map(|i| i.stored_bytes).sum();

@@ -7,12 +7,16 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use plimsoll_kernels::{Inputs, Level};
+use plimsoll_cuda::Device;
+use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
-use plimsoll_program::{KvRules, Limits as Sizes, Program, lower};
+use plimsoll_program::{KvRules, Limits as Sizes, Program, StepInputs, lower};
+use plimsoll_runtime::cuda::{self, Cuda, DeviceSizes};
 use plimsoll_runtime::weights::{Checkpoint, load};
-use plimsoll_runtime::{Arena, Chooser, CpuExecutor, Engine, Memory, SwapSpace};
+use plimsoll_runtime::{
+    Arena, Backend, Chooser, Cpu, CpuExecutor, Engine, Memory, Runner, SwapSpace,
+};
 use plimsoll_schedule::{
     AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
     Row, RowOutput, Scheduler, SchedulerConfig, SeqEvent, Stats, Work,
@@ -267,9 +271,48 @@ impl Model {
             swap: server.disk.space(page.times(server.swap.into()).unwrap()),
             activations: arena(program.activation_bytes),
         };
-        let checkpoint = Checkpoint::open(&self.folder, &[self.file]).unwrap();
-        load(&program, &checkpoint, &mut memory.weights, 1, &|_, _| {}).unwrap();
-        let mut layout = Layout::new(&program.geometry).unwrap();
+        load(&program, &self.checkpoint(), &mut memory.weights, 1, &|_, _| {}).unwrap();
+        let mut cpu = Cpu::new(program, memory, server.level, server.inputs).unwrap();
+        // A page that was published stays cached where it was while its copy is in swap space.
+        if !server.prefix_cache {
+            cpu.poison();
+        }
+        self.engine_on(server, cpu, chooser)
+    }
+
+    /// The same on a device.
+    pub(crate) fn engine_of<S: Chooser>(
+        &self,
+        server: &Server,
+        device: Box<dyn Device>,
+        chooser: S,
+    ) -> Engine<Runner<Cuda, S>, NoLog> {
+        let program = self.program(server);
+        let page = program.geometry.page;
+        let context = self.spec.max_context.unwrap();
+        let sizes = DeviceSizes {
+            weights: program.weight_bytes,
+            pages: page.times(server.pages.into()).unwrap(),
+            activations: program.activation_bytes,
+            inputs: StepInputs::of(&program, context).unwrap().bytes().unwrap(),
+        };
+        let swap = server.disk.space(page.times(server.swap.into()).unwrap());
+        let mut cuda = Cuda::new(device, program, sizes, swap, context).unwrap();
+        cuda::load(&mut cuda, &self.checkpoint(), 1, &|_, _| {}).unwrap();
+        self.engine_on(server, cuda, chooser)
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::open(&self.folder, &[self.file]).unwrap()
+    }
+
+    fn engine_on<B: Backend, S: Chooser>(
+        &self,
+        server: &Server,
+        backend: B,
+        chooser: S,
+    ) -> Engine<Runner<B, S>, NoLog> {
+        let mut layout = Layout::new(&backend.program().geometry).unwrap();
         layout.snapshot = server.snapshot.unwrap_or(layout.snapshot);
         let mut config = SchedulerConfig::new(self.limits());
         config.max_batched_tokens = server.tokens;
@@ -281,20 +324,8 @@ impl Model {
         kv.swap_pages = server.swap;
         kv.prefix_cache = server.prefix_cache;
         let scheduler = Scheduler::new(config, KvCache::new(kv), cost());
-        let executor = CpuExecutor::on_processors(
-            program,
-            memory,
-            server.threads,
-            server.level,
-            server.inputs,
-            chooser,
-        );
-        let mut executor = executor.unwrap();
-        // A page that was published stays cached where it was while its copy is in swap space.
-        if !server.prefix_cache {
-            executor.backend_mut().poison();
-        }
-        Engine::new(scheduler, executor, NoLog)
+        let pool = Pool::new(server.threads).unwrap();
+        Engine::new(scheduler, Runner::new(backend, pool, chooser), NoLog)
     }
 
     /// `server` with pages for one request at its longest, of four sequences if so many run, and little more.
@@ -334,7 +365,15 @@ impl Model {
         server: &Server,
         requests: &[(Vec<u32>, u32, Fan)],
     ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
-        let mut engine = self.engine(server);
+        self.serve_on(self.engine(server), requests)
+    }
+
+    /// The same by an engine that is given.
+    pub(crate) fn serve_on<B: Backend>(
+        &self,
+        mut engine: Engine<Runner<B, Greedy>, NoLog>,
+        requests: &[(Vec<u32>, u32, Fan)],
+    ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
         let beams = requests.iter().any(|r| matches!(r.2, Fan::Beam(_)));
         engine.executor_mut().chooser_mut().beams = beams;
         for (i, (prompt, max, fan)) in requests.iter().enumerate() {

@@ -1,0 +1,80 @@
+//! [`StepInputs`]: what a device is told with every step, as lists of 32-bit words in its memory.
+
+use plimsoll_units::{Bytes, SizeOverflow};
+
+use crate::pool::GroupKind;
+use crate::program::{Op, Program};
+
+/// Words of a row's description: its first token, its first position, its tokens, where its table begins.
+pub const ROW_WORDS: u64 = 4;
+/// Lists begin at a multiple of so many words.
+const ALIGN: u64 = 4;
+
+/// Words of the lists that a step has at most, for T tokens and R rows. Constants of the program lie before them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepInputs {
+    /// Constants: angles per position of each rotary table.
+    pub constants: u64,
+    /// Tokens, positions, and the row that each token is of.
+    pub tokens: u64,
+    /// For each group, the rows.
+    pub rows: u64,
+    /// For each row and group, its table.
+    pub tables: u64,
+    /// Tokens whose logits are wanted.
+    pub wanted: u64,
+    /// Pages that are copied, and where to: of so many at a time.
+    pub copies: u64,
+}
+
+impl StepInputs {
+    /// Those of a program whose sequences have at most `context` tokens.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn of(program: &Program, context: u64) -> Result<Self, SizeOverflow> {
+        let lists = |n: u64, each: u64| -> Result<u64, SizeOverflow> {
+            let each = each.checked_next_multiple_of(ALIGN).ok_or(SizeOverflow)?;
+            n.checked_mul(each).ok_or(SizeOverflow)
+        };
+        let constants = program.ops.iter().map(|op| match op {
+            Op::Rotary(table) => lists(1, table.frequencies.len() as u64),
+            _ => Ok(0),
+        });
+        let mut tables = 0_u64;
+        for group in &program.geometry.groups {
+            let blocks = match group.kind {
+                GroupKind::State => group.state_pages,
+                _ => context.div_ceil(group.slots.max(1)),
+            };
+            let all = lists(program.outputs, blocks)?;
+            tables = tables.checked_add(all).ok_or(SizeOverflow)?;
+        }
+        let groups = program.geometry.groups.len() as u64;
+        Ok(Self {
+            constants: constants.sum::<Result<_, _>>()?,
+            tokens: lists(3, program.tokens)?,
+            rows: lists(groups, program.outputs.checked_mul(ROW_WORDS).ok_or(SizeOverflow)?)?,
+            tables,
+            wanted: lists(1, program.outputs)?,
+            copies: lists(2, program.outputs)?,
+        })
+    }
+
+    /// Bytes of all of them.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn bytes(&self) -> Result<Bytes, SizeOverflow> {
+        let all = [
+            self.constants,
+            self.tokens,
+            self.rows,
+            self.tables,
+            self.wanted,
+            self.copies,
+        ];
+        let words = all.into_iter().try_fold(0_u64, u64::checked_add);
+        Bytes::product([words.ok_or(SizeOverflow)?, 4])
+    }
+}
