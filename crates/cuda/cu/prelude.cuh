@@ -6,6 +6,7 @@
 #ifdef PLIMSOLL_FIBERS
 
 #define DEVICE static inline
+#define CONSTANT static const
 #define SHARED static thread_local
 #define LAUNCH(threads)
 
@@ -27,7 +28,6 @@ DEVICE float sub_rn(float a, float b) { return a - b; }
 DEVICE float div_rn(float a, float b) { return a / b; }
 DEVICE float sqrt_rn(float a) { return __builtin_sqrtf(a); }
 DEVICE double rint_rn(double a) { return __builtin_rint(a); }
-DEVICE float erf_of(float a) { return __builtin_erff(a); }
 DEVICE u32 bits_of(float a) { u32 b; __builtin_memcpy(&b, &a, 4); return b; }
 DEVICE float float_of(u32 a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
 
@@ -50,6 +50,7 @@ DEVICE int dot4(u32 a, u32 b, int c) {
 #else
 
 #define DEVICE static __device__ __forceinline__
+#define CONSTANT static __constant__ const
 #define SHARED __shared__
 #define LAUNCH(threads) __launch_bounds__(threads)
 
@@ -72,7 +73,6 @@ DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
 DEVICE float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
 DEVICE double rint_rn(double a) { return rint(a); }
-DEVICE float erf_of(float a) { return erff(a); }
 DEVICE u32 bits_of(float a) { return __float_as_uint(a); }
 DEVICE float float_of(u32 a) { return __uint_as_float(a); }
 
@@ -127,6 +127,25 @@ DEVICE float exp_of(float v) {
 DEVICE float tanh_of(float x) {
   float e = exp_of(add_rn(x, x));
   return sub_rn(1.0f, div_rn(2.0f, add_rn(e, 1.0f)));
+}
+
+CONSTANT float ERF[4][10] = {
+  {0.96546876f, -0.14053608f, 0.019852497f, -0.0022854856f, 0.00021751717f, -1.7536824e-5f, 1.2233627e-6f, -7.5574924e-8f, 4.1387667e-9f, 0.0f},
+  {0.96610516f, 0.059465144f, -0.044598855f, 0.017344026f, -0.0027874655f, -0.00046471384f, 0.00030208484f, -3.672784e-5f, -9.38254e-6f, 3.0086162e-6f},
+  {0.999593f, 0.0010891422f, -0.0013614342f, 0.0010437603f, -0.0005388449f, 0.00019117187f, -4.3878314e-5f, 4.2271654e-6f, 1.1965309e-6f, -4.792871e-7f},
+  {0.9999993f, 2.6997145e-6f, -4.724086e-6f, 5.2869145e-6f, -4.235677e-6f, 2.5662764e-6f, -1.2054018e-6f, 4.542747e-7f, -1.4467747e-7f, 3.0359473e-8f},
+};
+
+// `math::erf`.
+DEVICE float erf_of(float x) {
+  float size = float_of(bits_of(x) & 0x7fffffffu);
+  u32 sign = bits_of(x) & 0x80000000u;
+  if (!(size < 4.0f)) return size >= 4.0f ? float_of(0x3f800000u | sign) : x;
+  u32 of = (u32)size;
+  float t = of == 0 ? fma_rn(2.0f, mul_rn(size, size), -1.0f) : fma_rn(2.0f, size, -(float)(2 * of + 1));
+  float p = ERF[of][9];
+  for (int i = 8; i >= 0; i--) p = fma_rn(p, t, ERF[of][i]);
+  return of == 0 ? mul_rn(x, p) : float_of(bits_of(p) | sign);
 }
 
 // What keys and values are kept as (`plimsoll-kernels`, cached).

@@ -16,13 +16,14 @@ KERNEL(add_position, AddPosition) {
     x[i] = add_rn(x[i], element(a.form, at<u32>(a.words), a.k, position, i));
 }
 
-// Cosine and sine of an angle that is not negative (`plimsoll-kernels`, angles).
+// Cosine and sine of an angle that is not negative (`plimsoll-kernels`, math).
 DEVICE void cos_sin(double x, double* cos, double* sin) {
   double n = rint_rn(x * 0.63661977236758134308);
   double r = fma_rn(-n, 1.57079632679489655800, x);
   r = fma_rn(-n, 6.12323399573676603587e-17, r);
   double z = r * r;
-  double s = 1.0 / 6227020800.0;
+  double s = 1.0 / 1307674368000.0;
+  s = fma_rn(-s, z, 1.0 / 6227020800.0);
   s = fma_rn(-s, z, 1.0 / 39916800.0);
   s = fma_rn(-s, z, 1.0 / 362880.0);
   s = fma_rn(-s, z, 1.0 / 5040.0);

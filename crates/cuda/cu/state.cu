@@ -69,8 +69,9 @@ KERNEL(scan, Scan) {
   }
 }
 
-// ln(1 + y) of a number that is not negative (`plimsoll-kernels`, state).
+// ln(1 + y) of a number that is not negative (`plimsoll-kernels`, math).
 DEVICE float ln_1p_of(float y) {
+  if (!(bits_of(y) < 0x7f800000u)) return y;
   double m = 1.0 + (double)y;
   int n = 0;
   while (m > 1.41421356237309504880) {

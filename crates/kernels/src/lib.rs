@@ -13,6 +13,7 @@ mod f16;
 mod lanes;
 mod latent;
 mod linear;
+mod math;
 mod peaks;
 mod pool;
 mod rows;
@@ -28,6 +29,7 @@ pub use linear::{
     Groups, Inputs, Linear, PANEL, Start, pack_columns, pack_row, pack_rows, quantise_row,
     run_heads,
 };
+pub use math::{cos_sin, tanh};
 pub use peaks::{best_per_s, flops_per_s, read_bytes_per_s};
 pub use pool::Pool;
 pub use rows::{

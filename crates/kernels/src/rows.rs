@@ -4,6 +4,7 @@
 
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
+use crate::math;
 
 /// How a norm is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -173,10 +174,10 @@ fn activate_of<V: Lanes>(f: Activation, gate: &[f32], up: Option<&[f32]>, out: &
                 x.mul(s(0.5)).mul(t.add(s(1.0)))
             }
             Activation::Gelu => {
-                // Models with it are old and small: the library's function, lane by lane.
+                // Models with it are old and small: lane by lane.
                 let erf = x
                     .array()
-                    .map(|x| libm::erff(x * std::f32::consts::FRAC_1_SQRT_2));
+                    .map(|x| math::erf(x * std::f32::consts::FRAC_1_SQRT_2));
                 x.mul(s(0.5)).mul(V::load(&erf).add(s(1.0)))
             }
             Activation::Relu => x.max(s(0.0)),
@@ -300,7 +301,7 @@ pub fn route(logits: &[f32], how: &Choice<'_>, out: &mut [f32]) {
         if how.sigmoid {
             sigmoid(l)
         } else {
-            libm::expf(l - top)
+            math::exp(l - top)
         }
     };
     for ((e, number), weight) in chosen.iter().zip(experts).zip(&mut *weights) {
@@ -322,7 +323,7 @@ pub fn route(logits: &[f32], how: &Choice<'_>, out: &mut [f32]) {
 }
 
 fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + libm::expf(-x))
+    1.0 / (1.0 + math::exp(-x))
 }
 
 /// Puts the `n` of `all` with the largest keys, of equal ones the first, at its beginning, in any order.

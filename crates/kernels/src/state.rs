@@ -10,6 +10,7 @@
 use crate::attention::{Columns, Queries};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
+use crate::math::{exp, ln_1p};
 use crate::pool::Pool;
 
 /// Taps of a convolution at most.
@@ -357,13 +358,9 @@ pub fn steps(x: &[f32], bias: &[f32], decay: &[f32], limits: [f32; 2], out: &mut
     for (i, (step, keep)) in steps.iter_mut().zip(keeps).enumerate() {
         let x = x[i] + bias[i];
         // Past 20 the two are the same in f32, and e^x may not be a number any more.
-        let soft = if x > 20.0 {
-            x
-        } else {
-            libm::log1pf(libm::expf(x))
-        };
+        let soft = if x > 20.0 { x } else { ln_1p(exp(x)) };
         *step = soft.max(limits[0]).min(limits[1]);
-        *keep = libm::expf(-*step * libm::expf(decay[i]));
+        *keep = exp(-*step * exp(decay[i]));
     }
 }
 

@@ -54,7 +54,10 @@ impl StepInputs {
         Ok(Self {
             constants: constants.sum::<Result<_, _>>()?,
             tokens: lists(3, program.tokens)?,
-            rows: lists(groups, program.outputs.checked_mul(ROW_WORDS).ok_or(SizeOverflow)?)?,
+            rows: lists(
+                groups,
+                program.outputs.checked_mul(ROW_WORDS).ok_or(SizeOverflow)?,
+            )?,
             tables,
             wanted: lists(1, program.outputs)?,
             copies: lists(2, program.outputs)?,

@@ -5,8 +5,8 @@ use std::ops::Range;
 use plimsoll_kernels::{
     Activation, Cached, Choice, Columns, ExpertGroups, F16, Groups, Heads, Inputs, KvShape,
     LatentShape, Linear, Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, Unscaled,
-    activate, attend, attend_latents, clamped_swiglu, convolve, norm, norm_in_place, rotate, route,
-    run_heads, scan, steps, write_kv, write_latents,
+    activate, attend, attend_latents, clamped_swiglu, convolve, cos_sin, norm, norm_in_place,
+    rotate, route, run_heads, scan, steps, tanh, write_kv, write_latents,
 };
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op,
@@ -290,7 +290,8 @@ impl<'a> Walk<'a> {
                         let angle = f64::from(positions[i] as f32 * f);
                         #[allow(clippy::cast_possible_truncation, reason = "rounds to f32")]
                         let narrow = |x: f64| x as f32 * table.scale;
-                        (*cos, *sin) = (narrow(libm::cos(angle)), narrow(libm::sin(angle)));
+                        let (c, s) = cos_sin(angle);
+                        (*cos, *sin) = (narrow(c), narrow(s));
                     }
                 });
             }
@@ -502,7 +503,7 @@ impl<'a> Walk<'a> {
                 pool.rows(x, width, |_, x| {
                     for x in x {
                         if let Some(c) = cap {
-                            *x = libm::tanhf(*x / c) * c;
+                            *x = tanh(*x / c) * c;
                         }
                         *x *= scale;
                     }

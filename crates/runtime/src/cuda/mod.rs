@@ -167,7 +167,9 @@ impl Cuda {
             at
         });
         let constants = constants.collect();
-        device.upload(inputs.at, &bytes_of(&words)).map_err(BackendError::from)?;
+        device
+            .upload(inputs.at, &bytes_of(&words))
+            .map_err(BackendError::from)?;
         let page = usize::try_from(program.geometry.page.get()).unwrap_or(usize::MAX);
         Ok(Self {
             staging: vec![0; page],
@@ -197,8 +199,15 @@ impl Cuda {
     ///
     /// # Errors
     /// [`BackendError`].
-    pub fn read_buffer(&mut self, id: plimsoll_program::BufferId, out: &mut [f32]) -> Result<(), BackendError> {
-        let at = self.activations.at.plus(self.program.buffer(id).offset.get());
+    pub fn read_buffer(
+        &mut self,
+        id: plimsoll_program::BufferId,
+        out: &mut [f32],
+    ) -> Result<(), BackendError> {
+        let at = self
+            .activations
+            .at
+            .plus(self.program.buffer(id).offset.get());
         download(self.device.as_mut(), at, out)
     }
 
@@ -206,8 +215,15 @@ impl Cuda {
     ///
     /// # Errors
     /// [`BackendError`].
-    pub fn write_buffer(&mut self, id: plimsoll_program::BufferId, x: &[f32]) -> Result<(), BackendError> {
-        let at = self.activations.at.plus(self.program.buffer(id).offset.get());
+    pub fn write_buffer(
+        &mut self,
+        id: plimsoll_program::BufferId,
+        x: &[f32],
+    ) -> Result<(), BackendError> {
+        let at = self
+            .activations
+            .at
+            .plus(self.program.buffer(id).offset.get());
         let words: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
         Ok(self.device.upload(at, &bytes_of(&words))?)
     }
@@ -222,7 +238,9 @@ impl Cuda {
         self.words.extend_from_slice(list);
         self.words.resize(self.words.len().next_multiple_of(4), 0);
         if self.words.len() as u64 > most {
-            return Err(BackendError::Step("more is told of a step than was planned".to_owned()));
+            return Err(BackendError::Step(
+                "more is told of a step than was planned".to_owned(),
+            ));
         }
         Ok(from + at as u64)
     }
@@ -238,7 +256,8 @@ impl Cuda {
     /// Marks the pages that the step's tokens are written to.
     fn mark_pages(&mut self, step: &Step, tables: &Tables) {
         let last = step.rows.iter().flat_map(|r| {
-            (0..self.program.geometry.groups.len()).filter_map(|g| tables.get(r.seq, g).iter().max())
+            (0..self.program.geometry.groups.len())
+                .filter_map(|g| tables.get(r.seq, g).iter().max())
         });
         if let Some(page) = last.max() {
             let end = self.page(page.saturating_add(1));
@@ -247,11 +266,15 @@ impl Cuda {
     }
 
     fn fits(&self, page: u32) -> Result<(), BackendError> {
-        let end = self.page(page).saturating_add(self.program.geometry.page.get());
+        let end = self
+            .page(page)
+            .saturating_add(self.program.geometry.page.get());
         if end <= self.pages.bytes.get() {
             return Ok(());
         }
-        Err(BackendError::Step(format!("page {page} is none of the pool's")))
+        Err(BackendError::Step(format!(
+            "page {page} is none of the pool's"
+        )))
     }
 }
 
@@ -320,7 +343,11 @@ impl Backend for Cuda {
 
     fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
         let most = elements(self.sizes.copies / 2).max(1);
-        let from = self.sizes.constants + self.sizes.tokens + self.sizes.rows + self.sizes.tables + self.sizes.wanted;
+        let from = self.sizes.constants
+            + self.sizes.tokens
+            + self.sizes.rows
+            + self.sizes.tables
+            + self.sizes.wanted;
         for copies in copies.chunks(most) {
             for c in copies {
                 self.fits(c.from.0)?;
@@ -337,7 +364,11 @@ impl Backend for Cuda {
                 bytes,
             };
             let how = Launch {
-                grid: [word(bytes.div_ceil(16 * 256)).clamp(1, 64), word(copies.len() as u64), 1],
+                grid: [
+                    word(bytes.div_ceil(16 * 256)).clamp(1, 64),
+                    word(copies.len() as u64),
+                    1,
+                ],
                 threads: 256,
                 shared: 0,
             };
@@ -387,7 +418,10 @@ impl Backend for Cuda {
                 all.resize(all.len().next_multiple_of(4), 0);
             }
         }
-        debug_assert!(rows.iter().all(|r| r.len() as u64 == ROW_WORDS * step.rows.len() as u64));
+        debug_assert!(
+            rows.iter()
+                .all(|r| r.len() as u64 == ROW_WORDS * step.rows.len() as u64)
+        );
         for rows in rows {
             let list = self.list(base, most, &rows)?;
             lists.rows.push(list);
@@ -406,21 +440,33 @@ impl Backend for Cuda {
         wanted: &[u32],
     ) -> Result<(), BackendError> {
         if !wanted.is_empty() {
-            let from = self.sizes.constants + self.sizes.tokens + self.sizes.rows + self.sizes.tables;
+            let from =
+                self.sizes.constants + self.sizes.tokens + self.sizes.rows + self.sizes.tables;
             self.words.clear();
             self.lists.wanted = self.list(from, self.sizes.wanted, wanted)?;
             self.send(from)?;
         }
-        self.walk(step.tokens.len() as u64, step.rows.len() as u64, wanted.len() as u64, ops)
+        self.walk(
+            step.tokens.len() as u64,
+            step.rows.len() as u64,
+            wanted.len() as u64,
+            ops,
+        )
     }
 
     fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
         let n = rows.saturating_mul(elements(self.program.vocab));
         let Some(out) = self.logits.get_mut(..n) else {
-            return Err(BackendError::Step("more rows of logits than were planned".to_owned()));
+            return Err(BackendError::Step(
+                "more rows of logits than were planned".to_owned(),
+            ));
         };
         let at = self.program.buffer(self.program.logits).offset;
-        download(self.device.as_mut(), self.activations.at.plus(at.get()), out)?;
+        download(
+            self.device.as_mut(),
+            self.activations.at.plus(at.get()),
+            out,
+        )?;
         Ok(out)
     }
 

@@ -101,7 +101,12 @@ impl Cuda {
     }
 
     /// Whether a row's table has all pages that its tokens see.
-    pub(super) fn covers(&self, group: usize, row: &Row, table: &[u32]) -> Result<(), BackendError> {
+    pub(super) fn covers(
+        &self,
+        group: usize,
+        row: &Row,
+        table: &[u32],
+    ) -> Result<(), BackendError> {
         let of = &self.program.geometry.groups[group];
         let end = u64::from(row.start) + u64::from(row.tokens.end - row.tokens.start);
         let needed = match of.kind {
@@ -133,8 +138,12 @@ impl Cuda {
     fn buffer(&mut self, id: BufferId, step: Step) -> u64 {
         let rows = self.rows(id, step);
         let b = self.program.buffer(id);
-        let (offset, bytes) = (b.offset.get(), rows.saturating_mul(b.width).saturating_mul(4));
-        self.activations.mark(Bytes::new(offset.saturating_add(bytes)));
+        let (offset, bytes) = (
+            b.offset.get(),
+            rows.saturating_mul(b.width).saturating_mul(4),
+        );
+        self.activations
+            .mark(Bytes::new(offset.saturating_add(bytes)));
         self.activations.at.plus(offset).0
     }
 
@@ -176,7 +185,12 @@ impl Cuda {
         })
     }
 
-    fn launch(&mut self, kernel: &'static str, how: Launch, args: &[u8]) -> Result<(), BackendError> {
+    fn launch(
+        &mut self,
+        kernel: &'static str,
+        how: Launch,
+        args: &[u8],
+    ) -> Result<(), BackendError> {
         if how.grid.contains(&0) {
             return Ok(());
         }
@@ -227,7 +241,9 @@ impl Cuda {
         // There are only so many blocks in the second direction.
         let step = BLOCKS[1] * together;
         if rows > step && (groups > 1 || a.routes != 0) {
-            return Err(BackendError::Step("too many rows for one kernel".to_owned()));
+            return Err(BackendError::Step(
+                "too many rows for one kernel".to_owned(),
+            ));
         }
         let [x, y] = [a.x, a.y];
         for from in (0..rows).step_by(elements(step)) {
@@ -411,7 +427,11 @@ impl Cuda {
                 let (gate, width) = (self.buffer(x, step), self.width(out));
                 let a = args::Activate {
                     gate,
-                    up: if gated { gate + 4 * u64::from(width) } else { 0 },
+                    up: if gated {
+                        gate + 4 * u64::from(width)
+                    } else {
+                        0
+                    },
                     out: self.buffer(out, step),
                     gate_stride: self.width(x),
                     up_stride: self.width(x),
@@ -611,7 +631,12 @@ impl Cuda {
             cap: a.softcap.unwrap_or(0.0),
             none: 0,
         };
-        let write = ["write_kv_f32", "write_kv_bf16", "write_kv_f16", "write_kv_int8"];
+        let write = [
+            "write_kv_f32",
+            "write_kv_bf16",
+            "write_kv_f16",
+            "write_kv_int8",
+        ];
         self.each(of_type(dtype, write), step.tokens, kv.bytes())?;
         let queries = a.q_heads / a.kv_heads.max(1);
         let floats = queries * (a.k_dim + a.v_dim + CHUNK + 1 + LANES + TILES) + CHUNK;
@@ -649,14 +674,24 @@ impl Cuda {
             scale: a.scale,
         };
         let none = "latents have no scales";
-        let write = ["write_latents_f32", "write_latents_bf16", "write_latents_f16", none];
+        let write = [
+            "write_latents_f32",
+            "write_latents_bf16",
+            "write_latents_f16",
+            none,
+        ];
         self.each(of_type(dtype, write), step.tokens, latents.bytes())?;
         let how = Launch {
             grid: [word(step.tokens), word(a.heads), 1],
             threads: THREADS,
             shared: word(4 * (2 * a.rank + a.rope_dim + 1)),
         };
-        let attend = ["attend_latents_f32", "attend_latents_bf16", "attend_latents_f16", none];
+        let attend = [
+            "attend_latents_f32",
+            "attend_latents_bf16",
+            "attend_latents_f16",
+            none,
+        ];
         self.launch(of_type(dtype, attend), how, latents.bytes())
     }
 
@@ -704,7 +739,11 @@ impl Cuda {
             x_stride: self.width(s.x),
         };
         let how = Launch {
-            grid: [word((s.heads * s.rows).div_ceil(THREADS.into())), word(step.rows), 1],
+            grid: [
+                word((s.heads * s.rows).div_ceil(THREADS.into())),
+                word(step.rows),
+                1,
+            ],
             threads: THREADS,
             shared: 0,
         };

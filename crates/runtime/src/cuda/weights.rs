@@ -51,11 +51,20 @@ pub fn load(
         let told = |some: Bytes, all: Bytes| {
             progress(Bytes::new(done + some.get()), all);
         };
-        let read = load_some(&cuda.program, part, checkpoint, &mut staging, threads, &told)?;
+        let read = load_some(
+            &cuda.program,
+            part,
+            checkpoint,
+            &mut staging,
+            threads,
+            &told,
+        )?;
         done += read.get();
         let bytes = staging.view::<u8>(Part { offset: 0, len })?;
         let to = cuda.weights.at.plus(from);
-        cuda.device.upload(to, bytes).map_err(WeightsError::Device)?;
+        cuda.device
+            .upload(to, bytes)
+            .map_err(WeightsError::Device)?;
         cuda.weights.mark(Bytes::new(from + len));
     }
     Ok(Bytes::new(done))
@@ -65,7 +74,11 @@ pub fn load(
 pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
     const PAGES: u64 = 16;
     let page = cuda.program.geometry.page.get();
-    let there = cuda.pages.bytes.whole(cuda.program.geometry.page).min(PAGES);
+    let there = cuda
+        .pages
+        .bytes
+        .whole(cuda.program.geometry.page)
+        .min(PAGES);
     let mut bytes = vec![0; super::elements(there * page)];
     cuda.device.wait()?;
     let began = Instant::now();
@@ -76,7 +89,12 @@ pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
     // The largest matrix that every token passes, for one token and for many.
     let ops = cuda.program.ops.iter().enumerate();
     let size = |op: &Op| match op {
-        Op::Linear { weight, .. } => cuda.program.weight(*weight).layout.bytes().map_or(0, Bytes::get),
+        Op::Linear { weight, .. } => cuda
+            .program
+            .weight(*weight)
+            .layout
+            .bytes()
+            .map_or(0, Bytes::get),
         _ => 0,
     };
     let head = cuda.program.head();
@@ -100,7 +118,9 @@ pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
         let began = Instant::now();
         cuda.walk(tokens, 1, 0, number..number + 1)?;
         cuda.device.wait()?;
-        Ok(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1))
+        Ok(u64::try_from(began.elapsed().as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1))
     };
     let (one, all) = (time(1)?, time(many)?);
     // bfloat16 or less: two operations for each element of at most two bytes.
@@ -117,5 +137,8 @@ fn rate(n: u64, nanos: u64) -> u64 {
 }
 
 fn per_s(n: u64, began: Instant) -> u64 {
-    rate(n, u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    rate(
+        n,
+        u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX),
+    )
 }

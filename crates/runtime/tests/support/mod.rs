@@ -271,7 +271,14 @@ impl Model {
             swap: server.disk.space(page.times(server.swap.into()).unwrap()),
             activations: arena(program.activation_bytes),
         };
-        load(&program, &self.checkpoint(), &mut memory.weights, 1, &|_, _| {}).unwrap();
+        load(
+            &program,
+            &self.checkpoint(),
+            &mut memory.weights,
+            1,
+            &|_, _| {},
+        )
+        .unwrap();
         let mut cpu = Cpu::new(program, memory, server.level, server.inputs).unwrap();
         // A page that was published stays cached where it was while its copy is in swap space.
         if !server.prefix_cache {
