@@ -2,10 +2,12 @@
 //! those of the program that runs. The rest is a bound.
 
 use plimsoll_model::{Ffn, LayerSpec, Mixer};
-use plimsoll_program::{KvRules, Limits, PackedLayout, PoolGeometry, Program, WeightRules, lower};
+use plimsoll_program::{
+    KvRules, Limits, PackedLayout, PoolGeometry, Program, StepInputs, WeightRules, lower,
+};
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
-mod cpu;
+mod host;
 pub(crate) mod http;
 
 use super::ideal::whole_device;
@@ -32,11 +34,11 @@ const DRIVER_BOUND_MIB: u64 = 640;
 
 pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let mut notes = Vec::new();
-    let on_cpu = cpu::is_device(context);
+    let on_cpu = host::is_cpu(context);
     let mut terms = match program(context)? {
         Ok(program) => {
             if !on_cpu {
-                notes.push("sampling and driver are bounds until the runtime lands".to_owned());
+                notes.push("what the driver takes is a bound".to_owned());
             }
             if context.spec.encoder.is_some() {
                 notes.push(
@@ -62,32 +64,28 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let parallel = &context.deployment.parallel;
     let geometry = PoolGeometry::new(context.spec, parallel, context.stage, &rules)?;
     let mut law = law(&geometry)?;
-    let mut takes = Takes::Rest;
-    if on_cpu {
-        takes = Takes::AtMost(cpu::most(context, &geometry)?);
-        law.start = StartRule::GroupsAndNull;
-        terms.extend(cpu::terms(context, &geometry)?);
+    // The same scheduler and block manager, wherever steps are carried out.
+    law.start = StartRule::GroupsAndNull;
+    // A GPU is the server's alone: what its sequences cannot use keeps prefixes.
+    let takes = if on_cpu {
+        Takes::AtMost(host::most(context, &geometry)?)
     } else {
-        terms.push(sampling(context)?);
-        let driver = Bytes::from_mib(DRIVER_BOUND_MIB)?;
-        terms.push(
-            Term::exact(Region::Driver, "context and modules", driver)
-                .kind(Kind::Bound)
-                .formula("fixed bound until warm-up measures it")
-                .source("plimsoll-plan: engine/plimsoll.rs"),
-        );
-    }
+        Takes::Rest
+    };
     terms.extend(extras::adapters(context)?);
     let mut host = Vec::new();
-    if on_cpu && context.settings.swap_file {
-        host.extend(cpu::swap(context, &geometry)?);
-    }
-    if context.settings.swap > Bytes::ZERO && !on_cpu {
-        host.push(
-            Term::exact(Region::Swap, "swap space", context.settings.swap)
-                .formula("given (--swap-space), pinned at start")
-                .source("plimsoll-plan: engine/plimsoll.rs"),
-        );
+    let beside = host::terms(context, &geometry)?;
+    if on_cpu {
+        terms.extend(beside);
+        if context.settings.swap_file {
+            host.extend(host::swap(context, &geometry)?);
+        }
+    } else {
+        terms.extend(driver()?);
+        host.extend(beside);
+        if context.settings.swap_file {
+            host.extend(host::swap(context, &geometry)?);
+        }
     }
     Ok(EngineStage {
         layers: None,
@@ -125,7 +123,7 @@ fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> 
         return Ok(Err(format!("weights of {dtype} do not run yet")));
     }
     // The processors' program widens them; cards will read them as they are stored.
-    if context.spec.quant.is_some() && !cpu::is_device(context) {
+    if context.spec.quant.is_some() && !host::is_cpu(context) {
         return Ok(Err("quantised weights do not run on GPUs yet".to_owned()));
     }
     let limits = Limits {
@@ -163,6 +161,20 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
             .input("longest sequence", context.max_model_len)
             .source("plimsoll-program: lower/place.rs"),
     );
+    if !host::is_cpu(context) {
+        terms.push(
+            Term::exact(
+                Region::Workspace,
+                "step inputs",
+                StepInputs::of(program, context.max_model_len)?.bytes()?,
+            )
+            .formula("32-bit words: tokens, positions and rows of T tokens, R rows and their block tables, constants")
+            .input("T", program.tokens)
+            .input("R", program.outputs)
+            .input("longest sequence", context.max_model_len)
+            .source("plimsoll-program: inputs.rs"),
+        );
+    }
     Ok(terms)
 }
 
@@ -187,24 +199,24 @@ pub(crate) fn batched_tokens_of(settings: &Settings, on_cpu: bool, users: u64) -
     if on_cpu {
         // A step has room for a token of every sequence.
         let outputs = outputs_of(settings, on_cpu, users);
-        return stated.unwrap_or(cpu::BATCHED_TOKENS).max(outputs);
+        return stated.unwrap_or(host::BATCHED_TOKENS).max(outputs);
     }
     stated.unwrap_or(BATCHED_TOKENS)
 }
 
 /// R of it.
 pub(crate) fn outputs_of(settings: &Settings, on_cpu: bool, users: u64) -> u64 {
-    let default = if on_cpu { cpu::SEQUENCES } else { SEQUENCES };
+    let default = if on_cpu { host::SEQUENCES } else { SEQUENCES };
     let stated = settings.max_num_seqs.unwrap_or(default);
     stated.max(users.min(SEQUENCES))
 }
 
 fn batched_tokens(context: &Context<'_>) -> u64 {
-    batched_tokens_of(context.settings, cpu::is_device(context), context.users)
+    batched_tokens_of(context.settings, host::is_cpu(context), context.users)
 }
 
 fn outputs(context: &Context<'_>) -> u64 {
-    outputs_of(context.settings, cpu::is_device(context), context.users)
+    outputs_of(context.settings, host::is_cpu(context), context.users)
 }
 
 fn law(geometry: &PoolGeometry) -> Result<PagedLaw, PlanError> {
@@ -312,14 +324,16 @@ fn logits(context: &Context<'_>) -> Result<Term, PlanError> {
         .source("plimsoll-plan: engine/plimsoll.rs"))
 }
 
-/// The sampler's sorted copy of the logits, with indices.
-fn sampling(context: &Context<'_>) -> Result<Term, PlanError> {
-    let (r, vocab) = (outputs(context), context.spec.vocab);
-    let bytes = Bytes::product([r, vocab, F32 + 4])?;
-    Ok(Term::exact(Region::Activations, "sampling", bytes)
+/// What a GPU's driver takes.
+fn driver() -> Result<Vec<Term>, SizeOverflow> {
+    Ok(vec![
+        Term::exact(
+            Region::Driver,
+            "context and modules",
+            Bytes::from_mib(DRIVER_BOUND_MIB)?,
+        )
         .kind(Kind::Bound)
-        .formula("R x vocabulary x (4 sorted copy + 4 index)")
-        .input("R", r)
-        .input("vocabulary", vocab)
-        .source("plimsoll-plan: engine/plimsoll.rs"))
+        .formula("fixed bound: a context, its kernels, a stream, and allocations in whole 2 MiB")
+        .source("plimsoll-plan: engine/plimsoll.rs"),
+    ])
 }

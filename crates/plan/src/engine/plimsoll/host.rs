@@ -1,5 +1,5 @@
-//! Our server on processors: what it commits beside weights and activations, and what it keeps for everything that
-//! lies in no arena. There is no driver, and swap space is taken from the same memory.
+//! Our server on its host: what it commits beside weights and activations, and what it keeps for everything that lies in
+//! no arena. On processors this is taken from the same memory as everything else; beside a GPU it is the host's.
 
 use plimsoll_program::PoolGeometry;
 use plimsoll_units::{Bytes, SizeOverflow, Tokens};
@@ -16,6 +16,8 @@ pub(super) const SEQUENCES: u64 = 16;
 const PROCESS_MIB: u64 = 24;
 /// A thread's stack and what the allocator keeps for it; tiles that span blocks are gathered there.
 const THREAD_KIB: u64 = 512;
+/// Weights that are packed together before they go to a GPU (`plimsoll-runtime`, cuda/weights.rs).
+const STAGED_MIB: u64 = 256;
 /// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
 const LOADING_MIB: u64 = 16;
 /// A token in a tokenizer: its text twice (to and from ids), its merges, and their maps at their emptiest.
@@ -31,9 +33,9 @@ const LOGPROB: u64 = 8;
 /// A sequence: its place in the scheduler, its rows and what they yield.
 const SEQUENCE: u64 = 16 << 10;
 
-const SOURCE: &str = "plimsoll-plan: engine/plimsoll/cpu.rs";
+const SOURCE: &str = "plimsoll-plan: engine/plimsoll/host.rs";
 
-pub(super) fn is_device(context: &Context<'_>) -> bool {
+pub(super) fn is_cpu(context: &Context<'_>) -> bool {
     context.deployment.device.vendor == "cpu"
 }
 
@@ -90,6 +92,18 @@ pub(super) fn terms(
         .input("min(threads, R)", samplers)
         .input("vocabulary", vocab),
     ];
+    if !is_cpu(context) {
+        terms.push(
+            Term::exact(
+                Region::Workspace,
+                "logits on the host",
+                Bytes::product([r, vocab, 4, 2])?,
+            )
+            .formula("R x vocabulary x 4, and once more on their way")
+            .input("R", r)
+            .input("vocabulary", vocab),
+        );
+    }
     let swap = swap(context, geometry)?;
     if !context.settings.swap_file {
         terms.extend(swap.clone());
@@ -111,11 +125,15 @@ pub(super) fn terms(
             .input("threads", threads),
     );
     let reading = Bytes::product([vocab, TOKENIZER_READING])?;
-    let loading = Bytes::product([threads, LOADING_MIB, 1024, 1024])?;
+    let mut loading = Bytes::product([threads, LOADING_MIB, 1024, 1024])?;
+    if !is_cpu(context) {
+        loading = loading.add(Bytes::from_mib(STAGED_MIB)?)?;
+    }
     terms.push(
         bound("starting", reading.max(loading))
             .formula(format!(
-                "the larger of reading the tokenizer (vocabulary x {TOKENIZER_READING}) and, after it, the weights (threads x {LOADING_MIB} MiB)"
+                "the larger of reading the tokenizer (vocabulary x {TOKENIZER_READING}) and, after it, the weights (threads x {LOADING_MIB} MiB{})",
+                if is_cpu(context) { String::new() } else { format!(", and {STAGED_MIB} MiB on their way to the GPU") }
             ))
             .input("vocabulary", vocab)
             .input("threads", threads),
