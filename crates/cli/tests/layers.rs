@@ -13,6 +13,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("plimsoll-host", 2),
     ("plimsoll-kv", 3),
     ("plimsoll-kernels", 3),
+    ("plimsoll-cuda", 3),
     ("plimsoll-plan", 4),
     ("plimsoll-schedule", 4),
     ("plimsoll-report", 5),

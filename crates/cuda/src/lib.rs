@@ -16,7 +16,7 @@ pub use device::{Address, Device, DeviceError, Launch};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};
-pub use nvrtc::{ARCHITECTURES, CompileError, compile};
+pub use nvrtc::{ARCHITECTURES, CompileError, compile, compiler_version};
 
 const PARTS: [&str; 5] = [
     include_str!("../cu/prelude.cuh"),
@@ -30,4 +30,13 @@ const PARTS: [&str; 5] = [
 #[must_use]
 pub fn source() -> String {
     std::iter::once(args::STRUCTS).chain(PARTS).collect()
+}
+
+/// A device for builds that test: fibers, where they were asked for.
+#[must_use]
+pub fn stand_in() -> Option<Box<dyn Device>> {
+    #[cfg(feature = "fibers")]
+    return Some(Box::new(Fibers::new()));
+    #[cfg(not(feature = "fibers"))]
+    None
 }

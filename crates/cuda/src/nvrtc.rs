@@ -70,6 +70,23 @@ pub fn compile(source: &str, architecture: &str) -> Result<Vec<u8>, CompileError
     code
 }
 
+/// Which compiler there is: what it makes differs from version to version.
+///
+/// # Errors
+/// [`CompileError::Missing`].
+pub fn compiler_version() -> Result<String, CompileError> {
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: as above; it writes two numbers.
+    unsafe {
+        if !sys::is_culib_present() {
+            return Err(CompileError::Missing);
+        }
+        // Where it does not say, it is called 0.0.
+        let _ = sys::nvrtcVersion(&raw mut major, &raw mut minor);
+    }
+    Ok(format!("{major}.{minor}"))
+}
+
 /// # Safety
 /// A program that was compiled.
 unsafe fn cubin(program: sys::nvrtcProgram) -> Result<Vec<u8>, result::NvrtcError> {

@@ -15,6 +15,7 @@
 //! The environment is a value ([`Env`]) and every root path can be replaced, so that tests need
 //! no machine of a certain kind.
 
+pub mod cache;
 mod env;
 mod error;
 mod file;

@@ -40,3 +40,9 @@ pub use solve::{
     max_users, smallest, tensor_parallel,
 };
 pub use term::{Kind, Region, Term, total};
+
+/// Bytes that our server plans for what a GPU's driver takes: its context, its kernels.
+#[must_use]
+pub const fn driver_bound() -> plimsoll_units::Bytes {
+    plimsoll_units::Bytes::new(engine::DRIVER_BOUND_MIB << 20)
+}

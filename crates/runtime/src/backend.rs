@@ -252,8 +252,14 @@ impl<B: Backend, S: Chooser> Runner<B, S> {
     pub fn usage(&self) -> Vec<Usage> {
         let mut all = self.backend.usage();
         let (committed, high_water) = self.chooser.buffers();
-        let after = all.iter().position(|u| u.region > Region::Workspace);
         let region = Region::Workspace;
+        if let Some(workspace) = all.iter_mut().find(|u| u.region == region) {
+            // A part of it is the device's.
+            workspace.committed = Bytes::new(workspace.committed.get() + committed.get());
+            workspace.high_water = Bytes::new(workspace.high_water.get() + high_water.get());
+            return all;
+        }
+        let after = all.iter().position(|u| u.region > region);
         let one = Usage {
             region,
             committed,

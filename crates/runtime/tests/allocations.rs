@@ -27,7 +27,7 @@ use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::Stops;
 use plimsoll_runtime::text::{Tokenizer, TokenizerConfig};
 use plimsoll_runtime::weights::{Checkpoint, load};
-use plimsoll_runtime::{Choices, CpuExecutor, Engine, Memory};
+use plimsoll_runtime::{Arena, Choices, CpuExecutor, Engine, Memory, SwapSpace};
 use plimsoll_schedule::{
     Fan, Limits, NoLog, Notice, Request, RequestId, Scheduler, SchedulerConfig,
 };
@@ -227,6 +227,11 @@ impl Served {
     }
 }
 
+fn swap_of(map: &MemoryMap) -> SwapSpace {
+    let bytes = map.region(plimsoll_plan::Region::Swap);
+    Arena::new("swap space", bytes).unwrap().into()
+}
+
 #[test]
 fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
     let _turn = TURN.lock().unwrap();
@@ -252,7 +257,7 @@ fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
             )
         });
         let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
-        let memory = Memory::commit(&map).unwrap();
+        let memory = Memory::commit(&map, swap_of(&map)).unwrap();
         let mut served = Served::start(program, memory, &checkpoint, None);
         let before = served.engine.executor().usage();
         let mark = |of: &[plimsoll_runtime::Usage], r| {
@@ -289,7 +294,7 @@ fn thousands_of_steps(tokenizer: Option<Arc<Tokenizer>>) -> (usize, usize, usize
     let (program, map) = planned(&support::spec(&folder), WeightType::Int8, DType::Bf16);
     let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
     let base = live();
-    let memory = Memory::commit(&map).unwrap();
+    let memory = Memory::commit(&map, swap_of(&map)).unwrap();
     let mut served = Served::start(program, memory, &checkpoint, tokenizer);
     // Loading has its own term.
     PEAK.store(live(), Ordering::Relaxed);

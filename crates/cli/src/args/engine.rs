@@ -26,9 +26,53 @@ pub(crate) enum InputsArg {
     F32,
 }
 
+/// Where steps are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceArg {
+    /// The first GPU, where it can be used, else the processors.
+    Auto,
+    Cpu,
+    /// A GPU by its number.
+    Cuda(u32),
+    /// A GPU's kernels on the processors, in builds that have them.
+    Fibers,
+}
+
+impl std::str::FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            "fibers" => Ok(Self::Fibers),
+            _ => {
+                let number = s.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                let number = number.ok_or_else(|| "use auto, cpu, cuda or cuda:N".to_owned());
+                number.map(Self::Cuda)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Fibers => f.write_str("fibers"),
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
+    /// Where steps are carried out: auto (the first GPU that can be used, else the processors), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceArg::Auto)]
+    pub(crate) device: DeviceArg,
     /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: WeightType,

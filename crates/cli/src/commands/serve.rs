@@ -272,10 +272,12 @@ fn card(started: &Started, name: &str, address: SocketAddr, args: &ServeArgs) ->
     let body = serde_json::json!({ "model": name, "prompt": demo::PROMPT, "max_tokens": 32 });
     let body = body.to_string().replace('\'', "'\\''");
     format!(
-        "{memory}\n\
+        "device: {}\n\
+         {memory}\n\
          KV cache: {} tokens in {} requests of {}; sequences have at most {}\n\
          {name} at {url}/v1, and in a browser at {url}\n  \
          curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        started.device,
         thousands(requests.saturating_mul(each)),
         thousands(requests),
         thousands(each),

@@ -9,6 +9,7 @@ mod extras;
 mod ideal;
 pub mod llamacpp;
 pub(crate) mod plimsoll;
+pub(crate) use plimsoll::DRIVER_BOUND_MIB;
 pub use plimsoll::http::HttpLimits;
 pub mod vllm;
 

@@ -30,7 +30,7 @@ const SEQUENCES: u64 = 256;
 const F32: u64 = 4;
 /// Context, modules, cuBLASLt handles and graphs on a GPU, until warm-up measures them: about twice
 /// what contexts with lazily loaded modules were seen to take (FORMULAS section 3.3: 0.3 GB).
-const DRIVER_BOUND_MIB: u64 = 640;
+pub(crate) const DRIVER_BOUND_MIB: u64 = 640;
 
 pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let mut notes = Vec::new();

@@ -35,15 +35,15 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Commits the arenas of a map, exactly; a swap file is the caller's to make.
+    /// Commits the arenas of a map, exactly, beside swap space.
     ///
     /// # Errors
     /// [`ArenaError::Memory`].
-    pub fn commit(map: &MemoryMap) -> Result<Self, ArenaError> {
+    pub fn commit(map: &MemoryMap, swap: SwapSpace) -> Result<Self, ArenaError> {
         Ok(Self {
             weights: Arena::new("weights", map.region(Region::Weights))?,
             pages: Arena::new("KV pages", map.region(Region::KvCache))?,
-            swap: Arena::new("swap space", map.region(Region::Swap))?.into(),
+            swap,
             activations: Arena::new("activations", map.region(Region::Activations))?,
         })
     }

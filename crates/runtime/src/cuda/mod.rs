@@ -12,10 +12,10 @@ use std::ops::Range;
 use plimsoll_cuda::{Address, Device, Launch, args};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
-use plimsoll_plan::Region;
+use plimsoll_plan::{MemoryMap, Region};
 use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs};
 use plimsoll_schedule::{Step, Tables};
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::backend::{Backend, BackendError, Measured, Peaks, Usage};
 use crate::cpu::{StartError, check_sizes, positions, swap_usage};
@@ -68,6 +68,21 @@ pub struct DeviceSizes {
     pub activations: Bytes,
     /// What is told with every step.
     pub inputs: Bytes,
+}
+
+impl DeviceSizes {
+    /// Those of a map, for sequences of at most `context` tokens.
+    ///
+    /// # Errors
+    /// [`SizeOverflow`].
+    pub fn of(map: &MemoryMap, program: &Program, context: u64) -> Result<Self, SizeOverflow> {
+        Ok(Self {
+            weights: map.region(Region::Weights),
+            pages: map.region(Region::KvCache),
+            activations: map.region(Region::Activations),
+            inputs: StepInputs::of(program, context)?.bytes()?,
+        })
+    }
 }
 
 /// Whether kernels can carry `program` out: known before any memory is taken.

@@ -16,7 +16,7 @@ use plimsoll_units::Bytes;
 use serde_json::{Value, json};
 
 use super::Start;
-use crate::commands::doctor;
+use super::device::Place;
 use crate::error::{Exit, Failure};
 
 /// What maps are written as.
@@ -32,18 +32,19 @@ struct Sizes {
     context: u64,
 }
 
-/// The map of a server with these settings, as `plan --engine plimsoll --gpu cpu` prints it.
+/// The map of a server with these settings, as `plan --engine plimsoll` prints it.
 pub(crate) fn plan(
     what: &Start<'_>,
     spec: &ModelSpec,
     context: u64,
     threads: u64,
+    place: &Place,
 ) -> Result<MemoryMap, Failure> {
     let args = what.engine;
     let deployment = Deployment {
-        device: doctor::cpu(args.memory)?,
+        device: place.device.clone(),
         parallel: Parallel::default(),
-        in_use: Bytes::ZERO,
+        in_use: place.in_use,
     };
     let judge = |s: Sizes, kv_memory: Option<Bytes>| -> Result<Evaluation, PlanError> {
         let settings = Settings {

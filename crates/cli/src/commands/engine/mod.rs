@@ -1,5 +1,6 @@
 //! From a MODEL argument to an engine: sizes first, then memory, then weights.
 
+mod device;
 pub(crate) mod memory;
 mod source;
 mod weights;
@@ -17,15 +18,17 @@ use plimsoll_model::ModelSpec;
 use plimsoll_plan::{Http, MemoryMap, OWN_MODEL_LEN, Region};
 use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, lower};
 use plimsoll_report::short_bytes;
+use plimsoll_runtime::cuda::{self, Cuda, DeviceSizes};
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
-use plimsoll_runtime::weights::load as load_weights;
+use plimsoll_runtime::weights::{WeightsError, load as load_weights};
 use plimsoll_runtime::{
-    Backend, Choices, Cpu, Engine, Measured, Memory, Runner, StartError, SwapSpace,
+    Arena, Backend, Choices, Cpu, Engine, Measured, Memory, Runner, StartError, SwapSpace,
 };
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
 
+use self::device::Place;
 use self::memory::Report;
 use self::source::Source;
 use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
@@ -74,6 +77,8 @@ pub(crate) struct Started {
     /// What steps are believed to take.
     pub(crate) cost: CostModel,
     pub(crate) planned: Planned,
+    /// Where steps are carried out, and why.
+    pub(crate) device: String,
     /// What a user should know of how the model is run.
     pub(crate) note: Option<String>,
 }
@@ -146,7 +151,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn of(what: &Start<'_>, spec: &ModelSpec) -> Result<Self, Failure> {
+    fn of(what: &Start<'_>, spec: &ModelSpec, place: &Place) -> Result<Self, Failure> {
         let args = what.engine;
         let context = args
             .max_model_len
@@ -158,7 +163,7 @@ impl Prepared {
             Failure::new(Exit::Usage, "E-SIM-007", e.to_string())
                 .hint("choose another `--block-size`")
         })?;
-        let map = memory::plan(what, spec, context, threads)?;
+        let map = memory::plan(what, spec, context, threads, place)?;
         let page = program.geometry.page;
         let pages = whole_pages(map.region(Region::KvCache), page).saturating_sub(1);
         let tenants = match what.tenants {
@@ -195,7 +200,8 @@ pub(crate) fn plan(what: &Start<'_>) -> Result<MemoryMap, Failure> {
     let options = options(what.engine);
     let loaded =
         plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
-    Prepared::of(what, &loaded.spec).map(|p| p.map)
+    let place = device::place(what.engine)?;
+    Prepared::of(what, &loaded.spec, &place).map(|p| p.map)
 }
 
 pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
@@ -206,6 +212,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         plimsoll_host::load(&located.reference, &options).map_err(|e| crate::load::failure(&e))?;
     let spec = &loaded.spec;
     let source = Source::of(&located.reference, &loaded)?;
+    let place = device::place(args)?;
     let Prepared {
         context,
         threads,
@@ -214,7 +221,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         map,
         pages: usable,
         tenants,
-    } = Prepared::of(what, spec)?;
+    } = Prepared::of(what, spec, &place)?;
     // Only now is it known to fit.
     let checkpoint = source.checkpoint(&loaded, &options)?;
     if args.check_weights {
@@ -230,34 +237,53 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Failure::new(Exit::DoesNotFit, "E-FIT-001", e.to_string())
             .hint("lower `--max-num-seqs`, `--max-model-len` or `--kv-memory`")
     };
-    let mut memory = Memory::commit(&map).map_err(|e| too_large(&e))?;
-    if let Some(folder) = &args.swap_dir {
-        let bytes = map.region(Region::SwapFile);
-        memory.swap = SwapSpace::file(folder, bytes).map_err(|e| {
-            Failure::new(Exit::Failure, "E-IO-005", e.to_string())
-                .hint("name a folder on a disk with room, or lower `--swap-space`")
-        })?;
-    }
+    let swap = match &args.swap_dir {
+        Some(folder) => {
+            let bytes = map.region(Region::SwapFile);
+            SwapSpace::file(folder, bytes).map_err(|e| {
+                Failure::new(Exit::Failure, "E-IO-005", e.to_string())
+                    .hint("name a folder on a disk with room, or lower `--swap-space`")
+            })?
+        }
+        None => {
+            let arena = Arena::new("swap space", map.region(Region::Swap));
+            arena.map_err(|e| too_large(&e))?.into()
+        }
+    };
     let threads = usize::try_from(threads).unwrap_or(1);
+    let (level, inputs) = (level(args)?, inputs(args));
+    let swap_pages = whole_pages(swap.bytes(), program.geometry.page);
+    let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
+    let mut cost = cost(spec, &program)?;
     let (progress, began) = (Progress::new(), Instant::now());
-    load_weights(
-        &program,
-        &checkpoint,
-        &mut memory.weights,
-        threads,
-        &|done, all| {
-            progress.show(|| {
-                let rate = done.get() as f64 / began.elapsed().as_secs_f64().max(1e-3);
-                format!(
-                    "loading {} of {}, {}/s",
-                    short_bytes(done.get()),
-                    short_bytes(all.get()),
-                    short_bytes(rate as u64)
-                )
-            });
-        },
-    )
-    .map_err(|e| Failure::new(Exit::Corrupt, "E-GEN-008", e.to_string()))?;
+    let tell = |done: Bytes, all: Bytes| {
+        progress.show(|| {
+            let rate = done.get() as f64 / began.elapsed().as_secs_f64().max(1e-3);
+            format!(
+                "loading {} of {}, {}/s",
+                short_bytes(done.get()),
+                short_bytes(all.get()),
+                short_bytes(rate as u64)
+            )
+        });
+    };
+    let broken = |e: WeightsError| Failure::new(Exit::Corrupt, "E-GEN-008", e.to_string());
+    let why = place.why;
+    let backend: Box<dyn Backend> = match place.gpu {
+        None => {
+            let mut memory = Memory::commit(&map, swap).map_err(|e| too_large(&e))?;
+            let weights = &mut memory.weights;
+            load_weights(&program, &checkpoint, weights, threads, &tell).map_err(broken)?;
+            Box::new(Cpu::new(program, memory, level, inputs).map_err(|e| too_large(&e))?)
+        }
+        Some(gpu) => {
+            let sizes = DeviceSizes::of(&map, &program, context).map_err(|e| too_large(&e))?;
+            let cuda = Cuda::new(gpu, program, sizes, swap, context);
+            let mut cuda = cuda.map_err(|e| too_large(&e))?;
+            cuda::load(&mut cuda, &checkpoint, threads, &tell).map_err(broken)?;
+            Box::new(cuda)
+        }
+    };
     drop(progress);
 
     let vocab = u32::try_from(spec.vocab).unwrap_or(u32::MAX);
@@ -273,19 +299,14 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     if let Some(queued) = what.queued {
         config.max_queued = queued as usize;
     }
-    config.max_batched_tokens = u32::try_from(program.tokens).unwrap_or(u32::MAX);
+    config.max_batched_tokens = u32::try_from(step_tokens).unwrap_or(u32::MAX);
     config.preempt = args.preempt.into();
     let mut kv = KvConfig::new(layout, usable);
     kv.tenants = limits.tenants;
-    kv.swap_pages = whole_pages(memory.swap.bytes(), program.geometry.page);
+    kv.swap_pages = swap_pages;
     kv.prefix_cache = !args.no_enable_prefix_caching;
-    let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
-    let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
-    let (level, inputs) = (level(args)?, inputs(args));
-    let cpu = Cpu::new(program, memory, level, inputs).map_err(|e| too_large(&e))?;
-    let backend: Box<dyn Backend> = Box::new(cpu);
     let pool = Pool::new(threads).map_err(|e| too_large(&e))?;
     let mut executor = Runner::new(backend, pool, choices);
     if kv.swap_pages > 0 {
@@ -319,6 +340,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         level,
         inputs,
         cost,
+        device: why,
         note: notes(spec, args.weights, context),
     })
 }
