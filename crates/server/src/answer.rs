@@ -187,7 +187,8 @@ pub(crate) fn whole<'a>(
                 calls = found;
             }
             let reason = called(reason, !calls.is_empty());
-            let own = f.logprobs.sequences.get(&c.index);
+            let own = f.logprobs.of(c);
+            let own = own.as_deref();
             choices.push(match head.route {
                 Route::Chat => {
                     let logprobs = own.map(|l| logprobs::chat(tokenizer, logprobs::entries(l)));
