@@ -1,6 +1,6 @@
 //! Routes, and what stands before them: the key, panics, ids.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -338,7 +338,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(internal()))
+    done.unwrap_or_else(|e| match e.try_into_panic() {
+        // As if it were the handler's own: it is told and counted in one place.
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => Err(internal()),
+    })
 }
 
 async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {

@@ -119,6 +119,27 @@ fn prefixes_are_shared_where_they_are_meant_to_be() {
 }
 
 #[test]
+fn each_process_keys_its_addresses_by_a_secret_of_its_own() {
+    let key = || {
+        // The log tells it, for replays; it has all prompts too.
+        let log = TenantsFile::new("");
+        let server = Server::start(&["--log", log.path()]);
+        // Signals are for a server that serves.
+        assert_eq!(server.get("/health").status, 200);
+        server.signal("-TERM");
+        let (ended, said) = server.ended();
+        assert!(ended.success(), "{ended}: {said}");
+        let text = std::fs::read_to_string(log.path()).unwrap();
+        let head: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let key = head["kv"]["key"].as_array().unwrap().clone();
+        assert_eq!(key.len(), 16);
+        assert_ne!(key, vec![json!(0); 16]);
+        key
+    };
+    assert_ne!(key(), key());
+}
+
+#[test]
 fn rates_and_caps_say_when_to_come_back() {
     let file = TenantsFile::new(
         "[slow]\nkeys=['sk-slow']\nrequests-per-minute=2\n[few]\nkeys=['sk-few']\ntokens-per-minute=40\n\

@@ -5,6 +5,7 @@ mod source;
 mod weights;
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
@@ -277,6 +278,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     kv.tenants = limits.tenants;
     kv.swap_pages = whole_pages(memory.swap.bytes(), program.geometry.page);
     kv.prefix_cache = !args.no_enable_prefix_caching;
+    kv.key = secret();
     let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
     let mut cost = cost(spec, &program)?;
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
@@ -317,6 +319,17 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         cost,
         note: notes(spec, args.weights, context),
     })
+}
+
+/// A key that nobody outside of this process knows: without it nobody makes prompts whose addresses collide.
+fn secret() -> [u8; 16] {
+    // The system's randomness keys it, and the halves are keyed hashes of different numbers.
+    let drawn = RandomState::new();
+    let mut key = [0; 16];
+    for (half, i) in key.chunks_exact_mut(8).zip(0_u64..) {
+        half.copy_from_slice(&drawn.hash_one(i).to_le_bytes());
+    }
+    key
 }
 
 fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
