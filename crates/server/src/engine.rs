@@ -26,6 +26,7 @@ use plimsoll_schedule::{
 };
 use tokio::sync::watch;
 
+use crate::code::Code;
 use crate::live::{Live, Recent};
 use crate::mailbox::{Events, Mailbox, mailbox};
 use crate::memory::{MOST_REQUESTS, Preempted, Way};
@@ -163,7 +164,7 @@ pub(crate) struct Finished {
 /// Why nothing could be chosen.
 #[derive(Debug)]
 pub(crate) struct Why {
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
     pub(crate) message: String,
 }
 
@@ -171,9 +172,9 @@ impl From<&ChoiceError> for Why {
     fn from(e: &ChoiceError) -> Self {
         Self {
             code: match e {
-                ChoiceError::Sample(_) => "numerical_error",
-                ChoiceError::Text(_) => "internal_error",
-                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => "grammar_failed",
+                ChoiceError::Sample(_) => Code::NumericalError,
+                ChoiceError::Text(_) => Code::InternalError,
+                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => Code::GrammarFailed,
             },
             message: e.to_string(),
         }
