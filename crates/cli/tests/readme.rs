@@ -2,6 +2,8 @@
 //! --release --` is this program, a server gets a free port, models that would be downloaded are the demo model under
 //! their names, and nothing asks the network. Blocks with output (`console`) are the matter of `docs.rs`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
