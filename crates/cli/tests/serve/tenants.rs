@@ -258,10 +258,11 @@ enum Lets {
 }
 
 /// Every route of the server.
-const ROUTES: [(&str, &str, Lets); 18] = [
+const ROUTES: [(&str, &str, Lets); 19] = [
     ("GET", "/", Lets::Everybody),
     ("GET", "/assets/{name}", Lets::Everybody),
     ("GET", "/openapi.json", Lets::Everybody),
+    ("GET", "/docs", Lets::Everybody),
     ("GET", "/health", Lets::Everybody),
     ("GET", "/health/live", Lets::Everybody),
     ("GET", "/health/ready", Lets::Everybody),
