@@ -135,24 +135,28 @@ fn asked_by(route: Route, g: &mut SchemaGenerator) -> Value {
     };
     if let Some(Value::Object(fields)) = schema.get_mut("properties") {
         for (name, _) in Asked::default().elsewhere(route) {
-            fields.remove(name);
+            fields.shift_remove(name);
         }
-        let own = fields.get_mut("logprobs");
-        if let Some(own) = own {
-            *own = match route {
+        let described = |own: &mut Value, mut one: Value| {
+            one["description"] = own["description"].take();
+            *own = one;
+        };
+        if let Some(own) = fields.get_mut("logprobs") {
+            let one = match route {
                 Route::Completion => {
                     json!({ "type": ["integer", "null"], "minimum": 0, "maximum": plimsoll_runtime::sample::MAX_LOGPROBS })
                 }
                 Route::Chat => json!({ "type": ["boolean", "null"] }),
             };
+            described(own, one);
         }
         if route == Route::Completion {
-            fields.remove("top_logprobs");
-            fields.remove("tool_choice");
+            fields.shift_remove("top_logprobs");
+            fields.shift_remove("tool_choice");
         }
         // It may be left out elsewhere; here it is neither missing nor null.
-        if let Some(one) = fields.get_mut(needed) {
-            *one = match route {
+        if let Some(own) = fields.get_mut(needed) {
+            let one = match route {
                 Route::Completion => g.subschema_for::<Prompts>().to_value(),
                 Route::Chat => {
                     let mut one = Messages::json_schema(g);
@@ -160,6 +164,7 @@ fn asked_by(route: Route, g: &mut SchemaGenerator) -> Value {
                     one.to_value()
                 }
             };
+            described(own, one);
         }
     }
     schema.insert("required".to_owned(), json!([needed]));
