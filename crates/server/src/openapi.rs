@@ -269,7 +269,8 @@ fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<O
     let detokenized = given.subschema_for::<reply::Detokenized>().to_value();
     let tokenize = asked.subschema_for::<Tokenize>().to_value();
     let detokenize = asked.subschema_for::<Detokenize>().to_value();
-    let events = |of: &str| json!({ "type": "string", "description": of });
+    // No type: some read the schema of a stream as that of all its text, others as that of each event.
+    let events = |of: &str| json!({ "description": of });
     let of_replies = "Events, where `stream` is true: the data of each is a `Reply`, or an `Error` where it breaks off; of the last it is `[DONE]`.";
     let both = |schema: Value| vec![(JSON, schema), (EVENTS, events(of_replies))];
     let open = Lets::Everybody;
