@@ -27,6 +27,7 @@ use plimsoll_schedule::{
 };
 use tokio::sync::watch;
 
+use crate::code::Code;
 use crate::live::{Live, Recent};
 use crate::mailbox::{Events, Mailbox, mailbox};
 use crate::memory::{MOST_REQUESTS, Preempted, Way};
@@ -160,7 +161,7 @@ pub(crate) struct Finished {
 /// Why nothing could be chosen.
 #[derive(Debug)]
 pub(crate) struct Why {
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
     pub(crate) message: String,
 }
 
@@ -168,9 +169,9 @@ impl From<&ChoiceError> for Why {
     fn from(e: &ChoiceError) -> Self {
         Self {
             code: match e {
-                ChoiceError::Sample(_) => "numerical_error",
-                ChoiceError::Text(_) => "internal_error",
-                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => "grammar_failed",
+                ChoiceError::Sample(_) => Code::NumericalError,
+                ChoiceError::Text(_) => Code::InternalError,
+                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => Code::GrammarFailed,
             },
             message: e.to_string(),
         }

@@ -13,6 +13,8 @@
 mod accept;
 mod answer;
 mod body;
+mod code;
+mod docs;
 mod engine;
 mod error;
 mod live;

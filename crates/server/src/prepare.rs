@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::http::StatusCode;
 use plimsoll_runtime::guide::{Grammar, GrammarError, Guide};
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::{Answer, Stops};
 use plimsoll_schedule::{Beam, Fan, Request, RequestError};
 use serde_json::{Value, json};
 
+use crate::code::Code;
 use crate::engine::Job;
 use crate::error::ApiError;
 use crate::state::State;
@@ -66,7 +66,7 @@ pub(crate) fn check_model(state: &State, model: Option<&str>) -> Result<(), ApiE
         Some(model) => {
             let model: String = model.chars().take(64).collect();
             let message = format!("there is no model {model:?} here: this is {served:?}");
-            let e = ApiError::client(StatusCode::NOT_FOUND, "model_not_found", message);
+            let e = ApiError::invalid(Code::ModelNotFound, message);
             Err(e.param("model"))
         }
     }
@@ -82,7 +82,7 @@ pub(crate) fn chat(
 ) -> Result<Vec<u32>, ApiError> {
     let Some(template) = &state.model.template else {
         return Err(ApiError::invalid(
-            "no_chat_template",
+            Code::NoChatTemplate,
             "this model has no chat template: ask /v1/completions, or serve a model trained for chats",
         ));
     };
@@ -435,7 +435,7 @@ pub(crate) fn prepare(
             } else {
                 "prompt"
             };
-            return Err(ApiError::invalid("context_length_exceeded", message).param(param));
+            return Err(ApiError::invalid(Code::ContextLengthExceeded, message).param(param));
         }
         let (max_tokens, name) = match (most, route) {
             (Some(most), _) => most,
@@ -581,8 +581,9 @@ fn prompts(
     tools: &[Value],
     route: Route,
 ) -> Result<Vec<Prompt>, ApiError> {
-    let missing =
-        |name: &str| ApiError::invalid("missing_field", format!("{name} is missing")).param(name);
+    let missing = |name: &str| {
+        ApiError::invalid(Code::MissingField, format!("{name} is missing")).param(name)
+    };
     match route {
         Route::Completion => {
             let prompts = asked.prompt.as_ref().ok_or_else(|| missing("prompt"))?;

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Map;
 
+use crate::code::Code;
+
 /// What stands at a field that OpenAI has and that is always null here.
 pub(crate) type Null = ();
 
@@ -234,5 +236,5 @@ pub(crate) struct Fault<'a> {
     #[serde(rename = "type")]
     pub(crate) kind: &'static str,
     pub(crate) param: Option<&'a str>,
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::code::Code;
 use crate::error::ApiError;
 use crate::mailbox::MAILBOX_BYTES;
 use crate::prepare::{Prepared, Told};
@@ -84,7 +85,7 @@ pub(crate) fn take(state: &State, prepared: &Prepared) -> Result<Room, ApiError>
         let message = format!(
             "what is asked for may take {bytes} bytes, and requests have {most} in all: ask for fewer tokens, log probabilities or sequences, or stream it"
         );
-        return Err(ApiError::invalid("answer_too_large", message).param("max_tokens"));
+        return Err(ApiError::invalid(Code::AnswerTooLarge, message).param("max_tokens"));
     }
     let room = state.requests_room(bytes);
     room.map(|r| Room(Arc::new(r))).ok_or_else(|| {

@@ -13,6 +13,7 @@ use plimsoll_kv::{Scope, TenantId};
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
+use crate::code::Code;
 use crate::error::ApiError;
 
 /// One minute, in nanoseconds.
@@ -211,7 +212,7 @@ impl Tenants {
     ) -> Result<Arc<Visit>, ApiError> {
         let Some(t) = self.all.get(usize::from(tenant.0)) else {
             return Err(ApiError::server(
-                "internal_error",
+                Code::InternalError,
                 "there is no such tenant",
             ));
         };
@@ -228,7 +229,7 @@ impl Tenants {
             let message = format!(
                 "{before} requests of yours are in flight, and you may have {max} at once: wait until one ends"
             );
-            return Err(ApiError::busy(message, Duration::from_secs(1)).code("too_many_requests"));
+            return Err(ApiError::busy(message, Duration::from_secs(1)).code(Code::TooManyRequests));
         }
         let now = Instant::now();
         // Neither is taken from where the other is empty.
@@ -240,7 +241,7 @@ impl Tenants {
                 "you have used up your rate: it is there again in {:.1} s",
                 wait.as_secs_f64()
             );
-            return Err(ApiError::busy(message, wait).code("rate_limit_exceeded"));
+            return Err(ApiError::busy(message, wait).code(Code::RateLimitExceeded));
         }
         t.take(now, requests.into(), prompt_tokens);
         Ok(visit)
@@ -377,7 +378,7 @@ mod tests {
         let refused = enter(0).unwrap_err();
         let after = refused.retry_after.unwrap();
         assert!((29.0..=30.2).contains(&after.as_secs_f64()), "{after:?}");
-        assert_eq!(refused.code, "rate_limit_exceeded");
+        assert_eq!(refused.code, Code::RateLimitExceeded);
     }
 
     #[test]
@@ -391,7 +392,7 @@ mod tests {
         let first = enter(2).unwrap();
         assert!(enter(2).is_err(), "a body comes in as a whole");
         let second = enter(1).unwrap();
-        assert_eq!(enter(1).unwrap_err().code, "too_many_requests");
+        assert_eq!(enter(1).unwrap_err().code, Code::TooManyRequests);
         let also = Arc::clone(&first);
         drop(first);
         assert!(enter(1).is_err(), "the engine has it still");
