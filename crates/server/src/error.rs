@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::engine::{NotSent, retry_after};
 use crate::log::Outcome;
-use crate::reply::{Failure, Fault};
+use crate::reply::{Context, Failure, Fault};
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,7 @@ pub(crate) struct ApiError {
     pub(crate) retry_after: Option<Duration>,
     /// Pages that were needed and that there are, where that was the reason.
     pub(crate) pages: Option<Box<(u64, u64)>>,
+    context: Option<Box<Context>>,
 }
 
 impl ApiError {
@@ -44,6 +45,7 @@ impl ApiError {
             message: message.into(),
             retry_after: None,
             pages: None,
+            context: None,
         }
     }
 
@@ -175,6 +177,15 @@ impl ApiError {
         }
     }
 
+    /// How long the prompt is that is too long.
+    pub(crate) fn context(mut self, prompt: u64, limit: u32) -> Self {
+        self.context = Some(Box::new(Context {
+            n_prompt_tokens: prompt,
+            n_ctx: limit.into(),
+        }));
+        self
+    }
+
     pub(crate) fn code(mut self, code: &'static str) -> Self {
         self.code = code;
         self
@@ -200,6 +211,7 @@ impl ApiError {
                 kind: self.kind,
                 param: self.param.as_deref(),
                 code: self.code,
+                context: self.context.as_deref().copied(),
             },
         }
     }
@@ -286,8 +298,9 @@ impl From<RequestError> for ApiError {
         match e {
             RequestError::EmptyPrompt => Self::value("prompt", message),
             RequestError::NothingAsked => Self::value("max_tokens", message),
-            RequestError::TooLong { .. } => {
-                Self::invalid("context_length_exceeded", message).param("max_tokens")
+            RequestError::TooLong { prompt, limit, .. } => {
+                let e = Self::invalid("context_length_exceeded", message).param("max_tokens");
+                e.context(prompt, limit)
             }
             RequestError::NoSuchToken { .. } => Self::value("prompt", message),
             RequestError::Width { .. } => Self::value("n", message),

@@ -5,35 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::canary::Canary;
-use crate::server::{Answer, PROMPT, Server, texts};
+use crate::parameters::each;
+use crate::server::{PROMPT, Server, soon, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
-
-/// Each case: fields, the status, and the field that an error names.
-fn each(server: &Server, path: &str, cases: &[(Value, u16, &str)]) {
-    for (fields, status, param) in cases {
-        let mut body = if path == CHAT {
-            json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 })
-        } else {
-            json!({ "prompt": "Hi", "max_tokens": 2 })
-        };
-        for (name, value) in fields.as_object().unwrap() {
-            body[name] = value.clone();
-        }
-        let answer = server.post(path, &body.to_string());
-        let shown: String = fields.to_string().chars().take(120).collect();
-        assert_eq!(answer.status, *status, "{path} {shown}: {}", answer.body);
-        if *status != 200 {
-            let error = answer.json()["error"].clone();
-            assert_eq!(
-                error["param"].as_str().unwrap_or_default(),
-                *param,
-                "{shown}: {error}"
-            );
-        }
-    }
-}
 
 fn schema() -> Value {
     json!({
@@ -74,18 +50,6 @@ fn answer(server: &Server, body: &Value) -> Value {
     let answer = soon(server, CHAT, body);
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()
-}
-
-/// The answer when there is a place for it: whoever was answered gives his back soon after.
-fn soon(server: &Server, path: &str, body: &Value) -> Answer {
-    let began = Instant::now();
-    loop {
-        let answer = server.post(path, &body.to_string());
-        if answer.status != 429 || began.elapsed() > Duration::from_secs(5) {
-            return answer;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
