@@ -363,3 +363,33 @@ fn calls_that_are_broken_are_text() {
     }
     canary.check(&server, "D13");
 }
+
+/// D9: answers of `/tokenize` are long, and whoever does not read them holds room that is counted.
+#[test]
+fn answers_that_nobody_reads_take_room() {
+    let server = Server::start(&["--max-connections", "200"]);
+    let json = "Content-Type: application/json\r\n";
+    let text = "\u{1f642}".repeat((64 << 10) / 4);
+    let body = json!({ "prompt": text, "return_token_strs": true }).to_string();
+    let answer = server.post("/tokenize", &body);
+    assert_eq!(answer.status, 200);
+    // All requests have 64 MiB, and 70 KiB for each connection.
+    let room = (64 << 20) + 200 * (70 << 10);
+    let enough = room / answer.body.len() + 2;
+    assert!(enough < 180, "{enough} connections");
+    let unread: Vec<_> = (0..enough)
+        .map(|_| server.send("POST", "/tokenize", json, &body))
+        .collect();
+    // Each of these comes and goes, until those are there.
+    let mut refused = server.post("/tokenize", &body);
+    let began = Instant::now();
+    while refused.status == 200 && began.elapsed() < SOON {
+        refused = server.post("/tokenize", &body);
+    }
+    assert_eq!(refused.status, 429, "{}", refused.body.len());
+    assert_eq!(refused.json()["error"]["code"], "queue_full");
+    assert!(refused.headers.contains("retry-after: "));
+    drop(unread);
+    server.wait_until("read again", |s| s.post("/tokenize", &body).status == 200);
+    server.wait_until("free", Server::is_free);
+}
