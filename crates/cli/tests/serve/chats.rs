@@ -253,6 +253,7 @@ fn hard_texts_are_made_tokens_in_time_or_refused_unread() {
             let error = answer.json()["error"].clone();
             assert_eq!(error["code"], "context_length_exceeded", "{piece:?}");
             assert_eq!(error["param"], param, "{piece:?}");
+            assert!(answer.body.contains("not read here"), "{}", answer.body);
         }
         assert!(began.elapsed() < SOON, "{piece:?}: {:?}", began.elapsed());
     }
