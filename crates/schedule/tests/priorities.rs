@@ -57,12 +57,10 @@ fn submit(s: &mut Scheduler, id: RequestId, priority: i32, now: Nanos) {
 /// Seconds until the low one runs, beside others of `priority`: each second one more comes, and one is served.
 fn waits(priority: i32) -> Option<u64> {
     let mut s = scheduler();
-    let mut next = 1;
     for second in 0..1000 {
         let now = Nanos(second * SECOND);
-        // The first others are there before it: there is always one that could run.
-        submit(&mut s, RequestId(next), priority, now);
-        next += 1;
+        // The first of them is there before it: there is always one that could run.
+        submit(&mut s, RequestId(1 + second), priority, now);
         if second == 0 {
             submit(&mut s, LOW, 0, now);
         }
@@ -90,7 +88,7 @@ fn waits(priority: i32) -> Option<u64> {
 }
 
 #[test]
-fn a_class_is_worth_a_wait_and_nobody_waits_for_ever() {
+fn a_class_is_worth_a_wait_and_no_more() {
     // By order of arrival among equals; a later class never goes before.
     assert_eq!(waits(0), Some(1));
     assert_eq!(waits(1), Some(0));
@@ -98,6 +96,6 @@ fn a_class_is_worth_a_wait_and_nobody_waits_for_ever() {
     assert_eq!(waits(-1), Some(10));
     assert_eq!(waits(-2), Some(20));
     assert_eq!(waits(-50), Some(500));
-    // A class that is worth more than there is time: its wait has an end, by and by.
+    // The most urgent class of all is worth centuries: here nothing but a limit in time ends the wait.
     assert_eq!(waits(i32::MIN), None);
 }
