@@ -365,32 +365,46 @@ fn calls_that_are_broken_are_text() {
     canary.check(&server, "D13");
 }
 
-/// D9: answers of `/tokenize` are long, and whoever does not read them holds room that is counted.
+/// D9: answers of `/tokenize` are long, and take the room that there is for requests until they are read.
 #[test]
-fn answers_that_nobody_reads_take_room() {
-    let server = Server::start(&["--max-connections", "200"]);
+fn answers_of_tokenize_take_room() {
+    let server = Server::start(&["--max-connections", "32"]);
     let json = "Content-Type: application/json\r\n";
     let text = "\u{1f642}".repeat((64 << 10) / 4);
-    let body = json!({ "prompt": text, "return_token_strs": true }).to_string();
-    let answer = server.post("/tokenize", &body);
+    let long = json!({ "prompt": text, "return_token_strs": true }).to_string();
+    let answer = server.post("/tokenize", &long);
     assert_eq!(answer.status, 200);
-    // All requests have 64 MiB, and 70 KiB for each connection.
-    let room = (64 << 20) + 200 * (70 << 10);
-    let enough = room / answer.body.len() + 2;
-    assert!(enough < 180, "{enough} connections");
-    let unread: Vec<_> = (0..enough)
-        .map(|_| server.send("POST", "/tokenize", json, &body))
-        .collect();
-    // Each of these comes and goes, until those are there.
-    let mut refused = server.post("/tokenize", &body);
-    let began = Instant::now();
-    while refused.status == 200 && began.elapsed() < SOON {
-        refused = server.post("/tokenize", &body);
+    assert!(answer.body.len() > 500_000, "{}", answer.body.len());
+    // One that has all places, so that others wait.
+    let blocks =
+        json!({ "prompt": PROMPT, "max_tokens": 900, "n": 16, "ignore_eos": true, "stream": true });
+    let first = server.send("POST", COMPLETIONS, json, &blocks.to_string());
+    let count = |s: &Server, what: &str| {
+        let all = s.get("/v1/memory").json();
+        all["requests"][what].as_u64().unwrap()
+    };
+    server.wait_until("busy", |s| count(s, "running") == 1);
+    // Their log probabilities take room from the start, until less is left than 300 kB.
+    let mut held = Vec::new();
+    for tokens in [1000, 1000, 1000, 1000, 1000, 500, 250, 125, 60, 30, 15] {
+        let before = count(&server, "waiting");
+        let body =
+            json!({ "prompt": vec![7; tokens], "max_tokens": 1, "echo": true, "logprobs": 20 });
+        let socket = server.send("POST", COMPLETIONS, json, &body.to_string());
+        let soon = Some(Duration::from_millis(1));
+        socket.set_read_timeout(soon).unwrap();
+        server.wait_until("waiting or refused", |s| {
+            count(s, "waiting") > before || socket.peek(&mut [0]).is_ok()
+        });
+        held.push(socket);
     }
+    let refused = server.post("/tokenize", &long);
     assert_eq!(refused.status, 429, "{}", refused.body.len());
     assert_eq!(refused.json()["error"]["code"], "queue_full");
     assert!(refused.headers.contains("retry-after: "));
-    drop(unread);
-    server.wait_until("read again", |s| s.post("/tokenize", &body).status == 200);
+    let short = json!({ "prompt": "Hi" }).to_string();
+    assert_eq!(server.post("/tokenize", &short).status, 200);
+    drop((first, held));
     server.wait_until("free", Server::is_free);
+    server.wait_until("roomy", |s| s.post("/tokenize", &long).status == 200);
 }
