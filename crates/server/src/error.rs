@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::code::Code;
 use crate::engine::{NotSent, retry_after};
 use crate::log::Outcome;
-use crate::reply::{Failure, Fault};
+use crate::reply::{Context, Failure, Fault};
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +26,7 @@ pub(crate) struct ApiError {
     pub(crate) retry_after: Option<Duration>,
     /// Pages that were needed and that there are, where that was the reason.
     pub(crate) pages: Option<Box<(u64, u64)>>,
+    context: Option<Box<Context>>,
 }
 
 impl ApiError {
@@ -37,6 +38,7 @@ impl ApiError {
             message: message.into(),
             retry_after: None,
             pages: None,
+            context: None,
         }
     }
 
@@ -146,6 +148,15 @@ impl ApiError {
         }
     }
 
+    /// How long the prompt is that is too long.
+    pub(crate) fn context(mut self, prompt: u64, limit: u32) -> Self {
+        self.context = Some(Box::new(Context {
+            n_prompt_tokens: prompt,
+            n_ctx: limit.into(),
+        }));
+        self
+    }
+
     pub(crate) fn code(mut self, code: Code) -> Self {
         self.code = code;
         self
@@ -171,6 +182,7 @@ impl ApiError {
                 kind: self.kind,
                 param: self.param.as_deref(),
                 code: self.code,
+                context: self.context.as_deref().copied(),
             },
         }
     }
@@ -257,8 +269,9 @@ impl From<RequestError> for ApiError {
         match e {
             RequestError::EmptyPrompt => Self::value("prompt", message),
             RequestError::NothingAsked => Self::value("max_tokens", message),
-            RequestError::TooLong { .. } => {
-                Self::invalid(Code::ContextLengthExceeded, message).param("max_tokens")
+            RequestError::TooLong { prompt, limit, .. } => {
+                let e = Self::invalid(Code::ContextLengthExceeded, message).param("max_tokens");
+                e.context(prompt, limit)
             }
             RequestError::NoSuchToken { .. } => Self::value("prompt", message),
             RequestError::Width { .. } => Self::value("n", message),

@@ -126,7 +126,8 @@ pub(crate) fn chat(
     let given = all.iter_mut().chain(&mut tools);
     let disarmed = state.model.tokenizer.disarm(given);
     let prompt = template.render_with(&all, &tools, add_generation_prompt, SystemTime::now())?;
-    state.encode_chat(&prompt, &disarmed, special)
+    let ids = state.encode_chat(&prompt, &disarmed, special);
+    ids.map_err(|e| e.param("messages"))
 }
 
 /// The calls of a message, with their arguments as objects: so templates read them.
@@ -408,6 +409,15 @@ pub(crate) fn prepare(
         );
         return Err(ApiError::value("n", message));
     }
+    // All of them wait before any runs: they would be told to come back for ever.
+    let queue = state.model.room.queue();
+    if prompts.len() > queue {
+        let message = format!(
+            "there are {} prompts and at most {queue} requests may wait here: send fewer at once, or start the server with a larger `--max-num-queued-reqs`",
+            prompts.len()
+        );
+        return Err(ApiError::value("prompt", message));
+    }
     let guide = match &grammar {
         None => None,
         Some((grammar, param)) => {
@@ -435,7 +445,8 @@ pub(crate) fn prepare(
             } else {
                 "prompt"
             };
-            return Err(ApiError::invalid(Code::ContextLengthExceeded, message).param(param));
+            let e = ApiError::invalid(Code::ContextLengthExceeded, message).param(param);
+            return Err(e.context(ids.len() as u64, limit));
         }
         let (max_tokens, name) = match (most, route) {
             (Some(most), _) => most,

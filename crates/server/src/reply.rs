@@ -237,4 +237,14 @@ pub(crate) struct Fault<'a> {
     pub(crate) kind: &'static str,
     pub(crate) param: Option<&'a str>,
     pub(crate) code: Code,
+    /// Of a prompt that is too long: its tokens, and those of the longest sequence. As in llama.cpp's server.
+    #[serde(flatten)]
+    pub(crate) context: Option<Context>,
+}
+
+/// How long a prompt is, and how long prompt and answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub(crate) struct Context {
+    pub(crate) n_prompt_tokens: u64,
+    pub(crate) n_ctx: u64,
 }

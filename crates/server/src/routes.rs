@@ -378,14 +378,20 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
             token_strs: strings,
         })
     });
-    Ok(json_response(StatusCode::OK, &value.await?))
+    room::hold(&state, json_response(StatusCode::OK, &value.await?))
 }
 
 async fn detokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
     let value = worked(&state, request, |state, bytes| {
         let asked: Detokenize = body::parse(bytes)?;
         check_model(state, asked.model.as_deref())?;
-        let vocab = state.model.limits.vocab;
+        let limits = &state.model.limits;
+        let (count, most, vocab) = (asked.tokens.0.len(), limits.max_model_len, limits.vocab);
+        if count > most as usize {
+            let message = format!("there are {count} tokens, and sequences have at most {most}");
+            let e = ApiError::invalid(Code::ContextLengthExceeded, message).param("tokens");
+            return Err(e.context(count as u64, most));
+        }
         if let Some(id) = asked.tokens.0.iter().find(|id| **id >= vocab) {
             let message = format!("token {id} is out of range: ids are below {vocab}");
             return Err(ApiError::value("tokens", message));
@@ -393,7 +399,7 @@ async fn detokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answ
         let text = state.model.tokenizer.decode(&asked.tokens.0, true)?;
         Ok(Detokenized { prompt: text })
     });
-    Ok(json_response(StatusCode::OK, &value.await?))
+    room::hold(&state, json_response(StatusCode::OK, &value.await?))
 }
 
 /// Echoes an id that a client gave its request, or gives one: for its logs, and no key to anything here.

@@ -216,6 +216,13 @@ impl Tenants {
                 "there is no such tenant",
             ));
         };
+        // More than there ever may be at once: waiting would not help.
+        if let Some(max) = t.rules.max_requests.filter(|max| requests > *max) {
+            let message = format!(
+                "there are {requests} prompts and you may have {max} requests at once: send fewer at once"
+            );
+            return Err(ApiError::value("prompt", message));
+        }
         let before = t.flying.fetch_add(requests, Ordering::AcqRel);
         // From here on it goes again with the visit.
         let visit = Arc::new(Visit {
@@ -398,6 +405,7 @@ mod tests {
         assert!(enter(1).is_err(), "the engine has it still");
         drop((also, second));
         enter(3).unwrap();
+        assert_eq!(enter(4).unwrap_err().code, "invalid_value", "never");
     }
 
     #[test]
