@@ -1,38 +1,13 @@
-// Which view is shown, and in which colours.
+// Which view is shown.
 
-import { known, say } from "./elements.js";
+import { known } from "./elements.js";
 import { read } from "./hash.js";
 import { Live } from "./live.js";
 import { Planner } from "./planner.js";
-
-const THEME = "plimsoll.theme";
-const THEMES = ["system", "light", "dark"];
+import { painted } from "./theme.js";
 
 const live = new Live();
 const planner = new Planner();
-
-function theme(): string {
-  const chosen = localStorage.getItem(THEME) ?? "";
-  return THEMES.includes(chosen) ? chosen : "system";
-}
-
-function paint(): void {
-  const name = theme();
-  const root = document.documentElement;
-  if (name === "system") delete root.dataset["theme"];
-  else root.dataset["theme"] = name;
-  const button = known("theme");
-  say(button, `Colours: ${name}`);
-  button.setAttribute("aria-label", `Colours: ${name}. Press to change.`);
-  live.recolour();
-}
-
-known("theme").addEventListener("click", () => {
-  const next = THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length] ?? "system";
-  localStorage.setItem(THEME, next);
-  paint();
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => live.recolour());
 
 async function go(): Promise<void> {
   // What skips to the content is no view.
@@ -55,5 +30,5 @@ async function go(): Promise<void> {
 }
 
 window.addEventListener("hashchange", () => void go());
-paint();
+painted(() => live.recolour());
 void go();

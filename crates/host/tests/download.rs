@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use plimsoll_host::hub::{Fetching, HubId, download};
 use plimsoll_host::{HostError, Kind, LoadOptions, load, locate};
@@ -165,6 +166,40 @@ fn a_download_that_fails_is_taken_up_by_the_next_run() {
     let last = of_weights(&server);
     assert_eq!(last.len(), before + 1);
     assert_eq!(last[before].range.unwrap().0, 3000);
+}
+
+#[test]
+fn a_download_that_hangs_goes_on_elsewhere_or_ends() {
+    let size = all()[WEIGHTS].len() as u64;
+    // It promises all, sends so much, and then nothing, on a connection that stays open.
+    let hangs_after = |mut a: Answer, sent: usize| {
+        let length = a.body.len().to_string();
+        a.body.truncate(sent);
+        a.hangs = true;
+        a.with("content-length", length)
+    };
+    let rounds = AtomicU64::new(0);
+    let once = odd_hub(move |_, a| match rounds.fetch_add(1, Ordering::Relaxed) {
+        0 => hangs_after(a, 3000),
+        _ => a,
+    });
+    let home = Home::new();
+    let folder = get(&home.options(&once, &[]), "org/name").unwrap();
+    assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), all()[WEIGHTS]);
+    let asked: Vec<_> = of_weights(&once).iter().map(|s| s.range).collect();
+    assert_eq!(asked, [None, Some((3000, size - 1))]);
+
+    let always = odd_hub(move |_, a| hangs_after(a, 0));
+    let home = Home::new();
+    let began = Instant::now();
+    let err = get(&home.options(&always, &[]), "org/name").unwrap_err();
+    assert_eq!(err.kind(), Kind::Temporary, "{err:?}");
+    // The limit is a second without a byte, a few times.
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Content addresses: what a block holds, as a keyed hash chained from the sequence's start.
 //!
-//! The key is secret per process, so that nobody can construct a prompt that collides with another's;
-//! tokens are compared on every hit as well. Each group has a chain of its own, rooted in everything
+//! The key is secret per process, so that nobody can construct a prompt that collides with another's. The tokens of a
+//! block are compared on every hit as well; what came before it, and states, are told apart by addresses alone. Each group has a chain of its own, rooted in everything
 //! that changes keys and values besides the tokens: tenant salt, adapter, cache type, model and media.
 
 use std::hash::Hasher;

@@ -309,3 +309,102 @@ pub(crate) fn first_block(group: &GroupLayout, committed: u32) -> u32 {
 pub(crate) fn part(address: u128, i: u32) -> u128 {
     address.wrapping_add(u128::from(i))
 }
+
+#[cfg(test)]
+mod tests {
+    use plimsoll_program::{Group, GroupKind, PoolGeometry};
+    use plimsoll_units::{Bytes, SeqId};
+
+    use super::*;
+    use crate::cache::KvConfig;
+    use crate::layout::Layout;
+    use crate::{Outbox, Scope};
+
+    const A: [u32; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+    /// Another prompt, whose addresses are made those of `A`.
+    const B: [u32; 8] = [1, 2, 3, 9, 5, 6, 7, 8];
+
+    fn pool(kinds: &[GroupKind]) -> KvCache {
+        let group = |kind: &GroupKind| Group {
+            kind: *kind,
+            layers: 1,
+            rate: Bytes::new(2),
+            slots: 4,
+            state_pages: 0,
+            padding: Bytes::ZERO,
+        };
+        let geometry = PoolGeometry {
+            page: Bytes::new(8),
+            groups: kinds.iter().map(group).collect(),
+        };
+        let mut config = KvConfig::new(Layout::new(&geometry).expect("blocks of four"), 64);
+        config.prefix_cache = true;
+        KvCache::new(config)
+    }
+
+    fn run(kv: &mut KvCache, id: u64, tokens: &[u32; 8]) -> Table {
+        let mut t = kv.table(SeqId(id), &Scope::default(), 8);
+        kv.prepare(&mut t, 8, u32::MAX).expect("pages are there");
+        kv.commit(&mut t, 8, tokens);
+        kv.drain(&mut Outbox::default());
+        kv.complete();
+        t
+    }
+
+    fn pages(t: &Table) -> Vec<u32> {
+        let pages = t.entries().filter_map(|(_, e)| match e {
+            Entry::Device { page, .. } => Some(page),
+            Entry::Host { .. } => None,
+        });
+        pages.collect()
+    }
+
+    /// Nobody makes two prompts of one address without the process's key. Here it is done by hand.
+    #[test]
+    fn a_forged_address_shares_no_block() {
+        use GroupKind::{Chunk, Full, Latent, Window};
+        let mixes: [&[GroupKind]; 5] = [
+            &[Full],
+            &[Latent],
+            &[Window(8)],
+            &[Full, Window(8)],
+            &[Full, Chunk(8)],
+        ];
+        for kinds in mixes {
+            // Whoever looks for the other prompt finds the page of this one.
+            let mut kv = pool(kinds);
+            let a = run(&mut kv, 1, &A);
+            let forged = kv.keys(&Scope::default(), &A);
+            assert_eq!(kv.lookup(&forged, &A, 8).tokens, 8, "{kinds:?}");
+            assert_eq!(kv.lookup(&forged, &B, 8).tokens, 0, "{kinds:?}");
+            kv.release(a);
+
+            // Whoever has computed the other one meets the page of this one under its address.
+            let mut kv = pool(kinds);
+            let a = run(&mut kv, 1, &A);
+            let own = kv.keys(&Scope::default(), &B);
+            for (mine, theirs) in own.groups.iter().flatten().zip(pages(&a)) {
+                kv.index.insert(*mine, theirs);
+            }
+            assert_eq!(kv.lookup(&own, &B, 8).tokens, 0, "{kinds:?}");
+            let b = run(&mut kv, 2, &B);
+            let firsts = |t: &Table| -> Vec<u32> {
+                let firsts = t.groups.iter().filter_map(|g| g.entry(0));
+                firsts
+                    .filter_map(|e| match e {
+                        Entry::Device { page, .. } => Some(page),
+                        Entry::Host { .. } => None,
+                    })
+                    .collect()
+            };
+            assert!(!firsts(&a).is_empty(), "{kinds:?}");
+            for page in firsts(&b) {
+                assert!(!pages(&a).contains(&page), "{kinds:?}");
+            }
+            let keys = kv.keys(&Scope::default(), &A);
+            assert_eq!(kv.lookup(&keys, &A, 8).tokens, 8, "{kinds:?}");
+            kv.release(a);
+            kv.release(b);
+        }
+    }
+}

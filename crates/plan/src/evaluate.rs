@@ -341,12 +341,13 @@ fn judge(
     let beside_terms = engine.kv.beside_terms(share)?;
     let beside = Bytes::sum(beside_terms.iter().map(Term::high))?;
     let mut pools = [room, room_low, room_high].map(|r| r.saturating_sub(beside));
-    if let Takes::AtMost(most) = engine.takes {
-        let most = if settings.kv_memory.is_some() {
-            pools[0]
-        } else {
-            most
-        };
+    let most = match engine.takes {
+        Takes::AtMost(most) if settings.kv_memory.is_none() => Some(most),
+        Takes::AtMost(_) => Some(pools[0]),
+        Takes::Blocks => Some(pools[2]),
+        Takes::Need | Takes::Rest => None,
+    };
+    if let Some(most) = most {
         let block = engine.kv.capacity(most, max_model_len)?.bytes_per_block;
         for pool in &mut pools {
             *pool = block.times((*pool).min(most).whole(block))?;
@@ -369,12 +370,16 @@ fn judge(
             }
         })
         .formula(match settings.kv_memory {
-            Some(_) if matches!(engine.takes, Takes::AtMost(_)) => {
+            Some(_) if matches!(engine.takes, Takes::AtMost(_) | Takes::Blocks) => {
                 "whole blocks of --kv-memory".to_owned()
             }
             Some(_) => "given (--kv-memory)".to_owned(),
             None if matches!(engine.takes, Takes::AtMost(_)) => format!(
                 "the smaller of R sequences of the longest length and budget ({}) - all other terms",
+                engine.budget.formula
+            ),
+            None if engine.takes == Takes::Blocks => format!(
+                "whole blocks of budget ({}) - all other terms",
                 engine.budget.formula
             ),
             None if takes_rest => {

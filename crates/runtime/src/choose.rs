@@ -355,6 +355,8 @@ impl Chooser for Choices {
         self.histories = Histories::default();
         self.asked.clear();
         self.texts.clear();
+        // A new sequence of the same number keeps to no grammar of an old one, and others get its place.
+        self.guides.clear();
         self.paths.clear();
         self.failed.clear();
     }

@@ -449,8 +449,13 @@ mod hostile;
 
 #[cfg(test)]
 mod tests {
+    use plimsoll_schedule::{RequestId, SeqEvent};
+    use plimsoll_units::SeqId;
+
     use super::*;
-    use crate::text::TokenizerConfig;
+    use crate::sample::{Sampling, SamplingParams};
+    use crate::text::{Stops, TokenizerConfig};
+    use crate::{Choices, Chooser as _};
 
     /// A vocabulary of bytes and some pairs, whose last token ends.
     pub(super) fn tokenizer() -> (Tokenizer, u32) {
@@ -526,6 +531,26 @@ mod tests {
             }
             assert!(looked > 20);
         }
+        assert_eq!(grammars.taken.load(Ordering::Relaxed), 0);
+    }
+
+    /// Their places stayed taken, and a later sequence of the same number could keep to a grammar that nobody asked for.
+    #[test]
+    fn who_was_in_flight_when_the_engine_began_anew_keeps_no_place() {
+        let (t, end) = tokenizer();
+        let grammars = Grammars::new(&t, end + 1, &[end]).unwrap();
+        let guide = grammars.compile(&Grammar::Regex("a".to_owned()), MAX_GUIDES);
+        let params = SamplingParams::new(Sampling::default(), end + 1, &[], 8).unwrap();
+        let mut choices = Choices::new(end + 1, 1, None);
+        let (id, stops) = (RequestId(1), Stops::default());
+        choices.expect_guided(id, &[0], params, stops, Some(guide.unwrap()));
+        choices.event(&SeqEvent::Start {
+            seq: SeqId(0),
+            request: id,
+            index: 0,
+        });
+        assert_eq!(grammars.taken.load(Ordering::Relaxed), MAX_GUIDES);
+        choices.restart();
         assert_eq!(grammars.taken.load(Ordering::Relaxed), 0);
     }
 

@@ -14,9 +14,16 @@ pub struct Room {
     pub(crate) caps: Vec<u32>,
     /// T.
     pub(crate) chunk: u32,
+    pub(crate) queue: usize,
 }
 
 impl Room {
+    /// Requests that may wait: no more can be handed over at once.
+    #[must_use]
+    pub const fn queue(&self) -> usize {
+        self.queue
+    }
+
     /// The most tokens that a request of `width` sequences after a prompt of `prompt` tokens can ask for and still be let
     /// in by a scheduler that is idle; 0 where not even one.
     #[must_use]

@@ -149,6 +149,7 @@ impl Scheduler {
             pages: u64::from(self.kv.pages()).saturating_sub(self.pinned),
             caps: self.config.tenants.iter().map(|t| t.cap).collect(),
             chunk: self.config.max_batched_tokens,
+            queue: self.config.max_queued,
         }
     }
 

@@ -3,6 +3,7 @@
 use plimsoll_runtime::text::{TextError, Tokenizer};
 use plimsoll_schedule::{Completion, End};
 
+use crate::code::Code;
 use crate::engine::{Event, Finished, Why};
 use crate::error::ApiError;
 use crate::logprobs;
@@ -100,9 +101,10 @@ pub(crate) fn reason(end: End, why: Option<&Why>) -> Result<&'static str, ApiErr
         End::Stop => Ok("stop"),
         End::Length => Ok("length"),
         End::Error => {
-            let (code, what) = why.map_or(("numerical_error", "its logits are no numbers"), |w| {
-                (w.code, &*w.message)
-            });
+            let (code, what) = why
+                .map_or((Code::NumericalError, "its logits are no numbers"), |w| {
+                    (w.code, &*w.message)
+                });
             let message = format!("the answer ended with an error: {what}");
             Err(ApiError::server(code, message))
         }
@@ -187,7 +189,8 @@ pub(crate) fn whole<'a>(
                 calls = found;
             }
             let reason = called(reason, !calls.is_empty());
-            let own = f.logprobs.sequences.get(&c.index);
+            let own = f.logprobs.of(c);
+            let own = own.as_deref();
             choices.push(match head.route {
                 Route::Chat => {
                     let logprobs = own.map(|l| logprobs::chat(tokenizer, logprobs::entries(l)));

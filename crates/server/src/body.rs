@@ -1,11 +1,12 @@
 //! Bodies: how many bytes, how long, and what JSON they are.
 
 use axum::body::Body;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, header};
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::code::Code;
 use crate::error::ApiError;
 use crate::state::State;
 
@@ -15,16 +16,14 @@ pub(crate) fn size(state: &State, headers: &HeaderMap) -> Result<usize, ApiError
     let kind = kind.and_then(|k| k.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/json") {
-        return Err(ApiError::client(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
+        return Err(ApiError::invalid(
+            Code::UnsupportedMediaType,
             "the body is not said to be JSON: send the header `Content-Type: application/json`",
         ));
     }
     if headers.contains_key(header::CONTENT_ENCODING) {
-        return Err(ApiError::client(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
+        return Err(ApiError::invalid(
+            Code::UnsupportedMediaType,
             "compressed bodies are not taken: send it as it is, without `Content-Encoding`",
         ));
     }
@@ -41,7 +40,7 @@ pub(crate) fn size(state: &State, headers: &HeaderMap) -> Result<usize, ApiError
 
 pub(crate) fn too_large(most: usize) -> ApiError {
     let message = format!("the body has more than {most} bytes");
-    ApiError::client(StatusCode::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    ApiError::invalid(Code::RequestTooLarge, message)
 }
 
 /// Room for bodies is taken in pieces of this size, as they come: whoever only says that much will come holds none.
@@ -60,7 +59,7 @@ pub(crate) async fn read(
         let mut all = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| {
-                ApiError::invalid("invalid_body", "the body ended before it was whole")
+                ApiError::invalid(Code::InvalidBody, "the body ended before it was whole")
             })?;
             let Ok(data) = frame.into_data() else {
                 continue;
@@ -83,11 +82,7 @@ pub(crate) async fn read(
         .await
         .unwrap_or_else(|_| {
             let message = format!("the body took more than {} s", limit.as_secs_f64());
-            Err(ApiError::client(
-                StatusCode::REQUEST_TIMEOUT,
-                "body_timeout",
-                message,
-            ))
+            Err(ApiError::invalid(Code::BodyTimeout, message))
         })
 }
 
@@ -96,7 +91,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     // A list would be taken for the fields in their order.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(ApiError::invalid(
-            "invalid_json",
+            Code::InvalidJson,
             "the body is not a JSON object",
         ));
     }
@@ -109,7 +104,7 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let what = text.rsplit_once(" at line ").map_or(&*text, |t| t.0);
         if !inner.is_data() {
             let message = format!("the body is not JSON: {what} ({place})");
-            return ApiError::invalid("invalid_json", message);
+            return ApiError::invalid(Code::InvalidJson, message);
         }
         // Of an unknown name, the list of all known ones helps nobody.
         let quoted = |start: &str| what.strip_prefix(start)?.split('`').next();
@@ -121,19 +116,19 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             );
         }
         if let Some(name) = quoted("missing field `") {
-            return ApiError::invalid("missing_field", format!("{name} is missing ({place})"))
+            return ApiError::invalid(Code::MissingField, format!("{name} is missing ({place})"))
                 .param(name);
         }
         // A text may be as long as a body.
         let what: String = what.chars().take(300).collect();
         match &*path {
-            "." => ApiError::invalid("invalid_value", format!("{what} ({place})")),
+            "." => ApiError::invalid(Code::InvalidValue, format!("{what} ({place})")),
             path => ApiError::value(path, format!("{path}: {what} ({place})")),
         }
     })?;
     json.end().map_err(|e| {
         ApiError::invalid(
-            "invalid_json",
+            Code::InvalidJson,
             format!("the body goes on after its JSON: {e}"),
         )
     })?;

@@ -5,7 +5,8 @@
 //! can be lost or find a full channel.
 //!
 //! A panic, or steps that fail whoever asks, ends the requests in flight, and the engine begins anew in the memory that
-//! it has: weights stay, nothing else is believed. Commands wait meanwhile. After a few times it gives up.
+//! it has: weights stay, nothing else is believed. Commands wait meanwhile. After a few times within a window
+//! (`restarts.rs`) it gives up.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,10 +27,12 @@ use plimsoll_schedule::{
 };
 use tokio::sync::watch;
 
+use crate::code::Code;
 use crate::live::{Live, Recent};
 use crate::mailbox::{Events, Mailbox, mailbox};
 use crate::memory::{MOST_REQUESTS, Preempted, Way};
 use crate::metrics::{Metrics, Reason as How, Timeline};
+use crate::restarts::Restarts;
 use crate::state::now_ms;
 use crate::tenants::Visit;
 
@@ -39,11 +42,6 @@ const COMMANDS: usize = 1024;
 const FAILURES: u32 = 3;
 /// Times that may happen without a step between that does not fail; then it is not the requests.
 const GIVEN_UP: u32 = 3;
-/// How often the engine begins anew; then the process ends, for whoever supervises it.
-const RESTARTS: u32 = 3;
-/// A wait before it does, and by how much the next is longer.
-const BACK_OFF: Duration = Duration::from_millis(250);
-const BACK_OFF_TIMES: u32 = 2;
 /// What is in the engine is taken down no more often than this, and only while somebody looks.
 const LOOKS_APART: Duration = Duration::from_millis(100);
 /// How long whoever looks waits for the step under way; then he sees what was.
@@ -163,7 +161,7 @@ pub(crate) struct Finished {
 /// Why nothing could be chosen.
 #[derive(Debug)]
 pub(crate) struct Why {
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
     pub(crate) message: String,
 }
 
@@ -171,9 +169,9 @@ impl From<&ChoiceError> for Why {
     fn from(e: &ChoiceError) -> Self {
         Self {
             code: match e {
-                ChoiceError::Sample(_) => "numerical_error",
-                ChoiceError::Text(_) => "internal_error",
-                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => "grammar_failed",
+                ChoiceError::Sample(_) => Code::NumericalError,
+                ChoiceError::Text(_) => Code::InternalError,
+                ChoiceError::Grammar(_) | ChoiceError::DeadEnd => Code::GrammarFailed,
             },
             message: e.to_string(),
         }
@@ -319,12 +317,13 @@ impl Handle {
 pub(crate) type Thread<E, L> = JoinHandle<Option<Engine<E, L>>>;
 
 /// Starts the engine's thread. It gives the engine back when it has been drained or nobody can send commands, and
-/// nothing where it panicked too often.
+/// nothing where it panicked too often within `restart_window`.
 ///
 /// Whoever waits longer than `queue_timeout` for a first step has none.
 pub(crate) fn spawn<E, L>(
     engine: Engine<E, L>,
     queue_timeout: Duration,
+    restart_window: Duration,
     tenants: Vec<String>,
     metrics: Metrics,
 ) -> std::io::Result<(Handle, Thread<E, L>)>
@@ -357,7 +356,7 @@ where
             draining: false,
             failures: 0,
             given_up: 0,
-            restarts: 0,
+            restarts: Restarts::new(restart_window),
             published: &published,
             metrics: &metrics,
             recent: Recent::default(),
@@ -382,19 +381,15 @@ where
                 return Some(worker.engine);
             };
             // Health is red before anybody hears of it.
-            let gives_up = worker.restarts >= RESTARTS;
-            if gives_up {
-                lock(now).dead = true;
-            } else {
+            let wait = worker.restarts.another(Instant::now());
+            if wait.is_some() {
                 lock(now).restarting = true;
+            } else {
+                lock(now).dead = true;
             }
             worker.tell_failed(&why);
-            if gives_up {
-                // Whoever has a command in the channel sees the mailbox close without an end.
-                return None;
-            }
-            std::thread::sleep(BACK_OFF * BACK_OFF_TIMES.pow(worker.restarts));
-            worker.restarts += 1;
+            // Whoever has a command in the channel sees the mailbox close without an end.
+            std::thread::sleep(wait?);
         }
     })?;
     Ok((handle, thread))
@@ -432,7 +427,7 @@ struct Worker<'a, E, L> {
     failures: u32,
     /// Times whoever was in flight was given up since.
     given_up: u32,
-    restarts: u32,
+    restarts: Restarts,
     published: &'a Published,
     metrics: &'a Metrics,
     recent: Recent,
@@ -744,7 +739,7 @@ impl<E: Executor + Choosing, L: Log> Worker<'_, E, L> {
             pages: kv.pages(),
             stats: *scheduler.stats(),
             stepping,
-            restarts: self.restarts,
+            restarts: self.restarts.total,
             restarting: false,
             dead: false,
         };

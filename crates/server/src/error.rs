@@ -11,81 +11,64 @@ use plimsoll_runtime::text::TextError;
 use plimsoll_schedule::{Reason, Refusal, RequestError};
 use serde::Serialize;
 
+use crate::code::Code;
 use crate::engine::{NotSent, retry_after};
 use crate::log::Outcome;
-use crate::reply::{Failure, Fault};
+use crate::reply::{Context, Failure, Fault};
 
 /// An error on its way to a client.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ApiError {
-    pub(crate) status: StatusCode,
     kind: &'static str,
-    /// Stable; part of the interface.
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
     param: Option<String>,
     message: String,
     pub(crate) retry_after: Option<Duration>,
     /// Pages that were needed and that there are, where that was the reason.
     pub(crate) pages: Option<Box<(u64, u64)>>,
+    context: Option<Box<Context>>,
 }
 
 impl ApiError {
-    fn new(
-        status: StatusCode,
-        kind: &'static str,
-        code: &'static str,
-        message: impl Into<String>,
-    ) -> Self {
+    fn new(kind: &'static str, code: Code, message: impl Into<String>) -> Self {
         Self {
-            status,
             kind,
             code,
             param: None,
             message: message.into(),
             retry_after: None,
             pages: None,
+            context: None,
         }
     }
 
     /// A mistake of the client.
-    pub(crate) fn invalid(code: &'static str, message: impl Into<String>) -> Self {
-        let status = StatusCode::BAD_REQUEST;
-        Self::new(status, "invalid_request_error", code, message)
+    pub(crate) fn invalid(code: Code, message: impl Into<String>) -> Self {
+        Self::new("invalid_request_error", code, message)
     }
 
     /// A value that a field cannot have.
     pub(crate) fn value(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::invalid("invalid_value", message).param(param)
+        Self::invalid(Code::InvalidValue, message).param(param)
     }
 
     /// A field that exists elsewhere.
     pub(crate) fn unsupported(param: &str, message: impl Into<String>) -> Self {
-        Self::invalid("unsupported_parameter", message).param(param)
-    }
-
-    /// A mistake of the client with a status of its own.
-    pub(crate) fn client(
-        status: StatusCode,
-        code: &'static str,
-        message: impl Into<String>,
-    ) -> Self {
-        Self::new(status, "invalid_request_error", code, message)
+        Self::invalid(Code::UnsupportedParameter, message).param(param)
     }
 
     pub(crate) fn no_key() -> Self {
         Self::new(
-            StatusCode::UNAUTHORIZED,
             "authentication_error",
-            "invalid_api_key",
+            Code::InvalidApiKey,
             "no valid API key: send the header `Authorization: Bearer KEY`",
         )
     }
 
     pub(crate) fn draining() -> Self {
         let mut e = Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
             "server_error",
-            "shutting_down",
+            Code::ShuttingDown,
             "the server is shutting down and takes no new requests",
         );
         // By then another one answers here, or none.
@@ -95,19 +78,17 @@ impl ApiError {
 
     /// It has had all the time that a request gets. Another try would take as long.
     pub(crate) fn too_long(limit: Duration) -> Self {
-        let status = StatusCode::GATEWAY_TIMEOUT;
         let message = format!(
             "the request took more than {} s: ask for fewer tokens, or start the server with a longer `--request-timeout`",
             limit.as_secs_f64()
         );
-        Self::new(status, "server_error", "request_timeout", message)
+        Self::new("server_error", Code::RequestTimeout, message)
     }
 
     /// It waited for its first step for too long.
     pub(crate) fn expired(limit: Duration) -> Self {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
         let message = format!("the request waited for more than {} s", limit.as_secs_f64());
-        let mut e = Self::new(status, "server_error", "queue_timeout", message);
+        let mut e = Self::new("server_error", Code::QueueTimeout, message);
         e.retry_after = Some(Duration::from_secs(10));
         e
     }
@@ -115,53 +96,45 @@ impl ApiError {
     /// The client reads far more slowly than it is answered.
     pub(crate) fn slow() -> Self {
         let message = "the answer was not read as fast as it was written";
-        Self::invalid("slow_client", message)
+        Self::invalid(Code::SlowClient, message)
     }
 
     /// Bodies of others take all the memory that there is for them.
     pub(crate) fn crowded() -> Self {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
         let message = "too many large bodies come at once";
-        let mut e = Self::new(status, "server_error", "bodies_full", message);
+        let mut e = Self::new("server_error", Code::BodiesFull, message);
         e.retry_after = Some(Duration::from_secs(1));
         e
     }
 
     pub(crate) fn busy(message: impl Into<String>, after: Duration) -> Self {
-        let mut e = Self::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "rate_limit_error",
-            "queue_full",
-            message,
-        );
+        let mut e = Self::new("rate_limit_error", Code::QueueFull, message);
         e.retry_after = Some(after);
         e
     }
 
     pub(crate) fn watchers() -> Self {
         let message = "others watch the memory already, as many as may at once";
-        Self::busy(message, Duration::from_secs(5)).code("too_many_watchers")
+        Self::busy(message, Duration::from_secs(5)).code(Code::TooManyWatchers)
     }
 
     pub(crate) fn not_admin() -> Self {
         Self::new(
-            StatusCode::FORBIDDEN,
             "permission_error",
-            "not_allowed",
+            Code::NotAllowed,
             "this key may not see what others do: use one of a tenant with `admin = true`",
         )
     }
 
     /// A fault of ours.
-    pub(crate) fn server(code: &'static str, message: impl Into<String>) -> Self {
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        Self::new(status, "server_error", code, message)
+    pub(crate) fn server(code: Code, message: impl Into<String>) -> Self {
+        Self::new("server_error", code, message)
     }
 
     /// Steps failed.
     pub(crate) fn failed(why: &str) -> Self {
         Self::server(
-            "engine_failed",
+            Code::EngineFailed,
             format!("the engine cannot go on with this: {why}"),
         )
     }
@@ -175,7 +148,16 @@ impl ApiError {
         }
     }
 
-    pub(crate) fn code(mut self, code: &'static str) -> Self {
+    /// How long the prompt is that is too long.
+    pub(crate) fn context(mut self, prompt: u64, limit: u32) -> Self {
+        self.context = Some(Box::new(Context {
+            n_prompt_tokens: prompt,
+            n_ctx: limit.into(),
+        }));
+        self
+    }
+
+    pub(crate) fn code(mut self, code: Code) -> Self {
         self.code = code;
         self
     }
@@ -184,8 +166,8 @@ impl ApiError {
         &self.message
     }
 
-    pub(crate) const fn name(&self) -> &'static str {
-        self.code
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.code.status()
     }
 
     pub(crate) fn param(mut self, param: impl Into<String>) -> Self {
@@ -200,6 +182,7 @@ impl ApiError {
                 kind: self.kind,
                 param: self.param.as_deref(),
                 code: self.code,
+                context: self.context.as_deref().copied(),
             },
         }
     }
@@ -207,9 +190,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = json_response(self.status, &self.reply());
+        let mut response = json_response(self.status(), &self.reply());
         let headers = response.headers_mut();
-        if self.status == StatusCode::UNAUTHORIZED {
+        if self.status() == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(after) = self.retry_after {
@@ -220,10 +203,10 @@ impl IntoResponse for ApiError {
         }
         response.extensions_mut().insert(Outcome::of(self.code));
         let headers = response.headers_mut();
-        if self.status == StatusCode::GATEWAY_TIMEOUT {
+        if self.status() == StatusCode::GATEWAY_TIMEOUT {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
-        if self.code == "shutting_down" {
+        if self.code == Code::ShuttingDown {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -269,13 +252,13 @@ impl From<Refusal> for ApiError {
                 pages,
                 cap: available,
             } => {
-                let e = Self::invalid("exceeds_kv_cache", refusal.to_string());
+                let e = Self::invalid(Code::ExceedsKvCache, refusal.to_string());
                 let mut e = e.param("max_tokens");
                 e.pages = Some(Box::new((pages, available)));
                 e
             }
             Reason::TooWide { .. } => Self::value("n", refusal.to_string()),
-            Reason::Duplicate => Self::server("internal_error", refusal.to_string()),
+            Reason::Duplicate => Self::server(Code::InternalError, refusal.to_string()),
         }
     }
 }
@@ -286,14 +269,15 @@ impl From<RequestError> for ApiError {
         match e {
             RequestError::EmptyPrompt => Self::value("prompt", message),
             RequestError::NothingAsked => Self::value("max_tokens", message),
-            RequestError::TooLong { .. } => {
-                Self::invalid("context_length_exceeded", message).param("max_tokens")
+            RequestError::TooLong { prompt, limit, .. } => {
+                let e = Self::invalid(Code::ContextLengthExceeded, message).param("max_tokens");
+                e.context(prompt, limit)
             }
             RequestError::NoSuchToken { .. } => Self::value("prompt", message),
             RequestError::Width { .. } => Self::value("n", message),
             RequestError::BestOf { .. } => Self::value("best_of", message),
             RequestError::LengthPenalty(_) => Self::value("length_penalty", message),
-            RequestError::Tenant { .. } => Self::server("internal_error", message),
+            RequestError::Tenant { .. } => Self::server(Code::InternalError, message),
         }
     }
 }
@@ -320,7 +304,7 @@ impl ApiError {
             GrammarError::Tokenizer | GrammarError::Endless => {
                 Self::unsupported(param, e.to_string())
             }
-            GrammarError::Thread => Self::server("internal_error", e.to_string()),
+            GrammarError::Thread => Self::server(Code::InternalError, e.to_string()),
             GrammarError::Grammar(what) => {
                 Self::value(param, format!("{param} cannot be kept to: {what}"))
             }
@@ -335,7 +319,7 @@ impl From<TextError> for ApiError {
             TextError::Encode(_) => Self::value("prompt", e.to_string()),
             TextError::Decode(_) => Self::value("tokens", e.to_string()),
             TextError::File(_) | TextError::Corrupt { .. } => {
-                Self::server("internal_error", e.to_string())
+                Self::server(Code::InternalError, e.to_string())
             }
         }
     }

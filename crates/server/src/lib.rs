@@ -13,6 +13,8 @@
 mod accept;
 mod answer;
 mod body;
+mod code;
+mod docs;
 mod engine;
 mod error;
 mod live;
@@ -26,6 +28,7 @@ mod page;
 mod planning;
 mod prepare;
 mod reply;
+mod restarts;
 mod room;
 mod routes;
 mod screen;
@@ -121,6 +124,8 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// A step that takes longer is taken for a hang: health turns red.
     pub step_timeout: Duration,
+    /// The engine begins anew at most three times within it; then the process ends, for whoever supervises it.
+    pub restart_window: Duration,
 }
 
 impl Options {
@@ -153,6 +158,7 @@ impl Options {
             // Below the 30 s after which Kubernetes kills.
             drain_timeout: Duration::from_secs(25),
             step_timeout: Duration::from_secs(60),
+            restart_window: Duration::from_secs(600),
         }
     }
 }
@@ -197,7 +203,13 @@ where
     let room = engine.scheduler().room();
     let tenants = options.access.tenants.iter().map(|t| t.name.clone());
     let metrics = metrics::Metrics::new(limits.max_model_len);
-    let spawned = engine::spawn(engine, options.queue_timeout, tenants.collect(), metrics);
+    let spawned = engine::spawn(
+        engine,
+        options.queue_timeout,
+        options.restart_window,
+        tenants.collect(),
+        metrics,
+    );
     let (handle, thread) = match spawned {
         Ok(both) => both,
         Err(e) => return (Err(e.into()), None),

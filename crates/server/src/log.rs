@@ -18,6 +18,7 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{HeaderValue, Method};
 use hyper::body::{Frame, SizeHint};
 
+use crate::code::Code;
 use crate::metrics::{Counted, HttpEnd};
 use crate::room::Room;
 use crate::socket::Phase;
@@ -94,22 +95,22 @@ impl AccessLog {
 
 /// What a response knows of how it ended, for the log: the code of its error, once there is one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Outcome(Arc<OnceLock<&'static str>>);
+pub(crate) struct Outcome(Arc<OnceLock<Code>>);
 
 impl Outcome {
-    pub(crate) fn of(code: &'static str) -> Self {
+    pub(crate) fn of(code: Code) -> Self {
         let outcome = Self::default();
         outcome.error(code);
         outcome
     }
 
     /// The error that it ended by.
-    pub(crate) fn code(&self) -> Option<&'static str> {
+    pub(crate) fn code(&self) -> Option<Code> {
         self.0.get().copied()
     }
 
     /// It ends by this error.
-    pub(crate) fn error(&self, code: &'static str) {
+    pub(crate) fn error(&self, code: Code) {
         let _ = self.0.set(code);
     }
 }
@@ -221,7 +222,7 @@ impl Drop for Watched {
             return;
         };
         let end = match (self.whole, code) {
-            (_, Some(code)) => code,
+            (_, Some(code)) => code.name(),
             (true, None) => "whole",
             (false, None) => "left",
         };

@@ -20,6 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::code::Code;
 use crate::engine::{Published, Snapshot};
 use crate::error::ApiError;
 use crate::memory::{REMEMBERED, Refused, Region};
@@ -239,8 +240,8 @@ impl Metrics {
     }
 
     /// A request was answered by an error and nothing else.
-    pub(crate) fn refuse(&self, code: &'static str) {
-        self.refusals.get_or_create(&[("code", code)]).inc();
+    pub(crate) fn refuse(&self, code: Code) {
+        self.refusals.get_or_create(&[("code", code.name())]).inc();
     }
 
     /// A request for tokens was not let in; it is remembered for a while.
@@ -249,7 +250,7 @@ impl Metrics {
         let (pages_needed, pages_available) = why.pages.as_deref().copied().unzip();
         let refused = Refused {
             at_ms: now_ms(),
-            code: why.code.to_owned(),
+            code: why.code.name().to_owned(),
             reason: why.message().chars().take(200).collect(),
             tenant: tenant.to_owned(),
             pages_needed,

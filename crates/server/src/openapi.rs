@@ -1,16 +1,12 @@
 //! The OpenAPI document: schemas from the types that are read and written, routes from the table below. OpenAPI 3.1 has
 //! the JSON Schema of 2020-12, which is what the schemas are in.
 
-use std::sync::LazyLock;
-
-use axum::body::Body;
-use axum::http::{HeaderValue, header};
-use axum::response::Response;
 use schemars::generate::{Contract, SchemaSettings};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use crate::memory::Memory;
+use crate::planning::Schemas;
 use crate::prepare::Route;
 use crate::reply;
 use crate::wire::{
@@ -79,15 +75,6 @@ const ERRORS: [(u16, &str); 14] = [
 /// Errors of any route with a body.
 const OF_BODIES: [u16; 6] = [400, 404, 408, 413, 415, 503];
 
-static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
-
-pub(crate) async fn answer() -> Response {
-    let mut response = Response::new(Body::from(DOCUMENT.as_str()));
-    let json = HeaderValue::from_static(JSON);
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
-    response
-}
-
 fn generator(contract: Contract) -> SchemaGenerator {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = COMPONENTS.into();
@@ -96,13 +83,21 @@ fn generator(contract: Contract) -> SchemaGenerator {
     settings.into_generator()
 }
 
-fn document() -> Value {
+/// The document of a server, with the routes of its planner where it has one.
+pub(crate) fn document(planner: Option<&Schemas>) -> Value {
     let mut asked = generator(Contract::Deserialize);
     let mut given = generator(Contract::Serialize);
     given.subschema_for::<reply::Failure<'_>>();
-    let paths = paths(&operations(&mut asked, &mut given));
+    let mut all = operations(&mut asked, &mut given);
+    if let Some(planner) = planner {
+        all.extend(plans(planner, &mut asked, &mut given));
+    }
+    let paths = paths(&all);
     let mut schemas = given.take_definitions(true);
-    schemas.extend(asked.take_definitions(true));
+    for (name, schema) in asked.take_definitions(true) {
+        let other = schemas.insert(name, schema);
+        debug_assert!(other.is_none(), "two schemas have one name: {other:?}");
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -117,7 +112,7 @@ fn document() -> Value {
             { "name": "models", "description": "What is served" },
             { "name": "watch", "description": "Memory, metrics and health" },
             { "name": "plan", "description": "What would fit elsewhere" },
-            { "name": "page", "description": "The page and this document" },
+            { "name": "page", "description": "The page, and what the server says of itself" },
         ],
         "paths": paths,
         "components": {
@@ -140,24 +135,28 @@ fn asked_by(route: Route, g: &mut SchemaGenerator) -> Value {
     };
     if let Some(Value::Object(fields)) = schema.get_mut("properties") {
         for (name, _) in Asked::default().elsewhere(route) {
-            fields.remove(name);
+            fields.shift_remove(name);
         }
-        let own = fields.get_mut("logprobs");
-        if let Some(own) = own {
-            *own = match route {
+        let described = |own: &mut Value, mut one: Value| {
+            one["description"] = own["description"].take();
+            *own = one;
+        };
+        if let Some(own) = fields.get_mut("logprobs") {
+            let one = match route {
                 Route::Completion => {
                     json!({ "type": ["integer", "null"], "minimum": 0, "maximum": plimsoll_runtime::sample::MAX_LOGPROBS })
                 }
                 Route::Chat => json!({ "type": ["boolean", "null"] }),
             };
+            described(own, one);
         }
         if route == Route::Completion {
-            fields.remove("top_logprobs");
-            fields.remove("tool_choice");
+            fields.shift_remove("top_logprobs");
+            fields.shift_remove("tool_choice");
         }
         // It may be left out elsewhere; here it is neither missing nor null.
-        if let Some(one) = fields.get_mut(needed) {
-            *one = match route {
+        if let Some(own) = fields.get_mut(needed) {
+            let one = match route {
                 Route::Completion => g.subschema_for::<Prompts>().to_value(),
                 Route::Chat => {
                     let mut one = Messages::json_schema(g);
@@ -165,6 +164,7 @@ fn asked_by(route: Route, g: &mut SchemaGenerator) -> Value {
                     one.to_value()
                 }
             };
+            described(own, one);
         }
     }
     schema.insert("required".to_owned(), json!([needed]));
@@ -177,8 +177,14 @@ fn asked_by(route: Route, g: &mut SchemaGenerator) -> Value {
     json!({ "$ref": format!("#{COMPONENTS}/{name}") })
 }
 
-fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<Operation> {
-    let get = |path, summary, tag, lets, gives| Operation {
+fn get(
+    path: &'static str,
+    summary: &'static str,
+    tag: &'static str,
+    lets: Lets,
+    gives: (&'static str, Value),
+) -> Operation {
+    Operation {
         method: "get",
         path,
         summary,
@@ -187,8 +193,18 @@ fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<O
         takes: Takes::Nothing,
         gives: vec![gives],
         errors: &[],
-    };
-    let post = |path, summary, tag, takes, gives, errors| Operation {
+    }
+}
+
+fn post(
+    path: &'static str,
+    summary: &'static str,
+    tag: &'static str,
+    takes: Takes,
+    gives: Vec<(&'static str, Value)>,
+    errors: &'static [u16],
+) -> Operation {
+    Operation {
         method: "post",
         path,
         summary,
@@ -197,7 +213,48 @@ fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<O
         takes,
         gives,
         errors,
-    };
+    }
+}
+
+/// What a planner answers.
+fn plans(
+    planner: &Schemas,
+    asked: &mut SchemaGenerator,
+    given: &mut SchemaGenerator,
+) -> [Operation; 3] {
+    let takes = (planner.asked)(asked).to_value();
+    let example =
+        json!({ "model": "qwen3-8b", "gpu": "h100-80g-sxm", "users": 16, "context": "8k" });
+    let takes = || Takes::Json(takes.clone(), example.clone());
+    let mut gives = |of: fn(&mut SchemaGenerator) -> Schema| (JSON, of(given).to_value());
+    [
+        get(
+            "/api/choices",
+            "What plans choose from",
+            "plan",
+            Lets::Keys,
+            gives(planner.choices),
+        ),
+        post(
+            "/api/plan",
+            "A plan, by the names of `plimsoll plan`'s flags, as `plimsoll plan --json` prints it",
+            "plan",
+            takes(),
+            vec![gives(planner.plan)],
+            &[422, 429],
+        ),
+        post(
+            "/api/plan/grid",
+            "What fits at many loads, by the same names",
+            "plan",
+            takes(),
+            vec![gives(planner.grid)],
+            &[422, 429],
+        ),
+    ]
+}
+
+fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<Operation> {
     let text = || json!({ "type": "string" });
     let object = || json!({ "type": "object" });
     let health = given
@@ -212,11 +269,20 @@ fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<O
     let detokenized = given.subschema_for::<reply::Detokenized>().to_value();
     let tokenize = asked.subschema_for::<Tokenize>().to_value();
     let detokenize = asked.subschema_for::<Detokenize>().to_value();
-    let both = |schema: Value| vec![(JSON, schema), (EVENTS, text())];
-    let plan = json!({ "model": "qwen3-8b", "gpu": "h100-80g-sxm" });
+    // No type: some read the schema of a stream as that of all its text, others as that of each event.
+    let events = |of: &str| json!({ "description": of });
+    let of_replies = "Events, where `stream` is true: the data of each is a `Reply`, or an `Error` where it breaks off; of the last it is `[DONE]`.";
+    let both = |schema: Value| vec![(JSON, schema), (EVENTS, events(of_replies))];
     let open = Lets::Everybody;
     vec![
         get("/", "The page", "page", open, ("text/html", text())),
+        get(
+            "/docs",
+            "This document, to be read",
+            "page",
+            open,
+            ("text/html", text()),
+        ),
         Operation {
             errors: &[404],
             ..get(
@@ -323,32 +389,6 @@ fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<O
             vec![(JSON, detokenized)],
             &[],
         ),
-        Operation {
-            errors: &[404],
-            ..get(
-                "/api/choices",
-                "What plans choose from",
-                "plan",
-                Lets::Keys,
-                (JSON, object()),
-            )
-        },
-        post(
-            "/api/plan",
-            "A plan, by the names of `plimsoll plan`'s flags",
-            "plan",
-            Takes::Json(object(), plan.clone()),
-            vec![(JSON, object())],
-            &[422],
-        ),
-        post(
-            "/api/plan/grid",
-            "What fits at many loads, by the same names",
-            "plan",
-            Takes::Json(object(), plan),
-            vec![(JSON, object())],
-            &[422],
-        ),
         get(
             "/metrics",
             "Metrics, as Prometheus reads them",
@@ -370,7 +410,10 @@ fn operations(asked: &mut SchemaGenerator, given: &mut SchemaGenerator) -> Vec<O
                 "The same, again and again",
                 "watch",
                 Lets::Admins,
-                (EVENTS, text()),
+                (
+                    EVENTS,
+                    events("Events without end: the data of each is a `Memory`."),
+                ),
             )
         },
     ]
@@ -406,8 +449,13 @@ fn paths(operations: &[Operation]) -> Map<String, Value> {
                 "Error"
             };
             let schema = json!({ "$ref": format!("#{COMPONENTS}/{name}") });
-            let answer =
+            let mut answer =
                 json!({ "description": description, "content": { JSON: { "schema": schema } } });
+            if [429, 503].contains(&status) {
+                let seconds = json!({ "type": "integer", "minimum": 1 });
+                answer["headers"] =
+                    json!({ "Retry-After": { "description": "Seconds.", "schema": seconds } });
+            }
             answers.insert(status.to_string(), answer);
         }
         let mut one = json!({
@@ -425,7 +473,7 @@ fn paths(operations: &[Operation]) -> Map<String, Value> {
             one["requestBody"] = json!({ "required": true, "content": content });
         }
         if o.path.contains("{name}") {
-            one["parameters"] = json!([{ "name": "name", "in": "path", "required": true, "schema": { "type": "string" } }]);
+            one["parameters"] = json!([{ "name": "name", "in": "path", "required": true, "description": "Its name.", "schema": { "type": "string" } }]);
         }
         let path = all.entry(o.path).or_insert_with(|| json!({}));
         path[o.method] = one;

@@ -1,14 +1,16 @@
 //! The page: files that this program holds, which load nothing from anywhere else.
 //!
-//! They come from `web/`, where TypeScript is compiled; a test says whether that was done. Nothing in them depends on
-//! the model, on clients or on a request, so they need no key, and no text of a stranger is ever put into HTML here.
+//! They come from `web/`, where TypeScript is compiled; a test says whether that was done. Nothing in them, nor in the page
+//! that `docs.rs` writes, depends on the model, on clients or on a request, so they need no key, and no text of a stranger is
+//! ever put into HTML here.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::Path;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use sha2::{Digest as _, Sha256};
 
+use crate::code::Code;
 use crate::error::ApiError;
 
 /// What the page may do: show what is from here, and nothing that stands in it.
@@ -28,7 +30,7 @@ macro_rules! assets {
     };
 }
 
-const ASSETS: [(&str, &str, &str); 11] = assets![
+const ASSETS: [(&str, &str, &str); 12] = assets![
     "page.css", CSS, "page";
     "icon.svg", SVG, "page";
     "main.js", SCRIPT, "dist";
@@ -39,27 +41,27 @@ const ASSETS: [(&str, &str, &str); 11] = assets![
     "pages.js", SCRIPT, "dist";
     "chart.js", SCRIPT, "dist";
     "planner.js", SCRIPT, "dist";
+    "theme.js", SCRIPT, "dist";
     "format.js", SCRIPT, "dist";
 ];
 
 pub(crate) async fn index(headers: HeaderMap) -> Response {
-    file(&headers, HTML, INDEX)
+    file(&headers, HTML, Bytes::from_static(INDEX.as_bytes()))
 }
 
 pub(crate) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     match ASSETS.iter().find(|(known, ..)| *known == name) {
-        Some((_, kind, text)) => file(&headers, kind, text),
-        None => ApiError::client(
-            StatusCode::NOT_FOUND,
-            "unknown_url",
-            "there is no such asset",
-        )
-        .into_response(),
+        Some((_, kind, text)) => file(&headers, kind, Bytes::from_static(text.as_bytes())),
+        None => ApiError::invalid(Code::UnknownUrl, "there is no such asset").into_response(),
     }
 }
 
-fn file(asked: &HeaderMap, kind: &'static str, text: &'static str) -> Response {
-    let digest = Sha256::digest(text.as_bytes());
+pub(crate) fn docs(headers: &HeaderMap, text: &Bytes) -> Response {
+    file(headers, HTML, text.clone())
+}
+
+fn file(asked: &HeaderMap, kind: &'static str, text: Bytes) -> Response {
+    let digest = Sha256::digest(&text);
     let tag: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
     let tag = format!("\"{tag}\"");
     let known = asked.get(header::IF_NONE_MATCH);

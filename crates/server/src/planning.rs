@@ -10,13 +10,16 @@ use axum::body::Body;
 use axum::extract::{Request, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::response::Response;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use tokio::sync::Semaphore;
 
+use crate::code::Code;
 use crate::error::{ApiError, json_response};
-use crate::routes::{Answered, blocking, no_route};
+use crate::routes::{Answered, blocking, internal, no_route};
 use crate::state::State;
+use crate::tenants::Caller;
 use crate::{body, room};
 
 /// The longest question.
@@ -73,14 +76,25 @@ impl Unanswered {
     }
 }
 
-type Answer = dyn Fn(&[u8], &Patience) -> Result<Value, ApiError> + Send + Sync;
+type Answer = dyn Fn(&[u8], &Patience) -> Answered + Send + Sync;
+type Describe = fn(&mut SchemaGenerator) -> Schema;
+
+/// The schemas of questions and answers.
+#[derive(Clone, Copy)]
+pub(crate) struct Schemas {
+    pub(crate) asked: Describe,
+    pub(crate) choices: Describe,
+    pub(crate) plan: Describe,
+    pub(crate) grid: Describe,
+}
 
 /// What answers them.
 #[derive(Clone)]
 pub struct Planner {
-    choices: Value,
+    choices: Arc<dyn Fn() -> Response + Send + Sync>,
     plan: Arc<Answer>,
     grid: Arc<Answer>,
+    pub(crate) schemas: Schemas,
     turn: Arc<Semaphore>,
 }
 
@@ -93,31 +107,44 @@ impl fmt::Debug for Planner {
 impl Planner {
     /// One that offers `choices`, and answers what an `A` asks by `plan`, and by `grid` for many loads at once. Both
     /// may look whether anybody waits still.
-    pub fn new<A: DeserializeOwned + 'static>(
-        choices: Value,
-        plan: impl Fn(A, &Patience) -> Result<Value, Unanswered> + Send + Sync + 'static,
-        grid: impl Fn(A, &Patience) -> Result<Value, Unanswered> + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new<A, C, P, G>(
+        choices: C,
+        plan: impl Fn(A, &Patience) -> Result<P, Unanswered> + Send + Sync + 'static,
+        grid: impl Fn(A, &Patience) -> Result<G, Unanswered> + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + 'static,
+        C: Serialize + JsonSchema + Send + Sync + 'static,
+        P: Serialize + JsonSchema + 'static,
+        G: Serialize + JsonSchema + 'static,
+    {
         Self {
-            choices,
+            choices: Arc::new(move || json_response(StatusCode::OK, &choices)),
             plan: answer(plan),
             grid: answer(grid),
+            schemas: Schemas {
+                asked: SchemaGenerator::subschema_for::<A>,
+                choices: SchemaGenerator::subschema_for::<C>,
+                plan: SchemaGenerator::subschema_for::<P>,
+                grid: SchemaGenerator::subschema_for::<G>,
+            },
             turn: Arc::new(Semaphore::new(1)),
         }
     }
 }
 
-fn answer<A: DeserializeOwned + 'static>(
-    by: impl Fn(A, &Patience) -> Result<Value, Unanswered> + Send + Sync + 'static,
+fn answer<A: DeserializeOwned + 'static, P: Serialize + 'static>(
+    by: impl Fn(A, &Patience) -> Result<P, Unanswered> + Send + Sync + 'static,
 ) -> Arc<Answer> {
     Arc::new(move |bytes, patience| {
-        by(body::parse(bytes)?, patience).map_err(|e| match e {
+        let answer = by(body::parse(bytes)?, patience).map_err(|e| match e {
             Unanswered::Mistake { field, message } => {
-                let e = ApiError::invalid("cannot_plan", message);
+                let e = ApiError::invalid(Code::CannotPlan, message);
                 field.into_iter().fold(e, ApiError::param)
             }
             Unanswered::Late => late(),
-        })
+        })?;
+        Ok(json_response(StatusCode::OK, &answer))
     })
 }
 
@@ -126,12 +153,12 @@ fn late() -> ApiError {
         "the plan takes more than {} s: ask for less, or run `plimsoll plan`",
         ANSWER_TIMEOUT.as_secs()
     );
-    ApiError::client(StatusCode::UNPROCESSABLE_ENTITY, "plan_too_long", message)
+    ApiError::invalid(Code::PlanTooLong, message)
 }
 
 pub(crate) async fn choices(Shared(state): Shared<Arc<State>>, request: Request) -> Response {
     match &state.options.planner {
-        Some(planner) => json_response(StatusCode::OK, &planner.choices),
+        Some(planner) => (planner.choices)(),
         None => no_route(request.method().clone(), request.uri().clone()).await,
     }
 }
@@ -153,12 +180,15 @@ async fn answered(
     let Some(planner) = &state.options.planner else {
         return Ok(no_route(head.method, head.uri).await);
     };
+    let caller: &Caller = head.extensions.get().ok_or_else(internal)?;
     let size = body::size(state, &head.headers)?;
     let told = head.headers.contains_key(header::CONTENT_LENGTH);
     if told && size > QUESTION_BYTES {
         return Err(body::too_large(QUESTION_BYTES));
     }
     let (bytes, room) = body::read(state, body, size.min(QUESTION_BYTES)).await?;
+    // Whether it makes sense is only known from the work that it makes.
+    let visit = state.tenants.enter(caller.tenant, 1, 0)?;
     let turn = tokio::time::timeout(ANSWER_TIMEOUT, Arc::clone(&planner.turn).acquire_owned());
     let Ok(Ok(turn)) = turn.await else {
         return Err(ApiError::crowded());
@@ -172,9 +202,8 @@ async fn answered(
     };
     let work = blocking(move || {
         let answer = by(&bytes, &patience);
-        drop((bytes, room, turn));
-        answer.map(|value| {
-            let mut response = json_response(StatusCode::OK, &value);
+        drop((bytes, room, turn, visit));
+        answer.map(|mut response| {
             response.extensions_mut().insert(place);
             response
         })

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use axum::http::StatusCode;
 use plimsoll_runtime::guide::{Grammar, GrammarError, Guide};
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::{Answer, Stops};
 use plimsoll_schedule::{Beam, Fan, Request, RequestError};
 use serde_json::{Value, json};
 
+use crate::code::Code;
 use crate::engine::Job;
 use crate::error::ApiError;
 use crate::state::State;
@@ -66,7 +66,7 @@ pub(crate) fn check_model(state: &State, model: Option<&str>) -> Result<(), ApiE
         Some(model) => {
             let model: String = model.chars().take(64).collect();
             let message = format!("there is no model {model:?} here: this is {served:?}");
-            let e = ApiError::client(StatusCode::NOT_FOUND, "model_not_found", message);
+            let e = ApiError::invalid(Code::ModelNotFound, message);
             Err(e.param("model"))
         }
     }
@@ -82,7 +82,7 @@ pub(crate) fn chat(
 ) -> Result<Vec<u32>, ApiError> {
     let Some(template) = &state.model.template else {
         return Err(ApiError::invalid(
-            "no_chat_template",
+            Code::NoChatTemplate,
             "this model has no chat template: ask /v1/completions, or serve a model trained for chats",
         ));
     };
@@ -126,7 +126,8 @@ pub(crate) fn chat(
     let given = all.iter_mut().chain(&mut tools);
     let disarmed = state.model.tokenizer.disarm(given);
     let prompt = template.render_with(&all, &tools, add_generation_prompt, SystemTime::now())?;
-    state.encode_chat(&prompt, &disarmed, special)
+    let ids = state.encode_chat(&prompt, &disarmed, special);
+    ids.map_err(|e| e.param("messages"))
 }
 
 /// The calls of a message, with their arguments as objects: so templates read them.
@@ -408,6 +409,15 @@ pub(crate) fn prepare(
         );
         return Err(ApiError::value("n", message));
     }
+    // All of them wait before any runs: they would be told to come back for ever.
+    let queue = state.model.room.queue();
+    if prompts.len() > queue {
+        let message = format!(
+            "there are {} prompts and at most {queue} requests may wait here: send fewer at once, or start the server with a larger `--max-num-queued-reqs`",
+            prompts.len()
+        );
+        return Err(ApiError::value("prompt", message));
+    }
     let guide = match &grammar {
         None => None,
         Some((grammar, param)) => {
@@ -435,7 +445,8 @@ pub(crate) fn prepare(
             } else {
                 "prompt"
             };
-            return Err(ApiError::invalid("context_length_exceeded", message).param(param));
+            let e = ApiError::invalid(Code::ContextLengthExceeded, message).param(param);
+            return Err(e.context(ids.len() as u64, limit));
         }
         let (max_tokens, name) = match (most, route) {
             (Some(most), _) => most,
@@ -581,8 +592,9 @@ fn prompts(
     tools: &[Value],
     route: Route,
 ) -> Result<Vec<Prompt>, ApiError> {
-    let missing =
-        |name: &str| ApiError::invalid("missing_field", format!("{name} is missing")).param(name);
+    let missing = |name: &str| {
+        ApiError::invalid(Code::MissingField, format!("{name} is missing")).param(name)
+    };
     match route {
         Route::Completion => {
             let prompts = asked.prompt.as_ref().ok_or_else(|| missing("prompt"))?;

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Map;
 
+use crate::code::Code;
+
 /// What stands at a field that OpenAI has and that is always null here.
 pub(crate) type Null = ();
 
@@ -234,5 +236,15 @@ pub(crate) struct Fault<'a> {
     #[serde(rename = "type")]
     pub(crate) kind: &'static str,
     pub(crate) param: Option<&'a str>,
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
+    /// Of a prompt that is too long: its tokens, and those of the longest sequence. As in llama.cpp's server.
+    #[serde(flatten)]
+    pub(crate) context: Option<Context>,
+}
+
+/// How long a prompt is, and how long prompt and answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub(crate) struct Context {
+    pub(crate) n_prompt_tokens: u64,
+    pub(crate) n_ctx: u64,
 }

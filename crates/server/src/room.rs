@@ -4,8 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::HttpBody as _;
+use axum::response::Response;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::code::Code;
 use crate::error::ApiError;
 use crate::mailbox::MAILBOX_BYTES;
 use crate::prepare::{Prepared, Told};
@@ -84,8 +87,20 @@ pub(crate) fn take(state: &State, prepared: &Prepared) -> Result<Room, ApiError>
         let message = format!(
             "what is asked for may take {bytes} bytes, and requests have {most} in all: ask for fewer tokens, log probabilities or sequences, or stream it"
         );
-        return Err(ApiError::invalid("answer_too_large", message).param("max_tokens"));
+        return Err(ApiError::invalid(Code::AnswerTooLarge, message).param("max_tokens"));
     }
+    room(state, bytes)
+}
+
+/// Takes the room of an answer that is whole, until it is read: whoever only has tokens counted may be in no hurry.
+pub(crate) fn hold(state: &State, mut response: Response) -> Result<Response, ApiError> {
+    let bytes = response.body().size_hint().lower();
+    let room = room(state, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+    response.extensions_mut().insert(room);
+    Ok(response)
+}
+
+fn room(state: &State, bytes: usize) -> Result<Room, ApiError> {
     let room = state.requests_room(bytes);
     room.map(|r| Room(Arc::new(r))).ok_or_else(|| {
         let message = "requests in flight take all the memory that there is for them";

@@ -1,19 +1,20 @@
 //! Routes, and what stands before them: the key, panics, ids.
 
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, MatchedPath, Path, Request, State as Shared};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use futures_util::FutureExt as _;
 
 use crate::answer::{Head, collect, whole};
+use crate::code::Code;
 use crate::engine::{Asker, Event};
 use crate::error::{ApiError, json_response};
 use crate::live;
@@ -27,7 +28,7 @@ use crate::screen::screen;
 use crate::state::State;
 use crate::tenants::Caller;
 use crate::wire::{Asked, Detokenize, Tokenize};
-use crate::{body, openapi, page, planning, room, stream};
+use crate::{body, page, planning, room, stream};
 
 pub(crate) type Answered = Result<Response, ApiError>;
 
@@ -55,7 +56,8 @@ pub(crate) fn router(state: &Arc<State>) -> Router {
     Router::new()
         .route("/", get(page::index))
         .route("/assets/{name}", get(page::asset))
-        .route("/openapi.json", get(openapi::answer))
+        .route("/docs", get(docs))
+        .route("/openapi.json", get(described))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/health", get(ready))
@@ -111,9 +113,9 @@ async fn contain(Shared(state): Shared<Arc<State>>, request: Request, next: Next
     response.map(|body| Watched::body(body, entry))
 }
 
-fn internal() -> ApiError {
+pub(crate) fn internal() -> ApiError {
     ApiError::server(
-        "internal_error",
+        Code::InternalError,
         "the server made a mistake with this request",
     )
 }
@@ -150,17 +152,23 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 pub(crate) async fn no_route(method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
     let message = format!("there is no route {method} {path}");
-    ApiError::client(StatusCode::NOT_FOUND, "unknown_url", message).into_response()
+    ApiError::invalid(Code::UnknownUrl, message).into_response()
 }
 
 async fn no_method(method: Method) -> Response {
     let message = format!("{method} is not for this route");
-    ApiError::client(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        message,
-    )
-    .into_response()
+    ApiError::invalid(Code::MethodNotAllowed, message).into_response()
+}
+
+async fn described(Shared(state): Shared<Arc<State>>) -> Response {
+    let mut response = Response::new(Body::from(state.described().json.clone()));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+async fn docs(Shared(state): Shared<Arc<State>>, headers: HeaderMap) -> Response {
+    page::docs(&headers, &state.described().html)
 }
 
 async fn live() -> Response {
@@ -185,7 +193,7 @@ async fn version() -> Response {
     json_response(StatusCode::OK, &Version { version })
 }
 
-fn described(state: &State) -> Model<'_> {
+fn served(state: &State) -> Model<'_> {
     Model {
         id: &state.options.name,
         object: "model",
@@ -200,14 +208,14 @@ fn described(state: &State) -> Model<'_> {
 async fn models(Shared(state): Shared<Arc<State>>) -> Response {
     let all = Models {
         object: "list",
-        data: [described(&state)],
+        data: [served(&state)],
     };
     json_response(StatusCode::OK, &all)
 }
 
 async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Answered {
     check_model(&state, Some(&name))?;
-    Ok(json_response(StatusCode::OK, &described(&state)))
+    Ok(json_response(StatusCode::OK, &served(&state)))
 }
 
 /// Whose memory is what, now.
@@ -338,7 +346,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|_| Err(internal()))
+    done.unwrap_or_else(|e| match e.try_into_panic() {
+        // As if it were the handler's own: it is told and counted in one place.
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => Err(internal()),
+    })
 }
 
 async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
@@ -366,14 +378,20 @@ async fn tokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answer
             token_strs: strings,
         })
     });
-    Ok(json_response(StatusCode::OK, &value.await?))
+    room::hold(&state, json_response(StatusCode::OK, &value.await?))
 }
 
 async fn detokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answered {
     let value = worked(&state, request, |state, bytes| {
         let asked: Detokenize = body::parse(bytes)?;
         check_model(state, asked.model.as_deref())?;
-        let vocab = state.model.limits.vocab;
+        let limits = &state.model.limits;
+        let (count, most, vocab) = (asked.tokens.0.len(), limits.max_model_len, limits.vocab);
+        if count > most as usize {
+            let message = format!("there are {count} tokens, and sequences have at most {most}");
+            let e = ApiError::invalid(Code::ContextLengthExceeded, message).param("tokens");
+            return Err(e.context(count as u64, most));
+        }
         if let Some(id) = asked.tokens.0.iter().find(|id| **id >= vocab) {
             let message = format!("token {id} is out of range: ids are below {vocab}");
             return Err(ApiError::value("tokens", message));
@@ -381,7 +399,7 @@ async fn detokenize(Shared(state): Shared<Arc<State>>, request: Request) -> Answ
         let text = state.model.tokenizer.decode(&asked.tokens.0, true)?;
         Ok(Detokenized { prompt: text })
     });
-    Ok(json_response(StatusCode::OK, &value.await?))
+    room::hold(&state, json_response(StatusCode::OK, &value.await?))
 }
 
 /// Echoes an id that a client gave its request, or gives one: for its logs, and no key to anything here.

@@ -8,8 +8,9 @@
 use std::net::IpAddr;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Request, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, Request, Uri, Version, header};
 
+use crate::code::Code;
 use crate::error::ApiError;
 use crate::state::State;
 
@@ -20,17 +21,13 @@ pub(crate) fn screen(state: &State, request: &Request<Body>) -> Result<(), ApiEr
     let uri = request.uri();
     if uri.path().len() + uri.query().map_or(0, str::len) > URI_BYTES {
         let message = format!("the target of the request has more than {URI_BYTES} bytes");
-        return Err(ApiError::client(
-            StatusCode::URI_TOO_LONG,
-            "uri_too_long",
-            message,
-        ));
+        return Err(ApiError::invalid(Code::UriTooLong, message));
     }
     host(state, request.version(), uri, request.headers())
 }
 
 fn host(state: &State, version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
-    let bad = |what: &str| Err(ApiError::invalid("invalid_host", what));
+    let bad = |what: &str| Err(ApiError::invalid(Code::InvalidHost, what));
     let mut all = headers.get_all(header::HOST).iter();
     let given = match (all.next(), all.next()) {
         (None, _) if version >= Version::HTTP_11 => return bad("the header Host is missing"),
@@ -57,8 +54,7 @@ fn host(state: &State, version: Version, uri: &Uri, headers: &HeaderMap) -> Resu
             let message = format!(
                 "this server does not answer to the name {name:?}: start it with `--allowed-host {name}` if it should"
             );
-            let code = "host_not_allowed";
-            return Err(ApiError::client(StatusCode::FORBIDDEN, code, message));
+            return Err(ApiError::invalid(Code::HostNotAllowed, message));
         }
     }
     Ok(())

@@ -2,20 +2,22 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use axum::body::Bytes;
 use plimsoll_runtime::guide::{GrammarError, Grammars};
 use plimsoll_runtime::text::{ChatTemplate, Disarmed, GenerationConfig, Tokenizer};
 use plimsoll_schedule::{Limits, Room};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::Options;
+use crate::code::Code;
 use crate::engine::Handle;
 use crate::error::ApiError;
 use crate::metrics::{Planned, Scrape};
 use crate::tenants::Tenants;
+use crate::{Options, docs, openapi};
 
 /// How long a body may wait for room.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,9 +62,18 @@ pub(crate) struct State {
     /// Places for those who look once.
     pub(crate) looks: Arc<Semaphore>,
     pub(crate) started_s: u64,
+    /// What the server says of its interface, once somebody has asked.
+    described: OnceLock<Described>,
     /// Secret of this process, and a count: ids that nobody guesses.
     secret: RandomState,
     count: AtomicU64,
+}
+
+/// The interface, for programs and for people.
+#[derive(Debug)]
+pub(crate) struct Described {
+    pub(crate) json: Bytes,
+    pub(crate) html: Bytes,
 }
 
 /// A request that is counted as in flight as long as this lives.
@@ -97,6 +108,7 @@ impl State {
             cut: watch::Sender::new(false),
             flying: AtomicUsize::new(0),
             started_s: now_s(),
+            described: OnceLock::new(),
             secret: RandomState::new(),
             count: AtomicU64::new(0),
         }
@@ -150,9 +162,20 @@ impl State {
                 "the text has {} bytes, and one of more than {most} is not read here: sequences have at most {length} tokens",
                 text.len()
             );
-            return Err(ApiError::invalid("context_length_exceeded", message).param("prompt"));
+            return Err(ApiError::invalid(Code::ContextLengthExceeded, message).param("prompt"));
         }
         Ok(())
+    }
+
+    pub(crate) fn described(&self) -> &Described {
+        self.described.get_or_init(|| {
+            let planner = self.options.planner.as_ref().map(|p| &p.schemas);
+            let document = openapi::document(planner);
+            Described {
+                json: document.to_string().into(),
+                html: docs::page(&document).into(),
+            }
+        })
     }
 
     /// From now on nobody new is served.

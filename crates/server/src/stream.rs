@@ -208,7 +208,7 @@ impl Stream {
     /// Ends it by an error: without [DONE], since the answer is not whole.
     fn fail(&mut self, why: &ApiError, out: &mut String) {
         data(out, &why.reply());
-        self.outcome.error(why.name());
+        self.outcome.error(why.code);
         self.over = true;
     }
 

@@ -13,6 +13,7 @@ use plimsoll_kv::{Scope, TenantId};
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
+use crate::code::Code;
 use crate::error::ApiError;
 
 /// One minute, in nanoseconds.
@@ -211,10 +212,17 @@ impl Tenants {
     ) -> Result<Arc<Visit>, ApiError> {
         let Some(t) = self.all.get(usize::from(tenant.0)) else {
             return Err(ApiError::server(
-                "internal_error",
+                Code::InternalError,
                 "there is no such tenant",
             ));
         };
+        // More than there ever may be at once: waiting would not help.
+        if let Some(max) = t.rules.max_requests.filter(|max| requests > *max) {
+            let message = format!(
+                "there are {requests} prompts and you may have {max} requests at once: send fewer at once"
+            );
+            return Err(ApiError::value("prompt", message));
+        }
         let before = t.flying.fetch_add(requests, Ordering::AcqRel);
         // From here on it goes again with the visit.
         let visit = Arc::new(Visit {
@@ -228,7 +236,7 @@ impl Tenants {
             let message = format!(
                 "{before} requests of yours are in flight, and you may have {max} at once: wait until one ends"
             );
-            return Err(ApiError::busy(message, Duration::from_secs(1)).code("too_many_requests"));
+            return Err(ApiError::busy(message, Duration::from_secs(1)).code(Code::TooManyRequests));
         }
         let now = Instant::now();
         // Neither is taken from where the other is empty.
@@ -240,7 +248,7 @@ impl Tenants {
                 "you have used up your rate: it is there again in {:.1} s",
                 wait.as_secs_f64()
             );
-            return Err(ApiError::busy(message, wait).code("rate_limit_exceeded"));
+            return Err(ApiError::busy(message, wait).code(Code::RateLimitExceeded));
         }
         t.take(now, requests.into(), prompt_tokens);
         Ok(visit)
@@ -377,7 +385,7 @@ mod tests {
         let refused = enter(0).unwrap_err();
         let after = refused.retry_after.unwrap();
         assert!((29.0..=30.2).contains(&after.as_secs_f64()), "{after:?}");
-        assert_eq!(refused.code, "rate_limit_exceeded");
+        assert_eq!(refused.code, Code::RateLimitExceeded);
     }
 
     #[test]
@@ -391,12 +399,13 @@ mod tests {
         let first = enter(2).unwrap();
         assert!(enter(2).is_err(), "a body comes in as a whole");
         let second = enter(1).unwrap();
-        assert_eq!(enter(1).unwrap_err().code, "too_many_requests");
+        assert_eq!(enter(1).unwrap_err().code, Code::TooManyRequests);
         let also = Arc::clone(&first);
         drop(first);
         assert!(enter(1).is_err(), "the engine has it still");
         drop((also, second));
         enter(3).unwrap();
+        assert_eq!(enter(4).unwrap_err().code, "invalid_value", "never");
     }
 
     #[test]

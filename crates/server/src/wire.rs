@@ -40,109 +40,168 @@ pub(crate) type Messages = List<Object<Message>, MAX_MESSAGES>;
 #[derive(Debug, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Asked {
+    /// The model; the one that is served, where left out.
     pub(crate) model: Option<String>,
+    /// Texts, or tokens by their ids; each is a request of its own.
     pub(crate) prompt: Option<Prompts>,
+    /// The chat so far.
     pub(crate) messages: Option<Messages>,
+    /// Tokens of an answer at most.
     #[schemars(range(min = 1, max = u32::MAX))]
     pub(crate) max_tokens: Option<Whole>,
+    /// The same, by its newer name; chats without either are as long as fits.
     #[schemars(range(min = 1, max = u32::MAX))]
     pub(crate) max_completion_tokens: Option<Whole>,
+    /// Tokens before it may end.
     #[schemars(range(min = 0, max = u32::MAX))]
     pub(crate) min_tokens: Option<Whole>,
+    /// Answers to each prompt.
     #[schemars(range(min = 1, max = MAX_SEQUENCES))]
     pub(crate) n: Option<Whole>,
+    /// Answers that are drawn, of which the likeliest `n` are given.
     #[schemars(range(min = 1, max = MAX_SEQUENCES))]
     pub(crate) best_of: Option<Whole>,
+    /// Whether it comes in events, token by token.
     pub(crate) stream: Option<bool>,
+    /// What streams tell beside.
     pub(crate) stream_options: Option<Object<StreamOptions>>,
+    /// Whether the prompt stands before the answer.
     pub(crate) echo: Option<bool>,
+    /// Log probabilities: of how many likeliest tokens, or in chats whether.
     pub(crate) logprobs: Option<AskedLogprobs>,
+    /// Of how many likeliest tokens, where `logprobs` is true.
     #[schemars(range(min = 0, max = MAX_LOGPROBS))]
     pub(crate) top_logprobs: Option<Whole>,
+    /// 0 takes the likeliest token.
     #[schemars(range(min = 0.0, max = 2.0))]
     pub(crate) temperature: Option<f64>,
+    /// Draws from the likeliest tokens that have this probability together.
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0))]
     pub(crate) top_p: Option<f64>,
+    /// Draws from so many likeliest tokens; 0 and -1 are no limit.
     #[schemars(range(min = -1, max = u32::MAX))]
     pub(crate) top_k: Option<Whole>,
+    /// Draws from tokens with at least this part of the likeliest one's probability.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub(crate) min_p: Option<f64>,
+    /// Taken from the logits of tokens that were generated.
     #[schemars(range(min = -2.0, max = 2.0))]
     pub(crate) presence_penalty: Option<f64>,
+    /// The same, for each time that they were.
     #[schemars(range(min = -2.0, max = 2.0))]
     pub(crate) frequency_penalty: Option<f64>,
+    /// Above 1, makes tokens that stand in prompt or answer less likely.
     #[schemars(range(min = 0.01, max = 100.0))]
     pub(crate) repetition_penalty: Option<f64>,
+    /// What is added to logits, by token.
     pub(crate) logit_bias: Option<Biases>,
+    /// The same seed draws the same answer.
     #[schemars(range(min = i64::MIN, max = u64::MAX))]
     pub(crate) seed: Option<Whole>,
+    /// Texts that end an answer.
     pub(crate) stop: Option<Strings>,
+    /// Tokens that end an answer.
     #[schemars(with = "Option<List<u32, MAX_STOP_IDS>>")]
     pub(crate) stop_token_ids: Option<List<Whole, MAX_STOPS>>,
+    /// Whether the end of the text does not end it.
     pub(crate) ignore_eos: Option<bool>,
+    /// Whether what ended it is part of it.
     pub(crate) include_stop_str_in_output: Option<bool>,
+    /// Whether the tokenizer adds its own, as one that begins a text.
     pub(crate) add_special_tokens: Option<bool>,
+    /// Whether the chat ends where the assistant begins to speak.
     pub(crate) add_generation_prompt: Option<bool>,
+    /// Finds only prefixes in the cache of requests with the same salt.
     #[schemars(extend("pattern" = format!("^[!-~]{{1,{MAX_SALT}}}$")))]
     pub(crate) cache_salt: Option<String>,
+    /// Lower numbers go first.
     #[schemars(range(min = i32::MIN, max = i32::MAX))]
     pub(crate) priority: Option<Whole>,
+    /// Searches with `n` beams in place of drawing.
     pub(crate) use_beam_search: Option<bool>,
+    /// Of beams: their scores are divided by their lengths to this power.
     pub(crate) length_penalty: Option<f64>,
+    /// Of beams: whether it ends with as many answers as beams.
     pub(crate) early_stopping: Option<bool>,
 
+    /// What the answer has to be: JSON, or JSON of a schema.
     pub(crate) response_format: Option<Object<ResponseFormat>>,
+    /// The same, in vLLM's way: a schema, expression, choice or grammar.
     pub(crate) structured_outputs: Option<Object<StructuredOutputs>>,
+    /// A JSON schema that the answer keeps to.
     pub(crate) guided_json: Option<Json>,
+    /// A regular expression that the answer keeps to.
     pub(crate) guided_regex: Option<String>,
+    /// Texts of which the answer is one.
     pub(crate) guided_choice: Option<List<String, MAX_CHOICES>>,
+    /// A grammar that the answer keeps to.
     pub(crate) guided_grammar: Option<String>,
+    /// Functions that the model may call.
     pub(crate) tools: Option<List<Object<Tool>, MAX_TOOLS>>,
+    /// Whether it calls one, and which.
     pub(crate) tool_choice: Option<ToolChoice>,
+    /// Whether it may call several.
     pub(crate) parallel_tool_calls: Option<bool>,
 
     // Taken only where they ask for nothing.
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!([[], null])))]
     functions: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!(["none", null])))]
     function_call: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!([["text"], null])))]
     modalities: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!([null])))]
     audio: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!(["", null])))]
     suffix: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!([null])))]
     web_search_options: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!(["none", null])))]
     reasoning_effort: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!(["medium", null])))]
     verbosity: Option<Value>,
+    /// OpenAI has it; taken only where it asks for nothing.
     #[schemars(extend("enum" = json!([true, null])))]
     skip_special_tokens: Option<Value>,
 
     // Change nothing here.
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "user")]
     #[schemars(with = "Option<Value>")]
     _user: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "metadata")]
     #[schemars(with = "Option<Value>")]
     _metadata: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "store")]
     #[schemars(with = "Option<Value>")]
     _store: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "service_tier")]
     #[schemars(with = "Option<Value>")]
     _service_tier: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "safety_identifier")]
     #[schemars(with = "Option<Value>")]
     _safety_identifier: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "prompt_cache_key")]
     #[schemars(with = "Option<Value>")]
     _prompt_cache_key: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "prompt_cache_retention")]
     #[schemars(with = "Option<Value>")]
     _prompt_cache_retention: Option<IgnoredAny>,
+    /// OpenAI has it; it changes nothing here.
     #[serde(rename = "prediction")]
     #[schemars(with = "Option<Value>")]
     _prediction: Option<IgnoredAny>,

@@ -84,6 +84,87 @@ fn beams_are_those_of_generate() {
     canary.check(&server, "beams");
 }
 
+/// Tokens of the demo's vocabulary, by how answers spell them: bytes that are letters there stand for themselves.
+fn vocabulary() -> serde_json::Map<String, Value> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/tokenizer.json");
+    let all: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    all["model"]["vocab"].as_object().unwrap().clone()
+}
+
+#[test]
+fn beams_have_the_log_probabilities_of_their_own_way() {
+    let server = Server::start(&[]);
+    let canary = Canary::new(&server);
+    let vocabulary = vocabulary();
+    let id =
+        |token: &str| vocabulary[&token.replace(' ', "\u{120}").replace('\n', "\u{10a}")].clone();
+    let prompt = "\"Are you fond of dancing?\"\n\n\"";
+    let asked = json!({ "max_tokens": 12, "use_beam_search": true, "n": 3 });
+    let with = |more: Value| {
+        let mut body = asked.clone();
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        body
+    };
+    let found = server.complete(with(json!({ "prompt": prompt, "logprobs": 2 })));
+    let before = server.post("/tokenize", &json!({ "prompt": prompt }).to_string());
+    let before = before.json()["tokens"].as_array().unwrap().clone();
+    let choices = found["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    for choice in choices {
+        let told = &choice["logprobs"];
+        let tokens = told["tokens"].as_array().unwrap();
+        let spelled: Vec<&str> = tokens.iter().map(|t| t.as_str().unwrap()).collect();
+        assert_eq!(spelled.concat(), choice["text"].as_str().unwrap());
+        // What the model says of the same tokens where they are given to it.
+        let ids: Vec<Value> = before
+            .iter()
+            .cloned()
+            .chain(spelled.iter().map(|t| id(t)))
+            .collect();
+        let given =
+            server.complete(json!({ "prompt": ids, "max_tokens": 1, "echo": true, "logprobs": 2 }));
+        let given = &given["choices"][0]["logprobs"];
+        for i in 0..tokens.len() {
+            for column in ["tokens", "token_logprobs", "top_logprobs"] {
+                let at = before.len() + i;
+                assert_eq!(told[column][i], given[column][at], "{column} {i}: {choice}");
+            }
+            assert!(told["token_logprobs"][i].as_f64().unwrap() < 0.0);
+            assert!(told["top_logprobs"][i].as_object().unwrap().len() >= 2);
+        }
+    }
+    // They are not all the same way.
+    let first = |i: usize| &choices[i]["logprobs"]["tokens"];
+    assert!(first(0) != first(1) && first(1) != first(2));
+
+    // Without alternatives; in a chat; and where nobody asked.
+    let bare = server.complete(with(json!({ "prompt": prompt, "logprobs": 0 })));
+    let messages = json!([{ "role": "user", "content": "Are you fond of dancing?" }]);
+    let said = chat(
+        &server,
+        with(json!({ "messages": messages, "logprobs": true, "top_logprobs": 2 })),
+    );
+    for (i, choice) in choices.iter().enumerate() {
+        let want = &choice["logprobs"]["token_logprobs"];
+        assert_eq!(bare["choices"][i]["logprobs"]["token_logprobs"], *want);
+        let content = said["choices"][i]["logprobs"]["content"]
+            .as_array()
+            .unwrap();
+        let own: Vec<&Value> = content.iter().map(|t| &t["logprob"]).collect();
+        assert_eq!(json!(own), *want);
+        assert!(
+            content
+                .iter()
+                .all(|t| t["top_logprobs"].as_array().unwrap().len() == 2)
+        );
+    }
+    let plain = server.complete(with(json!({ "prompt": prompt })));
+    assert!(plain["choices"][0]["logprobs"].is_null());
+    canary.check(&server, "log probabilities of beams");
+}
+
 #[test]
 fn a_class_is_any_number_and_changes_no_text() {
     let server = Server::start(&[]);

@@ -9,22 +9,39 @@ use crate::server::*;
 
 #[test]
 fn a_full_queue_says_when_to_come_back() {
-    let args = ["--max-num-seqs", "1", "--max-num-queued-reqs", "1"];
+    let args = ["--max-num-seqs", "1", "--max-num-queued-reqs", "2"];
     let server = Server::start(&args);
     let long = json!({ "prompt": PROMPT, "max_tokens": 900, "ignore_eos": true }).to_string();
     let json = "Content-Type: application/json\r\n";
     let _running = server.send("POST", "/v1/completions", json, &long);
     let count = |s: &Server, what: &str| s.get("/v1/memory").json()["requests"][what].clone();
     server.wait_until("running", |s| count(s, "running") == 1);
+    // More prompts than ever may wait: another try would not help.
+    let three = json!({ "prompt": [PROMPT, PROMPT, PROMPT], "max_tokens": 1 }).to_string();
+    let never = server.post("/v1/completions", &three);
+    assert_eq!(never.status, 400, "{}", never.body);
+    let error = never.json()["error"].clone();
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("invalid_value"), &json!("prompt"))
+    );
+    assert!(
+        error["message"]
+            .as_str()
+            .unwrap()
+            .contains("--max-num-queued-reqs")
+    );
+    let _waits = server.send("POST", "/v1/completions", json, &long);
+    server.wait_until("waiting", |s| count(s, "waiting") == 1);
     // Two prompts of one body, of which only one has a place: neither stays.
     let two = json!({ "prompt": [PROMPT, PROMPT], "max_tokens": 900 }).to_string();
     assert_eq!(server.post("/v1/completions", &two).status, 429);
     let steps = |s: &Server| s.get("/v1/memory").json()["engine_steps"].as_u64().unwrap();
     let then = steps(&server);
     server.wait_until("a step on", |s| steps(s) > then + 1);
-    assert_eq!(count(&server, "waiting"), 0);
+    assert_eq!(count(&server, "waiting"), 1);
     let _waiting = server.send("POST", "/v1/completions", json, &long);
-    server.wait_until("waiting", |s| count(s, "waiting") == 1);
+    server.wait_until("waiting", |s| count(s, "waiting") == 2);
     let refused = server.post("/v1/completions", &long);
     assert_eq!(refused.status, 429, "{}", refused.body);
     assert_eq!(refused.json()["error"]["code"], "queue_full");

@@ -4,6 +4,7 @@
 
 mod asking;
 mod canary;
+mod chats;
 mod configured;
 mod crash;
 mod exposition;

@@ -242,3 +242,48 @@ fn a_pool_that_is_too_small_is_shared_or_refused() {
         "{again}"
     );
 }
+
+/// C19: whoever asks to go first by far does, for as long as he asks; whoever has to wait is told after a time.
+#[test]
+fn whoever_is_passed_for_too_long_is_told() {
+    let server = Server::start(&["--max-num-seqs", "1", "--queue-timeout", "3"]);
+    let canary = Canary::new(&server);
+    let body = |max_tokens: u64, priority: i64| {
+        json!({ "prompt": PROMPT, "max_tokens": max_tokens, "ignore_eos": true, "priority": priority })
+            .to_string()
+    };
+    let most = i64::from(i32::MIN);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Some are always in the queue before the one that runs has ended.
+        for _ in 0..8 {
+            scope.spawn(|| {
+                // Not for ever, where the test ends before it says so.
+                let began = Instant::now();
+                let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+                while !is_over() && began.elapsed() < Duration::from_secs(60) {
+                    server.post(C, &body(20, most));
+                }
+            });
+        }
+        server.wait_until("busy", |s| {
+            s.get("/v1/memory").json()["requests"]["waiting"]
+                .as_u64()
+                .unwrap()
+                > 4
+        });
+        let began = Instant::now();
+        let low = server.post(C, &body(1, i64::from(i32::MAX)));
+        let took = began.elapsed();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(low.status, 503, "{took:?}: {}", low.body);
+        assert_eq!(low.json()["error"]["code"], "queue_timeout");
+        assert!(low.headers.contains("retry-after: "));
+        let range = Duration::from_secs(3)..Duration::from_secs(20);
+        assert!(range.contains(&took), "{took:?}");
+    });
+    // Without them it is served.
+    let low = server.post(C, &body(1, i64::from(i32::MAX)));
+    assert_eq!(low.status, 200, "{}", low.body);
+    canary.check(&server, "C19");
+}

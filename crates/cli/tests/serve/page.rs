@@ -400,6 +400,20 @@ fn the_committed_scripts_are_those_of_the_sources() {
     std::fs::remove_dir_all(fresh).unwrap();
 }
 
+/// Where packages come from is the matter of whoever installs them; what they are is that of their digests.
+#[test]
+fn lock_files_name_no_registry() {
+    for lock in ["web/package-lock.json", "clients/js/package-lock.json"] {
+        let lock: Value = serde_json::from_str(&read(lock)).unwrap();
+        let packages = lock["packages"].as_object().unwrap();
+        assert!(packages.len() > 1);
+        for (name, package) in packages.iter().filter(|(name, _)| !name.is_empty()) {
+            assert!(package["integrity"].is_string(), "{name}");
+            assert_eq!(package["resolved"], json!(null), "{name}");
+        }
+    }
+}
+
 /// The same words have the same colours as in the page of `simulate --html`.
 #[test]
 fn colours_are_those_of_the_charts() {

@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::canary::Canary;
-use crate::server::{PROMPT, Server, texts};
+use crate::server::{PROMPT, Server, ids, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
 
 /// Each case: fields, the status, and the field that an error names.
-fn each(server: &Server, path: &str, cases: &[(Value, u16, &str)]) {
+pub(crate) fn each(server: &Server, path: &str, cases: &[(Value, u16, &str)]) {
     for (fields, status, param) in cases {
         let mut body = if path == CHAT {
             json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 })
@@ -281,4 +281,182 @@ fn messages_and_texts_that_spell_special_tokens() {
     let back = server.post("/detokenize", &json!({ "tokens": chat }).to_string());
     assert!(back.json()["prompt"].as_str().unwrap().contains(spelled));
     canary.check(&server, "parameters, part 5");
+}
+
+/// C1, C2, C6: sequences of a request and of a body, and tokens of a context, at their limits and beyond.
+#[test]
+fn sequences_and_contexts_at_their_limits() {
+    let server = Server::start(&["--max-num-seqs", "256", "--max-model-len", "64"]);
+    let canary = Canary::new(&server);
+    let sequences = |prompts: usize, n: u64| {
+        let body = json!({ "prompt": vec!["Hi"; prompts], "n": n, "max_tokens": 1 });
+        server.post(COMPLETIONS, &body.to_string())
+    };
+    for (prompts, n) in [(1, 128), (1, 256), (128, 2)] {
+        let answer = sequences(prompts, n);
+        assert_eq!(answer.status, 200, "{prompts} x {n}: {}", answer.body);
+        let count = texts(&answer.json()).len() as u64;
+        assert_eq!(count, prompts as u64 * n);
+    }
+    for (prompts, n) in [(1, 257), (128, 3), (128, 128), (2, u64::from(u32::MAX))] {
+        let answer = sequences(prompts, n);
+        assert_eq!(answer.status, 400, "{prompts} x {n}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["param"], "n");
+    }
+    canary.check(&server, "C1, C2");
+
+    let prompt = ids(&server, PROMPT);
+    let p = prompt.len();
+    let full: Vec<Value> = prompt.iter().cycle().take(64).cloned().collect();
+    let ask = |prompt: Value, max_tokens: Value| {
+        let body = json!({ "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": true });
+        server.post(COMPLETIONS, &body.to_string())
+    };
+    for (prompt, max_tokens, want) in [
+        (json!(prompt), json!(64 - p), 64 - p),
+        (json!(full[..63]), json!(1), 1),
+        (json!(full[..63]), json!(null), 1),
+    ] {
+        let answer = ask(prompt, max_tokens);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let answer = answer.json();
+        assert_eq!(answer["usage"]["completion_tokens"], want);
+        assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    }
+    for (prompt, max_tokens, has, param) in [
+        (json!(prompt), json!(65 - p), p, "max_tokens"),
+        (json!(full[..63]), json!(2), 63, "max_tokens"),
+        (json!(full), json!(1), 64, "prompt"),
+        (json!(full), json!(null), 64, "prompt"),
+        (json!(vec![7; 128]), json!(1), 128, "prompt"),
+    ] {
+        let answer = ask(prompt, max_tokens);
+        assert_eq!(answer.status, 400, "{}", answer.body);
+        let error = answer.json()["error"].clone();
+        assert_eq!(error["code"], "context_length_exceeded");
+        assert_eq!(error["param"], param);
+        assert_eq!(
+            (&error["n_prompt_tokens"], &error["n_ctx"]),
+            (&json!(has), &json!(64))
+        );
+    }
+    // Other errors have neither.
+    let other = ask(json!([2048]), json!(1)).json();
+    assert!(other["error"].get("n_ctx").is_none(), "{other}");
+    let chat = json!({ "messages": [{ "role": "user", "content": PROMPT.repeat(9) }] });
+    let long = server.post(CHAT, &chat.to_string());
+    assert_eq!(long.status, 400, "{}", long.body);
+    assert_eq!(long.json()["error"]["param"], "messages");
+    canary.check(&server, "C6");
+}
+
+/// C10, C11, C18, C21: lists at their limits, and fields that are refused by name, or taken and not looked at.
+#[test]
+fn lists_at_their_limits_and_fields_that_are_not_there() {
+    let server = Server::start(&["--memory", "1GiB"]);
+    let canary = Canary::new(&server);
+    let biases = |n: usize| -> Value {
+        let all: serde_json::Map<_, _> = (0..n).map(|i| (i.to_string(), json!(-100))).collect();
+        all.into()
+    };
+    let many: serde_json::Map<_, _> = (0..90_000).map(|i| (format!("{i:05}"), json!(0))).collect();
+    let long = "x".repeat(900_000);
+    each(
+        &server,
+        COMPLETIONS,
+        &[
+            (json!({ "logit_bias": biases(1024) }), 200, ""),
+            (json!({ "logit_bias": biases(1025) }), 400, "logit_bias"),
+            (json!({ "logit_bias": { "-1": 1 } }), 400, "logit_bias"),
+            (json!({ "logit_bias": { "": 1 } }), 400, "logit_bias"),
+            (json!({ "logit_bias": { "1.0": 1 } }), 400, "logit_bias"),
+            (
+                json!({ "logit_bias": { "1099511627776": 1 } }),
+                400,
+                "logit_bias",
+            ),
+            (json!({ "logit_bias": { "1": -100.1 } }), 400, "logit_bias"),
+            (
+                json!({ "logit_bias": { "1": 1, "01": 2 } }),
+                400,
+                "logit_bias",
+            ),
+            // C11: there is neither. Ids that may come are said by a bias or a grammar.
+            (json!({ "allowed_token_ids": [] }), 400, "allowed_token_ids"),
+            (
+                json!({ "allowed_token_ids": [2048, 4_294_967_296_u64] }),
+                400,
+                "allowed_token_ids",
+            ),
+            (json!({ "bad_words": ["the"] }), 400, "bad_words"),
+            // C18.
+            (json!({ "suffix": "x" }), 400, "suffix"),
+            (json!({ "suffix": long }), 400, "suffix"),
+            (json!({ "suffix": "" }), 200, ""),
+            (json!({ "user": long }), 200, ""),
+            (json!({ "metadata": many }), 200, ""),
+        ],
+    );
+    canary.check(&server, "C10, C11, C18");
+    // Of 1024 tokens that are all but forbidden none comes.
+    let body = json!({ "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 0 });
+    let mut biased = body.clone();
+    biased["logit_bias"] = biases(1024);
+    let tokens = |body: Value| {
+        server.complete(body)["choices"][0]["logprobs"]["tokens"]
+            .as_array()
+            .unwrap()
+            .clone()
+    };
+    let is_forbidden = |t: &Value| {
+        let found = ids(&server, t.as_str().unwrap());
+        found.len() == 1 && found[0].as_u64().unwrap() < 1024
+    };
+    assert!(tokens(body).iter().any(is_forbidden));
+    let with = tokens(biased);
+    assert!(!with.iter().any(is_forbidden), "{with:?}");
+    canary.check(&server, "C10");
+
+    // C21: a name is compared with the one that is served, and nothing else is done with it.
+    let model = |path: &str, model: Value| {
+        let mut body = if path == CHAT {
+            json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 1 })
+        } else {
+            json!({ "prompt": "Hi" })
+        };
+        if path == COMPLETIONS {
+            body["max_tokens"] = 1.into();
+        }
+        if model != json!("absent") {
+            body["model"] = model;
+        }
+        server.post(path, &body.to_string())
+    };
+    for path in [COMPLETIONS, CHAT, "/tokenize"] {
+        for good in [json!("absent"), json!(null), json!("demo")] {
+            assert_eq!(model(path, good.clone()).status, 200, "{path} {good}");
+        }
+        for (bad, status) in [
+            (json!(""), 404),
+            (json!("Demo"), 404),
+            (json!(" demo"), 404),
+            (json!("demo\u{0}"), 404),
+            (json!("gpt-4"), 404),
+            (json!("../../etc/passwd"), 404),
+            (json!(long), 404),
+            (json!(5), 400),
+            (json!(["demo"]), 400),
+        ] {
+            let answer = model(path, bad);
+            assert_eq!(answer.status, status, "{path}: {}", answer.body);
+            let error = answer.json()["error"].clone();
+            assert_eq!(error["param"], "model");
+            assert!(answer.body.len() < 600, "{}", answer.body);
+            if status == 404 {
+                assert_eq!(error["code"], "model_not_found");
+                assert!(error["message"].as_str().unwrap().contains("\"demo\""));
+            }
+        }
+    }
+    canary.check(&server, "C21");
 }

@@ -301,6 +301,18 @@ impl Drop for ChatModel {
     }
 }
 
+/// The answer when there is a place for it: whoever was answered gives his back soon after.
+pub(crate) fn soon(server: &Server, path: &str, body: &Value) -> Answer {
+    let began = Instant::now();
+    loop {
+        let answer = server.post(path, &body.to_string());
+        if answer.status != 429 || began.elapsed() > Duration::from_secs(5) {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 pub(crate) fn ids(server: &Server, prompt: &str) -> Vec<Value> {
     let ids = server.post("/tokenize", &json!({ "prompt": prompt }).to_string());
     ids.json()["tokens"].as_array().unwrap().clone()

@@ -5,35 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::canary::Canary;
-use crate::server::{Answer, PROMPT, Server, texts};
+use crate::parameters::each;
+use crate::server::{Answer, ChatModel, PROMPT, Server, soon, texts};
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
-
-/// Each case: fields, the status, and the field that an error names.
-fn each(server: &Server, path: &str, cases: &[(Value, u16, &str)]) {
-    for (fields, status, param) in cases {
-        let mut body = if path == CHAT {
-            json!({ "messages": [{ "role": "user", "content": "Hi" }], "max_tokens": 2 })
-        } else {
-            json!({ "prompt": "Hi", "max_tokens": 2 })
-        };
-        for (name, value) in fields.as_object().unwrap() {
-            body[name] = value.clone();
-        }
-        let answer = server.post(path, &body.to_string());
-        let shown: String = fields.to_string().chars().take(120).collect();
-        assert_eq!(answer.status, *status, "{path} {shown}: {}", answer.body);
-        if *status != 200 {
-            let error = answer.json()["error"].clone();
-            assert_eq!(
-                error["param"].as_str().unwrap_or_default(),
-                *param,
-                "{shown}: {error}"
-            );
-        }
-    }
-}
 
 fn schema() -> Value {
     json!({
@@ -74,18 +50,6 @@ fn answer(server: &Server, body: &Value) -> Value {
     let answer = soon(server, CHAT, body);
     assert_eq!(answer.status, 200, "{}", answer.body);
     answer.json()
-}
-
-/// The answer when there is a place for it: whoever was answered gives his back soon after.
-fn soon(server: &Server, path: &str, body: &Value) -> Answer {
-    let began = Instant::now();
-    loop {
-        let answer = server.post(path, &body.to_string());
-        if answer.status != 429 || began.elapsed() > Duration::from_secs(5) {
-            return answer;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -552,4 +516,139 @@ fn grammars_hold_for_who_gives_way() {
             "{way}: nobody gave way"
         );
     }
+}
+
+/// E6: an answer that nothing ends cannot be kept to a grammar.
+#[test]
+fn a_model_without_an_end_has_no_grammars() {
+    let model = ChatModel::new();
+    for name in ["config.json", "generation_config.json"] {
+        let path = model.0.join(name);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config
+            .as_object_mut()
+            .unwrap()
+            .remove("eos_token_id")
+            .unwrap();
+        std::fs::write(path, config.to_string()).unwrap();
+    }
+    let server = Server::start(&[model.0.to_str().unwrap()]);
+    let canary = Canary::new(&server);
+    let named = json!({ "type": "function", "function": { "name": "g" } });
+    let tools = json!([{ "type": "function", "function": { "name": "g" } }]);
+    let format = json!({ "type": "json_object" });
+    each(
+        &server,
+        CHAT,
+        &[
+            (json!({ "guided_regex": "a" }), 400, "guided_regex"),
+            (json!({ "guided_choice": ["a"] }), 400, "guided_choice"),
+            (json!({ "response_format": format }), 400, "response_format"),
+            (
+                json!({ "tools": tools, "tool_choice": named }),
+                400,
+                "tools",
+            ),
+            (json!({ "tools": tools }), 200, ""),
+            (json!({ "response_format": { "type": "text" } }), 200, ""),
+        ],
+    );
+    let refused = chat(json!({ "guided_regex": "a" })).to_string();
+    let refused = server.post(CHAT, &refused).json()["error"].clone();
+    assert_eq!(refused["code"], "unsupported_parameter");
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("no end token")
+    );
+    canary.check(&server, "E6, no end token");
+}
+
+/// E8: of eight answers that keep to a grammar seven leave, and their places are others'; the eighth goes on.
+#[test]
+fn whoever_leaves_gives_his_place_in_a_grammar_back() {
+    let server = Server::start(&["--memory", "1GiB"]);
+    let canary = Canary::new(&server);
+    let body = |max_tokens: u64, n: u64, stream: bool| json!({ "prompt": PROMPT, "max_tokens": max_tokens, "n": n, "stream": stream, "seed": 1, "guided_regex": "[a-z ]{4000}" });
+    let want = texts(&server.complete(body(300, 1, false)));
+    let json = "Content-Type: application/json\r\n";
+    let long = body(300, 1, true).to_string();
+    let mut all: Vec<_> = (0..8)
+        .map(|_| server.send("POST", COMPLETIONS, json, &long))
+        .collect();
+    let running = |n: u64| move |s: &Server| s.get("/v1/memory").json()["requests"]["running"] == n;
+    server.wait_until("running", running(8));
+    assert_eq!(
+        server
+            .post(COMPLETIONS, &body(1, 1, false).to_string())
+            .status,
+        429
+    );
+    let mut last = all.pop().unwrap();
+    drop(all);
+    let seven = soon(&server, COMPLETIONS, &body(2, 7, false));
+    assert_eq!(seven.status, 200, "{}", seven.body);
+    let mut raw = Vec::new();
+    std::io::Read::read_to_end(&mut last, &mut raw).unwrap();
+    let chunks = Answer::read(&raw).chunks();
+    assert_eq!(crate::server::streamed(&chunks, 1).0, want);
+    drop(last);
+    assert_eq!(soon(&server, COMPLETIONS, &body(2, 8, false)).status, 200);
+    canary.check(&server, "E8");
+}
+
+/// L grammar: just within each limit there is an answer, and just beyond it one error; neither takes long.
+#[test]
+fn grammars_at_their_limits_and_beyond() {
+    let server = Server::start(&["--memory", "1GiB"]);
+    let canary = Canary::new(&server);
+    let choices = |n: usize| -> Vec<String> { (0..n).map(|i| format!("c{i}")).collect() };
+    let rules = |n: usize| {
+        let all = (1..n).map(|i| format!("r{i}: \"x\"\n"));
+        format!("start: \"a\"\n{}", all.collect::<String>())
+    };
+    let brackets = |n: usize| format!("{}a{}", "(".repeat(n), ")".repeat(n));
+    let properties = |n: usize| {
+        let all: serde_json::Map<_, _> = (0..n).map(|i| (format!("p{i}"), json!({}))).collect();
+        json!({ "type": "object", "properties": all, "required": ["p0"] })
+    };
+    let described = |n: usize| json!({ "type": "object", "description": "x".repeat(n) });
+    // What stands around the description.
+    let around = described(0).to_string().len();
+    for (name, within, beyond) in [
+        (
+            "guided_regex",
+            json!("a".repeat(4096)),
+            json!("a".repeat(4097)),
+        ),
+        ("guided_regex", json!(brackets(64)), json!(brackets(65))),
+        ("guided_choice", json!(choices(1024)), json!(choices(1025))),
+        ("guided_grammar", json!(rules(512)), json!(rules(513))),
+        (
+            "guided_grammar",
+            json!(format!("start: \"a\"\n//{}", "x".repeat((16 << 10) - 13))),
+            json!(format!("start: \"a\"\n//{}", "x".repeat((16 << 10) - 12))),
+        ),
+        ("guided_json", properties(512), properties(513)),
+        (
+            "guided_json",
+            described((64 << 10) - around),
+            described((64 << 10) - around + 1),
+        ),
+    ] {
+        for (value, status) in [(within, 200), (beyond, 400)] {
+            let began = Instant::now();
+            let body = json!({ "prompt": "x", "max_tokens": 2, name: value });
+            let answer = soon(&server, COMPLETIONS, &body);
+            assert_eq!(answer.status, status, "{name}: {}", answer.body);
+            if status == 400 {
+                assert_eq!(answer.json()["error"]["param"], name);
+            }
+            let took = began.elapsed();
+            assert!(took < Duration::from_secs(5), "{name}: {took:?}");
+        }
+    }
+    canary.check(&server, "L grammar");
 }

@@ -118,6 +118,72 @@ fn prefixes_are_shared_where_they_are_meant_to_be() {
     assert!(cached(&complete_as(&server, "sk-bob", &salted)) > 0);
 }
 
+/// A plan takes a thread that reads requests of others: it counts in the rate of whoever asks.
+#[test]
+fn plans_count_in_the_rates_of_who_asks() {
+    let file = TenantsFile::new(
+        "[slow]\nkeys=['sk-slow']\nrequests-per-minute=2\n[one]\nkeys=['sk-one']\nmax-requests=1\n[other]\nkeys=['sk-other']\n",
+    );
+    let server = Server::start(&["--tenants", file.path()]);
+    let plan =
+        |path: &str, key: &str| server.ask("POST", path, &with_key(key), "{\"model\":\"gpt2\"}");
+    let code = |answer: &Answer| answer.json()["error"]["code"].clone();
+    assert_eq!(plan("/api/plan", "sk-slow").status, 200);
+    assert_eq!(plan("/api/plan/grid", "sk-slow").status, 200);
+    for path in ["/api/plan", "/api/plan/grid"] {
+        let refused = plan(path, "sk-slow");
+        assert_eq!(refused.status, 429, "{}", refused.body);
+        assert_eq!(code(&refused), "rate_limit_exceeded");
+        let after = refused
+            .headers
+            .lines()
+            .find_map(|l| l.strip_prefix("retry-after: "));
+        assert!((1..=30).contains(&after.unwrap().parse::<u64>().unwrap()));
+        assert_eq!(plan(path, "sk-other").status, 200);
+    }
+    // So do both kinds together, and what is in flight is let go of.
+    let body = json!({ "prompt": "A", "max_tokens": 1 });
+    assert_eq!(complete_as(&server, "sk-slow", &body).status, 429);
+    let long = json!({ "prompt": "A", "max_tokens": 900, "ignore_eos": true, "stream": true });
+    let mut stream = server.send(
+        "POST",
+        "/v1/completions",
+        &with_key("sk-one"),
+        &long.to_string(),
+    );
+    stream.read_exact(&mut [0; 16]).unwrap();
+    let refused = plan("/api/plan", "sk-one");
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert_eq!(code(&refused), "too_many_requests");
+    drop(stream);
+    server.wait_until("let in", |_| plan("/api/plan", "sk-one").status == 200);
+    assert_eq!(plan("/api/plan", "sk-one").status, 200, "it is let go of");
+    // What plans choose from is not work.
+    let choices = server.ask("GET", "/api/choices", &with_key("sk-slow"), "");
+    assert_eq!(choices.status, 200);
+}
+
+#[test]
+fn each_process_keys_its_addresses_by_a_secret_of_its_own() {
+    let key = || {
+        // The log tells it, for replays; it has all prompts too.
+        let log = TenantsFile::new("");
+        let server = Server::start(&["--log", log.path()]);
+        // Signals are for a server that serves.
+        assert_eq!(server.get("/health").status, 200);
+        server.signal("-TERM");
+        let (ended, said) = server.ended();
+        assert!(ended.success(), "{ended}: {said}");
+        let text = std::fs::read_to_string(log.path()).unwrap();
+        let head: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let key = head["kv"]["key"].as_array().unwrap().clone();
+        assert_eq!(key.len(), 16);
+        assert_ne!(key, vec![json!(0); 16]);
+        key
+    };
+    assert_ne!(key(), key());
+}
+
 #[test]
 fn rates_and_caps_say_when_to_come_back() {
     let file = TenantsFile::new(
@@ -213,10 +279,11 @@ enum Lets {
 }
 
 /// Every route of the server.
-const ROUTES: [(&str, &str, Lets); 18] = [
+const ROUTES: [(&str, &str, Lets); 19] = [
     ("GET", "/", Lets::Everybody),
     ("GET", "/assets/{name}", Lets::Everybody),
     ("GET", "/openapi.json", Lets::Everybody),
+    ("GET", "/docs", Lets::Everybody),
     ("GET", "/health", Lets::Everybody),
     ("GET", "/health/live", Lets::Everybody),
     ("GET", "/health/ready", Lets::Everybody),

@@ -503,3 +503,34 @@ fn the_log_says_who_asked_and_not_what() {
         "{said}"
     );
 }
+
+#[test]
+fn contexts_of_traces_change_nothing() {
+    // O: there are no traces, so whatever these headers hold is nobody's.
+    let server = Server::start(&[]);
+    let body = json!({ "prompt": PROMPT, "max_tokens": 4, "temperature": 0 }).to_string();
+    let plain = texts(&server.post(C, &body).json());
+    let whole = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for context in [
+        format!("traceparent: {whole}\r\ntracestate: a=b\r\n"),
+        "traceparent: ff-zz--fake=1\r\n".to_owned(),
+        "traceparent:\r\ntracestate: ,,=,=\r\n".to_owned(),
+        format!("traceparent: {whole}\r\n").repeat(3),
+        format!("baggage: fake={}\r\n", "x".repeat(4 << 10)),
+    ] {
+        let answer = server.ask("POST", C, &format!("{JSON}{context}"), &body);
+        assert_eq!(answer.status, 200, "{context}: {}", answer.body);
+        assert_eq!(texts(&answer.json()), plain, "{context}");
+        assert!(
+            !answer.headers.to_lowercase().contains("trace"),
+            "{context}"
+        );
+    }
+    server.signal("-TERM");
+    let (status, said) = server.ended();
+    assert!(status.success());
+    assert!(
+        !said.contains("4bf92f35") && !said.contains("fake="),
+        "{said}"
+    );
+}

@@ -29,6 +29,8 @@ pub(crate) struct Answer {
     pub(crate) status: &'static str,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
+    /// Nothing more comes of it, and its connection stays open.
+    pub(crate) hangs: bool,
 }
 
 impl Answer {
@@ -37,6 +39,7 @@ impl Answer {
             status,
             headers: Vec::new(),
             body: Vec::new(),
+            hangs: false,
         }
     }
 
@@ -132,7 +135,12 @@ fn answer(
     if seen.method == "HEAD" {
         return Ok(());
     }
-    stream.write_all(&answer.body)
+    stream.write_all(&answer.body)?;
+    if answer.hangs {
+        // As long as the test's process.
+        std::mem::forget(stream);
+    }
+    Ok(())
 }
 
 /// The answer of a good server for a file: a range of it, or all.

@@ -232,6 +232,8 @@ pub enum Takes {
     Need,
     /// The whole rest of the budget.
     Rest,
+    /// Whole blocks of it.
+    Blocks,
     /// Whole blocks of the rest of the budget, at most so many bytes, since no more can be used.
     AtMost(Bytes),
 }

@@ -70,7 +70,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let takes = if on_cpu {
         Takes::AtMost(host::most(context, &geometry)?)
     } else {
-        Takes::Rest
+        Takes::Blocks
     };
     terms.extend(extras::adapters(context)?);
     let mut host = Vec::new();

@@ -68,13 +68,17 @@ impl Stops {
     /// Takes new text; gives what may be shown, and whether the text ends with it.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
+        // The one that is whole first, as if the text came byte by byte.
         let found = self
             .strings
             .iter()
-            .filter_map(|s| Some((self.held.find(s.as_str())?, s.len())))
+            .filter_map(|s| {
+                let at = self.held.find(s.as_str())?;
+                Some((at + s.len(), at))
+            })
             .min();
-        if let Some((at, len)) = found {
-            self.held.truncate(if self.include { at + len } else { at });
+        if let Some((end, at)) = found {
+            self.held.truncate(if self.include { end } else { at });
             return (std::mem::take(&mut self.held), true);
         }
         let keep = self.tail();
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_where_the_first_one_begins() {
+    fn cuts_where_the_one_begins_that_is_whole_first() {
         for n in 1..8 {
             for (stops, text, want, ended) in [
                 (&["\n\n"][..], "a\nb\n\nc", "a\nb", true),
@@ -132,6 +136,9 @@ mod tests {
                 (&["äö"], "xäyäöz", "xäy", true),
                 (&[], "anything", "anything", false),
                 (&["abcd", "x"], "abcx", "abc", true),
+                // One inside another is whole first, also where one token has both.
+                (&["abcd", "bc"], "xabcd", "xa", true),
+                (&["bcd", "abcd"], "xabcd", "x", true),
             ] {
                 assert_eq!(
                     shown(stops, false, text, n),

@@ -1,6 +1,7 @@
 //! Steps that panic, fail or hang.
 
 use std::io::Read;
+use std::time::Duration;
 
 use plimsoll_server::ServeError;
 use serde_json::json;
@@ -40,6 +41,22 @@ fn after_a_panic_the_engine_begins_anew_a_few_times() {
     let (served, engine) = server.thread.join().unwrap();
     assert!(matches!(served, Err(ServeError::Engine)), "{served:?}");
     assert!(engine.is_none());
+}
+
+#[test]
+fn what_lies_long_back_is_forgiven() {
+    // Each wait before it begins anew is longer than this.
+    let server = Server::with(|options| options.restart_window = Duration::from_millis(100));
+    for n in 1..=5 {
+        let answer = server.ask(PANICS, 1);
+        assert!(answer.contains("engine_failed"), "{answer}");
+        assert!(server.ask(10, 3).contains(CANARY));
+        let memory = server.get("/v1/memory");
+        let told = format!("\"engine_restarts\":{n}");
+        assert!(memory.contains(&told), "{memory}");
+    }
+    // And all of it can be decided again.
+    server.stop();
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod source;
 mod weights;
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
@@ -305,6 +306,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     kv.tenants = limits.tenants;
     kv.swap_pages = swap_pages;
     kv.prefix_cache = !args.no_enable_prefix_caching;
+    kv.key = secret();
     let choosers = threads.min(usize::try_from(what.sequences).unwrap_or(usize::MAX));
     let choices = Choices::new(vocab, choosers, Some(Arc::clone(&tokenizer)));
     let pool = Pool::new(threads).map_err(|e| too_large(&e))?;
@@ -343,6 +345,17 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         device: why,
         note: notes(spec, args.weights, context),
     })
+}
+
+/// A key that nobody outside of this process knows: without it nobody makes prompts whose addresses collide.
+fn secret() -> [u8; 16] {
+    // The system's randomness keys it, and the halves are keyed hashes of different numbers.
+    let drawn = RandomState::new();
+    let mut key = [0; 16];
+    for (half, i) in key.chunks_exact_mut(8).zip(0_u64..) {
+        half.copy_from_slice(&drawn.hash_one(i).to_le_bytes());
+    }
+    key
 }
 
 fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {

@@ -4,13 +4,13 @@
 //! file, another machine or this one can be asked for.
 
 use clap::{Args as _, Command, FromArgMatches as _};
-use plimsoll_device::devices;
+use plimsoll_device::{Device, devices};
 use plimsoll_host::{Env, LoadOptions, ModelRef};
 use plimsoll_model::{Assume, catalogue, from_config, json};
 use plimsoll_report::PlanReport;
 use plimsoll_server::{Patience, Planner, Unanswered};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::args::PlanArgs;
 use crate::commands::plan;
@@ -27,30 +27,109 @@ const VALUE_CHARS: usize = 100;
 /// What a pasted config is called in the answer and its commands.
 const PASTED: &str = "config.json";
 
-/// A question, by the names of flags.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// A question, by the names of flags of `plimsoll plan`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "PlanRequest")]
 struct Asked {
-    /// A built-in model.
+    /// A built-in model, one of those that `/api/choices` lists; this or `config`.
     model: Option<String>,
     /// The text of a config.json in its place.
     config: Option<String>,
+    /// A device of the catalogue, or `any`.
+    #[schemars(length(max = VALUE_CHARS))]
     gpu: Option<String>,
+    /// How many of them; as many as it needs where left out.
     gpus: Option<Word>,
+    /// Requests at once.
     users: Option<Word>,
+    /// Tokens of each, as `8192` or `8k`.
     context: Option<Word>,
+    /// Under whose rules.
+    #[schemars(length(max = VALUE_CHARS))]
     engine: Option<String>,
+    /// What weights are made while they are loaded.
+    #[schemars(length(max = VALUE_CHARS))]
     weights: Option<String>,
+    /// How the checkpoint is quantised.
+    #[schemars(length(max = VALUE_CHARS))]
     quantization: Option<String>,
+    /// What keys and values are kept as.
+    #[schemars(length(max = VALUE_CHARS))]
     kv_cache_dtype: Option<String>,
 }
 
 /// What may stand after a flag.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(inline)]
 enum Word {
     Number(u64),
-    Text(String),
+    Text(#[schemars(length(max = VALUE_CHARS))] String),
+}
+
+/// What plans choose from.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PlanChoices")]
+struct Choices {
+    /// Built-in models.
+    models: Vec<&'static str>,
+    /// The catalogue of devices.
+    gpus: Vec<Gpu>,
+    /// Engines whose rules are known.
+    engines: [&'static str; 5],
+    /// What weights can be made while they are loaded.
+    weights: [&'static str; 3],
+    /// How checkpoints can be quantised.
+    quantizations: [&'static str; 4],
+    /// What keys and values can be kept as.
+    kv_cache_dtypes: [&'static str; 7],
+}
+
+/// A device that plans choose from.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Gpu {
+    /// Catalogue name.
+    name: &'static str,
+    /// What a process sees as total.
+    usable_bytes: u64,
+}
+
+/// What fits at many loads.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PlanGrid")]
+struct Grid {
+    /// The device of all loads; null where none was named.
+    device: Option<String>,
+    /// The numbers of users that were tried.
+    users: Vec<u64>,
+    /// The lengths that were tried, in tokens.
+    contexts: Vec<u64>,
+    /// One for each length and number of users, by length first.
+    cells: Vec<Cell>,
+}
+
+/// One load of a grid, and its plan in short.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PlanGridCell")]
+struct Cell {
+    /// Requests at once.
+    users: u64,
+    /// Tokens of each.
+    context: u64,
+    /// `yes`, `tight`, `no`, or `none` where the engine takes no such load.
+    verdict: String,
+    /// Devices in all; left out where there is no plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    devices: Option<u64>,
+    /// The answer in one sentence.
+    text: String,
+    /// What the load needs of the KV pool; left out where there is no plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_need_bytes: Option<u64>,
+    /// What the pool has; left out where there is no plan.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_pool_bytes: Option<u64>,
 }
 
 impl Word {
@@ -68,26 +147,26 @@ pub(super) fn planner() -> Planner {
         choices(),
         |asked: Asked, _| {
             let (args, model) = read(&asked)?;
-            value(&plan::answered(&args, &model).map_err(|e| refused(&e))?)
+            plan::answered(&args, &model).map_err(|e| refused(&e))
         },
         |asked: Asked, patience| grid(&asked, patience),
     )
 }
 
 /// What can be chosen from.
-fn choices() -> Value {
-    let models = catalogue::entries().iter().map(|e| &e.name);
-    let gpus = devices()
-        .iter()
-        .map(|d| json!({ "name": d.name, "usable_bytes": d.usable.get() }));
-    json!({
-        "models": models.collect::<Vec<_>>(),
-        "gpus": gpus.collect::<Vec<_>>(),
-        "engines": ["vllm", "llama.cpp", "plimsoll", "contiguous", "ideal"],
-        "weights": ["bf16", "int8", "int4"],
-        "quantizations": ["fp8", "int8", "int4", "bitsandbytes"],
-        "kv_cache_dtypes": ["auto", "bf16", "f16", "fp8", "int8", "q8_0", "q4_0"],
-    })
+fn choices() -> Choices {
+    let gpu = |d: &'static Device| Gpu {
+        name: &d.name,
+        usable_bytes: d.usable.get(),
+    };
+    Choices {
+        models: catalogue::entries().iter().map(|e| &*e.name).collect(),
+        gpus: devices().iter().map(gpu).collect(),
+        engines: ["vllm", "llama.cpp", "plimsoll", "contiguous", "ideal"],
+        weights: ["bf16", "int8", "int4"],
+        quantizations: ["fp8", "int8", "int4", "bitsandbytes"],
+        kv_cache_dtypes: ["auto", "bf16", "f16", "fp8", "int8", "q8_0", "q4_0"],
+    }
 }
 
 fn mistake(field: Option<&'static str>, message: impl Into<String>) -> Unanswered {
@@ -105,10 +184,6 @@ fn refused(e: &Failure) -> Unanswered {
         message.push_str(&format!("; try: {hint}"));
     }
     mistake(None, message)
-}
-
-fn value(report: &PlanReport) -> Result<Value, Unanswered> {
-    serde_json::to_value(report).map_err(|e| mistake(None, e.to_string()))
 }
 
 fn read(asked: &Asked) -> Result<(PlanArgs, Loaded), Unanswered> {
@@ -210,7 +285,7 @@ fn parse(words: &[String], model: &str) -> Result<PlanArgs, Unanswered> {
 }
 
 /// Verdicts for many loads, each of the plan that the load alone would have.
-fn grid(asked: &Asked, patience: &Patience) -> Result<Value, Unanswered> {
+fn grid(asked: &Asked, patience: &Patience) -> Result<Grid, Unanswered> {
     let (mut args, model) = read(asked)?;
     let first = plan::answered(&args, &model).map_err(|e| refused(&e))?;
     let (users, contexts) = axes(&first);
@@ -226,24 +301,35 @@ fn grid(asked: &Asked, patience: &Patience) -> Result<Value, Unanswered> {
             args.load.users = Some(n);
             args.load.context = Some(context);
             let cell = match plan::answered(&args, &model) {
-                Ok(report) => json!({
-                    "users": n,
-                    "context": context,
-                    "verdict": report.answer.verdict,
-                    "devices": report.answer.devices,
-                    "text": report.answer.text,
-                    "kv_need_bytes": report.kv.need.pool_bytes,
-                    "kv_pool_bytes": report.kv.pool_bytes,
-                }),
+                Ok(report) => Cell {
+                    users: n,
+                    context,
+                    verdict: report.answer.verdict,
+                    devices: Some(report.answer.devices),
+                    text: report.answer.text,
+                    kv_need_bytes: Some(report.kv.need.pool_bytes),
+                    kv_pool_bytes: Some(report.kv.pool_bytes),
+                },
                 // An engine may refuse a load that others do not.
-                Err(e) => {
-                    json!({ "users": n, "context": context, "verdict": "none", "text": e.what })
-                }
+                Err(e) => Cell {
+                    users: n,
+                    context,
+                    verdict: "none".to_owned(),
+                    devices: None,
+                    text: e.what,
+                    kv_need_bytes: None,
+                    kv_pool_bytes: None,
+                },
             };
             cells.push(cell);
         }
     }
-    Ok(json!({ "device": device, "users": users, "contexts": contexts, "cells": cells }))
+    Ok(Grid {
+        device,
+        users,
+        contexts,
+        cells,
+    })
 }
 
 /// Powers of two, and what was asked.

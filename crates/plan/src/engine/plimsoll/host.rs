@@ -141,7 +141,8 @@ pub(super) fn terms(
     // The pool is not known before this is, but no more than all of it can become pages.
     let pool = match context.settings.kv_memory {
         Some(given) => given,
-        None => most(context, geometry)?.min(context.deployment.device.usable),
+        None if is_cpu(context) => most(context, geometry)?.min(context.deployment.device.usable),
+        None => context.deployment.device.usable,
     };
     let swap = swap.map_or(Bytes::ZERO, |t| t.bytes);
     let pages = pool.add(swap)?.whole(page);
