@@ -132,7 +132,11 @@ pub struct Cuda {
     positions: Vec<u32>,
     /// The words of a step, as they go to the device.
     words: Vec<u32>,
+    /// Logits of R rows, and their bytes as they come.
     logits: Vec<f32>,
+    coming: Vec<u8>,
+    /// Logits that were ever there.
+    logits_used: usize,
     /// Pages on their way to swap space and back.
     staging: Vec<u8>,
 }
@@ -189,11 +193,21 @@ impl Cuda {
         Ok(Self {
             staging: vec![0; page],
             logits: vec![0.0; elements(program.outputs.saturating_mul(program.vocab))],
+            coming: vec![
+                0;
+                elements(
+                    program
+                        .outputs
+                        .saturating_mul(program.vocab)
+                        .saturating_mul(4)
+                )
+            ],
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
             words: Vec::new(),
             constants,
+            logits_used: 0,
             device,
             program,
             weights,
@@ -490,7 +504,11 @@ impl Backend for Cuda {
             self.weights.usage(Region::Weights),
             self.pages.usage(Region::KvCache),
             self.activations.usage(Region::Activations),
-            self.inputs.usage(Region::Workspace),
+            Usage {
+                region: Region::Workspace,
+                committed: Bytes::new(self.inputs.bytes.get() + 8 * self.logits.len() as u64),
+                high_water: Bytes::new(self.inputs.used.get() + 8 * self.logits_used as u64),
+            },
             swap_usage(&self.swap),
         ]
     }

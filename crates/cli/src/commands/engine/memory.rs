@@ -210,7 +210,9 @@ impl Report<'_> {
             let used = self.usage.iter().find(|u| u.region == region);
             let (committed, high) = match used {
                 Some(u) => (Some(u.committed), Some(u.high_water)),
-                None => (None, self.reserve_used()),
+                None if region == Region::Reserve => (None, self.reserve_used()),
+                // What a driver takes is not ours to count.
+                None => (None, None),
             };
             let size =
                 |b: Option<Bytes>| b.map_or_else(|| "-".to_owned(), |b| short_bytes(b.get()));
@@ -234,7 +236,8 @@ impl Report<'_> {
                 let used = self.usage.iter().find(|u| u.region == region);
                 let high_water = match used {
                     Some(u) => Some(u.high_water),
-                    None => self.reserve_used(),
+                    None if region == Region::Reserve => self.reserve_used(),
+                    None => None,
                 };
                 json!({
                     "region": region.name(),
