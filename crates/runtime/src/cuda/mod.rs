@@ -491,11 +491,12 @@ impl Backend for Cuda {
             ));
         };
         let at = self.program.buffer(self.program.logits).offset;
-        download(
-            self.device.as_mut(),
-            self.activations.at.plus(at.get()),
-            out,
-        )?;
+        let bytes = &mut self.coming[..4 * n];
+        self.device.download(self.activations.at.plus(at.get()), bytes)?;
+        for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
+            *x = f32::from_le_bytes(*four);
+        }
+        self.logits_used = self.logits_used.max(n);
         Ok(out)
     }
 
