@@ -492,7 +492,8 @@ impl Backend for Cuda {
         };
         let at = self.program.buffer(self.program.logits).offset;
         let bytes = &mut self.coming[..4 * n];
-        self.device.download(self.activations.at.plus(at.get()), bytes)?;
+        self.device
+            .download(self.activations.at.plus(at.get()), bytes)?;
         for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
             *x = f32::from_le_bytes(*four);
         }
