@@ -85,6 +85,14 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Failed`].
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
+    /// Whether kernels are stopped that use other memory than they were [allowed](Self::allow).
+    fn checks(&self) -> bool {
+        false
+    }
+
+    /// From now on kernels use these parts, each so many bytes, and nothing else.
+    fn allow(&mut self, _: &[(Address, u64)]) {}
+
     /// Starts a kernel; `args` is its struct ([`crate::args`]).
     ///
     /// # Errors
