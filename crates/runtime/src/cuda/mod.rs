@@ -5,6 +5,7 @@
 //! one after the other, over all rows; only logits come back.
 
 mod ops;
+mod speeds;
 mod weights;
 
 use std::ops::Range;
@@ -17,10 +18,11 @@ use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
-use crate::backend::{Backend, BackendError, Measured, Peaks, Usage};
+use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
 use crate::cpu::{StartError, check_sizes, positions, swap_usage};
 use crate::swap::SwapSpace;
 
+pub use self::speeds::{Sizes, Speed, Unit, speeds};
 pub use self::weights::load;
 
 /// Query heads that share one KV head at most: their scores lie in what a block's threads share.
@@ -113,6 +115,14 @@ struct Lists {
     tables: u64,
     wanted: u64,
     copies: u64,
+    /// For each group, and where the device asks: the pages that kernels may use, and where their tables lie.
+    seen: Vec<Seen>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    pages: Vec<u32>,
+    tables: Vec<Range<u64>>,
 }
 
 /// A program on a device.
@@ -125,6 +135,8 @@ pub struct Cuda {
     pages: Block,
     activations: Block,
     inputs: Block,
+    /// What the next kernels use, where the device asks.
+    allowed: Option<Vec<(Address, u64)>>,
     swap: SwapSpace,
     /// Where the constants of each operation lie, in words.
     constants: Vec<u64>,
@@ -208,6 +220,7 @@ impl Cuda {
             words: Vec::new(),
             constants,
             logits_used: 0,
+            allowed: device.checks().then(Vec::new),
             device,
             program,
             weights,
@@ -224,41 +237,45 @@ impl Cuda {
         self.device.name()
     }
 
-    /// Elements of a buffer's first rows, once everything that was started is done: for tests of single operations.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    pub fn read_buffer(
-        &mut self,
-        id: plimsoll_program::BufferId,
-        out: &mut [f32],
-    ) -> Result<(), BackendError> {
-        let at = self
-            .activations
-            .at
-            .plus(self.program.buffer(id).offset.get());
-        download(self.device.as_mut(), at, out)
-    }
-
-    /// Puts elements into a buffer's first rows: for tests of single operations.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    pub fn write_buffer(
-        &mut self,
-        id: plimsoll_program::BufferId,
-        x: &[f32],
-    ) -> Result<(), BackendError> {
-        let at = self
-            .activations
-            .at
-            .plus(self.program.buffer(id).offset.get());
-        let words: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
-        Ok(self.device.upload(at, &bytes_of(&words))?)
+    /// Where a part of an arena lies.
+    fn part(&self, region: Region, from: u64, len: usize) -> Result<Address, BackendError> {
+        let block = match region {
+            Region::Weights => &self.weights,
+            Region::KvCache => &self.pages,
+            Region::Activations => &self.activations,
+            other => return Err(BackendError::Step(format!("{other} is no arena of it"))),
+        };
+        match from.checked_add(len as u64) {
+            Some(end) if end <= block.bytes.get() => Ok(block.at.plus(from)),
+            _ => Err(BackendError::Step(format!(
+                "{len} bytes from {from} on leave the {} of {region}",
+                block.bytes
+            ))),
+        }
     }
 
     fn page(&self, n: u32) -> u64 {
         u64::from(n).saturating_mul(self.program.geometry.page.get())
+    }
+
+    /// The next kernels use these bytes.
+    fn allow(&mut self, at: Address, bytes: u64) {
+        if let Some(allowed) = &mut self.allowed {
+            allowed.push((at, bytes));
+        }
+    }
+
+    /// Starts a kernel, which uses what was allowed.
+    fn start(
+        &mut self,
+        kernel: &'static str,
+        how: Launch,
+        args: &[u8],
+    ) -> Result<(), BackendError> {
+        if let Some(allowed) = &self.allowed {
+            self.device.allow(allowed);
+        }
+        Ok(self.device.launch(kernel, how, args)?)
     }
 
     /// Adds a list to the words of a step; where it begins.
@@ -312,15 +329,6 @@ fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-fn download(device: &mut dyn Device, from: Address, out: &mut [f32]) -> Result<(), BackendError> {
-    let mut bytes = vec![0; out.len() * 4];
-    device.download(from, &mut bytes)?;
-    for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
-        *x = f32::from_le_bytes(*four);
-    }
-    Ok(())
-}
-
 /// Sizes fit: what they are of was allocated.
 fn elements(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
@@ -329,6 +337,18 @@ fn elements(n: u64) -> usize {
 /// A kernel's argument: the program that it is of was checked when it was lowered, so it is never more.
 fn word(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Inside for Cuda {
+    fn read(&mut self, region: Region, from: u64, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let at = self.part(region, from, bytes.len())?;
+        Ok(self.device.download(at, bytes)?)
+    }
+
+    fn write(&mut self, region: Region, from: u64, bytes: &[u8]) -> Result<(), BackendError> {
+        let at = self.part(region, from, bytes.len())?;
+        Ok(self.device.upload(at, bytes)?)
+    }
 }
 
 impl Backend for Cuda {
@@ -387,9 +407,13 @@ impl Backend for Cuda {
             self.lists.copies = self.list(from, self.sizes.copies, &pairs)?;
             self.send(from)?;
             let bytes = self.program.geometry.page.get();
+            self.allowed.iter_mut().for_each(Vec::clear);
+            for &page in &pairs {
+                self.allow(self.pages.at.plus(self.page(page)), bytes);
+            }
             let args = args::CopyPages {
                 pages: self.pages.at.0,
-                pairs: self.inputs.at.plus(4 * self.lists.copies).0,
+                pairs: self.told(self.lists.copies, pairs.len() as u64),
                 bytes,
             };
             let how = Launch {
@@ -401,7 +425,7 @@ impl Backend for Cuda {
                 threads: 256,
                 shared: 0,
             };
-            self.device.launch("copy_pages", how, args.bytes())?;
+            self.start("copy_pages", how, args.bytes())?;
         }
         Ok(())
     }
@@ -435,6 +459,7 @@ impl Backend for Cuda {
         let mut rows = vec![Vec::with_capacity(step.rows.len() * 4); groups];
         let mut all = Vec::new();
         for (group, rows) in rows.iter_mut().enumerate() {
+            let mut seen = Seen::default();
             for r in &step.rows {
                 let table = tables.get(r.seq, group);
                 for page in table {
@@ -443,9 +468,16 @@ impl Backend for Cuda {
                 self.covers(group, r, table)?;
                 let count = r.tokens.end - r.tokens.start;
                 rows.extend([r.tokens.start, r.start, count, word(all.len() as u64)]);
+                if self.allowed.is_some() {
+                    let from = all.len() as u64;
+                    seen.tables.push(from..from + table.len() as u64);
+                    // The null page is nobody's.
+                    seen.pages.extend(table.iter().filter(|page| **page != 0));
+                }
                 all.extend_from_slice(table);
                 all.resize(all.len().next_multiple_of(4), 0);
             }
+            lists.seen.push(seen);
         }
         debug_assert!(
             rows.iter()
@@ -492,7 +524,8 @@ impl Backend for Cuda {
         };
         let at = self.program.buffer(self.program.logits).offset;
         let bytes = &mut self.coming[..4 * n];
-        self.device.download(self.activations.at.plus(at.get()), bytes)?;
+        self.device
+            .download(self.activations.at.plus(at.get()), bytes)?;
         for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
             *x = f32::from_le_bytes(*four);
         }

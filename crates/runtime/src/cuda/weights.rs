@@ -132,7 +132,7 @@ pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
     })
 }
 
-fn rate(n: u64, nanos: u64) -> u64 {
+pub(super) fn rate(n: u64, nanos: u64) -> u64 {
     u64::try_from(u128::from(n) * 1_000_000_000 / u128::from(nanos.max(1))).unwrap_or(u64::MAX)
 }
 
