@@ -105,6 +105,39 @@ impl Device for Fibers {
         Ok(())
     }
 
+    fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError> {
+        self.allocate(bytes)
+    }
+
+    fn host(&mut self, at: Address, len: usize) -> Result<&mut [u8], DeviceError> {
+        self.check(at, len)?;
+        if let Some(allowed) = &mut self.allowed {
+            Self::open(at, len as u64, true);
+            // Until kernels are allowed something else.
+            allowed.push((at, len as u64));
+        }
+        if len == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: inside one of our blocks, as checked; kernels that write there have ended, and none starts while the
+        // slice lives, which borrows the device.
+        Ok(unsafe { std::slice::from_raw_parts_mut(at.0 as *mut u8, len) })
+    }
+
+    fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
+        let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
+        for at in [from, to] {
+            self.check(at, len)?;
+            self.touch(at, len, true);
+        }
+        // SAFETY: inside our blocks, as checked.
+        unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, len) };
+        for at in [from, to] {
+            self.touch(at, len, false);
+        }
+        Ok(())
+    }
+
     fn checks(&self) -> bool {
         plimsoll_fibers_checks() != 0
     }

@@ -10,7 +10,7 @@ mod weights;
 
 use std::ops::Range;
 
-use plimsoll_cuda::{Address, Device, Launch, args};
+use plimsoll_cuda::{Address, Device, Launch, args, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
@@ -41,6 +41,14 @@ impl Block {
     fn new(device: &mut dyn Device, bytes: Bytes) -> Result<Self, BackendError> {
         Ok(Self {
             at: device.allocate(bytes.get())?,
+            bytes,
+            used: Bytes::ZERO,
+        })
+    }
+
+    fn on_host(device: &mut dyn Device, bytes: Bytes) -> Result<Self, BackendError> {
+        Ok(Self {
+            at: device.allocate_host(bytes.get())?,
             bytes,
             used: Bytes::ZERO,
         })
@@ -114,7 +122,6 @@ struct Lists {
     rows: Vec<u64>,
     tables: u64,
     wanted: u64,
-    copies: u64,
     /// For each group, and where the device asks: the pages that kernels may use, and where their tables lie.
     seen: Vec<Seen>,
 }
@@ -144,13 +151,9 @@ pub struct Cuda {
     positions: Vec<u32>,
     /// The words of a step, as they go to the device.
     words: Vec<u32>,
-    /// Logits of R rows, and their bytes as they come.
-    logits: Vec<f32>,
-    coming: Vec<u8>,
-    /// Logits that were ever there.
-    logits_used: usize,
-    /// Pages on their way to swap space and back.
-    staging: Vec<u8>,
+    /// Logits of R rows, and pages on their way to swap space and back: on the host.
+    logits: Block,
+    staging: Block,
 }
 
 impl Cuda {
@@ -201,25 +204,17 @@ impl Cuda {
         device
             .upload(inputs.at, &bytes_of(&words))
             .map_err(BackendError::from)?;
-        let page = usize::try_from(program.geometry.page.get()).unwrap_or(usize::MAX);
+        let page = program.geometry.page;
+        let logits = Bytes::product([program.outputs, program.vocab, 4])?;
+        let staged = page.times(swap.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?;
         Ok(Self {
-            staging: vec![0; page],
-            logits: vec![0.0; elements(program.outputs.saturating_mul(program.vocab))],
-            coming: vec![
-                0;
-                elements(
-                    program
-                        .outputs
-                        .saturating_mul(program.vocab)
-                        .saturating_mul(4)
-                )
-            ],
+            logits: Block::on_host(device.as_mut(), logits)?,
+            staging: Block::on_host(device.as_mut(), staged)?,
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
             words: Vec::new(),
             constants,
-            logits_used: 0,
             allowed: device.checks().then(Vec::new),
             device,
             program,
@@ -299,6 +294,40 @@ impl Cuda {
         Ok(self.device.upload(to, &bytes_of(&self.words))?)
     }
 
+    /// Pages go to the host, or come from there, where they lie one after the other.
+    fn move_pages(&mut self, pages: &[u32], out: bool) -> Result<(), BackendError> {
+        for &page in pages {
+            self.fits(page)?;
+        }
+        let from = self.sizes.before_copies();
+        self.words.clear();
+        let numbers = self.list(from, self.sizes.copies, pages)?;
+        self.send(from)?;
+        let bytes = self.program.geometry.page.get();
+        self.allowed.iter_mut().for_each(Vec::clear);
+        for &page in pages {
+            self.allow(self.pages.at.plus(self.page(page)), bytes);
+        }
+        let staged = Bytes::new(bytes * pages.len() as u64);
+        self.allow(self.staging.at, staged.get());
+        self.staging.mark(staged);
+        let args = args::MovePages {
+            pages: self.pages.at.0,
+            numbers: self.told(numbers, pages.len() as u64),
+            host: self.staging.at.0,
+            bytes,
+            out: out.into(),
+            none: 0,
+        };
+        self.start("move_pages", by_pages(bytes, pages.len()), args.bytes())
+    }
+
+    /// Pages that move together at most.
+    pub(super) fn staged(&self) -> usize {
+        let pages = self.staging.bytes.whole(self.program.geometry.page);
+        elements(pages.min(self.sizes.copies))
+    }
+
     /// Marks the pages that the step's tokens are written to.
     fn mark_pages(&mut self, step: &Step, tables: &Tables) {
         let last = step.rows.iter().flat_map(|r| {
@@ -327,6 +356,16 @@ impl Cuda {
 /// Words as they lie in the device's memory.
 fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Blocks that copy so many pages side by side.
+fn by_pages(bytes: u64, pages: usize) -> Launch {
+    let each = word(bytes.div_ceil(16 * 256)).clamp(1, 64);
+    Launch {
+        grid: [each, word(pages as u64), 1],
+        threads: 256,
+        shared: 0,
+    }
 }
 
 /// Sizes fit: what they are of was allocated.
@@ -361,42 +400,45 @@ impl Backend for Cuda {
     }
 
     fn swap_out(&mut self, pool: &mut Pool, outs: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
+        let (most, bytes) = (
+            self.staged().max(1),
+            elements(self.program.geometry.page.get()),
+        );
         let mut lost = Vec::new();
-        let mut page = std::mem::take(&mut self.staging);
-        for (i, s) in outs.iter().enumerate() {
-            self.fits(s.page.0)?;
-            let from = self.pages.at.plus(self.page(s.page.0));
-            self.device.download(from, &mut page)?;
-            let failed = self.swap.write(pool, vec![(self.page(s.slot), &page)])?;
-            lost.extend(failed.into_iter().map(|_| i));
+        for (from, some) in (0..).step_by(most).zip(outs.chunks(most)) {
+            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
+            self.move_pages(&pages, true)?;
+            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
+            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
+            let all = places.zip(staged.chunks(bytes)).collect();
+            let failed = self.swap.write(pool, all)?;
+            lost.extend(failed.into_iter().map(|i| from + i));
         }
-        self.staging = page;
         Ok(lost)
     }
 
     fn swap_in(&mut self, pool: &mut Pool, ins: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
+        let (most, bytes) = (
+            self.staged().max(1),
+            elements(self.program.geometry.page.get()),
+        );
         let mut lost = Vec::new();
-        let mut page = std::mem::take(&mut self.staging);
-        for (i, s) in ins.iter().enumerate() {
-            self.fits(s.page.0)?;
-            let failed = self.swap.read(pool, vec![(self.page(s.slot), &mut page)])?;
-            if failed.is_empty() {
-                let to = self.pages.at.plus(self.page(s.page.0));
-                self.device.upload(to, &page)?;
-            }
-            lost.extend(failed.into_iter().map(|_| i));
+        for (from, some) in (0..).step_by(most).zip(ins.chunks(most)) {
+            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
+            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
+            let all = places.zip(staged.chunks_mut(bytes)).collect();
+            let failed = self.swap.read(pool, all)?;
+            // A page that did not arrive is not used: what came in its place does no harm.
+            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
+            self.move_pages(&pages, false)?;
+            lost.extend(failed.into_iter().map(|i| from + i));
         }
-        self.staging = page;
         Ok(lost)
     }
 
     fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
         let most = elements(self.sizes.copies / 2).max(1);
-        let from = self.sizes.constants
-            + self.sizes.tokens
-            + self.sizes.rows
-            + self.sizes.tables
-            + self.sizes.wanted;
+        let from = self.sizes.before_copies();
         for copies in copies.chunks(most) {
             for c in copies {
                 self.fits(c.from.0)?;
@@ -404,7 +446,7 @@ impl Backend for Cuda {
             }
             let pairs: Vec<u32> = copies.iter().flat_map(|c| [c.from.0, c.to.0]).collect();
             self.words.clear();
-            self.lists.copies = self.list(from, self.sizes.copies, &pairs)?;
+            let list = self.list(from, self.sizes.copies, &pairs)?;
             self.send(from)?;
             let bytes = self.program.geometry.page.get();
             self.allowed.iter_mut().for_each(Vec::clear);
@@ -413,19 +455,10 @@ impl Backend for Cuda {
             }
             let args = args::CopyPages {
                 pages: self.pages.at.0,
-                pairs: self.told(self.lists.copies, pairs.len() as u64),
+                pairs: self.told(list, pairs.len() as u64),
                 bytes,
             };
-            let how = Launch {
-                grid: [
-                    word(bytes.div_ceil(16 * 256)).clamp(1, 64),
-                    word(copies.len() as u64),
-                    1,
-                ],
-                threads: 256,
-                shared: 0,
-            };
-            self.start("copy_pages", how, args.bytes())?;
+            self.start("copy_pages", by_pages(bytes, copies.len()), args.bytes())?;
         }
         Ok(())
     }
@@ -516,32 +549,34 @@ impl Backend for Cuda {
     }
 
     fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
-        let n = rows.saturating_mul(elements(self.program.vocab));
-        let Some(out) = self.logits.get_mut(..n) else {
+        let bytes = Bytes::product([rows as u64, self.program.vocab, 4]).unwrap_or(Bytes::MAX);
+        if bytes > self.logits.bytes {
             return Err(BackendError::Step(
                 "more rows of logits than were planned".to_owned(),
             ));
-        };
-        let at = self.program.buffer(self.program.logits).offset;
-        let bytes = &mut self.coming[..4 * n];
-        self.device
-            .download(self.activations.at.plus(at.get()), bytes)?;
-        for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
-            *x = f32::from_le_bytes(*four);
         }
-        self.logits_used = self.logits_used.max(n);
-        Ok(out)
+        let at = self.program.buffer(self.program.logits).offset;
+        let from = self.activations.at.plus(at.get());
+        self.device.copy(from, self.logits.at, bytes.get())?;
+        self.logits.mark(bytes);
+        let bytes = self.device.host(self.logits.at, elements(bytes.get()))?;
+        Ok(floats(bytes)?)
     }
 
     fn usage(&self) -> Vec<Usage> {
+        let workspace = [&self.inputs, &self.logits, &self.staging];
+        let sum = |of: fn(&Block) -> Bytes| {
+            let all = workspace.iter().map(|b| of(b).get());
+            Bytes::new(all.sum())
+        };
         vec![
             self.weights.usage(Region::Weights),
             self.pages.usage(Region::KvCache),
             self.activations.usage(Region::Activations),
             Usage {
                 region: Region::Workspace,
-                committed: Bytes::new(self.inputs.bytes.get() + 8 * self.logits.len() as u64),
-                high_water: Bytes::new(self.inputs.used.get() + 8 * self.logits_used as u64),
+                committed: sum(|b| b.bytes),
+                high_water: sum(|b| b.used),
             },
             swap_usage(&self.swap),
         ]
