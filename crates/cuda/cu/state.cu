@@ -97,7 +97,7 @@ KERNEL(steps, Steps) {
   }
 }
 
-struct Quad { u32 w[4]; };
+struct alignas(16) Quad { u32 w[4]; };
 
 // `each` elements, by all blocks in the first direction.
 template <typename T> DEVICE void copy_all(const T* from, T* to, u64 each) {
