@@ -13,16 +13,20 @@ fn main() {
 
 #[cfg(feature = "fibers")]
 fn fibers() {
-    const PARTS: [&str; 5] = [
+    const PARTS: [&str; 7] = [
         "prelude.cuh",
         "rows.cu",
         "linear.cu",
+        "linear_mma.cu",
         "attention.cu",
+        "attention_mma.cu",
         "state.cu",
     ];
     println!("cargo:rerun-if-changed=src/args.rs");
     println!("cargo:rerun-if-changed=cu");
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    let probes = std::path::Path::new("cu/probes.cuh");
+    std::fs::copy(probes, out.join("probes.cuh")).expect("kernels that try fibers");
     let mut text = args::STRUCTS.to_owned();
     for part in PARTS {
         // Errors and sanitizers name the file that they are about.

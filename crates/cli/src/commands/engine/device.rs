@@ -91,7 +91,7 @@ impl NoGpu {
 fn gpu(args: &EngineArgs, number: u32, why: &str) -> Result<Place, NoGpu> {
     let mut gpu = Gpu::new(number)?;
     let (free, total) = gpu.memory()?;
-    let architecture = gpu.architecture()?;
+    let architecture = gpu.architecture();
     gpu.load(&kernels(&architecture)?)?;
     let name = gpu.name();
     let total = Bytes::new(total);
