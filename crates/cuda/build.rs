@@ -13,10 +13,11 @@ fn main() {
 
 #[cfg(feature = "fibers")]
 fn fibers() {
-    const PARTS: [&str; 7] = [
+    const PARTS: [&str; 8] = [
         "prelude.cuh",
         "rows.cu",
         "linear.cu",
+        "linear_staged.cu",
         "linear_mma.cu",
         "attention.cu",
         "attention_mma.cu",

@@ -18,10 +18,11 @@ pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};
 pub use nvrtc::{ARCHITECTURES, CompileError, compile, compiler_version};
 
-const PARTS: [&str; 7] = [
+const PARTS: [&str; 8] = [
     include_str!("../cu/prelude.cuh"),
     include_str!("../cu/rows.cu"),
     include_str!("../cu/linear.cu"),
+    include_str!("../cu/linear_staged.cu"),
     include_str!("../cu/linear_mma.cu"),
     include_str!("../cu/attention.cu"),
     include_str!("../cu/attention_mma.cu"),

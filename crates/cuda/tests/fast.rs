@@ -345,6 +345,69 @@ fn matrices_of_any_size_meet_rounded_inputs() {
 }
 
 #[test]
+fn weights_that_are_under_way_change_no_bit() {
+    let mut device = Fibers::new();
+    let mut numbers = Numbers(6);
+    let form = Form::Bf16;
+    for (rows, n, k) in [
+        (1, 1, 1),
+        (3, 40, 16),
+        (5, 33, 131),
+        (33, 64, 700),
+        (70, 31, 1030),
+    ] {
+        for start in 0..3_u32 {
+            let matrix = form.matrix(&mut numbers, n, k);
+            let (x, bias) = (numbers.floats(rows * k), numbers.floats(n));
+            let before = numbers.floats(rows * n);
+            let a = Linear {
+                words: put_words(&mut device, &matrix).0,
+                x: put_floats(&mut device, &x).0,
+                bias: put_floats(&mut device, &bias).0,
+                n: n as u32,
+                k: k as u32,
+                rows: rows as u32,
+                step: 1,
+                share: 1,
+                x_stride: k as u32,
+                start,
+                ..Linear::default()
+            };
+            let mut run = |kernel, panels: u32, together: u32, step: u32| {
+                let y = put_floats(&mut device, &before);
+                let how = Launch {
+                    grid: [a.n.div_ceil(32 * panels), a.rows.div_ceil(together), 1],
+                    threads: 128,
+                    shared: 4 * 5 * (step / 2 * 32 + together * step),
+                };
+                let a = Linear { y: y.0, ..a };
+                device.launch(kernel, how, a.bytes()).unwrap();
+                words(&mut device, y, rows * n)
+            };
+            let plain = run("linear_bf16_1", 4, 1, 0);
+            for (kernel, together) in [("linear_bf16_4", 4), ("linear_bf16_8", 8)] {
+                assert_eq!(
+                    plain,
+                    run(kernel, 4, together, 0),
+                    "{kernel}, {rows} x {n} x {k}"
+                );
+            }
+            for (kernel, together, step) in [
+                ("linear_staged_1", 1, 128),
+                ("linear_staged_4", 4, 128),
+                ("linear_staged_32", 32, 64),
+            ] {
+                assert_eq!(
+                    plain,
+                    run(kernel, 1, together, step),
+                    "{kernel}, {rows} x {n} x {k}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_meet_the_matrices_of_their_experts() {
     let mut device = Fibers::new();
     let mut numbers = Numbers(3);

@@ -136,6 +136,8 @@ pub struct Cuda {
     sizes: StepInputs,
     /// Whether tensor cores are used: the same for every step.
     fast: bool,
+    /// Whether it copies to shared memory without waiting.
+    staged: bool,
     weights: Block,
     pages: Block,
     activations: Block,
@@ -222,6 +224,7 @@ impl Cuda {
             lists: Lists::default(),
             sizes: lists,
             fast: arithmetic == Arithmetic::Fast && device.capability() >= TENSOR_CORES,
+            staged: device.capability() >= TENSOR_CORES,
             words: Vec::new(),
             constants,
             logits_used: 0,

@@ -25,6 +25,15 @@ const TOGETHER: [(u64, [&str; 3]); 3] = [
     (4, ["linear_bf16_4", "linear_int8_4", "linear_int4_4"]),
     (1, ["linear_bf16_1", "linear_int8_1", "linear_int4_1"]),
 ];
+/// The same for bfloat16 where weights are under way to shared memory while others are multiplied, a block a panel: rows of x,
+/// columns of a step (`linear_staged.cu`).
+const STAGED: [(u64, u64, &str); 3] = [
+    (32, 64, "linear_staged_32"),
+    (4, 128, "linear_staged_4"),
+    (1, 128, "linear_staged_1"),
+];
+/// Steps of them that are in shared memory at once.
+const STAGES: u64 = 5;
 /// Tiles of a linear layer on tensor cores: rows of x, outputs, columns of a step, steps at once, threads, and what their
 /// kernels are called (`linear_mma.cu`).
 const TILES_MMA: [TileMma; 3] = [
@@ -313,9 +322,17 @@ impl Cuda {
         // Each expert's rows are apart: one at a time.
         let most = if a.routes == 0 { rows } else { 1 };
         let kernels = TOGETHER.iter().find(|t| t.0 <= most.max(1));
-        let (together, names) = kernels.unwrap_or(&TOGETHER[2]);
-        let name = names[form(m.form) as usize];
-        let blocks = word(m.n.div_ceil(PANEL).div_ceil(WARPS));
+        let (mut together, names) = *kernels.unwrap_or(&TOGETHER[2]);
+        let mut name = names[form(m.form) as usize];
+        let mut blocks = word(m.n.div_ceil(PANEL).div_ceil(WARPS));
+        let mut shared = 0;
+        if self.staged && m.form == WeightType::Bf16 {
+            let kernels = STAGED.iter().find(|t| t.0 <= most.max(1));
+            let (rows, step, kernel) = kernels.unwrap_or(&STAGED[2]);
+            (together, name) = (*rows, *kernel);
+            blocks = word(m.n.div_ceil(PANEL));
+            shared = word(4 * STAGES * (step / 2 * PANEL + rows * step));
+        }
         // There are only so many blocks in the second direction.
         let step = BLOCKS[1] * together;
         if rows > step && (groups > 1 || a.routes != 0) {
@@ -330,9 +347,9 @@ impl Cuda {
             a.x = x + from * u64::from(a.x_stride) * 4;
             a.y = y + from * m.n * 4;
             let how = Launch {
-                grid: [blocks, word(count.div_ceil(*together)), word(groups)],
+                grid: [blocks, word(count.div_ceil(together)), word(groups)],
                 threads: 32 * word(WARPS),
-                shared: 0,
+                shared,
             };
             self.launch(name, how, a.bytes())?;
         }
