@@ -1,7 +1,7 @@
 // `y = x W^T` on tensor cores: x rounded to bfloat16, sums in f32. An output element begins as what it starts from, and
 // takes k sixteen by sixteen in order, by one instruction: it is the same in a tile of any size, at any place of it. A
 // block has ROWS of x and COLUMNS outputs, a warp WARP_ROWS and WARP_COLUMNS of them; weights are under way for STAGES - 1
-// steps of STEP columns of k. Weights of whole numbers are made bfloat16 on their way to shared memory.
+// steps of STEP columns of k. Weights of whole numbers are made bfloat16 when they are read there.
 
 #ifdef TENSOR_CORES
 
@@ -35,48 +35,53 @@ template <u32 ROWS> DEVICE u32 rows_of_tile(const Linear& a, u32 tile, u32* rows
   return seen > first ? (seen - first < ROWS ? seen - first : ROWS) : 0;
 }
 
-// Where a pair of k (`line`) of an output lies in a stage: eight outputs together, so placed that a warp's four lines lie
-// in different banks.
-template <u32 COLUMNS> DEVICE u32 place(u32 line, u32 output) {
+// k that a word has, and lines of a step of STEP of k: of scales, each for so many of k, then of words.
+template <u32 FORM, u32 STEP> struct Lines {
+  static const u32 each = FORM == WEIGHT_BF16 ? 2 : FORM == WEIGHT_INT8 ? 4 : 8;
+  static const u32 scaled = FORM == WEIGHT_INT4 ? 64 : 128;
+  static const u32 scales = FORM == WEIGHT_BF16 ? 0 : STEP > scaled ? STEP / scaled : 1;
+  static const u32 all = scales + STEP / each;
+};
+
+// Where a line's word of an output lies in a stage: eight outputs together, so placed that the four lines of pairs that a
+// warp reads at once lie in different banks.
+template <u32 FORM, u32 COLUMNS> DEVICE u32 place(u32 line, u32 output) {
+  if (FORM != WEIGHT_BF16) return line * COLUMNS + output;
   return line * COLUMNS + ((output / 8) ^ (line % 4)) * 8 + output % 8;
 }
 
-// One step of weights to shared memory.
+// One step of weights on its way to shared memory, as they lie in the panels; zeros past n and k.
 template <u32 FORM, u32 COLUMNS, u32 STEP> DEVICE void stage_weights(const Linear& a, const u32* matrix, u32 step, u32* to) {
+  typedef Lines<FORM, STEP> L;
   u32 panels = (a.n + PANEL - 1) / PANEL, first = block_y() * (COLUMNS / PANEL);
   u64 panel_words = PANEL * row_words(FORM, a.k);
-  if (FORM == WEIGHT_BF16) {
-    u32 lines = (a.k + 1) / 2;
-    for (u32 i = thread_id(); i < STEP / 2 * (COLUMNS / 4); i += block_threads()) {
-      u32 line = i / (COLUMNS / 4), output = i % (COLUMNS / 4) * 4, panel = first + output / PANEL;
-      u32 from = step * (STEP / 2) + line;
-      bool there = panel < panels && from < lines;
-      const u32* words = there ? matrix + panel * panel_words + (u64)from * PANEL + output % PANEL : matrix;
-      copy_16(to + place<COLUMNS>(line, output), words, there ? 16 : 0);
-    }
-    return;
+  for (u32 i = thread_id(); i < L::all * (COLUMNS / 4); i += block_threads()) {
+    u32 line = i / (COLUMNS / 4), output = i % (COLUMNS / 4) * 4, panel = first + output / PANEL;
+    bool scale = line < L::scales;
+    u32 k = step * STEP + (scale ? line * L::scaled : (line - L::scales) * L::each), from = k / L::each;
+    // In a panel a line of scales begins each group.
+    if (L::scales) from += k / L::scaled + !scale;
+    bool there = panel < panels && k < a.k;
+    const u32* words = there ? matrix + panel * panel_words + (u64)from * PANEL + output % PANEL : matrix;
+    copy_16(to + place<FORM, COLUMNS>(line, output), words, there ? 16 : 0);
   }
-  // A word has four or eight of k, of one output.
-  const u32 each = FORM == WEIGHT_INT8 ? 4 : 8;
-  for (u32 i = thread_id(); i < STEP / each * COLUMNS; i += block_threads()) {
-    u32 output = i % COLUMNS, panel = first + output / PANEL, line = i / COLUMNS * (each / 2), k = step * STEP + line * 2;
-    float v[8];
-    for (u32 j = 0; j < each; j++) v[j] = 0.0f;
-    if (panel < panels && k < a.k) {
-      const u32* words = matrix + panel * panel_words + output % PANEL;
-      if (FORM == WEIGHT_INT8) {
-        float scale = float_of(words[(u64)(k / 128) * 33 * PANEL]);
-        u32 four = words[(u64)(k / 4 + k / 128 + 1) * PANEL] ^ 0x80808080u;
-        for (u32 j = 0; j < 4; j++) v[j] = mul_rn((float)(signed char)(four >> (8 * j)), scale);
-      } else {
-        u64 group = (u64)(k / 64) * 9;
-        float scale = float_of(words[group * PANEL] >> (16 * (k % 64 / 32)) << 16);
-        u32 eight = words[(group + 1 + k % 64 / 8) * PANEL];
-        for (u32 j = 0; j < 8; j++) v[j] = mul_rn((float)(eight >> (8 * (j % 4) + 4 * (j / 4)) & 15) - 8.0f, scale);
-      }
-    }
-    for (u32 j = 0; j < each / 2; j++) to[place<COLUMNS>(line + j, output)] = pair_of(v[2 * j], v[2 * j + 1], bf16());
+}
+
+// Two elements of an output, from `k` of step `step` on, as bfloat16.
+template <u32 FORM, u32 COLUMNS, u32 STEP> DEVICE u32 two_of(const u32* w, u32 step, u32 k, u32 output) {
+  typedef Lines<FORM, STEP> L;
+  u32 word = w[place<FORM, COLUMNS>(L::scales + k / L::each, output)];
+  if (FORM == WEIGHT_BF16) return word;
+  u32 scales = w[(STEP > L::scaled ? k / L::scaled : 0) * COLUMNS + output];
+  if (FORM == WEIGHT_INT8) {
+    word = (word ^ 0x80808080u) >> (8 * (k % 4));
+    float scale = float_of(scales);
+    return pair_of(mul_rn((float)(signed char)word, scale), mul_rn((float)(signed char)(word >> 8), scale), bf16());
   }
+  // Numbers of 0 to 15, eight more than what is meant; a scale is for 32 of them, two are in a word.
+  word >>= 8 * (k % 4) + 4 * (k % 8 / 4);
+  float scale = float_of(scales >> (16 * ((step * STEP + k) % 64 / 32)) << 16);
+  return pair_of(mul_rn((float)(word & 15) - 8.0f, scale), mul_rn((float)(word >> 8 & 15) - 8.0f, scale), bf16());
 }
 
 // Four elements of a row of x.
@@ -95,8 +100,9 @@ DEVICE void linear_tile(const Linear& a, const u32* rows, u32 count) {
   // Fours of x that a thread brings for a step, and words of a row of them, which begin in different banks.
   const u32 FOURS = (ROWS * STEP / 4 + THREADS_OF - 1) / THREADS_OF, ROW = STEP / 2 + 4;
   const u32 DOWN = WARP_ROWS / 16, ACROSS = WARP_COLUMNS / 8;
+  const u32 STAGE = Lines<FORM, STEP>::all * COLUMNS;
   u32* weights = dynamic_shared<u32>();
-  u32* inputs = weights + STAGES * (STEP / 2) * COLUMNS;
+  u32* inputs = weights + STAGES * STAGE;
   u32 thread = thread_id(), lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
   u32 top = warp % (ROWS / WARP_ROWS) * WARP_ROWS, left = warp / (ROWS / WARP_ROWS) * WARP_COLUMNS;
   u32 outputs = block_y() * COLUMNS;
@@ -120,7 +126,7 @@ DEVICE void linear_tile(const Linear& a, const u32* rows, u32 count) {
   Sixteen coming[FOURS];
 #pragma unroll
   for (u32 stage = 0; stage + 1 < STAGES; stage++) {
-    if (stage < steps) stage_weights<FORM, COLUMNS, STEP>(a, matrix, stage, weights + stage * (STEP / 2) * COLUMNS);
+    if (stage < steps) stage_weights<FORM, COLUMNS, STEP>(a, matrix, stage, weights + stage * STAGE);
     copy_commit();
   }
 #pragma unroll
@@ -142,7 +148,7 @@ DEVICE void linear_tile(const Linear& a, const u32* rows, u32 count) {
     // Everybody's inputs and weights of this step are there, and nobody is at the step before, whose place is filled next.
     sync_block();
     u32 next = step + STAGES - 1;
-    if (next < steps) stage_weights<FORM, COLUMNS, STEP>(a, matrix, next, weights + next % STAGES * (STEP / 2) * COLUMNS);
+    if (next < steps) stage_weights<FORM, COLUMNS, STEP>(a, matrix, next, weights + next % STAGES * STAGE);
     copy_commit();
     if (step + 1 < steps) {
 #pragma unroll
@@ -152,7 +158,7 @@ DEVICE void linear_tile(const Linear& a, const u32* rows, u32 count) {
           coming[i] = four_of(a, rows[four / (STEP / 4)], (step + 1) * STEP + four % (STEP / 4) * 4);
       }
     }
-    const u32* w = weights + step % STAGES * (STEP / 2) * COLUMNS;
+    const u32* w = weights + step % STAGES * STAGE;
 #pragma unroll
     for (u32 part = 0; part < STEP / 16; part++) {
       if (step * STEP + part * 16 >= a.k) break;
@@ -160,7 +166,7 @@ DEVICE void linear_tile(const Linear& a, const u32* rows, u32 count) {
 #pragma unroll
       for (u32 j = 0; j < ACROSS; j++)
 #pragma unroll
-        for (u32 e = 0; e < 2; e++) right[j][e] = w[place<COLUMNS>(part * 8 + t + e * 4, left + j * 8 + g)];
+        for (u32 e = 0; e < 2; e++) right[j][e] = two_of<FORM, COLUMNS, STEP>(w, step, part * 16 + t * 2 + e * 8, left + j * 8 + g);
 #pragma unroll
       for (u32 i = 0; i < DOWN; i++) {
         if (top + i * 16 >= count) continue;

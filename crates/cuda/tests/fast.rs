@@ -239,6 +239,11 @@ fn kernel(form: Form, tile: usize) -> &'static str {
 fn multiply(device: &mut Fibers, form: Form, tile: usize, mut a: Linear, matrices: u32) {
     let [rows, outputs, step, stages, threads] = TILES[tile].1;
     a.form = form as u32;
+    let lines = match form {
+        Form::Bf16 => step / 2,
+        Form::Int8 => 1 + step / 4,
+        Form::Int4 => step.div_ceil(64) + step / 8,
+    };
     let how = Launch {
         // Fewer blocks than tiles of rows, where rows are routed.
         grid: [
@@ -251,7 +256,7 @@ fn multiply(device: &mut Fibers, form: Form, tile: usize, mut a: Linear, matrice
             matrices,
         ],
         threads,
-        shared: 4 * (stages * (step / 2) * outputs + 2 * rows * (step / 2 + 4)),
+        shared: 4 * (stages * lines * outputs + 2 * rows * (step / 2 + 4)),
     };
     device.launch(kernel(form, tile), how, a.bytes()).unwrap();
 }

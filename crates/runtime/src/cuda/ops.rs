@@ -155,9 +155,14 @@ impl TileMma {
         }
     }
 
-    /// Bytes that a block shares: weights, and two steps of inputs.
-    const fn shared(&self) -> u64 {
-        4 * (self.stages * (self.step / 2) * self.outputs + 2 * self.rows * (self.step / 2 + 4))
+    /// Bytes that a block shares: lines of weights and of their scales, and two steps of inputs.
+    fn shared(&self, weights: WeightType) -> u64 {
+        let lines = match weights {
+            WeightType::Bf16 => self.step / 2,
+            WeightType::Int8 => self.step.div_ceil(128) + self.step / 4,
+            WeightType::Int4 => self.step.div_ceil(64) + self.step / 8,
+        };
+        4 * (self.stages * lines * self.outputs + 2 * self.rows * (self.step / 2 + 4))
     }
 }
 
@@ -373,7 +378,7 @@ impl Cuda {
                 word(matrices),
             ],
             threads: tile.threads,
-            shared: word(tile.shared()),
+            shared: word(tile.shared(m.form)),
         };
         self.launch(tile.names[form(m.form) as usize], how, a.bytes())
     }
