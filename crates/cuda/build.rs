@@ -48,6 +48,8 @@ fn fibers() {
         // As on the device: every operation is rounded by itself unless it is written as a fused one.
         .flag("-ffp-contract=off")
         .flag_if_supported("-Wno-unused-function")
+        // For the other compiler.
+        .flag_if_supported("-Wno-unknown-pragmas")
         .flag_if_supported("-fno-strict-aliasing");
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") {
         // Else each fused multiply-add is a call.

@@ -58,7 +58,9 @@ template <u32 FORM, u32 COLUMNS, u32 STEP> DEVICE void stage_weights(const Linea
   for (u32 i = thread_id(); i < L::all * (COLUMNS / 4); i += block_threads()) {
     u32 line = i / (COLUMNS / 4), output = i % (COLUMNS / 4) * 4, panel = first + output / PANEL;
     bool scale = line < L::scales;
-    u32 k = step * STEP + (scale ? line * L::scaled : (line - L::scales) * L::each), from = k / L::each;
+    u32 k = step * STEP + (scale ? line * L::scaled : (line - L::scales) * L::each);
+    if (scale) k -= k % L::scaled;
+    u32 from = k / L::each;
     // In a panel a line of scales begins each group.
     if (L::scales) from += k / L::scaled + !scale;
     bool there = panel < panels && k < a.k;

@@ -44,8 +44,9 @@ KERNEL(probe_transposed, Probe) {
   for (u32 i = 0; i < 4; i++) at<float>(a.c)[(g + i / 2 * 8) * 8 + t * 2 + i % 2] = c[i];
 }
 
-// What shared memory holds of two copies when the first of them was waited for, and of 4 bytes that were asked for of 16.
+// What shared memory holds of one thread's two copies when the first of them was waited for, and of 4 bytes that were asked for of 16.
 KERNEL(probe_copies, Probe) {
+  if (thread_id() != 0) return;
   u32* shared = dynamic_shared<u32>();
   const u32* x = at<u32>(a.a);
   copy_16(shared, x, 4);
