@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use plimsoll_cuda::Fibers;
+use plimsoll_kernels::Inputs;
+use plimsoll_program::Op;
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
@@ -148,56 +150,65 @@ fn numbers(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|b| f32::from_bits(*b)).collect()
 }
 
-fn top(logits: &[f32]) -> usize {
-    (0..logits.len()).fold(0, |a, b| if logits[b] > logits[a] { b } else { a })
+/// How far logits of two engines are apart, in parts of the largest: the farthest of each position, in order. Where one token
+/// is likelier than any other by twice as much, both choose it.
+fn apart(exact: &Seen, seen: &Seen) -> Vec<f32> {
+    assert_eq!(exact.len(), seen.len());
+    let all = exact.values().flat_map(|l| numbers(l));
+    let size = all.fold(0.0_f32, |a, x| a.max(x.abs()));
+    let at = exact.iter().map(|(at, logits)| {
+        let (a, b) = (numbers(logits), numbers(&seen[at]));
+        let off = a.iter().zip(&b).map(|(x, y)| (x - y).abs() / size);
+        off.fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+    });
+    let mut all: Vec<f32> = at.collect();
+    all.sort_by(f32::total_cmp);
+    all
 }
 
 #[test]
 fn tensor_cores_are_near_the_processors() {
-    let mut ran = 0;
+    let (mut ran, mut same) = (0, 0);
     for folder in fixtures() {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         let model = Model::open(&folder);
         let tokens = expected(&folder).0;
         // Prompts alone: what is generated may part where two tokens are as likely.
         let prompts = vec![(tokens.clone(), 1, ONE), (tokens[3..12].to_vec(), 1, ONE)];
-        for (kv, weights) in [
-            (DType::Bf16, WeightType::Bf16),
-            (DType::F16, WeightType::Int8),
-            (DType::F32, WeightType::Int4),
+        // At most, where no expert is another for a rounding; and at half of the positions.
+        for (kv, weights, inputs, most, half) in [
+            // The same is rounded on both sides: what differs is the order of sums, and what it makes others round to.
+            (DType::F32, WeightType::Bf16, Inputs::Bf16, 0.005, 0.001),
+            // Queries and weights of values are rounded, too, but not by the processors.
+            (DType::Bf16, WeightType::Bf16, Inputs::Bf16, 0.02, 0.02),
+            (DType::F16, WeightType::Bf16, Inputs::F32, 0.025, 0.01),
+            // Here the processors round inputs, to eight bits.
+            (DType::F16, WeightType::Int8, Inputs::F32, 0.1, 0.04),
+            (DType::F32, WeightType::Int4, Inputs::F32, 0.1, 0.04),
         ] {
             let server = Server {
                 kv,
                 weights,
+                inputs,
                 block: if kv == DType::F16 { 5 } else { 16 },
                 ..Server::default()
             };
+            let program = model.program(&server);
+            let experts = program.ops.iter().any(|op| matches!(op, Op::Route { .. }));
             let (_, exact, _) = model.serve(&server, &prompts);
             let (_, seen, _) = fast(&model, &server, &prompts);
-            assert_eq!(exact.len(), seen.len());
-            let size = exact
-                .values()
-                .flat_map(|l| numbers(l))
-                .fold(0.0_f32, |a, x| a.max(x.abs()));
-            let (mut worst, mut mean, mut n, mut flips) = (0.0_f32, 0.0_f64, 0, 0);
-            for (at, logits) in &exact {
-                let (a, b) = (numbers(logits), numbers(&seen[at]));
-                for (x, y) in a.iter().zip(&b) {
-                    worst = worst.max((x - y).abs() / size);
-                    mean += f64::from((x - y).abs() / size);
-                    n += 1;
-                }
-                flips += u32::from(top(&a) != top(&b));
-            }
-            eprintln!(
-                "{name}, {kv}, {weights}: worst {worst}, mean {}, {flips} flips of {}",
-                mean / f64::from(n),
-                exact.len()
-            );
+            let apart = apart(&exact, &seen);
+            let (middle, last) = (apart[apart.len() / 2], apart[apart.len() - 1]);
+            let what = format!("{name}, {kv}, {weights}: {middle}, {last}");
+            assert!(middle <= half && (experts || last <= most), "{what}");
+            // That they are tensor cores.
+            assert!(last > 0.0, "{what}");
+            same += u32::from(middle < 3e-7);
             ran += 1;
         }
     }
-    assert!(ran > 0);
+    // Of the first kind, where hardly anything rounds differently.
+    assert!(ran >= 100 && same >= 20, "{ran}, {same}");
 }
 
 #[test]
