@@ -777,6 +777,13 @@ fn cases() -> Vec<Case> {
         },
         // Many parts.
         Case {
+            reach: (1, 150),
+            before: 400,
+            tokens: 40,
+            split: 128,
+            ..CASE
+        },
+        Case {
             before: 300,
             tokens: 20,
             split: 64,

@@ -33,8 +33,8 @@ pub fn load(
     // Which weights go together.
     let mut parts = Vec::new();
     let mut from = 0;
-    for i in 0..ends.len() {
-        if i > from && ends[i] - begin(from) > STAGED {
+    for (i, end) in ends.iter().enumerate() {
+        if i > from && end - begin(from) > STAGED {
             parts.push(from..i);
             from = i;
         }
