@@ -83,10 +83,29 @@ fn terms(map: &Value) -> Vec<(String, String, u64)> {
     all
 }
 
+/// Those of the device, and those of its host.
+fn planned_terms(rank: &Value) -> Vec<(String, String, u64)> {
+    let mut all = terms(rank);
+    if rank["host_terms"].is_array() {
+        all.extend(terms(&json!({ "terms": rank["host_terms"] })));
+    }
+    all.sort();
+    all
+}
+
 #[test]
 fn the_line_that_plan_prints_commits_what_plan_shows() {
+    committed("cpu");
+}
+
+#[test]
+fn so_does_the_line_for_a_gpu() {
+    committed("cuda");
+}
+
+fn committed(device: &str) {
     let folder: PathBuf =
-        std::env::temp_dir().join(format!("plimsoll-planned-{}", std::process::id()));
+        std::env::temp_dir().join(format!("plimsoll-planned-{device}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut draws = Draws(11);
     let mut fitted = 0;
@@ -117,10 +136,13 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         maybe("--swap-space", &["64MiB"]);
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
-            "plan", &path, "--engine", "plimsoll", "--gpu", "cpu", "--gpus", "1", "--json",
+            "plan", &path, "--engine", "plimsoll", "--gpus", "1", "--json",
         ]
         .map(str::to_owned)
         .to_vec();
+        if device == "cpu" {
+            plan.extend(["--gpu", "cpu"].map(str::to_owned));
+        }
         plan.extend(flags.iter().flat_map(|(f, v)| [(*f).to_owned(), v.clone()]));
         let (code, planned) = run(&plan);
         if planned["answer"]["verdict"] != "yes" {
@@ -131,6 +153,9 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         let all = planned["flags"].as_array().unwrap();
         let own = all.iter().find(|f| f["engine"] == "plimsoll").unwrap();
         let line = own["command"].as_str().unwrap();
+        assert!(line.contains(&format!("--device {device} ")), "{line}");
+        // What stands in for a GPU here: its size is what the line says.
+        let line = &line.replace("--device cuda ", "--device fibers ");
         let words = line.strip_prefix("plimsoll ").unwrap().split(' ');
         let mut serve: Vec<String> = words.map(str::to_owned).collect();
         serve.extend(["--dry-run", "--json"].map(str::to_owned));
@@ -138,7 +163,7 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         assert_eq!(code, Some(0), "{line}: {committed}");
         assert_eq!(
             terms(&committed),
-            terms(&planned["ranks"][0]),
+            planned_terms(&planned["ranks"][0]),
             "{plan:?}\n{line}"
         );
     }
