@@ -1,6 +1,8 @@
 //! Kernels for tensor cores, on fibers: the twins of what they are built of against scalar products, then each against
 //! sums in binary64 of what it says that it multiplies, and against itself in other company, to the bit.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 use plimsoll_cuda::args::{Kv, Linear};
 use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Launch};
 
@@ -560,11 +562,8 @@ impl Attention {
         let mut device = Fibers::new();
         let mut numbers = Numbers(5);
         let end = c.before + c.tokens;
-        let (to, of): (fn(f32) -> u16, fn(u16) -> f32) = if c.half {
-            (to_f16, of_f16)
-        } else {
-            (to_bf16, of_bf16)
-        };
+        let to = if c.half { to_f16 } else { to_bf16 };
+        let of = if c.half { of_f16 } else { of_bf16 };
         let mut some = |n: usize, by: f32| -> Vec<f32> {
             numbers
                 .floats(n)
