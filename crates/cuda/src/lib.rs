@@ -12,17 +12,20 @@ mod fibers;
 mod gpu;
 mod nvrtc;
 
-pub use device::{Address, Device, DeviceError, Launch, floats};
+pub use device::{Address, Device, DeviceError, Launch, TENSOR_CORES, floats};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};
 pub use nvrtc::{ARCHITECTURES, CompileError, compile, compiler_version};
 
-const PARTS: [&str; 5] = [
+const PARTS: [&str; 8] = [
     include_str!("../cu/prelude.cuh"),
     include_str!("../cu/rows.cu"),
     include_str!("../cu/linear.cu"),
+    include_str!("../cu/linear_staged.cu"),
+    include_str!("../cu/linear_mma.cu"),
     include_str!("../cu/attention.cu"),
+    include_str!("../cu/attention_mma.cu"),
     include_str!("../cu/state.cu"),
 ];
 

@@ -73,6 +73,9 @@ pub(crate) struct EngineArgs {
     /// Where steps are carried out: auto (the first GPU that can be used, else the processors), cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
+    /// On a GPU, compute what the processors compute, to the bit, without tensor cores: slower. Processors always do
+    #[arg(long)]
+    pub(crate) batch_invariant: bool,
     /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: WeightType,

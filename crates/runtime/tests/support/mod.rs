@@ -12,7 +12,7 @@ use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{KvRules, Limits as Sizes, Program, StepInputs, lower};
-use plimsoll_runtime::cuda::{self, Cuda, DeviceSizes};
+use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::weights::{Checkpoint, load};
 use plimsoll_runtime::{
     Arena, Backend, Chooser, Cpu, CpuExecutor, Engine, Memory, Runner, SwapSpace,
@@ -242,6 +242,12 @@ impl Model {
         }
     }
 
+    /// The same, for sequences that may be so long.
+    pub(crate) fn longest(mut self, tokens: u64) -> Self {
+        self.spec.max_context = Some(tokens);
+        self
+    }
+
     pub(crate) fn program(&self, server: &Server) -> Program {
         let rules = KvRules::plimsoll(server.kv, server.block);
         let sizes = Sizes {
@@ -293,6 +299,7 @@ impl Model {
         server: &Server,
         device: Box<dyn Device>,
         chooser: S,
+        arithmetic: Arithmetic,
     ) -> Engine<Runner<Cuda, S>, NoLog> {
         let program = self.program(server);
         let page = program.geometry.page;
@@ -304,7 +311,7 @@ impl Model {
             inputs: StepInputs::of(&program, context).unwrap().bytes().unwrap(),
         };
         let swap = server.disk.space(page.times(server.swap.into()).unwrap());
-        let mut cuda = Cuda::new(device, program, sizes, swap, context).unwrap();
+        let mut cuda = Cuda::new(device, program, sizes, swap, context, arithmetic).unwrap();
         cuda::load(&mut cuda, &self.checkpoint(), 1, &|_, _| {}).unwrap();
         self.engine_on(server, cuda, chooser)
     }
