@@ -3,7 +3,7 @@
 //! Kernels compute what `plimsoll-kernels` computes, operation by operation in the same order, so that what a GPU answers
 //! is what a processor answers, to the bit, and depends on batches no more than there. Their sources (`cu/`) need no
 //! header of NVIDIA's; NVRTC compiles them for the machine's own architecture. A [`Device`] is a GPU through its driver
-//! ([`Gpu`]), or, in tests, fibers on this machine's processors ([`Fibers`]).
+//! ([`Gpu`]), or, in tests, fibers on this machine's processors (`Fibers`).
 
 pub mod args;
 mod device;
