@@ -7,7 +7,13 @@ use serde_json::{Value, json};
 use crate::generating::{Dir, plimsoll, words};
 use crate::server::Server;
 
-const FIBERS: [&str; 4] = ["--device", "fibers", "--max-num-seqs", "4"];
+const FIBERS: [&str; 5] = [
+    "--device",
+    "fibers",
+    "--batch-invariant",
+    "--max-num-seqs",
+    "4",
+];
 
 #[test]
 fn a_device_answers_and_its_log_replays() {
