@@ -105,7 +105,7 @@ pub struct Weight {
     pub layout: WeightLayout,
     /// Its parts, one below the other.
     pub sources: Vec<Source>,
-    /// Rows of zeros below them: where a vocabulary does not divide, so that all ranks are alike.
+    /// Rows below them that nobody reads: where a vocabulary does not divide, so that all ranks are alike.
     pub padding: u64,
     /// Where it begins in the arena of weights: a multiple of 64.
     pub offset: Bytes,

@@ -148,6 +148,10 @@ fn on_processors(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
         format!("--threads {}", settings.threads.unwrap_or(1)),
         format!("--memory {}", device.usable.get()),
     ];
+    let ranks = a.evaluation.deployment.parallel.tp;
+    if ranks > 1 {
+        own.push(format!("--tp {ranks}"));
+    }
     if settings.weights != WeightType::Bf16 {
         own.push(format!("--weights {}", settings.weights));
     }

@@ -115,9 +115,10 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         maybe("--threads", &["1", "7"]);
         maybe("--kv-memory", &["300MiB"]);
         maybe("--swap-space", &["64MiB"]);
+        let ranks = draws.of(&["1", "2", "4"]);
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
-            "plan", &path, "--engine", "plimsoll", "--gpu", "cpu", "--gpus", "1", "--json",
+            "plan", &path, "--engine", "plimsoll", "--gpu", "cpu", "--tp", ranks, "--json",
         ]
         .map(str::to_owned)
         .to_vec();
@@ -136,11 +137,12 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         serve.extend(["--dry-run", "--json"].map(str::to_owned));
         let (code, committed) = run(&serve);
         assert_eq!(code, Some(0), "{line}: {committed}");
-        assert_eq!(
-            terms(&committed),
-            terms(&planned["ranks"][0]),
-            "{plan:?}\n{line}"
-        );
+        // What ranks share is beside each of them.
+        let rank = &planned["ranks"][0];
+        let mut all = terms(rank);
+        all.extend(terms(&json!({ "terms": rank["host_terms"] })));
+        all.sort();
+        assert_eq!(terms(&committed), all, "{plan:?}\n{line}");
     }
     assert!(fitted >= 25, "{fitted} of 50 fit");
     std::fs::remove_dir_all(&folder).unwrap();

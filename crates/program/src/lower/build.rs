@@ -15,7 +15,7 @@ use crate::program::{Buffer, BufferId, Op, Program, Rows, Source, Weight, Weight
 /// Weights begin at cache lines.
 const ALIGNMENT: Bytes = Bytes::new(64);
 
-/// Part of a weight: some ranges of a tensor's `rows` output rows, and rows of zeros below the last part.
+/// Part of a weight: some ranges of a tensor's `rows` output rows, and rows below the last part that hold nothing.
 pub(super) struct Part {
     pub(super) module: &'static str,
     pub(super) rows: u64,

@@ -88,9 +88,12 @@ impl DeviceSizes {
 /// Whether kernels can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// As [`crate::check`], and [`StartError::Group`].
+/// As [`crate::check`], [`StartError::Group`] and [`StartError::Ranks`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     crate::cpu::check(program)?;
+    if program.rank.of > 1 {
+        return Err(StartError::Ranks);
+    }
     for op in &program.ops {
         if let Op::Attention(a) = op
             && a.q_heads / a.kv_heads.max(1) > GROUP_MAX
@@ -492,7 +495,8 @@ impl Backend for Cuda {
         };
         let at = self.program.buffer(self.program.logits).offset;
         let bytes = &mut self.coming[..4 * n];
-        self.device.download(self.activations.at.plus(at.get()), bytes)?;
+        self.device
+            .download(self.activations.at.plus(at.get()), bytes)?;
         for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
             *x = f32::from_le_bytes(*four);
         }
