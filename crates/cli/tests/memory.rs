@@ -355,9 +355,14 @@ fn the_process_has_what_was_planned() {
         return;
     }
     let folder = model("resident", 12, 512);
+    process_has(&folder, &["--kv-memory", "512MiB"]);
+    process_has(&folder, &["--kv-memory", "256MiB", "--tp", "2"]);
+}
+
+fn process_has(folder: &Folder, more: &[&str]) {
     let mut flags = SETTINGS.to_vec();
-    flags.extend(["--kv-memory", "512MiB"]);
-    let map = run(&folder, &flags);
+    flags.extend(more);
+    let map = run(folder, &flags);
     let (mut committed, mut reserve, mut reserve_used) = (0, 0, 0);
     for r in map["regions"].as_array().expect("regions") {
         match r["committed_bytes"].as_u64() {

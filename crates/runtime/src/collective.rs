@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Turns of a spin before a rank sleeps: some tens of microseconds, as threads that wait for a kernel.
-const SPINS: u32 = 20_000;
+/// Turns of a spin before a rank sleeps: about what it takes to wake one, since ranks may be more than processors.
+const SPINS: u32 = 2_000;
 /// Elements that are added up at a time: they stay in registers and the nearest cache.
 const STRIP: usize = 256;
 
