@@ -18,7 +18,7 @@ template <typename C> DEVICE u64 scales_at(const Kv& a, u32 page, u32 of) {
 }
 
 // One head's part of a token, written by a warp.
-template <typename C> DEVICE void write_part(const float* x, u32 dim, C* to, u64 stride, float* scale) {
+template <typename C> DEVICE void write_part(const float* x, u32 dim, C* to, u64 stride, void* scale) {
   u32 lane = thread_id() % 32;
   float by = 1.0f;
   if (Scale<C>::elements > 0) {
@@ -33,7 +33,7 @@ template <typename C> DEVICE void write_part(const float* x, u32 dim, C* to, u64
     }
     float s;
     scale_of(largest, &s, &by);
-    if (lane == 0) *scale = s;
+    if (lane == 0) store_float(s, scale);
   }
   for (u32 d = lane; d < dim; d += 32) narrow(mul_rn(x[d], by), to + d * stride);
 }
@@ -48,8 +48,8 @@ template <typename C> DEVICE void write_kv(const Kv& a) {
   for (u32 head = thread_id() / 32; head < a.kv_heads; head += block_threads() / 32) {
     const float* k = at<float>(a.k) + (u64)token * a.k_stride + head * a.k_dim;
     const float* v = at<float>(a.v) + (u64)token * a.v_stride + head * a.v_dim;
-    float* k_scale = (float*)(pages + scales_at<C>(a, page, head) + (u64)slot * Scale<C>::elements);
-    float* v_scale = (float*)(pages + scales_at<C>(a, page, a.kv_heads + head) + (u64)slot * Scale<C>::elements);
+    void* k_scale = pages + scales_at<C>(a, page, head) + (u64)slot * Scale<C>::elements;
+    void* v_scale = pages + scales_at<C>(a, page, a.kv_heads + head) + (u64)slot * Scale<C>::elements;
     write_part(k, a.k_dim, pages + keys_at<C>(a, page, head) + slot, a.slots, k_scale);
     write_part(v, a.v_dim, pages + values_at<C>(a, page, head) + (u64)slot * a.v_dim, 1, v_scale);
   }
@@ -95,9 +95,9 @@ template <typename C> DEVICE void attend(const Kv& a) {
       const C* k = pages + keys_at<C>(a, page, kv_head) + slot;
       float k_scale = 1.0f;
       if (Scale<C>::elements > 0) {
-        k_scale = *(const float*)(pages + scales_at<C>(a, page, kv_head) + (u64)slot * Scale<C>::elements);
+        k_scale = load_float(pages + scales_at<C>(a, page, kv_head) + (u64)slot * Scale<C>::elements);
         v_scale[thread] =
-            *(const float*)(pages + scales_at<C>(a, page, a.kv_heads + kv_head) + (u64)slot * Scale<C>::elements);
+            load_float(pages + scales_at<C>(a, page, a.kv_heads + kv_head) + (u64)slot * Scale<C>::elements);
       }
       for (u32 g = 0; g < group; g++) {
         float score = 0.0f;

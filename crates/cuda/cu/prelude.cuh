@@ -99,6 +99,20 @@ DEVICE float shuffle(float x, unsigned lane) { return float_of(shuffle(bits_of(x
 // What lies at an address.
 template <typename T> DEVICE T* at(ptr address) { return (T*)(void*)address; }
 
+// A number at any address: a device reads and writes four bytes at once at multiples of four only.
+DEVICE float load_float(const void* from) {
+  if (((u64)from & 3) == 0) return *(const float*)from;
+  const unsigned char* b = (const unsigned char*)from;
+  return float_of((u32)b[0] | (u32)b[1] << 8 | (u32)b[2] << 16 | (u32)b[3] << 24);
+}
+DEVICE void store_float(float x, void* to) {
+  if (((u64)to & 3) == 0) {
+    *(float*)to = x;
+    return;
+  }
+  for (int i = 0; i < 4; i++) ((unsigned char*)to)[i] = (unsigned char)(bits_of(x) >> (8 * i));
+}
+
 #define NEGATIVE_INFINITY float_of(0xff800000u)
 #define NOT_A_NUMBER float_of(0x7fc00000u)
 

@@ -97,7 +97,7 @@ KERNEL(steps, Steps) {
   }
 }
 
-struct Quad { u32 w[4]; };
+struct alignas(16) Quad { u32 w[4]; };
 
 template <typename T> DEVICE void copy_page(const CopyPages& a, const u32* pair) {
   u64 each = a.bytes / sizeof(T);

@@ -405,7 +405,11 @@ mod tests {
         assert!(enter(1).is_err(), "the engine has it still");
         drop((also, second));
         enter(3).unwrap();
-        assert_eq!(enter(4).unwrap_err().code, crate::code::Code::InvalidValue, "never");
+        assert_eq!(
+            enter(4).unwrap_err().code,
+            crate::code::Code::InvalidValue,
+            "never"
+        );
     }
 
     #[test]

@@ -139,10 +139,6 @@ fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> 
     if let Some(dtype) = context.settings.dtype.filter(|d| *d != DType::Bf16) {
         return Ok(Err(format!("weights of {dtype} do not run yet")));
     }
-    // The processors' program widens them; cards will read them as they are stored.
-    if context.spec.quant.is_some() && !host::is_cpu(context) {
-        return Ok(Err("quantised weights do not run on GPUs yet".to_owned()));
-    }
     let limits = Limits {
         tokens: batched_tokens(context),
         outputs: outputs(context),

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# What only a GPU can show, in one run of a few minutes on a machine that has one; it needs no Rust and no network.
+#
+#   PLIMSOLL=path/to/release/plimsoll bench/gpu.sh [MODEL ...]
+#
+# Build the binary before (`cargo build --release`). MODEL is a folder or a .gguf file (default: the model that is built in).
+# Prints what fails; exit status 1 where anything did. compute-sanitizer is used where it is installed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+BIN=${PLIMSOLL:-target/release/plimsoll}
+OUT=${OUT:-$(mktemp -d)}
+MODELS=("$@")
+[ ${#MODELS[@]} -gt 0 ] || MODELS=(demo)
+failed=0
+step() { printf '\n== %s\n' "$*"; }
+fail() { failed=1; printf 'FAILED: %s\n' "$*"; }
+
+step "operations on the card, and what it does per second"
+"$BIN" doctor --gpu || fail "doctor --gpu"
+
+printf '%s\n' '{"prompt":"She had not been an hour in the house before","max_tokens":96}' \
+  '{"prompt":"The ship","max_tokens":128,"n":3,"temperature":0.8,"seed":7}' \
+  '{"prompt":"It was a truth","max_tokens":64,"beam_width":4}' \
+  '{"prompt":"Mr. Darcy said that he would not","max_tokens":128}' > "$OUT/prompts.jsonl"
+answers() { # DEVICE FLAGS...
+  local device=$1
+  shift
+  "$BIN" generate --device "$device" --prompts "$OUT/prompts.jsonl" --seed 1 --json "$@" 2> "$OUT/err" > "$OUT/$device.out" || {
+    fail "generate --device $device $*"
+    tail -n 3 "$OUT/err"
+    return
+  }
+  python3 -c 'import json, sys
+for line in open(sys.argv[1]):
+    print(json.dumps({k: v for k, v in json.loads(line).items() if k in ("choices", "text", "tokens")}, sort_keys=True))' "$OUT/$device.out" > "$OUT/$device.text"
+}
+for model in "${MODELS[@]}"; do
+  name=()
+  [ "$model" = demo ] || name=("$model")
+  for flags in "" "--weights int8" "--weights int4" "--kv-cache-dtype f32" "--kv-cache-dtype int8 --block-size 8" \
+    "--kv-memory 2MiB --swap-space 64MiB --preempt swap" "--kv-memory 2MiB --preempt recompute"; do
+    step "$model $flags: the GPU's text beside the processors'"
+    read -ra more <<< "$flags"
+    answers cpu "${name[@]}" --inputs f32 "${more[@]}"
+    answers cuda "${name[@]}" --batch-invariant "${more[@]}"
+    cmp -s "$OUT/cpu.text" "$OUT/cuda.text" && echo same || fail "$model $flags: texts differ"
+    grep -A8 '^memory' "$OUT/err"
+  done
+done
+
+step "memory of the process on the card, as the driver says"
+"$BIN" serve --device cuda --port 8099 2> "$OUT/serve.err" & server=$!
+for _ in $(seq 100); do sleep 0.3; grep -q /v1 "$OUT/serve.err" && break; done
+nvidia-smi --query-compute-apps=pid,used_memory --format=csv
+sed -n '/^memory/,/^KV/p' "$OUT/serve.err"
+kill $server
+wait $server 2> /dev/null
+
+if command -v compute-sanitizer > /dev/null; then
+  for tool in memcheck racecheck synccheck initcheck; do
+    step "compute-sanitizer $tool"
+    compute-sanitizer --tool $tool --error-exitcode 9 "$BIN" generate --device cuda --prompts "$OUT/prompts.jsonl" --seed 1 \
+      --kv-memory 2MiB --swap-space 64MiB --json > /dev/null 2> "$OUT/sanitizer" || { fail "$tool"; tail -n 20 "$OUT/sanitizer"; }
+  done
+fi
+
+step "speed"
+"$BIN" bench --device cuda || fail bench
+[ $failed = 0 ] && echo "all holds"
+exit $failed
