@@ -244,7 +244,13 @@ fn the_map_of_ranks_is_the_one_that_plan_prints() {
             serde_json::from_slice(&out.stdout).expect("JSON")
         };
         let question = [
-            "--engine", "plimsoll", "--gpu", "cpu", "--context", "256", "--json",
+            "--engine",
+            "plimsoll",
+            "--gpu",
+            "cpu",
+            "--context",
+            "256",
+            "--json",
         ];
         let plan = asked("plan", &[&question[..], &["--generate"]].concat());
         let rank = &plan["ranks"][0];
@@ -290,9 +296,17 @@ fn ranks_that_cannot_be_are_refused_in_one_sentence() {
     };
     let heads = "8 attention heads cannot be split over TP 3";
     refused(&folder, &["--tp", "3"], heads);
-    refused(&states, &["--tp", "2"], "recurrent layers do not run on several ranks yet");
+    refused(
+        &states,
+        &["--tp", "2"],
+        "recurrent layers do not run on several ranks yet",
+    );
     refused(&folder, &["--tp", "0"], "--tp");
-    refused(&folder, &["--tp", "2", "--device", "cuda"], "ranks are not on GPUs yet");
+    refused(
+        &folder,
+        &["--tp", "2", "--device", "cuda"],
+        "ranks are not on GPUs yet",
+    );
 }
 
 #[test]
