@@ -92,6 +92,7 @@ fn a_rank_that_fails_is_one_clear_error_and_the_others_go_on() {
             ranks,
             threads: 2,
             tokens: 32,
+            sequences: 4,
             ..Server::default()
         };
         let (want, _, _) = model.serve(&server, &all);
