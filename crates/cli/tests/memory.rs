@@ -230,8 +230,8 @@ fn the_map_of_ranks_is_the_one_that_plan_prints() {
     let folder = model("ranks", 2, 64);
     for (ranks, sizes) in [
         ("2", &["--kv-memory", "3MiB"][..]),
-        ("4", &["--memory", "256MiB"]),
-        ("2", &["--memory", "256MiB", "--weights", "int8"]),
+        ("4", &["--memory", "2GiB"]),
+        ("2", &["--memory", "2GiB", "--weights", "int8"]),
     ] {
         let mut flags = SETTINGS.to_vec();
         flags.extend(sizes);
@@ -294,7 +294,7 @@ fn ranks_that_cannot_be_are_refused_in_one_sentence() {
         assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
         assert!(text(&out.stderr).contains(says), "{}", text(&out.stderr));
     };
-    let heads = "8 attention heads cannot be split over TP 3";
+    let heads = "4 KV heads cannot be split over TP 3";
     refused(&folder, &["--tp", "3"], heads);
     refused(
         &states,

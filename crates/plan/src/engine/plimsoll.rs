@@ -88,6 +88,10 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         let own = |t: &Term| ranks == 1 || t.region == Region::Swap;
         let (mine, shared): (Vec<Term>, Vec<Term>) = beside.into_iter().partition(own);
         if ranks > 1 {
+            notes.push(
+                "ranks are threads of one process: they share the memory of these processors, and what is on the host is there once"
+                    .to_owned(),
+            );
             let shared = Bytes::sum(shared.iter().map(Term::high))?;
             budget.bytes = Bytes::new(budget.bytes.saturating_sub(shared).get() / ranks);
             budget.formula = format!("({} - what ranks share) / ranks", budget.formula);
