@@ -352,7 +352,7 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
 fn a_plan_of_ranks_sums_the_program_of_each() {
     let cpu = Device {
         vendor: "cpu".to_owned(),
-        ..Device::of_size(Bytes::new(512 << 30))
+        ..Device::of_size(Bytes::new(8 << 40))
     };
     let mut lowered = 0;
     for entry in catalogue::entries() {
