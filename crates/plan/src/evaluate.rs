@@ -238,8 +238,7 @@ pub(crate) fn evaluate_prepared(
     let stages = engine::check(spec, &deployment.parallel)?;
     let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
     let share = load.with_users(users);
-    // Our own server on processors, which begins as what is printed for it says.
-    let own = settings.engine == Engine::Plimsoll && deployment.device.vendor == "cpu";
+    let own = settings.engine == Engine::Plimsoll;
     let max_model_len = settings.max_model_len.unwrap_or_else(|| {
         // An engine told nothing takes the trained context; a longer load must be asked for.
         let trained = spec.max_context.unwrap_or(load.context);

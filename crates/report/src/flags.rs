@@ -1,6 +1,7 @@
 //! The plan as a command: flags for vLLM, llama.cpp and Plimsoll.
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
+use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType, WeightType};
 
 use crate::build::ModelFacts;
@@ -88,7 +89,7 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
         llama.push(format!("-ub {u}"));
     }
 
-    let own = on_processors(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
+    let own = on_one_device(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
     let of = |engine: &str, parts: &[String]| EngineFlags {
         engine: engine.to_owned(),
         command: parts.join(" "),
@@ -133,22 +134,31 @@ fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
     own
 }
 
-/// The flags of our own server on processors, where that is what is planned: those that make it commit this very map.
-fn on_processors(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
+/// The flags of our own server on processors, however many ranks, or on one GPU, where that is what is planned: those that make it commit this
+/// very map.
+fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
     let settings = &q.settings;
-    let device = &a.evaluation.deployment.device;
-    if settings.engine != Engine::Plimsoll || device.vendor != "cpu" {
+    let deployment = &a.evaluation.deployment;
+    let device = &deployment.device;
+    let on_cpu = device.vendor == "cpu";
+    // Ranks are on processors, so far.
+    let ranks = if on_cpu { deployment.parallel.tp } else { 1 };
+    let divided = Parallel {
+        tp: ranks,
+        ..Parallel::default()
+    };
+    if settings.engine != Engine::Plimsoll || deployment.parallel != divided {
         return None;
     }
     let (tokens, sequences) = a.evaluation.own_sizes(settings);
     let mut own = vec![
         format!("plimsoll serve {model}"),
+        format!("--device {}", if on_cpu { "cpu" } else { "cuda" }),
         format!("--max-model-len {}", a.evaluation.max_model_len),
         format!("--max-num-seqs {sequences} --max-num-batched-tokens {tokens}"),
         format!("--threads {}", settings.threads.unwrap_or(1)),
         format!("--memory {}", device.usable.get()),
     ];
-    let ranks = a.evaluation.deployment.parallel.tp;
     if ranks > 1 {
         own.push(format!("--tp {ranks}"));
     }

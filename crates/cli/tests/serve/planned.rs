@@ -83,10 +83,29 @@ fn terms(map: &Value) -> Vec<(String, String, u64)> {
     all
 }
 
+/// Those of the device, and those of its host.
+fn planned_terms(rank: &Value) -> Vec<(String, String, u64)> {
+    let mut all = terms(rank);
+    if rank["host_terms"].is_array() {
+        all.extend(terms(&json!({ "terms": rank["host_terms"] })));
+    }
+    all.sort();
+    all
+}
+
 #[test]
 fn the_line_that_plan_prints_commits_what_plan_shows() {
+    committed("cpu");
+}
+
+#[test]
+fn so_does_the_line_for_a_gpu() {
+    committed("cuda");
+}
+
+fn committed(device: &str) {
     let folder: PathBuf =
-        std::env::temp_dir().join(format!("plimsoll-planned-{}", std::process::id()));
+        std::env::temp_dir().join(format!("plimsoll-planned-{device}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let mut draws = Draws(11);
     let mut fitted = 0;
@@ -115,13 +134,20 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         maybe("--threads", &["1", "7"]);
         maybe("--kv-memory", &["300MiB"]);
         maybe("--swap-space", &["64MiB"]);
-        let ranks = draws.of(&["1", "2", "4"]);
+        // Ranks are on processors, so far.
+        let ranks = match device {
+            "cpu" => draws.of(&["1", "2", "4"]),
+            _ => "1",
+        };
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
-            "plan", &path, "--engine", "plimsoll", "--gpu", "cpu", "--tp", ranks, "--json",
+            "plan", &path, "--engine", "plimsoll", "--tp", ranks, "--json",
         ]
         .map(str::to_owned)
         .to_vec();
+        if device == "cpu" {
+            plan.extend(["--gpu", "cpu"].map(str::to_owned));
+        }
         plan.extend(flags.iter().flat_map(|(f, v)| [(*f).to_owned(), v.clone()]));
         let (code, planned) = run(&plan);
         if planned["answer"]["verdict"] != "yes" {
@@ -132,17 +158,19 @@ fn the_line_that_plan_prints_commits_what_plan_shows() {
         let all = planned["flags"].as_array().unwrap();
         let own = all.iter().find(|f| f["engine"] == "plimsoll").unwrap();
         let line = own["command"].as_str().unwrap();
+        assert!(line.contains(&format!("--device {device} ")), "{line}");
+        // What stands in for a GPU here: its size is what the line says.
+        let line = &line.replace("--device cuda ", "--device fibers ");
         let words = line.strip_prefix("plimsoll ").unwrap().split(' ');
         let mut serve: Vec<String> = words.map(str::to_owned).collect();
         serve.extend(["--dry-run", "--json"].map(str::to_owned));
         let (code, committed) = run(&serve);
         assert_eq!(code, Some(0), "{line}: {committed}");
-        // What ranks share is beside each of them.
-        let rank = &planned["ranks"][0];
-        let mut all = terms(rank);
-        all.extend(terms(&json!({ "terms": rank["host_terms"] })));
-        all.sort();
-        assert_eq!(terms(&committed), all, "{plan:?}\n{line}");
+        assert_eq!(
+            terms(&committed),
+            planned_terms(&planned["ranks"][0]),
+            "{plan:?}\n{line}"
+        );
     }
     assert!(fitted >= 25, "{fitted} of 50 fit");
     std::fs::remove_dir_all(&folder).unwrap();
