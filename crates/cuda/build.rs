@@ -1,4 +1,4 @@
-//! With `fibers`: compiles the kernels for this machine's processors.
+//! With `fibers`: compiles the kernels for this machine's processors; with AddressSanitizer where PLIMSOLL_ASAN is 1.
 
 #[cfg(feature = "fibers")]
 #[allow(dead_code, unreachable_pub, reason = "only their text is used here")]
@@ -7,6 +7,7 @@ mod args;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rustc-check-cfg=cfg(plimsoll_asan)");
     #[cfg(feature = "fibers")]
     fibers();
 }
@@ -20,6 +21,7 @@ fn fibers() {
         "attention.cu",
         "state.cu",
     ];
+    println!("cargo:rerun-if-env-changed=PLIMSOLL_ASAN");
     println!("cargo:rerun-if-changed=src/args.rs");
     println!("cargo:rerun-if-changed=cu");
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
@@ -48,5 +50,18 @@ fn fibers() {
         // Else each fused multiply-add is a call.
         build.flag_if_supported("-mfma");
     }
+    let asan = std::env::var("PLIMSOLL_ASAN").is_ok_and(|v| v == "1");
+    if asan {
+        build
+            .flag("-fsanitize=address,alignment")
+            .flag("-fno-sanitize-recover=alignment")
+            .flag("-fno-omit-frame-pointer");
+    }
     build.compile("plimsoll_fibers");
+    if asan {
+        // Programs find it before other libraries where it is preloaded (`tools/asan.sh`).
+        println!("cargo:rustc-link-lib=dylib=asan");
+        println!("cargo:rustc-link-lib=dylib=ubsan");
+        println!("cargo:rustc-cfg=plimsoll_asan");
+    }
 }

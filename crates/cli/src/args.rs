@@ -1,6 +1,7 @@
 //! What can be typed. What is meant by it is decided in `commands`.
 
 pub(crate) mod bench;
+pub(crate) mod doctor;
 pub(crate) mod engine;
 pub(crate) mod generate;
 mod rates;
@@ -90,12 +91,8 @@ pub(crate) enum Command {
         #[arg(value_enum)]
         of: SchemaOf,
     },
-    /// Look at this machine: accelerators, memory, limits
-    Doctor {
-        /// One object instead of text
-        #[arg(long)]
-        json: bool,
-    },
+    /// Look at this machine: accelerators, memory, limits; with --gpu, whether a GPU computes what the processors do
+    Doctor(doctor::DoctorArgs),
     /// Print shell completions
     Completions {
         /// Which shell

@@ -37,7 +37,8 @@ fn main() -> ExitCode {
         Command::Simulate(a) => a.json,
         Command::Compare(a) => a.json,
         Command::Accuracy(a) => a.json,
-        Command::Devices { json } | Command::Doctor { json } => *json,
+        Command::Devices { json } => *json,
+        Command::Doctor(a) => a.json,
         Command::Bench(a) => a.json,
         Command::Generate(a) => a.json,
         Command::Serve(a) => a.json,
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => commands::compare::run(&args, &mut output),
         Command::Accuracy(args) => commands::accuracy::run(&args, &mut output),
         Command::Schema { of } => commands::schema::run(of, &mut output),
-        Command::Doctor { json } => commands::doctor::run(json, &mut output),
+        Command::Doctor(args) => commands::doctor::run(&args, &mut output),
         Command::Completions { shell } => commands::completions::run(shell, &mut output),
     };
     match result {

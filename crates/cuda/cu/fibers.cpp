@@ -1,5 +1,6 @@
 // Kernels on a processor: each thread of a block is a fiber, blocks follow one another. What this finds: wrong indices,
-// masks and tables, barriers that not all threads reach, wrong arithmetic. What it does not: races, alignment.
+// masks and tables, barriers that not all threads reach, wrong arithmetic; compiled with AddressSanitizer, every access
+// outside of the memory that a kernel was given, or at no multiple of its size. What it does not: races.
 
 #define PLIMSOLL_FIBERS
 #include <cstddef>
@@ -10,6 +11,21 @@
 #include <sys/mman.h>
 #if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <mutex>
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+// Where the stack changes, and what lies there may be used or not.
+#define STACK_LEAVES(save, bottom, size) __sanitizer_start_switch_fiber(save, bottom, size)
+#define STACK_CAME(save, bottom, size) __sanitizer_finish_switch_fiber(save, bottom, size)
+#define MEMORY_OPENS(at, bytes) __asan_unpoison_memory_region(at, bytes)
+#define MEMORY_CLOSES(at, bytes) __asan_poison_memory_region(at, bytes)
+#else
+#define STACK_LEAVES(save, bottom, size)
+#define STACK_CAME(save, bottom, size)
+#define MEMORY_OPENS(at, bytes)
+#define MEMORY_CLOSES(at, bytes)
 #endif
 
 namespace fibers {
@@ -70,6 +86,10 @@ struct Running {
   State state[MOST];
   uint32_t slots[MOST];
   Context context[MOST], home;
+  // What sanitizers keep of each stack, and where the thread's own one lies.
+  void *kept[MOST], *kept_home;
+  const void* home_bottom;
+  size_t home_size;
   char* stacks;
   char* shared;
 };
@@ -84,8 +104,17 @@ static void* shared() { return running->shared; }
 
 static void leave(State why) {
   Running* r = running;
-  r->state[r->current] = why;
-  plimsoll_switch(&r->context[r->current], &r->home);
+  unsigned me = r->current;
+  r->state[me] = why;
+  STACK_LEAVES(why == ENDED ? nullptr : &r->kept[me], r->home_bottom, r->home_size);
+  plimsoll_switch(&r->context[me], &r->home);
+  STACK_CAME(r->kept[me], &r->home_bottom, &r->home_size);
+}
+static void resume(Running* r, unsigned i) {
+  r->current = i;
+  STACK_LEAVES(&r->kept_home, r->stacks + (size_t)i * STACK, STACK);
+  plimsoll_switch(&r->home, &r->context[i]);
+  STACK_CAME(r->kept_home, nullptr, nullptr);
 }
 static void sync_block() { leave(IN_BLOCK); }
 static void sync_warp() { leave(IN_WARP); }
@@ -102,6 +131,7 @@ static uint32_t exchange(uint32_t x, unsigned from) {
 }
 
 static void begin() {
+  STACK_CAME(nullptr, &running->home_bottom, &running->home_size);
   running->body(running->args);
   leave(ENDED);
 }
@@ -117,8 +147,7 @@ static bool run_block(Running* r) {
     bool ran = false;
     for (unsigned i = 0; i < n; i++)
       if (r->state[i] == RUNS) {
-        r->current = i;
-        plimsoll_switch(&r->home, &r->context[i]);
+        resume(r, i);
         ran = true;
       }
     // A warp goes on when all of it that live are there; a block likewise.
@@ -170,6 +199,11 @@ extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, ui
   if (!k) return 1;
   if (k->args != len) return 2;
   if (threads == 0 || threads > MOST) return 5;
+#if defined(__SANITIZE_ADDRESS__)
+  // What a block shares is then everybody's (prelude.cuh).
+  static std::mutex one;
+  std::lock_guard<std::mutex> alone(one);
+#endif
   static thread_local Running* r;
   if (!r) {
     r = (Running*)calloc(1, sizeof(Running));
@@ -178,9 +212,11 @@ extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, ui
     if (stacks == MAP_FAILED) return 4;
     r->stacks = (char*)stacks;
   }
-  // Of the size that was asked for, so that whoever leaves it is found.
-  r->shared = (char*)aligned_alloc(64, (shared + 127) / 64 * 64);
+  size_t room = ((size_t)shared + 127) / 64 * 64;
+  r->shared = (char*)aligned_alloc(64, room);
   if (!r->shared) return 4;
+  // Whoever leaves what was asked for is found.
+  MEMORY_CLOSES(r->shared + shared, room - shared);
   r->threads = threads;
   r->body = k->body;
   r->args = args;
@@ -196,7 +232,29 @@ extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, ui
         ended = run_block(r);
       }
   free(r->shared);
+  // Those that wait for ever have not come back from their calls.
+  if (!ended) {
+    MEMORY_OPENS(r->stacks, STACK * MOST);
+  }
   return ended ? 0 : 3;
+}
+
+// Whether kernels are stopped that use memory which is closed to them.
+extern "C" int plimsoll_fibers_checks() {
+#if defined(__SANITIZE_ADDRESS__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+extern "C" void plimsoll_fibers_open(const void* at, size_t bytes, int open) {
+  (void)at, (void)bytes;
+  if (open) {
+    MEMORY_OPENS(at, bytes);
+  } else {
+    MEMORY_CLOSES(at, bytes);
+  }
 }
 
 extern "C" size_t plimsoll_fibers_kernels(const char** names, size_t most) {

@@ -99,18 +99,27 @@ KERNEL(steps, Steps) {
 
 struct alignas(16) Quad { u32 w[4]; };
 
-template <typename T> DEVICE void copy_page(const CopyPages& a, const u32* pair) {
-  u64 each = a.bytes / sizeof(T);
-  const T* from = at<T>(a.pages) + (u64)pair[0] * each;
-  T* to = at<T>(a.pages) + (u64)pair[1] * each;
+// `each` elements, by all blocks in the first direction.
+template <typename T> DEVICE void copy_all(const T* from, T* to, u64 each) {
   u64 step = (u64)blocks_x() * block_threads();
   for (u64 i = (u64)block_x() * block_threads() + thread_id(); i < each; i += step) to[i] = from[i];
 }
 
-// Pages to others, as many bytes at a time as divide a page.
+// Bytes of a page, as many at a time as divide it.
+DEVICE void copy_page(ptr from, ptr to, u64 bytes) {
+  if (bytes % 16 == 0) copy_all(at<Quad>(from), at<Quad>(to), bytes / 16);
+  else if (bytes % 4 == 0) copy_all(at<u32>(from), at<u32>(to), bytes / 4);
+  else copy_all(at<unsigned char>(from), at<unsigned char>(to), bytes);
+}
+
+// Pages to others.
 KERNEL(copy_pages, CopyPages) {
   const u32* pair = at<u32>(a.pairs) + 2 * block_y();
-  if (a.bytes % 16 == 0) copy_page<Quad>(a, pair);
-  else if (a.bytes % 4 == 0) copy_page<u32>(a, pair);
-  else copy_page<unsigned char>(a, pair);
+  copy_page(a.pages + pair[0] * a.bytes, a.pages + pair[1] * a.bytes, a.bytes);
+}
+
+// Pages to the host's memory, or from there.
+KERNEL(move_pages, MovePages) {
+  ptr page = a.pages + at<u32>(a.numbers)[block_y()] * a.bytes, place = a.host + block_y() * a.bytes;
+  copy_page(a.out ? page : place, a.out ? place : page, a.bytes);
 }

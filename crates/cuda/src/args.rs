@@ -77,4 +77,6 @@ arguments! {
     Steps { ptr x, ptr bias, ptr decay, ptr out, u32 wide, u32 from, u32 heads, f32 least, f32 most, u32 none, }
     /// `copy_pages`: pairs of pages.
     CopyPages { ptr pages, ptr pairs, u64 bytes, }
+    /// `move_pages`: pages by their numbers, to the host's memory or from there, where they lie one after the other.
+    MovePages { ptr pages, ptr numbers, ptr host, u64 bytes, u32 out, u32 none, }
 }

@@ -1,5 +1,7 @@
 //! [`Device`]: memory that kernels work on, and what is asked of whoever has it.
 
+#![allow(unsafe_code)]
+
 /// An address in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Address(pub u64);
@@ -61,6 +63,19 @@ pub enum DeviceError {
     Failed(String),
 }
 
+/// Bytes of the host as the numbers that they are.
+///
+/// # Errors
+/// [`DeviceError::Failed`] where they do not begin at one.
+pub fn floats(bytes: &mut [u8]) -> Result<&mut [f32], DeviceError> {
+    // SAFETY: any four bytes are an f32.
+    let (before, all, after) = unsafe { bytes.align_to_mut() };
+    if before.is_empty() && after.is_empty() {
+        return Ok(all);
+    }
+    Err(DeviceError::Failed("bytes that are no numbers".to_owned()))
+}
+
 /// Memory that kernels work on. What is asked of it is done in order; only [`Device::download`] and
 /// [`Device::wait`] wait.
 pub trait Device: std::fmt::Debug + Send {
@@ -84,6 +99,33 @@ pub trait Device: std::fmt::Debug + Send {
     /// # Errors
     /// [`DeviceError::Failed`].
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// So many bytes of the host's memory, zeros, at a multiple of 256, which kernels and [copies](Self::copy) reach as
+    /// well and no pager moves; they are its until the device is dropped.
+    ///
+    /// # Errors
+    /// [`DeviceError::Memory`].
+    fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError>;
+
+    /// What lies in the host's memory there, after everything that was asked for before.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn host(&mut self, at: Address, len: usize) -> Result<&mut [u8], DeviceError>;
+
+    /// Copies bytes from one place to another, each of which is the device's or the host's.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError>;
+
+    /// Whether kernels are stopped that use other memory than they were [allowed](Self::allow).
+    fn checks(&self) -> bool {
+        false
+    }
+
+    /// From now on kernels use these parts, each so many bytes, and nothing else.
+    fn allow(&mut self, _: &[(Address, u64)]) {}
 
     /// Starts a kernel; `args` is its struct ([`crate::args`]).
     ///

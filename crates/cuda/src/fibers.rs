@@ -16,12 +16,18 @@ unsafe extern "C" {
         args: *const c_void,
         len: usize,
     ) -> c_int;
+    safe fn plimsoll_fibers_checks() -> c_int;
+    /// Only marks memory, and nothing where nothing is checked.
+    safe fn plimsoll_fibers_open(at: *const c_void, bytes: usize, open: c_int);
 }
 
-/// A device whose memory is this machine's, and whose threads are fibers.
+/// A device whose memory is this machine's, and whose threads are fibers. Built with AddressSanitizer, it ends the process
+/// where a kernel uses memory that it was not [allowed](Device::allow), and names the line.
 #[derive(Debug, Default)]
 pub struct Fibers {
     blocks: Vec<(u64, Layout)>,
+    /// What kernels may use; everything, where nothing was said.
+    allowed: Option<Vec<(Address, u64)>>,
 }
 
 impl Fibers {
@@ -29,6 +35,19 @@ impl Fibers {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Lets kernels use some bytes, or not.
+    fn open(at: Address, bytes: u64, open: bool) {
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        plimsoll_fibers_open(at.0 as *const c_void, bytes, open.into());
+    }
+
+    /// The same for what is read or written from here.
+    fn touch(&self, at: Address, len: usize, open: bool) {
+        if self.allowed.is_some() {
+            Self::open(at, len as u64, open);
+        }
     }
 
     /// Whether some bytes are of one block.
@@ -62,23 +81,84 @@ impl Device for Fibers {
             return Err(fail("the system gives none"));
         }
         self.blocks.push((block as u64, layout));
+        self.touch(Address(block as u64), layout.size(), false);
         Ok(Address(block as u64))
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
         self.check(to, bytes.len())?;
+        self.touch(to, bytes.len(), true);
         // SAFETY: inside one of our blocks, as checked, which no slice is of.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        self.touch(to, bytes.len(), false);
         Ok(())
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.check(from, bytes.len())?;
+        self.touch(from, bytes.len(), true);
         // SAFETY: as above.
         unsafe {
             std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len())
         };
+        self.touch(from, bytes.len(), false);
         Ok(())
+    }
+
+    fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError> {
+        self.allocate(bytes)
+    }
+
+    fn host(&mut self, at: Address, len: usize) -> Result<&mut [u8], DeviceError> {
+        self.check(at, len)?;
+        if let Some(allowed) = &mut self.allowed {
+            Self::open(at, len as u64, true);
+            // Until kernels are allowed something else.
+            allowed.push((at, len as u64));
+        }
+        if len == 0 {
+            return Ok(&mut []);
+        }
+        // SAFETY: inside one of our blocks, as checked; kernels that write there have ended, and none starts while the
+        // slice lives, which borrows the device.
+        Ok(unsafe { std::slice::from_raw_parts_mut(at.0 as *mut u8, len) })
+    }
+
+    fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
+        let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
+        for at in [from, to] {
+            self.check(at, len)?;
+            self.touch(at, len, true);
+        }
+        // SAFETY: inside our blocks, as checked.
+        unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, len) };
+        for at in [from, to] {
+            self.touch(at, len, false);
+        }
+        Ok(())
+    }
+
+    fn checks(&self) -> bool {
+        plimsoll_fibers_checks() != 0
+    }
+
+    fn allow(&mut self, parts: &[(Address, u64)]) {
+        match &mut self.allowed {
+            None => {
+                for (block, layout) in &self.blocks {
+                    Self::open(Address(*block), layout.size() as u64, false);
+                }
+            }
+            Some(before) => {
+                for (at, bytes) in before.drain(..) {
+                    Self::open(at, bytes, false);
+                }
+            }
+        }
+        for (at, bytes) in parts {
+            Self::open(*at, *bytes, true);
+        }
+        self.allowed = Some(parts.to_vec());
     }
 
     fn launch(

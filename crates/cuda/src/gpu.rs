@@ -55,6 +55,8 @@ pub struct Gpu {
     module: Option<sys::CUmodule>,
     functions: BTreeMap<&'static str, (sys::CUfunction, u32)>,
     memory: Vec<sys::CUdeviceptr>,
+    /// Where the host's memory lies, and how long it is.
+    host: Vec<(u64, usize)>,
 }
 
 // SAFETY: handles of the driver, which any thread may use; each call makes the context current first.
@@ -122,6 +124,7 @@ impl Gpu {
             module: None,
             functions: BTreeMap::new(),
             memory: Vec::new(),
+            host: Vec::new(),
         })
     }
 
@@ -250,6 +253,43 @@ impl Device for Gpu {
         self.wait()
     }
 
+    fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError> {
+        let fail = |reason: String| DeviceError::Memory { bytes, reason };
+        self.current()?;
+        let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
+        // SAFETY: the context is current; the memory is freed once, when this is dropped.
+        let at = unsafe { result::malloc_host(size, 0) }.map_err(|e| fail(text(e)))?;
+        // SAFETY: just allocated, so long, and nobody else's.
+        unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, size) };
+        // With one space of addresses, as every 64-bit system has, a kernel's address is the host's.
+        self.host.push((at as u64, size));
+        Ok(Address(at as u64))
+    }
+
+    fn host(&mut self, at: Address, len: usize) -> Result<&mut [u8], DeviceError> {
+        let inside = |(from, size): &(u64, usize)| {
+            let offset = at.0.checked_sub(*from);
+            offset.is_some_and(|o| o.saturating_add(len as u64) <= *size as u64)
+        };
+        if !self.host.iter().any(inside) {
+            return Err(DeviceError::Failed(format!(
+                "no {len} bytes of the host at {at:?}"
+            )));
+        }
+        self.wait()?;
+        // SAFETY: inside what was allocated, as checked; what the device was asked for is done, and nothing more is while
+        // the slice lives, which borrows the device.
+        Ok(unsafe { std::slice::from_raw_parts_mut(at.0 as *mut u8, len) })
+    }
+
+    fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
+        self.current()?;
+        let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
+        // SAFETY: both are of this device, or of memory of the host that it was given; the driver knows which.
+        let done = unsafe { sys::cuMemcpyAsync(to.0, from.0, len, self.stream) };
+        done.result().map_err(failed)
+    }
+
     fn launch(
         &mut self,
         kernel: &'static str,
@@ -302,6 +342,9 @@ impl Drop for Gpu {
             let _ = result::stream::synchronize(self.stream);
             for at in self.memory.drain(..) {
                 let _ = result::free_sync(at);
+            }
+            for (at, _) in self.host.drain(..) {
+                let _ = result::free_host(at as *mut c_void);
             }
             if let Some(module) = self.module.take() {
                 let _ = result::module::unload(module);

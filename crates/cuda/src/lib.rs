@@ -12,7 +12,7 @@ mod fibers;
 mod gpu;
 mod nvrtc;
 
-pub use device::{Address, Device, DeviceError, Launch};
+pub use device::{Address, Device, DeviceError, Launch, floats};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};

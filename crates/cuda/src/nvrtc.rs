@@ -52,7 +52,7 @@ pub fn compile(source: &str, architecture: &str) -> Result<Vec<u8>, CompileError
         "--generate-line-info".to_owned(),
     ];
     // SAFETY: the program was created above, and is destroyed below, once.
-    let code = unsafe {
+    unsafe {
         let compiled = result::compile_program(program, &options);
         let code = match compiled {
             Ok(()) => cubin(program).map_err(|e| failed(format!("{e:?}"))),
@@ -66,8 +66,7 @@ pub fn compile(source: &str, architecture: &str) -> Result<Vec<u8>, CompileError
         // What it was asked for is here: that it cannot be destroyed does no harm.
         let _ = result::destroy_program(program);
         code
-    };
-    code
+    }
 }
 
 /// Which compiler there is: what it makes differs from version to version.

@@ -64,6 +64,12 @@ impl StepInputs {
         })
     }
 
+    /// Words before the list of copies, the last one.
+    #[must_use]
+    pub const fn before_copies(&self) -> u64 {
+        self.constants + self.tokens + self.rows + self.tables + self.wanted
+    }
+
     /// Bytes of all of them.
     ///
     /// # Errors

@@ -155,6 +155,21 @@ pub trait Backend: Debug + Send {
     fn peaks(&mut self, pool: &mut Pool) -> Result<Peaks, BackendError>;
 }
 
+/// What tests of single operations reach beside what steps do.
+pub trait Inside: Backend {
+    /// Reads what lies in weights, pages or activations, from byte `from` on.
+    ///
+    /// # Errors
+    /// [`BackendError`] where there is no such part.
+    fn read(&mut self, region: Region, from: u64, bytes: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Writes there.
+    ///
+    /// # Errors
+    /// As [`Inside::read`].
+    fn write(&mut self, region: Region, from: u64, bytes: &[u8]) -> Result<(), BackendError>;
+}
+
 impl<B: Backend + ?Sized> Backend for Box<B> {
     fn program(&self) -> &Program {
         (**self).program()

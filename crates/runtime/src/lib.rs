@@ -7,6 +7,7 @@
 //! - [`Choices`]: the next tokens of all requests, by [`sample`] and each one's parameters;
 //! - [`guide`]: grammars that answers keep to;
 //! - [`text`]: tokens of texts, texts of tokens, prompts of chats;
+//! - [`optests`]: every operation on a device, against the processors, to the bit;
 //! - [`Engine`]: the loop that drives an executor by the scheduler.
 
 mod arena;
@@ -17,6 +18,7 @@ mod cpu;
 pub mod cuda;
 mod engine;
 pub mod guide;
+pub mod optests;
 mod ranks;
 pub mod sample;
 mod swap;
@@ -26,7 +28,7 @@ pub mod text;
 pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
-pub use backend::{Backend, BackendError, Measured, Moved, Peaks, Runner, Usage};
+pub use backend::{Backend, BackendError, Inside, Measured, Moved, Peaks, Runner, Usage};
 pub use choose::{Asking, ChoiceError, Choices, Chooser};
 pub use collective::{Collective, Lost, Meeting};
 pub use cpu::{Cpu, CpuExecutor, Memory, StartError, check};

@@ -1,6 +1,8 @@
 //! CUDA's backend against the processors', to the bit: every family's checkpoint, on fibers that carry out the kernels of
 //! the GPU.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
 mod support;
 
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! `plimsoll doctor`, and `--gpu auto`.
 
+mod gpu;
+
 use std::process::ExitCode;
 
 use plimsoll_device::{Confidence, Device};
@@ -7,10 +9,15 @@ use plimsoll_host::gpu::{DetectedGpu, detect};
 use plimsoll_host::memory::host;
 use plimsoll_units::Bytes;
 
+use crate::args::doctor::DoctorArgs;
 use crate::error::{Exit, Failure};
 use crate::output::Output;
 
-pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> {
+pub(crate) fn run(args: &DoctorArgs, output: &mut Output) -> Result<ExitCode, Failure> {
+    let json = args.json;
+    if let Some(gpu) = args.gpu {
+        return gpu::run(gpu, json, output);
+    }
     let gpus = detect();
     let memory = host();
     let size = |b: Option<Bytes>| b.map_or_else(|| "unknown".to_owned(), |b| b.to_string());

@@ -7,7 +7,10 @@ mod canary;
 mod chats;
 mod configured;
 mod crash;
+mod device;
 mod exposition;
+#[path = "../generating/mod.rs"]
+mod generating;
 mod json;
 mod leaving;
 mod lifecycle;

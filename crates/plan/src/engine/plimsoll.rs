@@ -7,7 +7,7 @@ use plimsoll_program::{
 };
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
-mod host;
+pub(crate) mod host;
 pub(crate) mod http;
 
 use super::ideal::whole_device;

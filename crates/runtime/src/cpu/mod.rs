@@ -17,7 +17,7 @@ use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::arena::{Arena, ArenaError, Part};
-use crate::backend::{Backend, BackendError, Measured, Peaks, Runner, Usage};
+use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Runner, Usage};
 use crate::choose::Chooser;
 use crate::collective::Collective;
 use crate::swap::SwapSpace;
@@ -369,6 +369,32 @@ impl Backend for Cpu {
 
     fn peaks(&mut self, pool: &mut Pool) -> Result<Peaks, BackendError> {
         Ok(self.bounds(pool))
+    }
+}
+
+impl Cpu {
+    fn arena(&mut self, region: Region) -> Result<&mut Arena, BackendError> {
+        match region {
+            Region::Weights => Ok(&mut self.weights),
+            Region::KvCache => Ok(&mut self.pages),
+            Region::Activations => Ok(&mut self.activations),
+            other => Err(BackendError::Step(format!("{other} is no arena of it"))),
+        }
+    }
+}
+
+impl Inside for Cpu {
+    fn read(&mut self, region: Region, from: u64, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let (offset, len) = (from, bytes.len() as u64);
+        bytes.copy_from_slice(self.arena(region)?.view(Part { offset, len })?);
+        Ok(())
+    }
+
+    fn write(&mut self, region: Region, from: u64, bytes: &[u8]) -> Result<(), BackendError> {
+        let (offset, len) = (from, bytes.len() as u64);
+        let part = self.arena(region)?.view_mut(Part { offset, len })?;
+        part.copy_from_slice(bytes);
+        Ok(())
     }
 }
 

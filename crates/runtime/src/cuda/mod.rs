@@ -5,11 +5,12 @@
 //! one after the other, over all rows; only logits come back.
 
 mod ops;
+mod speeds;
 mod weights;
 
 use std::ops::Range;
 
-use plimsoll_cuda::{Address, Device, Launch, args};
+use plimsoll_cuda::{Address, Device, Launch, args, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
@@ -17,10 +18,11 @@ use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
-use crate::backend::{Backend, BackendError, Measured, Peaks, Usage};
+use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
 use crate::cpu::{StartError, check_sizes, positions, swap_usage};
 use crate::swap::SwapSpace;
 
+pub use self::speeds::{Sizes, Speed, Unit, speeds};
 pub use self::weights::load;
 
 /// Query heads that share one KV head at most: their scores lie in what a block's threads share.
@@ -39,6 +41,14 @@ impl Block {
     fn new(device: &mut dyn Device, bytes: Bytes) -> Result<Self, BackendError> {
         Ok(Self {
             at: device.allocate(bytes.get())?,
+            bytes,
+            used: Bytes::ZERO,
+        })
+    }
+
+    fn on_host(device: &mut dyn Device, bytes: Bytes) -> Result<Self, BackendError> {
+        Ok(Self {
+            at: device.allocate_host(bytes.get())?,
             bytes,
             used: Bytes::ZERO,
         })
@@ -115,7 +125,14 @@ struct Lists {
     rows: Vec<u64>,
     tables: u64,
     wanted: u64,
-    copies: u64,
+    /// For each group, and where the device asks: the pages that kernels may use, and where their tables lie.
+    seen: Vec<Seen>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    pages: Vec<u32>,
+    tables: Vec<Range<u64>>,
 }
 
 /// A program on a device.
@@ -128,6 +145,8 @@ pub struct Cuda {
     pages: Block,
     activations: Block,
     inputs: Block,
+    /// What the next kernels use, where the device asks.
+    allowed: Option<Vec<(Address, u64)>>,
     swap: SwapSpace,
     /// Where the constants of each operation lie, in words.
     constants: Vec<u64>,
@@ -135,13 +154,9 @@ pub struct Cuda {
     positions: Vec<u32>,
     /// The words of a step, as they go to the device.
     words: Vec<u32>,
-    /// Logits of R rows, and their bytes as they come.
-    logits: Vec<f32>,
-    coming: Vec<u8>,
-    /// Logits that were ever there.
-    logits_used: usize,
-    /// Pages on their way to swap space and back.
-    staging: Vec<u8>,
+    /// Logits of R rows, and pages on their way to swap space and back: on the host.
+    logits: Block,
+    staging: Block,
 }
 
 impl Cuda {
@@ -192,25 +207,18 @@ impl Cuda {
         device
             .upload(inputs.at, &bytes_of(&words))
             .map_err(BackendError::from)?;
-        let page = usize::try_from(program.geometry.page.get()).unwrap_or(usize::MAX);
+        let page = program.geometry.page;
+        let logits = Bytes::product([program.outputs, program.vocab, 4])?;
+        let staged = page.times(swap.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?;
         Ok(Self {
-            staging: vec![0; page],
-            logits: vec![0.0; elements(program.outputs.saturating_mul(program.vocab))],
-            coming: vec![
-                0;
-                elements(
-                    program
-                        .outputs
-                        .saturating_mul(program.vocab)
-                        .saturating_mul(4)
-                )
-            ],
+            logits: Block::on_host(device.as_mut(), logits)?,
+            staging: Block::on_host(device.as_mut(), staged)?,
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
             words: Vec::new(),
             constants,
-            logits_used: 0,
+            allowed: device.checks().then(Vec::new),
             device,
             program,
             weights,
@@ -227,41 +235,45 @@ impl Cuda {
         self.device.name()
     }
 
-    /// Elements of a buffer's first rows, once everything that was started is done: for tests of single operations.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    pub fn read_buffer(
-        &mut self,
-        id: plimsoll_program::BufferId,
-        out: &mut [f32],
-    ) -> Result<(), BackendError> {
-        let at = self
-            .activations
-            .at
-            .plus(self.program.buffer(id).offset.get());
-        download(self.device.as_mut(), at, out)
-    }
-
-    /// Puts elements into a buffer's first rows: for tests of single operations.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    pub fn write_buffer(
-        &mut self,
-        id: plimsoll_program::BufferId,
-        x: &[f32],
-    ) -> Result<(), BackendError> {
-        let at = self
-            .activations
-            .at
-            .plus(self.program.buffer(id).offset.get());
-        let words: Vec<u32> = x.iter().map(|x| x.to_bits()).collect();
-        Ok(self.device.upload(at, &bytes_of(&words))?)
+    /// Where a part of an arena lies.
+    fn part(&self, region: Region, from: u64, len: usize) -> Result<Address, BackendError> {
+        let block = match region {
+            Region::Weights => &self.weights,
+            Region::KvCache => &self.pages,
+            Region::Activations => &self.activations,
+            other => return Err(BackendError::Step(format!("{other} is no arena of it"))),
+        };
+        match from.checked_add(len as u64) {
+            Some(end) if end <= block.bytes.get() => Ok(block.at.plus(from)),
+            _ => Err(BackendError::Step(format!(
+                "{len} bytes from {from} on leave the {} of {region}",
+                block.bytes
+            ))),
+        }
     }
 
     fn page(&self, n: u32) -> u64 {
         u64::from(n).saturating_mul(self.program.geometry.page.get())
+    }
+
+    /// The next kernels use these bytes.
+    fn allow(&mut self, at: Address, bytes: u64) {
+        if let Some(allowed) = &mut self.allowed {
+            allowed.push((at, bytes));
+        }
+    }
+
+    /// Starts a kernel, which uses what was allowed.
+    fn start(
+        &mut self,
+        kernel: &'static str,
+        how: Launch,
+        args: &[u8],
+    ) -> Result<(), BackendError> {
+        if let Some(allowed) = &self.allowed {
+            self.device.allow(allowed);
+        }
+        Ok(self.device.launch(kernel, how, args)?)
     }
 
     /// Adds a list to the words of a step; where it begins.
@@ -283,6 +295,40 @@ impl Cuda {
         self.inputs.mark(Bytes::new(end.saturating_mul(4)));
         let to = self.inputs.at.plus(4 * from);
         Ok(self.device.upload(to, &bytes_of(&self.words))?)
+    }
+
+    /// Pages go to the host, or come from there, where they lie one after the other.
+    fn move_pages(&mut self, pages: &[u32], out: bool) -> Result<(), BackendError> {
+        for &page in pages {
+            self.fits(page)?;
+        }
+        let from = self.sizes.before_copies();
+        self.words.clear();
+        let numbers = self.list(from, self.sizes.copies, pages)?;
+        self.send(from)?;
+        let bytes = self.program.geometry.page.get();
+        self.allowed.iter_mut().for_each(Vec::clear);
+        for &page in pages {
+            self.allow(self.pages.at.plus(self.page(page)), bytes);
+        }
+        let staged = Bytes::new(bytes * pages.len() as u64);
+        self.allow(self.staging.at, staged.get());
+        self.staging.mark(staged);
+        let args = args::MovePages {
+            pages: self.pages.at.0,
+            numbers: self.told(numbers, pages.len() as u64),
+            host: self.staging.at.0,
+            bytes,
+            out: out.into(),
+            none: 0,
+        };
+        self.start("move_pages", by_pages(bytes, pages.len()), args.bytes())
+    }
+
+    /// Pages that move together at most.
+    pub(super) fn staged(&self) -> usize {
+        let pages = self.staging.bytes.whole(self.program.geometry.page);
+        elements(pages.min(self.sizes.copies))
     }
 
     /// Marks the pages that the step's tokens are written to.
@@ -315,13 +361,14 @@ fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-fn download(device: &mut dyn Device, from: Address, out: &mut [f32]) -> Result<(), BackendError> {
-    let mut bytes = vec![0; out.len() * 4];
-    device.download(from, &mut bytes)?;
-    for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
-        *x = f32::from_le_bytes(*four);
+/// Blocks that copy so many pages side by side.
+fn by_pages(bytes: u64, pages: usize) -> Launch {
+    let each = word(bytes.div_ceil(16 * 256)).clamp(1, 64);
+    Launch {
+        grid: [each, word(pages as u64), 1],
+        threads: 256,
+        shared: 0,
     }
-    Ok(())
 }
 
 /// Sizes fit: what they are of was allocated.
@@ -334,6 +381,18 @@ fn word(n: u64) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
+impl Inside for Cuda {
+    fn read(&mut self, region: Region, from: u64, bytes: &mut [u8]) -> Result<(), BackendError> {
+        let at = self.part(region, from, bytes.len())?;
+        Ok(self.device.download(at, bytes)?)
+    }
+
+    fn write(&mut self, region: Region, from: u64, bytes: &[u8]) -> Result<(), BackendError> {
+        let at = self.part(region, from, bytes.len())?;
+        Ok(self.device.upload(at, bytes)?)
+    }
+}
+
 impl Backend for Cuda {
     fn program(&self) -> &Program {
         &self.program
@@ -344,42 +403,45 @@ impl Backend for Cuda {
     }
 
     fn swap_out(&mut self, pool: &mut Pool, outs: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
+        let (most, bytes) = (
+            self.staged().max(1),
+            elements(self.program.geometry.page.get()),
+        );
         let mut lost = Vec::new();
-        let mut page = std::mem::take(&mut self.staging);
-        for (i, s) in outs.iter().enumerate() {
-            self.fits(s.page.0)?;
-            let from = self.pages.at.plus(self.page(s.page.0));
-            self.device.download(from, &mut page)?;
-            let failed = self.swap.write(pool, vec![(self.page(s.slot), &page)])?;
-            lost.extend(failed.into_iter().map(|_| i));
+        for (from, some) in (0..).step_by(most).zip(outs.chunks(most)) {
+            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
+            self.move_pages(&pages, true)?;
+            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
+            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
+            let all = places.zip(staged.chunks(bytes)).collect();
+            let failed = self.swap.write(pool, all)?;
+            lost.extend(failed.into_iter().map(|i| from + i));
         }
-        self.staging = page;
         Ok(lost)
     }
 
     fn swap_in(&mut self, pool: &mut Pool, ins: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
+        let (most, bytes) = (
+            self.staged().max(1),
+            elements(self.program.geometry.page.get()),
+        );
         let mut lost = Vec::new();
-        let mut page = std::mem::take(&mut self.staging);
-        for (i, s) in ins.iter().enumerate() {
-            self.fits(s.page.0)?;
-            let failed = self.swap.read(pool, vec![(self.page(s.slot), &mut page)])?;
-            if failed.is_empty() {
-                let to = self.pages.at.plus(self.page(s.page.0));
-                self.device.upload(to, &page)?;
-            }
-            lost.extend(failed.into_iter().map(|_| i));
+        for (from, some) in (0..).step_by(most).zip(ins.chunks(most)) {
+            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
+            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
+            let all = places.zip(staged.chunks_mut(bytes)).collect();
+            let failed = self.swap.read(pool, all)?;
+            // A page that did not arrive is not used: what came in its place does no harm.
+            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
+            self.move_pages(&pages, false)?;
+            lost.extend(failed.into_iter().map(|i| from + i));
         }
-        self.staging = page;
         Ok(lost)
     }
 
     fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
         let most = elements(self.sizes.copies / 2).max(1);
-        let from = self.sizes.constants
-            + self.sizes.tokens
-            + self.sizes.rows
-            + self.sizes.tables
-            + self.sizes.wanted;
+        let from = self.sizes.before_copies();
         for copies in copies.chunks(most) {
             for c in copies {
                 self.fits(c.from.0)?;
@@ -387,24 +449,19 @@ impl Backend for Cuda {
             }
             let pairs: Vec<u32> = copies.iter().flat_map(|c| [c.from.0, c.to.0]).collect();
             self.words.clear();
-            self.lists.copies = self.list(from, self.sizes.copies, &pairs)?;
+            let list = self.list(from, self.sizes.copies, &pairs)?;
             self.send(from)?;
             let bytes = self.program.geometry.page.get();
+            self.allowed.iter_mut().for_each(Vec::clear);
+            for &page in &pairs {
+                self.allow(self.pages.at.plus(self.page(page)), bytes);
+            }
             let args = args::CopyPages {
                 pages: self.pages.at.0,
-                pairs: self.inputs.at.plus(4 * self.lists.copies).0,
+                pairs: self.told(list, pairs.len() as u64),
                 bytes,
             };
-            let how = Launch {
-                grid: [
-                    word(bytes.div_ceil(16 * 256)).clamp(1, 64),
-                    word(copies.len() as u64),
-                    1,
-                ],
-                threads: 256,
-                shared: 0,
-            };
-            self.device.launch("copy_pages", how, args.bytes())?;
+            self.start("copy_pages", by_pages(bytes, copies.len()), args.bytes())?;
         }
         Ok(())
     }
@@ -438,6 +495,7 @@ impl Backend for Cuda {
         let mut rows = vec![Vec::with_capacity(step.rows.len() * 4); groups];
         let mut all = Vec::new();
         for (group, rows) in rows.iter_mut().enumerate() {
+            let mut seen = Seen::default();
             for r in &step.rows {
                 let table = tables.get(r.seq, group);
                 for page in table {
@@ -446,9 +504,16 @@ impl Backend for Cuda {
                 self.covers(group, r, table)?;
                 let count = r.tokens.end - r.tokens.start;
                 rows.extend([r.tokens.start, r.start, count, word(all.len() as u64)]);
+                if self.allowed.is_some() {
+                    let from = all.len() as u64;
+                    seen.tables.push(from..from + table.len() as u64);
+                    // The null page is nobody's.
+                    seen.pages.extend(table.iter().filter(|page| **page != 0));
+                }
                 all.extend_from_slice(table);
                 all.resize(all.len().next_multiple_of(4), 0);
             }
+            lists.seen.push(seen);
         }
         debug_assert!(
             rows.iter()
@@ -487,32 +552,34 @@ impl Backend for Cuda {
     }
 
     fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
-        let n = rows.saturating_mul(elements(self.program.vocab));
-        let Some(out) = self.logits.get_mut(..n) else {
+        let bytes = Bytes::product([rows as u64, self.program.vocab, 4]).unwrap_or(Bytes::MAX);
+        if bytes > self.logits.bytes {
             return Err(BackendError::Step(
                 "more rows of logits than were planned".to_owned(),
             ));
-        };
-        let at = self.program.buffer(self.program.logits).offset;
-        let bytes = &mut self.coming[..4 * n];
-        self.device
-            .download(self.activations.at.plus(at.get()), bytes)?;
-        for (x, four) in out.iter_mut().zip(bytes.as_chunks().0) {
-            *x = f32::from_le_bytes(*four);
         }
-        self.logits_used = self.logits_used.max(n);
-        Ok(out)
+        let at = self.program.buffer(self.program.logits).offset;
+        let from = self.activations.at.plus(at.get());
+        self.device.copy(from, self.logits.at, bytes.get())?;
+        self.logits.mark(bytes);
+        let bytes = self.device.host(self.logits.at, elements(bytes.get()))?;
+        Ok(floats(bytes)?)
     }
 
     fn usage(&self) -> Vec<Usage> {
+        let workspace = [&self.inputs, &self.logits, &self.staging];
+        let sum = |of: fn(&Block) -> Bytes| {
+            let all = workspace.iter().map(|b| of(b).get());
+            Bytes::new(all.sum())
+        };
         vec![
             self.weights.usage(Region::Weights),
             self.pages.usage(Region::KvCache),
             self.activations.usage(Region::Activations),
             Usage {
                 region: Region::Workspace,
-                committed: Bytes::new(self.inputs.bytes.get() + 8 * self.logits.len() as u64),
-                high_water: Bytes::new(self.inputs.used.get() + 8 * self.logits_used as u64),
+                committed: sum(|b| b.bytes),
+                high_water: sum(|b| b.used),
             },
             swap_usage(&self.swap),
         ]

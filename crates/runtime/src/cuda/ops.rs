@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use plimsoll_cuda::{Launch, args};
 use plimsoll_program::{
-    ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op, Rows,
-    ScanOp, WeightId, WeightLayout,
+    ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op,
+    ROW_WORDS, Rows, ScanOp, WeightId, WeightLayout,
 };
 use plimsoll_schedule::Row;
 use plimsoll_units::{Bytes, DType, WeightType};
@@ -95,6 +95,7 @@ impl Cuda {
         for i in ops {
             // The program stays as it is; operations are small next to what they start.
             let op = self.program.ops[i].clone();
+            self.allowed.iter_mut().for_each(Vec::clear);
             self.op(step, i, &op)?;
         }
         Ok(())
@@ -144,19 +145,62 @@ impl Cuda {
         );
         self.activations
             .mark(Bytes::new(offset.saturating_add(bytes)));
-        self.activations.at.plus(offset).0
+        let at = self.activations.at.plus(offset);
+        self.allow(at, bytes);
+        at.0
     }
 
     fn weight(&mut self, id: WeightId) -> u64 {
-        self.weights.at.plus(self.program.weight(id).offset.get()).0
+        let w = self.program.weight(id);
+        let at = self.weights.at.plus(w.offset.get());
+        // Whether it is 64 bits long was seen when the program was lowered.
+        let bytes = w.layout.bytes().map_or(0, Bytes::get);
+        self.allow(at, bytes);
+        at.0
     }
 
     fn vector(&mut self, id: Option<WeightId>) -> u64 {
         id.map_or(0, |id| self.weight(id))
     }
 
-    fn told(&self, words: u64) -> u64 {
-        self.inputs.at.plus(4 * words).0
+    /// Where a list of `len` words lies that begins at word `from`.
+    pub(super) fn told(&mut self, from: u64, len: u64) -> u64 {
+        let at = self.inputs.at.plus(4 * from);
+        self.allow(at, 4 * len);
+        at.0
+    }
+
+    /// The rows of a group of layers, and all tables.
+    fn seqs(&mut self, group: u64, step: Step) -> [u64; 2] {
+        let seqs = self.told(self.lists.rows[elements(group)], ROW_WORDS * step.rows);
+        if self.allowed.is_some() {
+            let seen = std::mem::take(&mut self.lists.seen[elements(group)]);
+            for at in &seen.tables {
+                self.told(self.lists.tables + at.start, at.end - at.start);
+            }
+            self.lists.seen[elements(group)] = seen;
+        }
+        [seqs, self.inputs.at.plus(4 * self.lists.tables).0]
+    }
+
+    /// The pages, `part` of each of which is a layer's.
+    fn pages(&mut self, group: u64, part: Range<u64>) -> u64 {
+        if self.allowed.is_some() {
+            let seen = std::mem::take(&mut self.lists.seen[elements(group)]);
+            for &page in &seen.pages {
+                let at = self.pages.at.plus(self.page(page) + part.start);
+                self.allow(at, part.end - part.start);
+            }
+            self.lists.seen[elements(group)] = seen;
+        }
+        self.pages.at.0
+    }
+
+    /// The part of a page that one layer of a group has.
+    fn layer(&self, group: u64, index: u64) -> Range<u64> {
+        let of = &self.program.geometry.groups[elements(group)];
+        let bytes = of.rate.get() * of.slots;
+        index * bytes..(index + 1) * bytes
     }
 
     fn matrices(&mut self, all: &[WeightId]) -> Result<Matrices, BackendError> {
@@ -175,6 +219,9 @@ impl Cuda {
             if b.layout != a.layout || at(i + 1) != at(i).and_then(|a| a.checked_add(apart)) {
                 return Err(unequal());
             }
+        }
+        for other in &all[1..] {
+            self.weight(*other);
         }
         Ok(Matrices {
             words: self.weight(first),
@@ -198,7 +245,7 @@ impl Cuda {
         if u64::from(how.grid[0]) > first || how.grid[1..].iter().any(|n| u64::from(*n) > other) {
             return Err(BackendError::Step(format!("{kernel}: too many blocks")));
         }
-        Ok(self.device.launch(kernel, how, args)?)
+        self.start(kernel, how, args)
     }
 
     /// A block for each row.
@@ -271,7 +318,7 @@ impl Cuda {
                 let m = self.matrices(&[table])?;
                 let a = args::Embed {
                     words: m.words,
-                    tokens: self.told(self.lists.tokens),
+                    tokens: self.told(self.lists.tokens, step.tokens),
                     out: self.buffer(out, step),
                     form: form(m.form),
                     k: word(m.k),
@@ -284,7 +331,7 @@ impl Cuda {
                 let m = self.matrices(&[table])?;
                 let a = args::AddPosition {
                     words: m.words,
-                    positions: self.told(self.lists.positions),
+                    positions: self.told(self.lists.positions, step.tokens),
                     x: self.buffer(x, step),
                     form: form(m.form),
                     k: word(m.k),
@@ -294,12 +341,13 @@ impl Cuda {
                 self.each("add_position", step.tokens, a.bytes())
             }
             Op::Rotary(ref table) => {
+                let pairs = table.frequencies.len() as u64;
                 let a = args::Rotary {
-                    positions: self.told(self.lists.positions),
-                    frequencies: self.told(self.constants[number]),
+                    positions: self.told(self.lists.positions, step.tokens),
+                    frequencies: self.told(self.constants[number], pairs),
                     divisors: self.vector(table.divisors),
                     out: self.buffer(table.out, step),
-                    pairs: word(table.frequencies.len() as u64),
+                    pairs: word(pairs),
                     scale: table.scale,
                 };
                 self.each("rotary", step.tokens, a.bytes())
@@ -533,7 +581,7 @@ impl Cuda {
             Op::Gather { x, out } => {
                 let a = args::Gather {
                     x: self.buffer(x, step),
-                    wanted: self.told(self.lists.wanted),
+                    wanted: self.told(self.lists.wanted, step.outputs),
                     out: self.buffer(out, step),
                     width: self.width(out),
                     none: 0,
@@ -611,18 +659,20 @@ impl Cuda {
             GroupKind::Chunk(n) => (2, word(n)),
             _ => (0, 0),
         };
+        let part = self.layer(a.group, a.index);
+        let [seqs, tables] = self.seqs(a.group, step);
         let kv = args::Kv {
-            pages: self.pages.at.0,
-            seqs: self.told(self.lists.rows[elements(a.group)]),
-            of: self.told(self.lists.of),
-            tables: self.told(self.lists.tables),
+            pages: self.pages(a.group, part.clone()),
+            seqs,
+            of: self.told(self.lists.of, step.tokens),
+            tables,
             q,
             k,
             v,
             out: self.buffer(a.out, step),
             sinks: self.vector(a.sinks),
             page: self.program.geometry.page.get() / each,
-            layer: a.index * (group.rate.get() / each) * group.slots,
+            layer: part.start / each,
             slots: word(group.slots),
             q_heads: word(a.q_heads),
             kv_heads: word(a.kv_heads),
@@ -660,17 +710,19 @@ impl Cuda {
         let group = self.program.geometry.groups[elements(a.group)].clone();
         let dtype = self.program.kv_dtype;
         let each = element_bytes(dtype);
+        let part = self.layer(a.group, a.index);
+        let [seqs, tables] = self.seqs(a.group, step);
         let latents = args::Latents {
-            pages: self.pages.at.0,
-            seqs: self.told(self.lists.rows[elements(a.group)]),
-            of: self.told(self.lists.of),
-            tables: self.told(self.lists.tables),
+            pages: self.pages(a.group, part.clone()),
+            seqs,
+            of: self.told(self.lists.of, step.tokens),
+            tables,
             q: self.buffer(a.q, step),
             q_rope: self.buffer(a.q_rope, step),
             latent: self.buffer(a.latent, step),
             out: self.buffer(a.out, step),
             page: self.program.geometry.page.get() / each,
-            layer: a.index * (group.rate.get() / each) * group.slots,
+            layer: part.start / each,
             slots: word(group.slots),
             k_dim: word(a.rank + a.rope_dim),
             v_dim: word(a.rank),
@@ -704,10 +756,11 @@ impl Cuda {
 
     fn convolve(&mut self, step: Step, c: &ConvolveOp) -> Result<(), BackendError> {
         let channels = self.width(c.out);
+        let [seqs, tables] = self.seqs(c.state.group, step);
         let a = args::Convolve {
-            pages: self.pages.at.0,
-            seqs: self.told(self.lists.rows[elements(c.state.group)]),
-            tables: self.told(self.lists.tables),
+            pages: self.pages(c.state.group, 0..self.program.geometry.page.get()),
+            seqs,
+            tables,
             x: self.buffer(c.x, step),
             weight: self.weight(c.weight),
             bias: self.vector(c.bias),
@@ -729,10 +782,11 @@ impl Cuda {
     }
 
     fn scan(&mut self, step: Step, s: &ScanOp) -> Result<(), BackendError> {
+        let [seqs, tables] = self.seqs(s.state.group, step);
         let a = args::Scan {
-            pages: self.pages.at.0,
-            seqs: self.told(self.lists.rows[elements(s.state.group)]),
-            tables: self.told(self.lists.tables),
+            pages: self.pages(s.state.group, 0..self.program.geometry.page.get()),
+            seqs,
+            tables,
             x: self.buffer(s.x, step),
             steps: self.buffer(s.steps, step),
             skip: self.weight(s.skip),

@@ -33,8 +33,8 @@ pub fn load(
     // Which weights go together.
     let mut parts = Vec::new();
     let mut from = 0;
-    for i in 0..ends.len() {
-        if i > from && ends[i] - begin(from) > STAGED {
+    for (i, end) in ends.iter().enumerate() {
+        if i > from && end - begin(from) > STAGED {
             parts.push(from..i);
             from = i;
         }
@@ -72,20 +72,22 @@ pub fn load(
 
 /// What decides how a victim had better give way, by what the device does.
 pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
-    const PAGES: u64 = 16;
     let page = cuda.program.geometry.page.get();
-    let there = cuda
-        .pages
-        .bytes
-        .whole(cuda.program.geometry.page)
-        .min(PAGES);
-    let mut bytes = vec![0; super::elements(there * page)];
-    cuda.device.wait()?;
-    let began = Instant::now();
-    cuda.device.download(cuda.pages.at, &mut bytes)?;
-    cuda.device.upload(cuda.pages.at, &bytes)?;
-    cuda.device.wait()?;
-    let swap = per_s(2 * there * page, began);
+    let there = cuda.pages.bytes.whole(cuda.program.geometry.page);
+    let moved = super::word(there).min(super::word(cuda.staged() as u64));
+    let pages: Vec<u32> = (0..moved).collect();
+    let mut swap = 0;
+    if moved > 0 {
+        // Once before, so that nothing is loaded for the first time.
+        cuda.move_pages(&pages, true)?;
+        cuda.device.wait()?;
+        let began = Instant::now();
+        cuda.move_pages(&pages, true)?;
+        cuda.move_pages(&pages, false)?;
+        cuda.device.wait()?;
+        swap = per_s(2 * u64::from(moved) * page, began);
+        cuda.staging.used = Bytes::ZERO;
+    }
     // The largest matrix that every token passes, for one token and for many.
     let ops = cuda.program.ops.iter().enumerate();
     let size = |op: &Op| match op {
@@ -132,7 +134,7 @@ pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
     })
 }
 
-fn rate(n: u64, nanos: u64) -> u64 {
+pub(super) fn rate(n: u64, nanos: u64) -> u64 {
     u64::try_from(u128::from(n) * 1_000_000_000 / u128::from(nanos.max(1))).unwrap_or(u64::MAX)
 }
 

@@ -5,6 +5,7 @@ use plimsoll_device::Device;
 use plimsoll_host::Env;
 use plimsoll_units::Bytes;
 
+use crate::args::doctor::GpuArg;
 use crate::args::engine::{DeviceArg, EngineArgs};
 use crate::commands::doctor;
 use crate::error::{Exit, Failure};
@@ -29,7 +30,9 @@ pub(crate) fn place(args: &EngineArgs) -> Result<Place, Failure> {
     }
     match args.device {
         DeviceArg::Cpu => cpu(args, "asked for"),
-        DeviceArg::Cuda(number) => gpu(args, number, "asked for").map_err(|e| e.failure(number)),
+        DeviceArg::Cuda(n) => {
+            gpu(args, n, "asked for").map_err(|e| e.failure(&format!("--device cuda:{n}")))
+        }
         DeviceArg::Fibers => fibers(args),
         DeviceArg::Auto => match gpu(args, 0, "found") {
             Ok(place) => Ok(place),
@@ -68,14 +71,27 @@ fn cpu(args: &EngineArgs, why: &str) -> Result<Place, Failure> {
     })
 }
 
+/// A device with its kernels, for whoever has no plan for it.
+pub(crate) fn open(which: GpuArg) -> Result<Box<dyn CudaDevice>, Failure> {
+    match which {
+        GpuArg::Number(n) => match opened(n) {
+            Ok(gpu) => Ok(Box::new(gpu)),
+            Err(e) => Err(e.failure(&format!("--gpu {n}"))),
+        },
+        GpuArg::Fibers => stand_in("--gpu 0"),
+    }
+}
+
+fn stand_in(instead: &str) -> Result<Box<dyn CudaDevice>, Failure> {
+    plimsoll_cuda::stand_in().ok_or_else(|| {
+        Failure::new(Exit::Usage, "E-DEVICE-006", "this build has no fibers")
+            .hint(format!("use `{instead}`"))
+    })
+}
+
 /// Kernels of a GPU on this machine's processors: only in builds that have them, for tests.
 fn fibers(args: &EngineArgs) -> Result<Place, Failure> {
-    let Some(fibers) = plimsoll_cuda::stand_in() else {
-        return Err(
-            Failure::new(Exit::Usage, "E-DEVICE-006", "this build has no fibers")
-                .hint("use `--device auto`, `cpu` or `cuda`"),
-        );
-    };
+    let fibers = stand_in("--device auto")?;
     let usable = args.memory.map_or_else(|| Bytes::from_mib(1024), Ok);
     let usable = usable.map_err(|e| Failure::new(Exit::Usage, "E-DEVICE-006", e.to_string()))?;
     Ok(Place {
@@ -101,21 +117,29 @@ enum NoGpu {
 }
 
 impl NoGpu {
-    fn failure(&self, number: u32) -> Failure {
-        Failure::new(
-            Exit::Usage,
-            "E-DEVICE-006",
-            format!("`--device cuda:{number}`: {self}"),
-        )
-        .hint("`plimsoll doctor` lists what there is; `--device cpu` needs none")
+    fn failure(&self, flag: &str) -> Failure {
+        Failure::new(Exit::Usage, "E-DEVICE-006", format!("`{flag}`: {self}"))
+            .hint("`plimsoll doctor` lists what there is; `--device cpu` needs none")
     }
+}
+
+fn opened(number: u32) -> Result<Gpu, NoGpu> {
+    let mut gpu = Gpu::new(number)?;
+    load(&mut gpu)?;
+    Ok(gpu)
+}
+
+/// Loads the kernels; the architecture that they are for.
+fn load(gpu: &mut Gpu) -> Result<String, NoGpu> {
+    let architecture = gpu.architecture()?;
+    gpu.load(&kernels(&architecture)?)?;
+    Ok(architecture)
 }
 
 fn gpu(args: &EngineArgs, number: u32, why: &str) -> Result<Place, NoGpu> {
     let mut gpu = Gpu::new(number)?;
     let (free, total) = gpu.memory()?;
-    let architecture = gpu.architecture()?;
-    gpu.load(&kernels(&architecture)?)?;
+    let architecture = load(&mut gpu)?;
     let name = gpu.name();
     let total = Bytes::new(total);
     let driver = plimsoll_plan::driver_bound();

@@ -1,6 +1,6 @@
 //! From a MODEL argument to an engine: sizes first, then memory, then weights.
 
-mod device;
+pub(crate) mod device;
 pub(crate) mod memory;
 mod source;
 mod weights;

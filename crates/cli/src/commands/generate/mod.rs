@@ -402,6 +402,7 @@ fn summary(server: &Started, t: &Totals) -> String {
         per_s(t.decoded, t.decode_s),
         per_s(t.output_tokens, t.seconds),
     );
+    text.push_str(&format!("device: {}\n", server.device));
     text.push_str(&server.memory().text());
     text.push_str(&t.preemptions.text(&stats, moved));
     text

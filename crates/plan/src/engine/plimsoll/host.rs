@@ -18,6 +18,8 @@ const PROCESS_MIB: u64 = 24;
 const THREAD_KIB: u64 = 512;
 /// Weights that are packed together before they go to a GPU (`plimsoll-runtime`, cuda/weights.rs).
 const STAGED_MIB: u64 = 256;
+/// Pages that a GPU moves together to swap space or back, by way of its host.
+pub const STAGED_PAGES: u64 = 32;
 /// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
 const LOADING_MIB: u64 = 16;
 /// A token in a tokenizer: its text twice (to and from ids), its merges, and their maps at their emptiest.
@@ -97,11 +99,26 @@ pub(super) fn terms(
             Term::exact(
                 Region::Workspace,
                 "logits on the host",
-                Bytes::product([r, vocab, 4, 2])?,
+                Bytes::product([r, vocab, 4])?,
             )
-            .formula("R x vocabulary x 4, and once more on their way")
+            .formula("R x vocabulary x 4")
             .input("R", r)
             .input("vocabulary", vocab),
+        );
+    }
+    let places = context.settings.swap.whole(page);
+    if !is_cpu(context) && places > 0 {
+        terms.push(
+            Term::exact(
+                Region::Workspace,
+                "pages on their way to swap space",
+                page.times(places.min(STAGED_PAGES))?,
+            )
+            .formula(format!(
+                "min(pages of swap space, {STAGED_PAGES}) x bytes per page"
+            ))
+            .input("pages of swap space", places)
+            .input("bytes per page", page.get()),
         );
     }
     let swap = swap(context, geometry)?;

@@ -1,0 +1,175 @@
+//! Devices as users meet them: CUDA's kernels on fibers say what the processors say, `doctor --gpu` tries each of them,
+//! and a GPU that is not there is one clear error.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod generating;
+
+use std::process::{Command, Output};
+
+use generating::{Dir, answers, generate, plimsoll, words};
+use serde_json::{Value, json};
+
+const FIBERS: [&str; 2] = ["--device", "fibers"];
+/// What kernels of a GPU compute.
+const PROCESSORS: [&str; 4] = ["--device", "cpu", "--inputs", "f32"];
+
+/// The command with no driver and no compiler of CUDA's to be found, whatever this machine has.
+fn without_gpu(args: &[&str]) -> Output {
+    let empty = Dir::new();
+    // Libraries of the system cannot be hidden: where there is a driver, no device of its is to be seen.
+    Command::new(env!("CARGO_BIN_EXE_plimsoll"))
+        .args(args)
+        .env("NO_COLOR", "1")
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .env("LD_LIBRARY_PATH", &empty.0)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn a_device_says_what_the_processors_say() {
+    for family in ["llama", "granite_hybrid"] {
+        let dir = Dir::new();
+        let model = dir.model(family);
+        let prompt = words(1, 20);
+        let begin = [
+            &model[..],
+            "-p",
+            &prompt,
+            "-n",
+            "12",
+            "--ignore-eos",
+            "--seed",
+            "1",
+            "--json",
+        ];
+        for how in [
+            &["--temperature", "0"][..],
+            &["--temperature", "0.9"],
+            &["--samples", "3"],
+            &["--beam-width", "3"],
+            &["--weights", "int8", "--kv-cache-dtype", "f16"],
+        ] {
+            let said = |device: &[&str]| -> Value {
+                let out = generate(&[&begin[..], how, device].concat());
+                let answer: Value = serde_json::from_str(&out).unwrap();
+                answer["choices"].clone()
+            };
+            let there = said(&FIBERS);
+            assert_eq!(there, said(&PROCESSORS), "{family}, {how:?}");
+            assert!(there[0]["text"].as_str().unwrap().len() > 20, "{there}");
+        }
+    }
+}
+
+#[test]
+fn pages_that_leave_a_device_come_back_as_they_were() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let lines: Vec<Value> = (0..6)
+        .map(|i| json!({ "prompt": words(i, 12 + i), "max_tokens": 40, "n": 1 + i % 2 }))
+        .collect();
+    let run = |device: &[&str], more: &[&str]| {
+        let all = [&["--ignore-eos", "--seed", "3"][..], device, more].concat();
+        answers(&dir, &model, &lines, &all)
+    };
+    let tight = [
+        "--kv-memory",
+        "96KiB",
+        "--swap-space",
+        "1MiB",
+        "--preempt",
+        "swap",
+    ];
+    let roomy = run(&PROCESSORS, &[]);
+    let swapped = run(&FIBERS, &tight);
+    let preempted: u64 = swapped
+        .iter()
+        .map(|v| v["preemptions"].as_u64().unwrap())
+        .sum();
+    assert!(preempted > 0, "{swapped:?}");
+    for (a, b) in roomy.iter().zip(&swapped) {
+        assert_eq!(a["choices"], b["choices"]);
+    }
+}
+
+#[test]
+fn every_region_of_a_device_is_committed_as_planned() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let map = dir.path("map.json");
+    let flags = ["--swap-space", "1MiB", "--max-num-seqs", "4"];
+    let run = ["-p", "w5 w6", "-n", "3", "--memory-map", &map];
+    generate(&[&[&model[..]], &run[..], &flags, &FIBERS].concat());
+    let map: Value = serde_json::from_slice(&std::fs::read(&map).unwrap()).unwrap();
+    let mut committed = 0;
+    for r in map["regions"].as_array().unwrap() {
+        // What a driver and a process take beside their arenas is bounded, and nobody commits it.
+        if r["region"] == "reserve" || r["region"] == "driver" {
+            assert!(r["committed_bytes"].is_null(), "{r}");
+            continue;
+        }
+        assert_eq!(r["planned_bytes"], r["committed_bytes"], "{r}");
+        assert!(r["high_water_bytes"].as_u64() <= r["committed_bytes"].as_u64());
+        committed += 1;
+    }
+    assert!(committed >= 5, "{map}");
+}
+
+#[test]
+fn doctor_tries_every_operation() {
+    let out = plimsoll(&["doctor", "--gpu", "fibers", "--json"]);
+    assert!(out.status.success(), "{out:?}");
+    let found: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(found["schema"], "plimsoll.doctor_gpu/1");
+    let operations = found["operations"].as_array().unwrap();
+    assert_eq!(operations.len(), 24);
+    for o in operations {
+        assert_eq!(o["equal"], true, "{o}");
+        assert!(o["cases"].as_u64() > Some(0) && o["elements"].as_u64() > Some(0));
+    }
+    let speeds = found["speeds"].as_array().unwrap();
+    assert!(found["speeds_error"].is_null() && speeds.len() >= 10);
+    for s in speeds {
+        let rate = s["bytes_per_s"].as_u64().or(s["flops_per_s"].as_u64());
+        assert!(rate > Some(0), "{s}");
+    }
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_one_error() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let generating = ["generate", &model, "-p", "w5", "--device", "cuda:7"];
+    for args in [&generating[..], &["doctor", "--gpu", "7"]] {
+        let out = without_gpu(args);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(2), "{said}");
+        assert_eq!(said.matches("error[").count(), 1, "{said}");
+        let named = said.contains("libcuda.so.1") || said.contains("CUDA_VISIBLE_DEVICES");
+        assert!(said.contains("E-DEVICE-006") && named, "{said}");
+        assert!(said.contains("try:"), "{said}");
+    }
+    for wrong in ["gpu", "cuda:", "cuda:-1", "rocm"] {
+        let out = plimsoll(&["generate", &model, "-p", "w5", "--device", wrong]);
+        assert_eq!(out.status.code(), Some(2), "{wrong}");
+    }
+    let out = plimsoll(&["doctor", "--gpu", "first"]);
+    assert_eq!(out.status.code(), Some(2));
+}
+
+#[test]
+fn auto_says_what_it_took_and_why() {
+    let dir = Dir::new();
+    let model = dir.model("llama");
+    let out = without_gpu(&["generate", &model, "-p", "w5", "-n", "2"]);
+    let said = text(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    let line = said.lines().find(|l| l.starts_with("device: cpu ("));
+    assert!(line.is_some_and(|l| l.contains("driver")), "{said}");
+}
