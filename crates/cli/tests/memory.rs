@@ -373,6 +373,7 @@ fn the_process_has_what_was_planned() {
     process_has(&folder, &["--kv-memory", "256MiB", "--tp", "2"]);
 }
 
+#[allow(clippy::print_stdout, reason = "a helper of a test")]
 fn process_has(folder: &Folder, more: &[&str]) {
     let mut flags = SETTINGS.to_vec();
     flags.extend(more);
