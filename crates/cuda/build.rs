@@ -14,17 +14,22 @@ fn main() {
 
 #[cfg(feature = "fibers")]
 fn fibers() {
-    const PARTS: [&str; 5] = [
+    const PARTS: [&str; 8] = [
         "prelude.cuh",
         "rows.cu",
         "linear.cu",
+        "linear_staged.cu",
+        "linear_mma.cu",
         "attention.cu",
+        "attention_mma.cu",
         "state.cu",
     ];
     println!("cargo:rerun-if-env-changed=PLIMSOLL_ASAN");
     println!("cargo:rerun-if-changed=src/args.rs");
     println!("cargo:rerun-if-changed=cu");
     let out = std::path::PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+    let probes = std::path::Path::new("cu/probes.cuh");
+    std::fs::copy(probes, out.join("probes.cuh")).expect("kernels that try fibers");
     let mut text = args::STRUCTS.to_owned();
     for part in PARTS {
         // Errors and sanitizers name the file that they are about.
@@ -45,6 +50,8 @@ fn fibers() {
         // As on the device: every operation is rounded by itself unless it is written as a fused one.
         .flag("-ffp-contract=off")
         .flag_if_supported("-Wno-unused-function")
+        // For the other compiler.
+        .flag_if_supported("-Wno-unknown-pragmas")
         .flag_if_supported("-fno-strict-aliasing");
     if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|a| a == "x86_64") {
         // Else each fused multiply-add is a call.

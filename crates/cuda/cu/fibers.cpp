@@ -77,6 +77,10 @@ static void enter(Context* c, char* stack, void (*f)()) {
 }
 #endif
 
+// Bytes of a thread that are on their way to shared memory, in the order in which they were asked for.
+struct Copy { void* to; const void* from; uint32_t bytes, group; };
+struct Copies { unsigned count, groups; Copy copies[128]; };
+
 // One block at a time, on whatever thread calls.
 struct Running {
   unsigned threads, block[3], blocks[3];
@@ -85,6 +89,10 @@ struct Running {
   unsigned current;
   State state[MOST];
   uint32_t slots[MOST];
+  uint32_t fragments[MOST][6];
+  const void* rows[MOST];
+  Copies copies[MOST];
+  bool overflown;
   Context context[MOST], home;
   // What sanitizers keep of each stack, and where the thread's own one lies.
   void *kept[MOST], *kept_home;
@@ -130,6 +138,72 @@ static uint32_t exchange(uint32_t x, unsigned from) {
   return other;
 }
 
+static uint32_t ballot(bool x) {
+  Running* r = running;
+  unsigned me = r->current, warp = me / 32 * 32;
+  r->slots[me] = x;
+  sync_warp();
+  uint32_t all = 0;
+  for (unsigned i = 0; i < 32 && warp + i < r->threads; i++) all |= (r->slots[warp + i] & 1) << i;
+  sync_warp();
+  return all;
+}
+
+// Nothing is copied before it is waited for: who does not wait finds what lay there.
+static void copy(void* to, const void* from, uint32_t bytes) {
+  Copies& c = running->copies[running->current];
+  if (c.count == sizeof(c.copies) / sizeof(Copy)) running->overflown = true;
+  else c.copies[c.count++] = {to, from, bytes, c.groups};
+}
+static void commit() { running->copies[running->current].groups++; }
+static void wait(unsigned latest) {
+  Copies& c = running->copies[running->current];
+  unsigned left = 0;
+  for (unsigned i = 0; i < c.count; i++) {
+    Copy& one = c.copies[i];
+    if (one.group + latest >= c.groups) {
+      c.copies[left++] = one;
+      continue;
+    }
+    memset(one.to, 0, 16);
+    memcpy(one.to, one.from, one.bytes);
+  }
+  c.count = left;
+}
+
+// Every product is added in binary64, and the sum rounded once: a device adds with fewer bits.
+static void mma(float c[4], const uint32_t a[4], const uint32_t b[2], float (*wide)(unsigned short)) {
+  Running* r = running;
+  unsigned me = r->current, warp = me / 32 * 32, lane = me % 32;
+  memcpy(r->fragments[me], a, 16);
+  memcpy(r->fragments[me] + 4, b, 8);
+  sync_warp();
+  for (unsigned i = 0; i < 4; i++) {
+    unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    double sum = c[i];
+    for (unsigned k = 0; k < 16; k++) {
+      uint32_t x = r->fragments[warp + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+      uint32_t y = r->fragments[warp + column * 4 + k % 8 / 2][4 + k / 8];
+      sum += (double)wide((unsigned short)(x >> k % 2 * 16)) * wide((unsigned short)(y >> k % 2 * 16));
+    }
+    c[i] = (float)sum;
+  }
+  sync_warp();
+}
+
+static void load_transposed(uint32_t to[4], const void* row) {
+  Running* r = running;
+  unsigned me = r->current, warp = me / 32 * 32, lane = me % 32;
+  r->rows[me] = row;
+  sync_warp();
+  for (unsigned i = 0; i < 4; i++) {
+    const unsigned short* low = (const unsigned short*)r->rows[warp + i * 8 + lane % 4 * 2];
+    const unsigned short* high = (const unsigned short*)r->rows[warp + i * 8 + lane % 4 * 2 + 1];
+    to[i] = (uint32_t)low[lane / 4] | (uint32_t)high[lane / 4] << 16;
+  }
+  sync_warp();
+}
+
 static void begin() {
   STACK_CAME(nullptr, &running->home_bottom, &running->home_size);
   running->body(running->args);
@@ -141,6 +215,7 @@ static bool run_block(Running* r) {
   unsigned n = r->threads;
   for (unsigned i = 0; i < n; i++) {
     r->state[i] = RUNS;
+    r->copies[i].count = r->copies[i].groups = 0;
     enter(&r->context[i], r->stacks + (size_t)i * STACK, begin);
   }
   for (;;) {
@@ -188,9 +263,10 @@ Kernel* Kernel::first = nullptr;
 }  // namespace fibers
 
 #include "kernels.cuh"
+#include "probes.cuh"
 
 // 0, or why not: 1 there is no such kernel, 2 its arguments have another size, 3 its threads wait for each other, 4 no memory,
-// 5 more threads than a block has.
+// 5 more threads than a block has, 6 more copies on their way than a thread keeps.
 extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, uint32_t threads, uint32_t shared,
                                       const void* args, size_t len) {
   using namespace fibers;
@@ -218,6 +294,7 @@ extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, ui
   // Whoever leaves what was asked for is found.
   MEMORY_CLOSES(r->shared + shared, room - shared);
   r->threads = threads;
+  r->overflown = false;
   r->body = k->body;
   r->args = args;
   running = r;
@@ -236,6 +313,7 @@ extern "C" int plimsoll_fibers_launch(const char* name, const uint32_t* grid, ui
   if (!ended) {
     MEMORY_OPENS(r->stacks, STACK * MOST);
   }
+  if (r->overflown) return 6;
   return ended ? 0 : 3;
 }
 

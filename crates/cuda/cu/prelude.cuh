@@ -21,6 +21,7 @@ DEVICE unsigned block_x() { return fibers::block(0); }
 DEVICE unsigned block_y() { return fibers::block(1); }
 DEVICE unsigned block_z() { return fibers::block(2); }
 DEVICE unsigned blocks_x() { return fibers::blocks(0); }
+DEVICE unsigned blocks_z() { return fibers::blocks(2); }
 DEVICE void sync_block() { fibers::sync_block(); }
 DEVICE void sync_warp() { fibers::sync_warp(); }
 template <typename T> DEVICE T* dynamic_shared() { return (T*)fibers::shared(); }
@@ -38,6 +39,15 @@ DEVICE float float_of(u32 a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
 
 DEVICE u32 shuffle_xor(u32 x, unsigned lanes) { return fibers::exchange(x, fibers::lane() ^ lanes); }
 DEVICE u32 shuffle(u32 x, unsigned lane) { return fibers::exchange(x, lane); }
+// A bit for each lane of the warp, all of which take part.
+DEVICE u32 ballot(bool x) { return fibers::ballot(x); }
+DEVICE u32 ones(u32 x) { return (u32)__builtin_popcount(x); }
+
+#define TENSOR_CORES 1
+DEVICE void copy_16(void* to, const void* from, u32 bytes) { fibers::copy(to, from, bytes); }
+DEVICE void copy_commit() { fibers::commit(); }
+template <int LATEST> DEVICE void copy_wait() { fibers::wait(LATEST); }
+DEVICE void load_transposed(u32 to[4], const void* row) { fibers::load_transposed(to, row); }
 
 // Four products of bytes with signs.
 DEVICE int dot4(u32 a, u32 b, int c) {
@@ -65,6 +75,7 @@ DEVICE unsigned block_x() { return blockIdx.x; }
 DEVICE unsigned block_y() { return blockIdx.y; }
 DEVICE unsigned block_z() { return blockIdx.z; }
 DEVICE unsigned blocks_x() { return gridDim.x; }
+DEVICE unsigned blocks_z() { return gridDim.z; }
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 extern __shared__ __align__(16) unsigned char plimsoll_shared[];
@@ -83,6 +94,28 @@ DEVICE float float_of(u32 a) { return __uint_as_float(a); }
 
 DEVICE u32 shuffle_xor(u32 x, unsigned lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 DEVICE u32 shuffle(u32 x, unsigned lane) { return __shfl_sync(0xffffffffu, x, lane); }
+DEVICE u32 ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+DEVICE u32 ones(u32 x) { return (u32)__popc(x); }
+
+#if __CUDA_ARCH__ >= 800
+#define TENSOR_CORES 1
+DEVICE u32 shared_address(const void* p) {
+  u32 address;
+  asm("{ .reg .u64 a; cvta.to.shared.u64 a, %1; cvt.u32.u64 %0, a; }" : "=r"(address) : "l"(p));
+  return address;
+}
+DEVICE void copy_16(void* to, const void* from, u32 bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(bytes) : "memory");
+}
+DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LATEST> DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LATEST) : "memory"); }
+DEVICE void load_transposed(u32 to[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+#endif
 
 DEVICE int dot4(u32 a, u32 b, int c) {
 #if __CUDA_ARCH__ >= 610
@@ -205,6 +238,65 @@ DEVICE void narrow(float x, f16* to) {
   to->bits = (unsigned short)(sign | half);
 }
 DEVICE void narrow(float x, i8* to) { to->value = (signed char)whole(x); }
+
+// Sixteen bytes of device memory on their way to shared memory (`copy_16`: so many of them are read, the others become
+// zeros) are there when the group that they were committed with was waited for: for the thread that waits, with
+// `copy_wait`, for all groups but the latest ones.
+
+#ifdef TENSOR_CORES
+// A warp's `c` (16 x 8) += `a` (16 x 16) `b` (16 x 8), of 16-bit elements, two a register: with g = lane / 4 and t = lane % 4
+// a lane has rows g and g + 8 of a, columns 2t and 2t + 1, then the same eight columns on; of b column g, rows 2t and 2t + 1,
+// then eight rows on; of c rows g and g + 8, columns 2t and 2t + 1. An element of c follows from its row of a, its
+// column of b and what it was.
+#ifdef PLIMSOLL_FIBERS
+template <typename C> static float wide_bits(unsigned short bits) { return wide(C{bits}); }
+template <typename C> DEVICE void mma(float c[4], const u32 a[4], const u32 b[2]) { fibers::mma(c, a, b, wide_bits<C>); }
+// e^x, near: as the device's own instruction has it.
+DEVICE float exp_near(float x) { return exp_of(x); }
+#else
+template <typename C> struct Mma;
+#define MMA(C, type)                                                                                      \
+  template <> struct Mma<C> {                                                                             \
+    static __device__ __forceinline__ void multiply(float c[4], const u32 a[4], const u32 b[2]) {         \
+      asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                                 \
+                   ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                 \
+                   : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                       \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                   \
+    }                                                                                                     \
+  };
+MMA(bf16, "bf16")
+MMA(f16, "f16")
+template <typename C> DEVICE void mma(float c[4], const u32 a[4], const u32 b[2]) { Mma<C>::multiply(c, a, b); }
+DEVICE float exp_near(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(mul_rn(x, 1.44269504088896340736f)));
+  return y;
+}
+#endif
+
+// Two numbers as one register, the first below, rounded to nearest; the last argument says as what.
+DEVICE u32 pair_of(float low, float high, f16) {
+  f16 l, h;
+  narrow(low, &l);
+  narrow(high, &h);
+  return (u32)l.bits | (u32)h.bits << 16;
+}
+DEVICE u32 pair_of(float low, float high, bf16) {
+#ifdef PLIMSOLL_FIBERS
+  bf16 l, h;
+  narrow(low, &l);
+  narrow(high, &h);
+  return (u32)l.bits | (u32)h.bits << 16;
+#else
+  u32 pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#endif
+}
+#endif
+
+// Sixteen bytes at once.
+struct alignas(16) Sixteen { u32 words[4]; };
 
 // Elements of a page that a scale takes.
 template <typename C> struct Scale { enum { elements = 0 }; };

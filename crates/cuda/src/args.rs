@@ -65,8 +65,8 @@ arguments! {
     Linear { ptr words, ptr x, ptr y, ptr bias, ptr routes, u64 matrix_words, u32 form, u32 n, u32 k, u32 rows, u32 step, u32 share, u32 x_stride, u32 wide, u32 start, u32 none, }
     /// `quantise`: rows of inputs.
     Quantise { ptr x, ptr out, u32 k, u32 rows, }
-    /// `write_kv_…`, `attend_…`: a layer's keys and values.
-    Kv { ptr pages, ptr seqs, ptr of, ptr tables, ptr q, ptr k, ptr v, ptr out, ptr sinks, u64 page, u64 layer, u32 slots, u32 q_heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 q_stride, u32 k_stride, u32 v_stride, u32 reach, u32 reach_of, u32 capped, f32 scale, f32 cap, u32 none, }
+    /// `write_kv_…`, `attend_…`, `combine`: a layer's keys and values.
+    Kv { ptr pages, ptr seqs, ptr of, ptr tables, ptr q, ptr k, ptr v, ptr out, ptr sinks, ptr partials, u64 page, u64 layer, u32 slots, u32 q_heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 q_stride, u32 k_stride, u32 v_stride, u32 reach, u32 reach_of, u32 capped, u32 split, u32 splits, f32 scale, f32 cap, u32 none, }
     /// `write_latents_…`, `attend_latents_…`: a layer's latents.
     Latents { ptr pages, ptr seqs, ptr of, ptr tables, ptr q, ptr q_rope, ptr latent, ptr out, u64 page, u64 layer, u32 slots, u32 k_dim, u32 v_dim, u32 q_stride, u32 rope_stride, u32 latent_stride, u32 out_stride, f32 scale, }
     /// `convolve`: channels of sequences.

@@ -14,6 +14,10 @@ impl Address {
     }
 }
 
+/// The least [capability](Device::capability) whose tensor cores kernels use: those multiply bfloat16, and copies to shared
+/// memory are not waited for.
+pub const TENSOR_CORES: u32 = 80;
+
 /// How a kernel is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -81,6 +85,9 @@ pub fn floats(bytes: &mut [u8]) -> Result<&mut [f32], DeviceError> {
 pub trait Device: std::fmt::Debug + Send {
     /// What it calls itself.
     fn name(&self) -> String;
+
+    /// Its compute capability, ten times the major number and the minor one: 90 is sm_90.
+    fn capability(&self) -> u32;
 
     /// So many bytes of it, zeros, at a multiple of 256; they are its until the device is dropped.
     ///

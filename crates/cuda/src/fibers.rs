@@ -68,6 +68,10 @@ impl Device for Fibers {
         "fibers on this machine's processors".to_owned()
     }
 
+    fn capability(&self) -> u32 {
+        crate::TENSOR_CORES
+    }
+
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         let fail = |reason: &str| DeviceError::Memory {
             bytes,
@@ -190,6 +194,7 @@ impl Device for Fibers {
             2 => Err(fail("its arguments have another size")),
             3 => Err(fail("its threads wait for each other")),
             4 => Err(fail("no memory for fibers")),
+            6 => Err(fail("more copies are on their way than a thread keeps")),
             _ => Err(fail("a block has at most 1024 threads")),
         }
     }

@@ -49,6 +49,7 @@ fn text(e: DriverError) -> String {
 pub struct Gpu {
     number: u32,
     name: String,
+    capability: u32,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -109,6 +110,7 @@ impl Gpu {
         let ordinal = i32::try_from(number).map_err(|_| GpuError::None(number, count))?;
         let device = result::device::get(ordinal).map_err(start("its handle"))?;
         let name = result::device::get_name(device).map_err(start("its name"))?;
+        let capability = capability(device).map_err(start("its architecture"))?;
         // SAFETY: the device was given above; the context is released when this is dropped.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(start("a context"))?;
         // SAFETY: retained above.
@@ -118,6 +120,7 @@ impl Gpu {
         Ok(Self {
             number,
             name,
+            capability,
             device,
             context,
             stream,
@@ -129,27 +132,9 @@ impl Gpu {
     }
 
     /// Its architecture, as NVRTC names it after `sm_`.
-    ///
-    /// # Errors
-    /// [`GpuError::Start`].
-    pub fn architecture(&self) -> Result<String, GpuError> {
-        use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-        };
-        // SAFETY: the device is ours.
-        let ask = |which| unsafe { result::device::get_attribute(self.device, which) };
-        let [major, minor] = [ask(MAJOR), ask(MINOR)];
-        let start = |e| GpuError::Start {
-            gpu: self.number,
-            what: "its architecture",
-            reason: text(e),
-        };
-        Ok(format!(
-            "{}{}",
-            major.map_err(start)?,
-            minor.map_err(start)?
-        ))
+    #[must_use]
+    pub fn architecture(&self) -> String {
+        self.capability.to_string()
     }
 
     /// Loads kernels: machine code for this architecture.
@@ -219,6 +204,18 @@ impl Gpu {
     }
 }
 
+/// As [`Device::capability`] has it.
+fn capability(device: sys::CUdevice) -> Result<u32, DriverError> {
+    use sys::CUdevice_attribute::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    // SAFETY: the device was given by the driver.
+    let ask = |which| unsafe { result::device::get_attribute(device, which) };
+    let (major, minor) = (ask(MAJOR)?, ask(MINOR)?);
+    Ok(u32::try_from(10 * major + minor).unwrap_or(0))
+}
+
 fn failed(e: DriverError) -> DeviceError {
     DeviceError::Failed(text(e))
 }
@@ -226,6 +223,10 @@ fn failed(e: DriverError) -> DeviceError {
 impl Device for Gpu {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn capability(&self) -> u32 {
+        self.capability
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {

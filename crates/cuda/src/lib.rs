@@ -3,7 +3,7 @@
 //! Kernels compute what `plimsoll-kernels` computes, operation by operation in the same order, so that what a GPU answers
 //! is what a processor answers, to the bit, and depends on batches no more than there. Their sources (`cu/`) need no
 //! header of NVIDIA's; NVRTC compiles them for the machine's own architecture. A [`Device`] is a GPU through its driver
-//! ([`Gpu`]), or, in tests, fibers on this machine's processors ([`Fibers`]).
+//! ([`Gpu`]), or, in tests, fibers on this machine's processors (`Fibers`).
 
 pub mod args;
 mod device;
@@ -12,17 +12,20 @@ mod fibers;
 mod gpu;
 mod nvrtc;
 
-pub use device::{Address, Device, DeviceError, Launch, floats};
+pub use device::{Address, Device, DeviceError, Launch, TENSOR_CORES, floats};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};
 pub use nvrtc::{ARCHITECTURES, CompileError, compile, compiler_version};
 
-const PARTS: [&str; 5] = [
+const PARTS: [&str; 8] = [
     include_str!("../cu/prelude.cuh"),
     include_str!("../cu/rows.cu"),
     include_str!("../cu/linear.cu"),
+    include_str!("../cu/linear_staged.cu"),
+    include_str!("../cu/linear_mma.cu"),
     include_str!("../cu/attention.cu"),
+    include_str!("../cu/attention_mma.cu"),
     include_str!("../cu/state.cu"),
 ];
 

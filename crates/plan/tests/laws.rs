@@ -296,9 +296,7 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
             state_dtype: spec.dtype,
             block_size: 16,
         };
-        // What the processors' program widens says nothing of a card.
-        let lowered_here = lower(&spec, &limits, &rules).ok();
-        let Some(program) = lowered_here.filter(|_| spec.quant.is_none()) else {
+        let Ok(program) = lower(&spec, &limits, &rules) else {
             assert_eq!(named("activations").kind, Kind::Bound, "{}", entry.name);
             continue;
         };

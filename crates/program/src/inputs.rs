@@ -1,12 +1,17 @@
-//! [`StepInputs`]: what a device is told with every step, as lists of 32-bit words in its memory.
+//! [`StepInputs`]: what a device is told with every step, as lists of 32-bit words in its memory, and what it keeps
+//! between two kernels of an operation.
 
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::pool::GroupKind;
-use crate::program::{Op, Program};
+use crate::program::{AttentionOp, Op, Program};
 
 /// Words of a row's description: its first token, its first position, its tokens, where its table begins.
 pub const ROW_WORDS: u64 = 4;
+/// Keys of a part that attention may treat apart from the others of a sequence, and put together with them after.
+pub const ATTENTION_PART: u64 = 512;
+/// Parts of KV heads that are treated at once at most, but where one token has more: enough to keep a GPU busy.
+const PARTS_MAX: u64 = 4096;
 /// Lists begin at a multiple of so many words.
 const ALIGN: u64 = 4;
 
@@ -25,6 +30,8 @@ pub struct StepInputs {
     pub wanted: u64,
     /// Pages that are copied, and where to: of so many at a time.
     pub copies: u64,
+    /// What parts of attention come to before they are put together.
+    pub partials: u64,
 }
 
 impl StepInputs {
@@ -61,6 +68,7 @@ impl StepInputs {
             tables,
             wanted: lists(1, program.outputs)?,
             copies: lists(2, program.outputs)?,
+            partials: lists(1, partials(program, context)?)?,
         })
     }
 
@@ -82,8 +90,35 @@ impl StepInputs {
             self.tables,
             self.wanted,
             self.copies,
+            self.partials,
         ];
         let words = all.into_iter().try_fold(0_u64, u64::checked_add);
         Bytes::product([words.ok_or(SizeOverflow)?, 4])
     }
+}
+
+/// Words of a part of one token: for each head the largest score, the sum of weights, and the values.
+#[must_use]
+pub fn part_words(a: &AttentionOp) -> u64 {
+    a.q_heads.saturating_mul(a.v_dim.saturating_add(2))
+}
+
+fn partials(program: &Program, context: u64) -> Result<u64, SizeOverflow> {
+    let parts = context.div_ceil(ATTENTION_PART);
+    if parts <= 1 {
+        return Ok(0);
+    }
+    let mut most = 0;
+    for op in &program.ops {
+        if let Op::Attention(a) = op {
+            let all = PARTS_MAX / a.kv_heads.max(1);
+            let all = program
+                .tokens
+                .checked_mul(parts)
+                .ok_or(SizeOverflow)?
+                .min(all.max(parts));
+            most = most.max(all.checked_mul(part_words(a)).ok_or(SizeOverflow)?);
+        }
+    }
+    Ok(most)
 }

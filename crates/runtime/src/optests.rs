@@ -156,7 +156,8 @@ pub fn on_device(device: Box<dyn Device>, made: Made) -> Result<Cuda, StartError
         inputs: StepInputs::of(&made.program, made.context)?.bytes()?,
     };
     let swap = Arena::new("swap space", made.swap)?.into();
-    Cuda::new(device, made.program, sizes, swap, made.context)
+    let arithmetic = crate::cuda::Arithmetic::Exact;
+    Cuda::new(device, made.program, sizes, swap, made.context, arithmetic)
 }
 
 /// Carries every operation out on what `made` and `oracle` make, and compares all that it wrote.

@@ -5,13 +5,17 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use plimsoll_cuda::Fibers;
+use plimsoll_kernels::Inputs;
+use plimsoll_program::Op;
+use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
 
-use support::{Greedy, Model, Server, expected, fixtures};
+use support::{Greedy, Model, Seen, Server, expected, fixtures};
 
 const ONE: Fan = Fan::Sample { n: 1, best_of: 1 };
 
@@ -37,7 +41,12 @@ fn small() -> Server {
 /// What was generated, and every position's logits, are those of the processors.
 fn same(model: &Model, server: &Server, requests: &[(Vec<u32>, u32, Fan)], what: &str) -> Stats {
     let (texts, seen, stats) = model.serve(server, requests);
-    let engine = model.engine_of(server, Box::new(Fibers::new()), Greedy::default());
+    let engine = model.engine_of(
+        server,
+        Box::new(Fibers::new()),
+        Greedy::default(),
+        Arithmetic::Exact,
+    );
     let (there, seen_there, stats_there) = model.serve_on(engine, requests);
     assert_eq!(texts, there, "{what}");
     assert_eq!(seen.len(), seen_there.len(), "{what}");
@@ -125,5 +134,162 @@ fn pages_that_went_and_came_back_and_copies_change_no_bit() {
             assert!(stats.pages_copied > 0, "{name}: {stats:?}");
         }
         assert!(both.iter().all(|n| *n > 0), "{name}: {both:?}");
+    }
+}
+
+/// What tensor cores generate, every position's logits, and the scheduler's counters.
+fn fast(
+    model: &Model,
+    server: &Server,
+    requests: &[(Vec<u32>, u32, Fan)],
+) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+    let fibers = Box::new(Fibers::new());
+    let engine = model.engine_of(server, fibers, Greedy::default(), Arithmetic::Fast);
+    model.serve_on(engine, requests)
+}
+
+fn numbers(bits: &[u32]) -> Vec<f32> {
+    bits.iter().map(|b| f32::from_bits(*b)).collect()
+}
+
+/// How far logits of two engines are apart, in parts of the largest: the farthest of each position, in order. Where one token
+/// is likelier than any other by twice as much, both choose it.
+fn apart(exact: &Seen, seen: &Seen) -> Vec<f32> {
+    assert_eq!(exact.len(), seen.len());
+    let all = exact.values().flat_map(|l| numbers(l));
+    let size = all.fold(0.0_f32, |a, x| a.max(x.abs()));
+    let at = exact.iter().map(|(at, logits)| {
+        let (a, b) = (numbers(logits), numbers(&seen[at]));
+        let off = a.iter().zip(&b).map(|(x, y)| (x - y).abs() / size);
+        off.fold(0.0, |a, b| if b > a || b.is_nan() { b } else { a })
+    });
+    let mut all: Vec<f32> = at.collect();
+    all.sort_by(f32::total_cmp);
+    all
+}
+
+#[test]
+fn tensor_cores_are_near_the_processors() {
+    let (mut ran, mut same) = (0, 0);
+    for folder in fixtures() {
+        let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+        let model = Model::open(&folder);
+        let tokens = expected(&folder).0;
+        // Prompts alone: what is generated may part where two tokens are as likely.
+        let prompts = vec![(tokens.clone(), 1, ONE), (tokens[3..12].to_vec(), 1, ONE)];
+        // At most, where no expert is another for a rounding; and at half of the positions.
+        for (kv, weights, inputs, most, half) in [
+            // The same is rounded on both sides: what differs is the order of sums, and what it makes others round to.
+            (DType::F32, WeightType::Bf16, Inputs::Bf16, 0.005, 0.001),
+            // Queries and weights of values are rounded, too, but not by the processors.
+            (DType::Bf16, WeightType::Bf16, Inputs::Bf16, 0.02, 0.02),
+            (DType::F16, WeightType::Bf16, Inputs::F32, 0.025, 0.01),
+            // Here the processors round inputs, to eight bits.
+            (DType::F16, WeightType::Int8, Inputs::F32, 0.1, 0.04),
+            (DType::F32, WeightType::Int4, Inputs::F32, 0.1, 0.04),
+        ] {
+            let server = Server {
+                kv,
+                weights,
+                inputs,
+                block: if kv == DType::F16 { 5 } else { 16 },
+                ..Server::default()
+            };
+            let program = model.program(&server);
+            let experts = program.ops.iter().any(|op| matches!(op, Op::Route { .. }));
+            let (_, exact, _) = model.serve(&server, &prompts);
+            let (_, seen, _) = fast(&model, &server, &prompts);
+            let apart = apart(&exact, &seen);
+            let (middle, last) = (apart[apart.len() / 2], apart[apart.len() - 1]);
+            let what = format!("{name}, {kv}, {weights}: {middle}, {last}");
+            assert!(middle <= half && (experts || last <= most), "{what}");
+            // That they are tensor cores.
+            assert!(last > 0.0, "{what}");
+            same += u32::from(middle < 3e-7);
+            ran += 1;
+        }
+    }
+    // Of the first kind, where hardly anything rounds differently.
+    assert!(ran >= 100 && same >= 20, "{ran}, {same}");
+}
+
+#[test]
+fn tensor_cores_do_not_see_batches_chunks_or_preemption() {
+    for name in [
+        "llama",
+        "gemma3",
+        "gpt_oss",
+        "granite_hybrid_moe",
+        "deepseek_v2_lite",
+    ] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(name);
+        let model = Model::open(&folder);
+        let tokens = expected(&folder).0;
+        let some = |from: usize, n: usize| tokens[from..from + n].to_vec();
+        let n = |n, best_of| Fan::Sample { n, best_of };
+        let prompts = vec![
+            (some(0, 16), 24, n(3, 4)),
+            (some(2, 9), 24, ONE),
+            (some(1, 12), 24, n(2, 2)),
+            (some(5, 10), 24, ONE),
+        ];
+        let (texts, seen, stats) = fast(&model, &Server::default(), &prompts);
+        assert_eq!(stats.swaps + stats.recomputes, 0);
+        // Alone.
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (alone, _, _) = fast(&model, &Server::default(), std::slice::from_ref(prompt));
+            assert_eq!(alone[&0], texts[&(i as u64)], "{name}, {i}");
+        }
+        let mut both = [0, 0];
+        for preempt in [Preempt::Swap, Preempt::Recompute] {
+            let server = model.tight(Server {
+                block: 4,
+                swap: 200,
+                tokens: 24,
+                outputs: 24,
+                sequences: 16,
+                preempt,
+                prefix_cache: true,
+                ..Server::default()
+            });
+            let (there, seen_there, stats) = fast(&model, &server, &prompts);
+            assert_eq!(texts, there, "{name}");
+            for (at, logits) in &seen_there {
+                assert_eq!(Some(logits), seen.get(at), "{name}: {at:?}");
+            }
+            both[0] += stats.swaps;
+            both[1] += stats.recomputes;
+        }
+        assert!(both.iter().all(|n| *n > 0), "{name}: {both:?}");
+    }
+}
+
+#[test]
+fn long_sequences_come_to_the_same_in_parts() {
+    for name in ["llama", "gemma3", "gpt_oss"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures")
+            .join(name);
+        let model = Model::open(&folder).longest(1200);
+        let tokens = expected(&folder).0;
+        let prompt: Vec<u32> = tokens.iter().copied().cycle().take(1030).collect();
+        let prompts = vec![
+            (prompt[..1030].to_vec(), 4, ONE),
+            (prompt[..40].to_vec(), 4, ONE),
+        ];
+        // Chunks of so many tokens that there is no need of parts, and of so few that there is.
+        let server = |tokens| Server {
+            tokens,
+            outputs: 8,
+            ..Server::default()
+        };
+        let (texts, seen, _) = fast(&model, &server(256), &prompts);
+        let (there, seen_there, _) = fast(&model, &server(100), &prompts);
+        assert_eq!(texts, there, "{name}");
+        for (at, logits) in &seen_there {
+            assert_eq!(Some(logits), seen.get(at), "{name}: {at:?}");
+        }
     }
 }

@@ -76,6 +76,9 @@ pub(crate) struct EngineArgs {
     /// Ranks that share the model: each has a part of the weights and of the KV cache, and threads of its own
     #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) tp: u64,
+    /// On a GPU, compute what the processors compute, to the bit, without tensor cores: slower. Processors always do
+    #[arg(long)]
+    pub(crate) batch_invariant: bool,
     /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: WeightType,

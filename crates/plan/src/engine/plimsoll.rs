@@ -191,7 +191,7 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
                 "step inputs",
                 StepInputs::of(program, context.max_model_len)?.bytes()?,
             )
-            .formula("32-bit words: tokens, positions and rows of T tokens, R rows and their block tables, constants")
+            .formula("32-bit words: tokens, positions and rows of T tokens, R rows and their block tables, constants; parts of attention")
             .input("T", program.tokens)
             .input("R", program.outputs)
             .input("longest sequence", context.max_model_len)

@@ -10,7 +10,7 @@ mod weights;
 
 use std::ops::Range;
 
-use plimsoll_cuda::{Address, Device, Launch, args, floats};
+use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
@@ -27,6 +27,17 @@ pub use self::weights::load;
 
 /// Query heads that share one KV head at most: their scores lie in what a block's threads share.
 const GROUP_MAX: u64 = 32;
+
+/// How kernels compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// As the processors, to the bit.
+    Exact,
+    /// On tensor cores, where the device has such as kernels use: what matrices and 16-bit keys and values are multiplied
+    /// with is rounded to 16 bits, weights of whole numbers are made bfloat16.
+    #[default]
+    Fast,
+}
 
 /// A region on a device.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +136,8 @@ struct Lists {
     rows: Vec<u64>,
     tables: u64,
     wanted: u64,
+    /// Tokens of the longest sequence.
+    longest: u64,
     /// For each group, and where the device asks: the pages that kernels may use, and where their tables lie.
     seen: Vec<Seen>,
 }
@@ -141,6 +154,10 @@ pub struct Cuda {
     device: Box<dyn Device>,
     program: Program,
     sizes: StepInputs,
+    /// Whether tensor cores are used: the same for every step.
+    fast: bool,
+    /// Whether it copies to shared memory without waiting.
+    staged: bool,
     weights: Block,
     pages: Block,
     activations: Block,
@@ -171,6 +188,7 @@ impl Cuda {
         sizes: DeviceSizes,
         swap: SwapSpace,
         context: u64,
+        arithmetic: Arithmetic,
     ) -> Result<Self, StartError> {
         check(&program)?;
         check_sizes(
@@ -216,6 +234,8 @@ impl Cuda {
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
+            fast: arithmetic == Arithmetic::Fast && device.capability() >= TENSOR_CORES,
+            staged: device.capability() >= TENSOR_CORES,
             words: Vec::new(),
             constants,
             allowed: device.checks().then(Vec::new),
@@ -479,10 +499,16 @@ impl Backend for Cuda {
         self.mark_pages(step, tables);
         self.words.clear();
         let base = self.sizes.constants;
+        let ends = step
+            .rows
+            .iter()
+            .map(|r| u64::from(r.start) + u64::from(r.tokens.end - r.tokens.start));
+        let longest = ends.max().unwrap_or(0);
         let most = self.sizes.tokens + self.sizes.rows + self.sizes.tables;
         let mut lists = Lists {
             tokens: self.list(base, most, &step.tokens)?,
             positions: self.list(base, most, &at)?,
+            longest,
             ..Lists::default()
         };
         self.positions = at;

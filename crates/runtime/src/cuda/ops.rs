@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use plimsoll_cuda::{Launch, args};
 use plimsoll_program::{
-    ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op,
-    ROW_WORDS, Rows, ScanOp, WeightId, WeightLayout,
+    ATTENTION_PART, ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp,
+    NormKind, Op, ROW_WORDS, Rows, ScanOp, WeightId, WeightLayout, part_words,
 };
 use plimsoll_schedule::Row;
 use plimsoll_units::{Bytes, DType, WeightType};
@@ -25,6 +25,59 @@ const TOGETHER: [(u64, [&str; 3]); 3] = [
     (4, ["linear_bf16_4", "linear_int8_4", "linear_int4_4"]),
     (1, ["linear_bf16_1", "linear_int8_1", "linear_int4_1"]),
 ];
+/// The same for bfloat16 where weights are under way to shared memory while others are multiplied, a block a panel: rows of x,
+/// columns of a step (`linear_staged.cu`).
+const STAGED: [(u64, u64, &str); 3] = [
+    (32, 64, "linear_staged_32"),
+    (4, 128, "linear_staged_4"),
+    (1, 128, "linear_staged_1"),
+];
+/// Steps of them that are in shared memory at once.
+const STAGES: u64 = 5;
+/// Tiles of a linear layer on tensor cores: rows of x, outputs, columns of a step, steps at once, threads, and what their
+/// kernels are called (`linear_mma.cu`).
+const TILES_MMA: [TileMma; 3] = [
+    TileMma {
+        rows: 16,
+        outputs: 32,
+        step: 128,
+        stages: 5,
+        threads: 128,
+        names: [
+            "linear_mma_bf16_16",
+            "linear_mma_int8_16",
+            "linear_mma_int4_16",
+        ],
+    },
+    TileMma {
+        rows: 64,
+        outputs: 32,
+        step: 64,
+        stages: 5,
+        threads: 128,
+        names: [
+            "linear_mma_bf16_64",
+            "linear_mma_int8_64",
+            "linear_mma_int4_64",
+        ],
+    },
+    TileMma {
+        rows: 128,
+        outputs: 128,
+        step: 32,
+        stages: 3,
+        threads: 256,
+        names: [
+            "linear_mma_bf16_128",
+            "linear_mma_int8_128",
+            "linear_mma_int4_128",
+        ],
+    },
+];
+/// Blocks that keep a large GPU busy.
+const BUSY: u64 = 256;
+/// Rows of attention on tensor cores: tokens with a head each.
+const QUERIES: u64 = 64;
 /// Keys that attention multiplies side by side, tiles of them, and lanes of a tile (`attention.cu`).
 const CHUNK: u64 = 128;
 const TILES: u64 = 8;
@@ -74,8 +127,43 @@ struct Matrices {
     form: WeightType,
     n: u64,
     k: u64,
+    /// How many there are.
+    count: u64,
     /// Words from one to the next.
     apart: u64,
+}
+
+#[derive(Clone, Copy)]
+struct TileMma {
+    rows: u64,
+    outputs: u64,
+    step: u64,
+    stages: u64,
+    threads: u32,
+    names: [&'static str; 3],
+}
+
+impl TileMma {
+    /// That for so many rows of x, which meet `matrices` matrices of `n` outputs. Results are the same with any.
+    fn of(rows: u64, n: u64, matrices: u64) -> &'static Self {
+        let [small, middle, large] = &TILES_MMA;
+        let blocks = rows.div_ceil(large.rows) * n.div_ceil(large.outputs) * matrices;
+        match rows {
+            0..=16 => small,
+            65.. if blocks >= BUSY => large,
+            _ => middle,
+        }
+    }
+
+    /// Bytes that a block shares: lines of weights and of their scales, and two steps of inputs.
+    fn shared(&self, weights: WeightType) -> u64 {
+        let lines = match weights {
+            WeightType::Bf16 => self.step / 2,
+            WeightType::Int8 => self.step.div_ceil(128) + self.step / 4,
+            WeightType::Int4 => self.step.div_ceil(64) + self.step / 8,
+        };
+        4 * (self.stages * lines * self.outputs + 2 * self.rows * (self.step / 2 + 4))
+    }
 }
 
 impl Cuda {
@@ -228,6 +316,7 @@ impl Cuda {
             form,
             n,
             k,
+            count: all.len() as u64,
             apart: apart / 4,
         })
     }
@@ -266,6 +355,9 @@ impl Cuda {
         a.matrix_words = m.apart;
         (a.form, a.n, a.k) = (form(m.form), word(m.n), word(m.k));
         a.x_stride = word(m.k);
+        if self.fast {
+            return self.linear_mma(m, a);
+        }
         if m.form != WeightType::Bf16 {
             let q = args::Quantise {
                 x: a.x,
@@ -282,9 +374,17 @@ impl Cuda {
         // Each expert's rows are apart: one at a time.
         let most = if a.routes == 0 { rows } else { 1 };
         let kernels = TOGETHER.iter().find(|t| t.0 <= most.max(1));
-        let (together, names) = kernels.unwrap_or(&TOGETHER[2]);
-        let name = names[form(m.form) as usize];
-        let blocks = word(m.n.div_ceil(PANEL).div_ceil(WARPS));
+        let (mut together, names) = *kernels.unwrap_or(&TOGETHER[2]);
+        let mut name = names[form(m.form) as usize];
+        let mut blocks = word(m.n.div_ceil(PANEL).div_ceil(WARPS));
+        let mut shared = 0;
+        if self.staged && m.form == WeightType::Bf16 {
+            let kernels = STAGED.iter().find(|t| t.0 <= most.max(1));
+            let (rows, step, kernel) = kernels.unwrap_or(&STAGED[2]);
+            (together, name) = (*rows, *kernel);
+            blocks = word(m.n.div_ceil(PANEL));
+            shared = word(4 * STAGES * (step / 2 * PANEL + rows * step));
+        }
         // There are only so many blocks in the second direction.
         let step = BLOCKS[1] * together;
         if rows > step && (groups > 1 || a.routes != 0) {
@@ -299,13 +399,35 @@ impl Cuda {
             a.x = x + from * u64::from(a.x_stride) * 4;
             a.y = y + from * m.n * 4;
             let how = Launch {
-                grid: [blocks, word(count.div_ceil(*together)), word(groups)],
+                grid: [blocks, word(count.div_ceil(together)), word(groups)],
                 threads: 32 * word(WARPS),
-                shared: 0,
+                shared,
             };
             self.launch(name, how, a.bytes())?;
         }
         Ok(())
+    }
+
+    /// The same on tensor cores.
+    fn linear_mma(&mut self, m: &Matrices, a: args::Linear) -> Result<(), BackendError> {
+        let rows = u64::from(a.rows);
+        // Rows that share a matrix: of those for experts nobody knows yet how many.
+        let (together, matrices) = if a.routes == 0 {
+            (rows, m.count)
+        } else {
+            (rows.div_ceil(m.count), m.count)
+        };
+        let tile = TileMma::of(together, m.n, matrices);
+        let how = Launch {
+            grid: [
+                word(together.div_ceil(tile.rows)),
+                word(m.n.div_ceil(tile.outputs)),
+                word(matrices),
+            ],
+            threads: tile.threads,
+            shared: word(tile.shared(m.form)),
+        };
+        self.launch(tile.names[form(m.form) as usize], how, a.bytes())
     }
 
     #[allow(clippy::too_many_lines, reason = "one arm for each operation")]
@@ -686,7 +808,7 @@ impl Cuda {
             capped: a.softcap.is_some().into(),
             scale: a.scale,
             cap: a.softcap.unwrap_or(0.0),
-            none: 0,
+            ..args::Kv::default()
         };
         let write = [
             "write_kv_f32",
@@ -695,6 +817,9 @@ impl Cuda {
             "write_kv_int8",
         ];
         self.each(of_type(dtype, write), step.tokens, kv.bytes())?;
+        if let Some(names) = self.attend_mma(a) {
+            return self.attend_fast(step, a, kv, names);
+        }
         let queries = a.q_heads / a.kv_heads.max(1);
         let floats = queries * (a.k_dim + a.v_dim + CHUNK + 1 + LANES + TILES) + CHUNK;
         let how = Launch {
@@ -704,6 +829,70 @@ impl Cuda {
         };
         let attend = ["attend_f32", "attend_bf16", "attend_f16", "attend_int8"];
         self.launch(of_type(dtype, attend), how, kv.bytes())
+    }
+
+    /// The kernel of attention on tensor cores for such heads: with it keys of a tile, tiles at once.
+    fn attend_mma(&self, a: &AttentionOp) -> Option<(&'static str, u64, u64)> {
+        let half = match self.program.kv_dtype {
+            _ if !self.fast => return None,
+            DType::Bf16 => 0,
+            DType::F16 => 1,
+            _ => return None,
+        };
+        let (names, keys, tiles) = match a.k_dim.max(a.v_dim) {
+            0..=64 => (["attend_mma_bf16_64", "attend_mma_f16_64"], 64, 2),
+            65..=128 => (["attend_mma_bf16_128", "attend_mma_f16_128"], 64, 2),
+            129..=256 => (["attend_mma_bf16_256", "attend_mma_f16_256"], 32, 1),
+            _ => return None,
+        };
+        Some((names[half], keys, tiles))
+    }
+
+    fn attend_fast(
+        &mut self,
+        step: Step,
+        a: &AttentionOp,
+        mut kv: args::Kv,
+        (name, keys, tiles): (&'static str, u64, u64),
+    ) -> Result<(), BackendError> {
+        let [k_dim, v_dim] = [a.k_dim, a.v_dim].map(|d| d.next_multiple_of(16));
+        let halves = QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8));
+        // Long sequences of few tokens are treated in parts, so that enough blocks run: as far as there is room for them.
+        let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
+        let words = step
+            .tokens
+            .saturating_mul(parts)
+            .saturating_mul(part_words(a));
+        let apart = parts > 1
+            && step.tokens.saturating_mul(a.kv_heads) < BUSY
+            && words <= self.sizes.partials;
+        kv.split = word(ATTENTION_PART);
+        kv.splits = word(parts);
+        if apart {
+            let s = self.sizes;
+            let from = s.constants + s.tokens + s.rows + s.tables + s.wanted + s.copies;
+            self.inputs.mark(Bytes::new(4 * (from + words)));
+            kv.partials = self.told(from, words);
+        }
+        let how = Launch {
+            grid: [
+                word(step.tokens),
+                word(a.kv_heads),
+                if apart { kv.splits } else { 1 },
+            ],
+            threads: THREADS,
+            shared: word(2 * halves),
+        };
+        self.launch(name, how, kv.bytes())?;
+        if !apart {
+            return Ok(());
+        }
+        let how = Launch {
+            grid: [word(step.tokens), word(a.q_heads), 1],
+            threads: THREADS,
+            shared: 0,
+        };
+        self.launch("combine", how, kv.bytes())
     }
 
     fn latent(&mut self, step: Step, a: &LatentOp) -> Result<(), BackendError> {

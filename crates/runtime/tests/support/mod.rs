@@ -14,7 +14,7 @@ use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{
     KvRules, Limits as Sizes, LowerError, Program, Rank, StepInputs, lower_rank,
 };
-use plimsoll_runtime::cuda::{self, Cuda, DeviceSizes};
+use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::weights::{Checkpoint, load};
 use plimsoll_runtime::{
     Arena, Backend, Chooser, Cpu, CpuExecutor, Engine, Meeting, Memory, Ranks, Runner, SwapSpace,
@@ -247,6 +247,12 @@ impl Model {
         }
     }
 
+    /// The same, for sequences that may be so long.
+    pub(crate) fn longest(mut self, tokens: u64) -> Self {
+        self.spec.max_context = Some(tokens);
+        self
+    }
+
     pub(crate) fn program(&self, server: &Server) -> Program {
         self.lowered(server, 0).unwrap()
     }
@@ -331,6 +337,7 @@ impl Model {
         server: &Server,
         device: Box<dyn Device>,
         chooser: S,
+        arithmetic: Arithmetic,
     ) -> Engine<Runner<Cuda, S>, NoLog> {
         let program = self.program(server);
         let page = program.geometry.page;
@@ -342,7 +349,7 @@ impl Model {
             inputs: StepInputs::of(&program, context).unwrap().bytes().unwrap(),
         };
         let swap = server.disk.space(page.times(server.swap.into()).unwrap());
-        let mut cuda = Cuda::new(device, program, sizes, swap, context).unwrap();
+        let mut cuda = Cuda::new(device, program, sizes, swap, context, arithmetic).unwrap();
         cuda::load(&mut cuda, &self.checkpoint(), 1, &|_, _| {}).unwrap();
         self.engine_on(server, cuda, chooser)
     }

@@ -111,7 +111,7 @@ impl Found {
         for o in &self.operations {
             let result = match o.wrong.len() {
                 0 => "equal to the bit".to_owned(),
-                n => format!("{n} differ"),
+                n => format!("different {n} times"),
             };
             let _ = writeln!(
                 text,

@@ -21,7 +21,7 @@ use plimsoll_program::{
     KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, Rank, lower_rank,
 };
 use plimsoll_report::short_bytes;
-use plimsoll_runtime::cuda::{self, Cuda, DeviceSizes};
+use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::{WeightsError, load as load_weights};
 use plimsoll_runtime::{
@@ -308,7 +308,12 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Some(gpu) => {
             let (program, swap) = (programs.remove(0), swap_space()?);
             let sizes = DeviceSizes::of(&map.rank, &program, context).map_err(|e| too_large(&e))?;
-            let cuda = Cuda::new(gpu, program, sizes, swap, context);
+            let arithmetic = if args.batch_invariant {
+                Arithmetic::Exact
+            } else {
+                Arithmetic::Fast
+            };
+            let cuda = Cuda::new(gpu, program, sizes, swap, context, arithmetic);
             let mut cuda = cuda.map_err(|e| too_large(&e))?;
             cuda::load(&mut cuda, &checkpoint, threads, &tell).map_err(broken)?;
             Box::new(cuda)
