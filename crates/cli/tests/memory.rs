@@ -224,6 +224,91 @@ fn compare_maps(folder: &Folder, length: &str, (weights, kv): (&str, &str)) -> [
     bytes
 }
 
+/// Ranks commit what the plan says of each of them, and what they share once; a dry run says so before.
+#[test]
+fn the_map_of_ranks_is_the_one_that_plan_prints() {
+    let folder = model("ranks", 2, 64);
+    for (ranks, sizes) in [
+        ("2", &["--kv-memory", "3MiB"][..]),
+        ("4", &["--memory", "2GiB"]),
+        ("2", &["--memory", "2GiB", "--weights", "int8"]),
+    ] {
+        let mut flags = SETTINGS.to_vec();
+        flags.extend(sizes);
+        flags.extend(["--tensor-parallel-size", ranks]);
+        let asked = |command: &str, more: &[&str]| -> Value {
+            let mut all = flags.clone();
+            all.extend(more);
+            let out = plimsoll(command, &folder.0, &all);
+            assert!(out.status.success(), "{}", text(&out.stderr));
+            serde_json::from_slice(&out.stdout).expect("JSON")
+        };
+        let question = [
+            "--engine",
+            "plimsoll",
+            "--gpu",
+            "cpu",
+            "--context",
+            "256",
+            "--json",
+        ];
+        let plan = asked("plan", &[&question[..], &["--generate"]].concat());
+        let rank = &plan["ranks"][0];
+        assert_eq!(rank["copies"].to_string(), ranks);
+        let (of_each, shared) = (terms(&rank["terms"]), terms(&rank["host_terms"]));
+        assert!(!shared.is_empty() && of_each.keys().all(|k| !shared.contains_key(k)));
+        let mut all = of_each.clone();
+        all.extend(shared.clone());
+        let map = run(&folder, &flags);
+        assert_eq!(terms(&map["terms"]), all);
+        assert_eq!(map["ranks"].to_string(), ranks);
+        let mut regions: BTreeMap<&str, u64> = BTreeMap::new();
+        for ((region, _), bytes) in &of_each {
+            *regions.entry(region).or_default() += bytes * ranks.parse::<u64>().expect("a number");
+        }
+        for ((region, _), bytes) in &shared {
+            *regions.entry(region).or_default() += bytes;
+        }
+        for r in map["regions"].as_array().expect("regions") {
+            let name = r["region"].as_str().expect("a name");
+            assert_eq!(r["planned_bytes"], regions[name], "{name}");
+            if name != "reserve" {
+                assert_eq!(r["committed_bytes"], regions[name], "{name}");
+            }
+        }
+        // A server's map, from the plan of a server.
+        let plan = asked("plan", &question);
+        let mut all = terms(&plan["ranks"][0]["terms"]);
+        all.extend(terms(&plan["ranks"][0]["host_terms"]));
+        let map = asked("serve", &["--dry-run", "--json"]);
+        assert_eq!(terms(&map["terms"]), all);
+        assert_eq!(map["ranks"].to_string(), ranks);
+    }
+}
+
+#[test]
+fn ranks_that_cannot_be_are_refused_in_one_sentence() {
+    let (folder, states) = (model("no-ranks", 1, 64), hybrid("no-ranks-states"));
+    let refused = |folder: &Folder, flags: &[&str], says: &str| {
+        let out = plimsoll("generate", &folder.0, &[&["-p", "w5"], flags].concat());
+        assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+        assert!(text(&out.stderr).contains(says), "{}", text(&out.stderr));
+    };
+    let heads = "4 KV heads cannot be split over TP 3";
+    refused(&folder, &["--tp", "3"], heads);
+    refused(
+        &states,
+        &["--tp", "2"],
+        "recurrent layers do not run on several ranks yet",
+    );
+    refused(&folder, &["--tp", "0"], "--tp");
+    refused(
+        &folder,
+        &["--tp", "2", "--device", "cuda"],
+        "ranks are not on GPUs yet",
+    );
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_settings_that_do() {
     let folder = model("refused", 2, 64);
@@ -284,9 +369,15 @@ fn the_process_has_what_was_planned() {
         return;
     }
     let folder = model("resident", 12, 512);
+    process_has(&folder, &["--kv-memory", "512MiB"]);
+    process_has(&folder, &["--kv-memory", "256MiB", "--tp", "2"]);
+}
+
+#[allow(clippy::print_stdout, reason = "a helper of a test")]
+fn process_has(folder: &Folder, more: &[&str]) {
     let mut flags = SETTINGS.to_vec();
-    flags.extend(["--kv-memory", "512MiB"]);
-    let map = run(&folder, &flags);
+    flags.extend(more);
+    let map = run(folder, &flags);
     let (mut committed, mut reserve, mut reserve_used) = (0, 0, 0);
     for r in map["regions"].as_array().expect("regions") {
         match r["committed_bytes"].as_u64() {

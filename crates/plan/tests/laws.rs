@@ -6,7 +6,7 @@ use plimsoll_plan::{
     Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, Settings, Verdict,
     evaluate, max_context, max_users, total,
 };
-use plimsoll_program::{KvRules, Limits, Parallel, lower};
+use plimsoll_program::{KvRules, Limits, Parallel, Program, Rank, lower, lower_rank};
 use plimsoll_units::{Bytes, DType, WeightType};
 use proptest::prelude::*;
 
@@ -343,6 +343,78 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
         lowered += 1;
     }
     assert!(lowered >= 14, "{lowered}");
+}
+
+/// What each of several ranks on processors has is what `lower_rank` gives it, and what they share is counted once.
+#[test]
+fn a_plan_of_ranks_sums_the_program_of_each() {
+    let cpu = Device {
+        vendor: "cpu".to_owned(),
+        ..Device::of_size(Bytes::new(8 << 40))
+    };
+    let mut lowered = 0;
+    for entry in catalogue::entries() {
+        let spec = builtin(&entry.name);
+        let settings = Settings {
+            max_num_batched_tokens: Some(64),
+            max_num_seqs: Some(4),
+            max_model_len: Some(256),
+            kv_type: KvType::Plain(DType::Bf16),
+            swap: Bytes::new(1 << 30),
+            ..Settings::new(Engine::Plimsoll)
+        };
+        for tp in [2, 4] {
+            let parallel = Parallel {
+                tp,
+                ..Parallel::default()
+            };
+            let load = Load::plain(1, 256);
+            let Ok(plan) = evaluate(&spec, &on(&cpu, parallel), &settings, &load) else {
+                continue;
+            };
+            let stage = &plan.stages[0];
+            let limits = Limits {
+                tokens: 64,
+                outputs: 4,
+                context: 256,
+                weights: WeightType::Bf16,
+            };
+            let rules = KvRules::plimsoll(DType::Bf16, 16);
+            let ranks: Result<Vec<Program>, _> = Rank::all(tp)
+                .map(|rank| lower_rank(&spec, rank, &limits, &rules))
+                .collect();
+            let Ok(ranks) = ranks else {
+                continue;
+            };
+            let region = |r| stage.region(r).expect("no overflow");
+            let shared = total(&stage.host).expect("no overflow");
+            let all = shared.add(stage.total().expect("small").times(tp).expect("small"));
+            assert!(all.expect("small") <= cpu.usable, "{}", entry.name);
+            for p in &ranks {
+                let name = &entry.name;
+                assert_eq!(region(Region::Weights), p.weight_bytes, "{name}");
+                assert_eq!(region(Region::Activations), p.activation_bytes, "{name}");
+                assert_eq!(stage.capacity.bytes_per_block, p.geometry.page, "{name}");
+                let places = settings.swap.whole(p.geometry.page);
+                let swap = p.geometry.page.times(places).expect("small");
+                assert_eq!(region(Region::Swap), swap, "{name}");
+            }
+            // What is not divided is little.
+            let one = lower(&spec, &limits, &rules)
+                .expect("one rank")
+                .weight_bytes
+                .get();
+            assert!(
+                ranks[0].weight_bytes.get() * tp < one + one / 4,
+                "{}",
+                entry.name
+            );
+            assert!(stage.host.iter().all(|t| t.region != Region::Swap));
+            assert_eq!(region(Region::Reserve), Bytes::ZERO);
+            lowered += 1;
+        }
+    }
+    assert!(lowered >= 24, "{lowered}");
 }
 
 /// Whole numbers take a byte for each element and an f32 for each head's key and each value; latents have no heads.

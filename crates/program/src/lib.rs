@@ -13,8 +13,8 @@ mod program;
 mod weights;
 
 pub use inputs::{ATTENTION_PART, ROW_WORDS, StepInputs, part_words};
-pub use lower::{Limits, LowerError, lower};
-pub use parallel::{Parallel, ParallelError, Stage};
+pub use lower::{Limits, LowerError, lower, lower_rank};
+pub use parallel::{Parallel, ParallelError, Rank, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
 pub use program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, LatentOp, NormKind,

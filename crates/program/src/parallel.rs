@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use plimsoll_model::{Ffn, ModelSpec};
+use plimsoll_model::{Ffn, ModelSpec, ShardError, local_kv_heads};
 
 /// Degrees of parallelism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +44,61 @@ impl fmt::Display for Parallel {
             parts.push("TP1".to_owned());
         }
         f.pad(&parts.join(" x "))
+    }
+}
+
+/// One of the ranks that divide a model's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rank {
+    /// Which, from 0.
+    pub index: u64,
+    /// How many there are: the tensor-parallel degree.
+    pub of: u64,
+}
+
+impl Rank {
+    /// The only one.
+    pub const ALONE: Self = Self { index: 0, of: 1 };
+
+    /// All ranks of a degree.
+    pub fn all(of: u64) -> impl Iterator<Item = Self> {
+        (0..of).map(move |index| Self { index, of })
+    }
+
+    /// Its share of `units` equal parts.
+    ///
+    /// # Errors
+    /// [`ShardError::NotDivisible`].
+    pub fn share(self, units: u64, what: &'static str) -> Result<Range<u64>, ShardError> {
+        if self.of == 0 || !units.is_multiple_of(self.of) {
+            return Err(ShardError::NotDivisible {
+                units,
+                what,
+                degree: self.of,
+            });
+        }
+        let each = units / self.of;
+        Ok(self.index * each..(self.index + 1) * each)
+    }
+
+    /// The KV heads that it holds: its share, or the one that its query heads read, where there are more ranks than
+    /// heads.
+    ///
+    /// # Errors
+    /// [`ShardError::KvHeads`].
+    pub fn kv_heads(self, heads: u64) -> Result<Range<u64>, ShardError> {
+        let each = local_kv_heads(heads, self.of)?;
+        // Neighbouring ranks hold the same one where there are fewer heads than ranks.
+        let first = self.index / (self.of / heads).max(1) * each;
+        Ok(first..first + each)
+    }
+
+    /// Rows of a vocabulary that every rank has room for, and those that this one holds: the last ones may hold fewer.
+    #[must_use]
+    pub fn vocabulary(self, rows: u64) -> (u64, Range<u64>) {
+        let each = rows.div_ceil(self.of.max(1));
+        let at = |rank: u64| rank.saturating_mul(each).min(rows);
+        (each, at(self.index)..at(self.index + 1))
     }
 }
 
@@ -198,6 +253,23 @@ impl Stage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranks_share_heads_and_a_vocabulary() {
+        let kv = |heads, of| -> Vec<Range<u64>> {
+            Rank::all(of).map(|r| r.kv_heads(heads).unwrap()).collect()
+        };
+        assert_eq!(kv(8, 2), [0..4, 4..8]);
+        assert_eq!(kv(2, 4), [0..1, 0..1, 1..2, 1..2]);
+        assert_eq!(kv(1, 2), [0..1, 0..1]);
+        let three = Rank { index: 1, of: 3 };
+        assert!(three.kv_heads(2).is_err());
+        assert!(three.share(8, "attention heads").is_err());
+        assert_eq!(three.share(9, "attention heads"), Ok(3..6));
+        let rows: Vec<_> = Rank::all(4).map(|r| r.vocabulary(5)).collect();
+        assert_eq!(rows, [(2, 0..2), (2, 2..4), (2, 4..5), (2, 5..5)]);
+        assert_eq!(Rank::ALONE.vocabulary(5), (5, 0..5));
+    }
 
     #[test]
     fn stages_cover_all_layers_and_spare_the_last() {

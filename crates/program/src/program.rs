@@ -7,6 +7,7 @@
 use plimsoll_model::Role;
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
+use crate::parallel::Rank;
 use crate::pool::PoolGeometry;
 
 /// A buffer, by its place in [`Program::buffers`].
@@ -84,8 +85,7 @@ pub struct Source {
     pub rows: std::ops::Range<u64>,
     /// Set where it is stored with inputs first (GPT-2): rows are then its columns.
     pub transposed: bool,
-    /// Where it is stored so and only some of its inputs are taken, the first; there are as many as the weight has
-    /// columns.
+    /// Where only some of its inputs are taken, the first; there are as many as the weight has columns.
     pub input: Option<u64>,
     /// Where it is stored as MXFP4, the tensor with a power of two for each 32 elements of a row; the stored tensor then
     /// has two elements a byte.
@@ -105,6 +105,8 @@ pub struct Weight {
     pub layout: WeightLayout,
     /// Its parts, one below the other.
     pub sources: Vec<Source>,
+    /// Rows below them that nobody reads: where a vocabulary does not divide, so that all ranks are alike.
+    pub padding: u64,
     /// Where it begins in the arena of weights: a multiple of 64.
     pub offset: Bytes,
 }
@@ -282,10 +284,12 @@ pub struct ScanOp {
 /// One operation. Buffers may be read and written by the same operation only where it says so.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// Rows of a table, one per token, times `scale`.
+    /// Rows of a table, one per token, times `scale`; zeros for a token whose row is another rank's.
     Embed {
         /// The table, packed.
         table: WeightId,
+        /// The token of its first row.
+        from: u64,
         /// Where they go.
         out: BufferId,
         /// What they are multiplied by.
@@ -457,7 +461,8 @@ pub enum Op {
         /// Result: a row for each expert of each token.
         out: BufferId,
     },
-    /// `out += scale · Σ weight · x` over the rows of `x` that a row of `out` has, in their order.
+    /// `out += scale · Σ weight · x` over the rows of `x` that a row of `out` has, in their order, or `out =` where
+    /// `add` is not set.
     AddWeighted {
         /// What is added.
         x: BufferId,
@@ -469,6 +474,20 @@ pub enum Op {
         out: BufferId,
         /// What the sum is multiplied by first.
         scale: f32,
+        /// Whether it is added to what lies there.
+        add: bool,
+    },
+    /// `x` becomes the sum of what all ranks have there: that of the first and the second, and so on in their order.
+    AllReduce {
+        /// What is added up, in place.
+        x: BufferId,
+    },
+    /// Each row of `out` is that of the first rank's `x`, then that of the second, and so on, as far as `out` is wide.
+    AllGather {
+        /// This rank's part.
+        x: BufferId,
+        /// Result.
+        out: BufferId,
     },
     /// The rows whose logits are wanted: from a buffer of tokens to a buffer of outputs.
     Gather {
@@ -515,6 +534,8 @@ pub struct Program {
     pub tokens: u64,
     /// R.
     pub outputs: u64,
+    /// Whose it is.
+    pub rank: Rank,
 }
 
 impl WeightLayout {
@@ -556,8 +577,17 @@ impl Op {
             Self::Route { logits, out, .. } => (vec![*logits], *out),
             Self::Experts { routes, x, out, .. } => (vec![*routes, *x], *out),
             Self::AddWeighted {
-                x, weights, out, ..
-            } => (vec![*x, *weights, *out], *out),
+                x,
+                weights,
+                out,
+                add,
+                ..
+            } => {
+                let kept = add.then_some(*out);
+                ([*x, *weights].into_iter().chain(kept).collect(), *out)
+            }
+            Self::AllReduce { x } => (vec![*x], *x),
+            Self::AllGather { x, out } => (vec![*x], *out),
         }
     }
 }

@@ -3,11 +3,13 @@
 
 mod support;
 
+use plimsoll_model::ModelSpec;
 use plimsoll_program::{
-    ActivationKind, GroupKind, KvRules, Limits, NormKind, Op, Program, Rows, lower,
+    ActivationKind, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rank, Rows,
+    Weight, lower, lower_rank,
 };
 use plimsoll_units::{DType, WeightType};
-use support::{Reader, Tensors, fixtures, name, spec, tensors};
+use support::{Reader, Tensors, fixtures, name, spec, tensors, together};
 
 /// Share of the largest logit. transformers computes in float32 what is computed here in f64, which leaves less than
 /// a third of this; `small_mistakes_show` holds what small mistakes give against it.
@@ -16,6 +18,7 @@ const TOLERANCE: f64 = 1e-5;
 /// A checkpoint with its program and what transformers says of it.
 struct Case {
     name: String,
+    spec: ModelSpec,
     program: Program,
     tensors: Tensors,
     prompt: Vec<usize>,
@@ -39,6 +42,7 @@ impl Case {
             Self {
                 program: lower(&spec, &limits, &rules).unwrap_or_else(|e| panic!("{name}: {e}")),
                 name,
+                spec,
                 tensors: tensors(&folder.join("model.safetensors")),
                 prompt: tokens
                     .iter()
@@ -52,7 +56,10 @@ impl Case {
 
     /// The largest difference of any logit of any position, as a share of the largest logit.
     fn difference(&self, program: &Program) -> f64 {
-        let got = Reader::new(program, &self.tensors).logits(&self.prompt);
+        self.distance(&Reader::new(program, &self.tensors).logits(&self.prompt))
+    }
+
+    fn distance(&self, got: &[f64]) -> f64 {
         assert_eq!(got.len(), self.want.len(), "{}", self.name);
         let size = self.want.iter().fold(0.0_f64, |a, x| a.max(x.abs()));
         let pairs = got.iter().zip(&self.want);
@@ -66,6 +73,86 @@ fn programs_compute_the_logits_of_transformers() {
         let d = case.difference(&case.program);
         println!("{}: {d:.1e}", case.name);
         assert!(d <= TOLERANCE, "{}: {d:e}", case.name);
+    }
+}
+
+/// What does not divide over two ranks or four, and what is said.
+const REFUSED: [&str; 6] = [
+    "gpt_oss_mxfp4 on 2: this model cannot be divided so: `model.layers.0.mlp.experts.down_proj_blocks` has blocks of 32 elements, and ranks of 16 columns would cut them",
+    "gpt_oss_mxfp4 on 4: this model cannot be divided so: `model.layers.0.mlp.experts.down_proj_blocks` has blocks of 32 elements, and ranks of 8 columns would cut them",
+    "granite_hybrid on 2: this model cannot be divided so: recurrent layers do not run on several ranks yet",
+    "granite_hybrid on 4: this model cannot be divided so: recurrent layers do not run on several ranks yet",
+    "granite_hybrid_moe on 2: this model cannot be divided so: recurrent layers do not run on several ranks yet",
+    "granite_hybrid_moe on 4: this model cannot be divided so: recurrent layers do not run on several ranks yet",
+];
+
+/// Divided over two ranks and four, models compute the same: whatever does not divide says so in one sentence.
+#[test]
+fn ranks_together_compute_the_logits_of_transformers() {
+    let rules = KvRules::plimsoll(DType::Bf16, 16);
+    let mut refused = Vec::new();
+    for case in Case::all() {
+        let whole = &case.program;
+        let limits = Limits {
+            tokens: whole.tokens,
+            outputs: whole.outputs,
+            context: case.spec.max_context.expect("a context"),
+            weights: WeightType::Bf16,
+        };
+        let ranks = |of| -> Result<Vec<Program>, LowerError> {
+            Rank::all(of)
+                .map(|rank| lower_rank(&case.spec, rank, &limits, &rules))
+                .collect()
+        };
+        for of in [2, 4] {
+            let programs = match ranks(of) {
+                Ok(programs) => programs,
+                Err(e) => {
+                    refused.push(format!("{} on {of}: {e}", case.name));
+                    continue;
+                }
+            };
+            for p in &programs {
+                alike(p, &programs[0], &case.name);
+            }
+            let least = whole.weight_bytes.get() / of;
+            assert!(programs[0].weight_bytes.get() >= least);
+            let readers: Vec<Reader<'_>> = programs
+                .iter()
+                .map(|p| Reader::new(p, &case.tensors))
+                .collect();
+            for got in together_of(&readers, &case.prompt) {
+                let d = case.distance(&got);
+                println!("{} on {of}: {d:.1e}", case.name);
+                assert!(d <= TOLERANCE, "{} on {of}: {d:e}", case.name);
+            }
+        }
+    }
+    assert_eq!(refused, REFUSED);
+}
+
+/// Ranks have weights of the same sizes at the same places, the same buffers and the same pool.
+fn alike(a: &Program, b: &Program, name: &str) {
+    // Heads of latent attention have their numbers in their names.
+    let places = |p: &Program| -> Vec<_> {
+        let place = |w: &Weight| (w.role, w.layout, w.offset);
+        p.weights.iter().map(place).collect()
+    };
+    assert_eq!(places(a), places(b), "{name}");
+    assert_eq!(a.buffers, b.buffers, "{name}");
+    assert_eq!(a.geometry, b.geometry, "{name}");
+    assert_eq!(
+        (a.weight_bytes, a.activation_bytes, a.logits),
+        (b.weight_bytes, b.activation_bytes, b.logits),
+        "{name}"
+    );
+}
+
+fn together_of(ranks: &[Reader<'_>], tokens: &[usize]) -> Vec<Vec<f64>> {
+    match ranks {
+        [a, b] => together([a, b], tokens).into(),
+        [a, b, c, d] => together([a, b, c, d], tokens).into(),
+        _ => panic!("two or four"),
     }
 }
 

@@ -134,9 +134,15 @@ impl Dump<'_> {
         let b = |id: &BufferId| self.buffer(*id);
         let w = |id: &WeightId| self.weight(*id);
         match op {
-            Op::Embed { table, out, scale } => {
-                format!("{} = {}[token] x {scale}", b(out), w(table))
-            }
+            Op::Embed {
+                table,
+                from,
+                out,
+                scale,
+            } => match from {
+                0 => format!("{} = {}[token] x {scale}", b(out), w(table)),
+                n => format!("{} = {}[token - {n}] x {scale}", b(out), w(table)),
+            },
             Op::AddPosition { table, x, offset } => {
                 format!("{} += {}[position + {offset}]", b(x), w(table))
             }
@@ -319,12 +325,16 @@ impl Dump<'_> {
                 from,
                 out,
                 scale,
+                add,
             } => format!(
-                "{} += {} by {}[{from}..] x {scale}",
+                "{} {} {} by {}[{from}..] x {scale}",
                 b(out),
+                if *add { "+=" } else { "=" },
                 b(x),
                 b(weights)
             ),
+            Op::AllReduce { x } => format!("{} = sum over ranks", b(x)),
+            Op::AllGather { x, out } => format!("{} = {} of all ranks", b(out), b(x)),
             Op::Gather { x, out } => format!("{} = wanted rows of {}", b(out), b(x)),
             Op::Cap { x, cap, scale } => format!("{} = cap {cap:?} x {scale}", b(x)),
         }
@@ -471,8 +481,14 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
                 Op::Route { logits, .. } => vec![*logits],
                 Op::Experts { routes, x, .. } => vec![*routes, *x],
                 Op::AddWeighted {
-                    x, weights, out, ..
-                } => vec![*x, *weights, *out],
+                    x,
+                    weights,
+                    out,
+                    add,
+                    ..
+                } if *add => vec![*x, *weights, *out],
+                Op::AddWeighted { x, weights, .. } => vec![*x, *weights],
+                Op::AllReduce { x } | Op::AllGather { x, .. } => vec![*x],
             }
         };
         let writes = |op: &Op| match op {
@@ -480,6 +496,8 @@ fn no_buffer_is_overwritten_while_it_is_needed() {
             Op::Activate { out, .. } | Op::Add { out, .. } | Op::Gather { out, .. } => *out,
             Op::Route { out, .. } | Op::Experts { out, .. } | Op::AddWeighted { out, .. } => *out,
             Op::AddPosition { x, .. } | Op::Cap { x, .. } | Op::Rotate { x, .. } => *x,
+            Op::AllReduce { x } => *x,
+            Op::AllGather { out, .. } => *out,
             Op::Gate { out, .. } | Op::Steps { out, .. } => *out,
             Op::Rotary(t) => t.out,
             Op::Attention(a) => a.out,

@@ -134,16 +134,22 @@ fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
     own
 }
 
-/// The flags of our own server on processors or on one GPU, where that is what is planned: those that make it commit this
+/// The flags of our own server on processors, however many ranks, or on one GPU, where that is what is planned: those that make it commit this
 /// very map.
 fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
     let settings = &q.settings;
     let deployment = &a.evaluation.deployment;
     let device = &deployment.device;
-    if settings.engine != Engine::Plimsoll || deployment.parallel != Parallel::default() {
+    let on_cpu = device.vendor == "cpu";
+    // Ranks are on processors, so far.
+    let ranks = if on_cpu { deployment.parallel.tp } else { 1 };
+    let divided = Parallel {
+        tp: ranks,
+        ..Parallel::default()
+    };
+    if settings.engine != Engine::Plimsoll || deployment.parallel != divided {
         return None;
     }
-    let on_cpu = device.vendor == "cpu";
     let (tokens, sequences) = a.evaluation.own_sizes(settings);
     let mut own = vec![
         format!("plimsoll serve {model}"),
@@ -153,6 +159,9 @@ fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
         format!("--threads {}", settings.threads.unwrap_or(1)),
         format!("--memory {}", device.usable.get()),
     ];
+    if ranks > 1 {
+        own.push(format!("--tp {ranks}"));
+    }
     if settings.weights != WeightType::Bf16 {
         own.push(format!("--weights {}", settings.weights));
     }

@@ -72,6 +72,19 @@ pub enum BackendError {
     /// The step does not fit the program.
     #[error("{0}")]
     Step(String),
+    /// A rank could not go on without another.
+    #[error(transparent)]
+    Lost(#[from] crate::collective::Lost),
+    /// What a rank could not do.
+    #[error("rank {rank} of {ranks}: {source}")]
+    Rank {
+        /// Which, from 0.
+        rank: usize,
+        /// How many there are.
+        ranks: usize,
+        /// What it says.
+        source: Box<Self>,
+    },
 }
 
 /// Where a program is carried out. `pool` are this machine's threads: free whenever they are lent.
@@ -110,7 +123,7 @@ pub trait Backend: Debug + Send {
     /// numbered `wanted`, at most R, are there after the last.
     ///
     /// # Errors
-    /// [`BackendError::Device`].
+    /// [`BackendError`].
     fn run(
         &mut self,
         pool: &mut Pool,

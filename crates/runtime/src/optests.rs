@@ -10,7 +10,7 @@ use plimsoll_model::Role;
 use plimsoll_plan::Region;
 use plimsoll_program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, Group, GroupKind,
-    LatentOp, NormKind, Op, PoolGeometry, Program, RotaryTable, Rows, ScanOp, StatePlace,
+    LatentOp, NormKind, Op, PoolGeometry, Program, Rank, RotaryTable, Rows, ScanOp, StatePlace,
     StepInputs, Weight, WeightId, WeightLayout,
 };
 use plimsoll_schedule::{Output, RequestId, Row, SeqEvent, Step, Tables};
@@ -85,6 +85,8 @@ const fn name(op: &Op) -> &'static str {
         Op::AddWeighted { .. } => 18,
         Op::Gather { .. } => 19,
         Op::Cap { .. } => 20,
+        // Of no backend alone.
+        Op::AllReduce { .. } | Op::AllGather { .. } => return "of all ranks",
     }]
 }
 
@@ -306,6 +308,7 @@ impl Suite {
                 vocab: VOCAB,
                 tokens: TOKENS,
                 outputs: OUTPUTS,
+                rank: Rank::ALONE,
             },
             words: Vec::new(),
             cases: Vec::new(),
@@ -477,6 +480,7 @@ impl Making {
             role: Role::Mlp,
             layout,
             sources: Vec::new(),
+            padding: 0,
             offset: Bytes::new(4 * self.words.len() as u64),
         });
         self.words.extend(words);
@@ -525,7 +529,12 @@ impl Making {
             for scale in [1.0, 1.25] {
                 self.case(format!("{form}, times {scale}"), |m| {
                     let (table, out) = (m.matrix(form, VOCAB, 77), m.each(77));
-                    m.op(Op::Embed { table, out, scale });
+                    m.op(Op::Embed {
+                        table,
+                        from: 0,
+                        out,
+                        scale,
+                    });
                 });
             }
             self.case(form.to_string(), |m| {
@@ -751,6 +760,7 @@ impl Making {
                 from: 3,
                 out,
                 scale: 1.5,
+                add: true,
             });
         });
     }

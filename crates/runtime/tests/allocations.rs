@@ -16,18 +16,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use plimsoll_device::Device;
-use plimsoll_kernels::{Inputs, Level};
+use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{
     Deployment, Engine as Engines, KvType, Load, MemoryMap, Region, Settings, evaluate,
 };
-use plimsoll_program::{GroupKind, KvRules, Limits as Sizes, Parallel, Program, lower};
+use plimsoll_program::{
+    GroupKind, KvRules, Limits as Sizes, LowerError, Parallel, Program, Rank, lower_rank,
+};
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::Stops;
 use plimsoll_runtime::text::{Tokenizer, TokenizerConfig};
 use plimsoll_runtime::weights::{Checkpoint, load};
-use plimsoll_runtime::{Arena, Choices, CpuExecutor, Engine, Memory, SwapSpace};
+use plimsoll_runtime::{
+    Arena, Backend, Choices, Cpu, Engine, Meeting, Memory, Ranks, Runner, SwapSpace,
+};
 use plimsoll_schedule::{
     Fan, Limits, NoLog, Notice, Request, RequestId, Scheduler, SchedulerConfig,
 };
@@ -85,13 +89,16 @@ const SEQUENCES: u32 = 4;
 const LENGTH: u32 = 64;
 const BLOCK: u64 = 16;
 
-fn map(spec: &ModelSpec, weights: WeightType, kv: DType) -> MemoryMap {
+fn map(spec: &ModelSpec, weights: WeightType, kv: DType, ranks: u64) -> MemoryMap {
     let deployment = Deployment {
         device: Device {
             vendor: "cpu".to_owned(),
             ..Device::of_size(Bytes::new(1 << 30))
         },
-        parallel: Parallel::default(),
+        parallel: Parallel {
+            tp: ranks,
+            ..Parallel::default()
+        },
         in_use: Bytes::ZERO,
     };
     let settings = Settings {
@@ -110,6 +117,16 @@ fn map(spec: &ModelSpec, weights: WeightType, kv: DType) -> MemoryMap {
 }
 
 fn planned(spec: &ModelSpec, weights: WeightType, kv: DType) -> (Program, MemoryMap) {
+    let program = lowered(spec, weights, kv, Rank::ALONE).unwrap();
+    (program, map(spec, weights, kv, 1))
+}
+
+fn lowered(
+    spec: &ModelSpec,
+    weights: WeightType,
+    kv: DType,
+    rank: Rank,
+) -> Result<Program, LowerError> {
     let rules = KvRules::plimsoll(kv, BLOCK);
     let sizes = Sizes {
         tokens: TOKENS,
@@ -117,8 +134,7 @@ fn planned(spec: &ModelSpec, weights: WeightType, kv: DType) -> (Program, Memory
         context: LENGTH.into(),
         weights,
     };
-    let program = lower(spec, &sizes, &rules).unwrap();
-    (program, map(spec, weights, kv))
+    lower_rank(spec, rank, &sizes, &rules)
 }
 
 fn bytes(map: &MemoryMap, name: &str) -> usize {
@@ -126,8 +142,8 @@ fn bytes(map: &MemoryMap, name: &str) -> usize {
     usize::try_from(term.bytes.get()).unwrap()
 }
 
-struct Served {
-    engine: Engine<CpuExecutor<Choices>, NoLog>,
+struct Served<B> {
+    engine: Engine<Runner<B, Choices>, NoLog>,
     limits: Limits,
     /// Prompts are encoded by it, and answers decoded to look for a stop string.
     tokenizer: Option<Arc<Tokenizer>>,
@@ -135,14 +151,16 @@ struct Served {
     steps: u64,
 }
 
-impl Served {
-    fn start(
-        program: Program,
-        mut memory: Memory,
-        checkpoint: &Checkpoint,
-        tokenizer: Option<Arc<Tokenizer>>,
-    ) -> Self {
-        load(&program, checkpoint, &mut memory.weights, 1, &|_, _| {}).unwrap();
+/// A program in the arenas of its map, with its weights.
+fn cpu(program: Program, map: &MemoryMap, checkpoint: &Checkpoint) -> Cpu {
+    let mut memory = Memory::commit(map, swap_of(map)).unwrap();
+    load(&program, checkpoint, &mut memory.weights, 1, &|_, _| {}).unwrap();
+    Cpu::new(program, memory, Level::detect(), Inputs::default()).unwrap()
+}
+
+impl<B: Backend> Served<B> {
+    fn start(backend: B, map: &MemoryMap, tokenizer: Option<Arc<Tokenizer>>) -> Self {
+        let program = backend.program();
         let layout = Layout::new(&program.geometry).unwrap();
         let vocab = u32::try_from(program.vocab).unwrap();
         let limits = Limits {
@@ -154,20 +172,12 @@ impl Served {
         let mut config = SchedulerConfig::new(limits);
         config.max_seqs = SEQUENCES;
         config.max_batched_tokens = u32::try_from(TOKENS).unwrap();
-        let pages = memory.pages.bytes().whole(program.geometry.page);
+        let pages = map.region(Region::KvCache).whole(program.geometry.page);
         let mut kv = KvConfig::new(layout, u32::try_from(pages).unwrap() - 1);
         kv.prefix_cache = true;
         let scheduler = Scheduler::new(config, KvCache::new(kv), support::cost());
         let choices = Choices::new(vocab, 2, tokenizer.clone());
-        let executor = CpuExecutor::on_processors(
-            program,
-            memory,
-            2,
-            Level::detect(),
-            Inputs::default(),
-            choices,
-        )
-        .unwrap();
+        let executor = Runner::new(backend, Pool::new(2).unwrap(), choices);
         Self {
             engine: Engine::new(scheduler, executor, NoLog),
             limits,
@@ -257,8 +267,7 @@ fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
             )
         });
         let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
-        let memory = Memory::commit(&map, swap_of(&map)).unwrap();
-        let mut served = Served::start(program, memory, &checkpoint, None);
+        let mut served = Served::start(cpu(program, &map, &checkpoint), &map, None);
         let before = served.engine.executor().usage();
         let mark = |of: &[plimsoll_runtime::Usage], r| {
             of.iter().find(|u| u.region == r).unwrap().high_water
@@ -284,6 +293,62 @@ fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
     }
 }
 
+/// Every rank's arenas are as large as the plan says of a rank, and a worst-case step uses each to its last byte.
+#[test]
+fn a_worst_case_step_uses_every_arena_of_every_rank() {
+    let _turn = TURN.lock().unwrap();
+    let mut divided = 0;
+    for (folder, ranks) in fixtures().iter().flat_map(|f| [(f, 2), (f, 4)]) {
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let name = format!("{name} on {ranks}");
+        let (spec, weights, kv) = (support::spec(folder), WeightType::Bf16, DType::Bf16);
+        let programs = Rank::all(ranks).map(|rank| lowered(&spec, weights, kv, rank));
+        let Ok(programs) = programs.collect::<Result<Vec<_>, _>>() else {
+            continue;
+        };
+        divided += 1;
+        let map = map(&spec, weights, kv, ranks);
+        let full = programs[0].geometry.groups.iter().all(|g| {
+            matches!(
+                g.kind,
+                GroupKind::Full | GroupKind::Latent | GroupKind::State
+            )
+        });
+        let checkpoint = Checkpoint::open(folder, &["model.safetensors"]).unwrap();
+        let meeting = Meeting::new(programs.len());
+        let seated = |(i, p)| cpu(p, &map, &checkpoint).seated(meeting.seat(i));
+        let cpus = programs.into_iter().enumerate().map(seated).collect();
+        let backend = Ranks::new(cpus, meeting.clone(), 2).unwrap();
+        let mut served = Served::start(backend, &map, None);
+        served.round();
+        let executor = served.engine.executor();
+        for rank in executor.backend().backends() {
+            let usage = rank.usage();
+            assert!(usage.len() >= 4);
+            for u in usage {
+                let planned = map.region(u.region);
+                assert_eq!(u.committed, planned, "{name}: {}", u.region);
+                if u.region == Region::KvCache && !full {
+                    assert!(u.high_water <= planned);
+                    continue;
+                }
+                assert_eq!(u.high_water, planned, "{name}: {}", u.region);
+            }
+        }
+        // What chooses is there once.
+        for u in executor.usage() {
+            let each = if u.region == Region::Workspace {
+                1
+            } else {
+                ranks
+            };
+            let planned = map.region(u.region).times(each).unwrap();
+            assert_eq!(u.committed, planned, "{name}: {}", u.region);
+        }
+    }
+    assert_eq!(divided, 2 * (fixtures().len() - 3));
+}
+
 /// The most bytes alive after the first rounds of 5,000 steps, the most in 10,000 steps more, and the most ever beside
 /// arenas.
 fn thousands_of_steps(tokenizer: Option<Arc<Tokenizer>>) -> (usize, usize, usize, MemoryMap) {
@@ -294,8 +359,7 @@ fn thousands_of_steps(tokenizer: Option<Arc<Tokenizer>>) -> (usize, usize, usize
     let (program, map) = planned(&support::spec(&folder), WeightType::Int8, DType::Bf16);
     let checkpoint = Checkpoint::open(&folder, &["model.safetensors"]).unwrap();
     let base = live();
-    let memory = Memory::commit(&map, swap_of(&map)).unwrap();
-    let mut served = Served::start(program, memory, &checkpoint, tokenizer);
+    let mut served = Served::start(cpu(program, &map, &checkpoint), &map, tokenizer);
     // Loading has its own term.
     PEAK.store(live(), Ordering::Relaxed);
     let mut early = 0;
@@ -377,7 +441,7 @@ fn wide_tokenizer() {
         PEAK.load(Ordering::Relaxed) - base + json.len(),
     );
     assert_eq!(u64::from(tokenizer.vocab()), vocab);
-    let planned = map(&spec, WeightType::Bf16, DType::Bf16);
+    let planned = map(&spec, WeightType::Bf16, DType::Bf16, 1);
     let [term, starting] = ["tokenizer", "starting"].map(|n| bytes(&planned, n));
     println!("kept {kept} of {term}, {peak} at most with the file, for which {starting} more");
     assert!(kept <= term, "{kept} of {term}");

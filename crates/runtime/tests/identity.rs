@@ -520,6 +520,100 @@ fn giving_way_with_cached_prefixes_changes_nothing() {
     });
 }
 
+/// What several ranks add up has the same bits however it came about.
+#[test]
+fn on_several_ranks_nothing_of_this_changes_anything() {
+    let divided = std::cell::Cell::new(0);
+    each(|name, model, prompt| {
+        let of = |server| Server { ranks: 2, ..server };
+        if model.lowered(&of(plain()), 0).is_err() {
+            return;
+        }
+        divided.set(divided.get() + 1);
+        let all = requests(prompt, Fan::ONE);
+        let want = alone(model, &of(plain()), &all);
+        // They are other sums than those of one rank.
+        assert!(alone(model, &plain(), &all).1 != want.1, "{name}");
+        for (tokens, threads, outputs, block) in [(256, 4, 256, 16), (8, 2, 3, 7), (19, 1, 1, 1)] {
+            let server = of(Server {
+                tokens,
+                threads,
+                outputs,
+                block,
+                sequences: 8,
+                pages: 2000,
+                ..Server::default()
+            });
+            let name = format!("{name}, T = {tokens}, {threads} threads, blocks of {block}");
+            let stats = compare(&name, model, &server, &all, &want);
+            assert!(stats.rows >= 2 * stats.steps, "{name}: {stats:?}");
+        }
+        let cached = of(Server {
+            prefix_cache: true,
+            sequences: 1,
+            tokens: 64,
+            ..Server::default()
+        });
+        let stats = compare(name, model, &cached, &all, &want);
+        assert!(stats.cached_tokens >= 7 * 32, "{name}: {stats:?}");
+        let growing = growing(prompt, Fan::Sample { n: 4, best_of: 4 });
+        let want = alone(model, &of(plain()), &growing);
+        for (preempt, swap) in [(Preempt::Swap, 400), (Preempt::Recompute, 0)] {
+            let tight = model.tight(of(Server {
+                block: 4,
+                swap,
+                sequences: 12,
+                preempt,
+                ..Server::default()
+            }));
+            let name = format!("{name}, {preempt:?}");
+            let stats = compare(&name, model, &tight, &growing, &want);
+            let gave_way = match preempt {
+                Preempt::Swap => stats.swaps,
+                _ => stats.recomputes,
+            };
+            assert!(gave_way > 0 && stats.pages_copied > 0, "{name}: {stats:?}");
+        }
+    });
+    // All but those with recurrent layers and the one with blocks that two ranks would cut.
+    assert_eq!(divided.get(), fixtures().len() - 3);
+}
+
+/// Types of weights, inputs and caches on several ranks.
+#[test]
+fn on_several_ranks_types_change_nothing_of_this() {
+    each(|name, model, prompt| {
+        if !["deepseek_v3", "gpt2", "llama", "qwen2_moe"].contains(&name) {
+            return;
+        }
+        let all = requests(prompt, Fan::ONE);
+        for (weights, inputs, kv) in [
+            (WeightType::Bf16, Inputs::Bf16, DType::F16),
+            (WeightType::Int8, Inputs::F32, DType::F32),
+            (WeightType::Int4, Inputs::F32, DType::Bf16),
+        ] {
+            let of = |server| Server {
+                weights,
+                inputs,
+                kv,
+                ranks: 4,
+                ..server
+            };
+            let want = alone(model, &of(plain()), &all);
+            for (tokens, threads) in [(256, 1), (8, 8)] {
+                let server = of(Server {
+                    tokens,
+                    threads,
+                    sequences: 8,
+                    ..Server::default()
+                });
+                let name = format!("{name}, {weights}, T = {tokens}");
+                compare(&name, model, &server, &all, &want);
+            }
+        }
+    });
+}
+
 /// What a request gives after its prompt was computed and `damage` done to the pages that it names.
 fn damaged(
     model: &Model,

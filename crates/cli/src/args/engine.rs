@@ -73,6 +73,9 @@ pub(crate) struct EngineArgs {
     /// Where steps are carried out: auto (the first GPU that can be used, else the processors), cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
+    /// Ranks that share the model: each has a part of the weights and of the KV cache, and threads of its own
+    #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) tp: u64,
     /// On a GPU, compute what the processors compute, to the bit, without tensor cores: slower. Processors always do
     #[arg(long)]
     pub(crate) batch_invariant: bool,
@@ -92,10 +95,10 @@ pub(crate) struct EngineArgs {
     /// Budget for everything (default: what the machine and its control group leave, less a reserve for others)
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory: Option<Bytes>,
-    /// KV cache, in place of what R sequences of the longest length can use
+    /// KV cache of each rank, in place of what R sequences of the longest length can use
     #[arg(long, value_name = "SIZE")]
     pub(crate) kv_memory: Option<Bytes>,
-    /// Host memory for swapped KV blocks
+    /// Host memory for swapped KV blocks of each rank
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) swap_space: Bytes,
     /// Take --swap-space from a file in this folder instead: readable by nobody else, gone with the process

@@ -67,9 +67,9 @@ pub(crate) fn run(
     if args.dry_run {
         let map = plan(&what)?;
         if args.json {
-            output.line(&format!("{:#}", memory::planned_json(&map)))?;
+            output.line(&format!("{:#}", memory::planned_json(&map)?))?;
         } else {
-            output.line(&memory::planned_text(&map))?;
+            output.line(&memory::planned_text(&map)?)?;
         }
         return Ok(ExitCode::SUCCESS);
     }

@@ -134,9 +134,14 @@ fn committed(device: &str) {
         maybe("--threads", &["1", "7"]);
         maybe("--kv-memory", &["300MiB"]);
         maybe("--swap-space", &["64MiB"]);
+        // Ranks are on processors, so far.
+        let ranks = match device {
+            "cpu" => draws.of(&["1", "2", "4"]),
+            _ => "1",
+        };
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
-            "plan", &path, "--engine", "plimsoll", "--gpus", "1", "--json",
+            "plan", &path, "--engine", "plimsoll", "--tp", ranks, "--json",
         ]
         .map(str::to_owned)
         .to_vec();

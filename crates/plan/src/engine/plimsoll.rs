@@ -3,7 +3,7 @@
 
 use plimsoll_model::{Ffn, LayerSpec, Mixer};
 use plimsoll_program::{
-    KvRules, Limits, PackedLayout, PoolGeometry, Program, StepInputs, WeightRules, lower,
+    KvRules, Limits, PackedLayout, PoolGeometry, Program, Rank, StepInputs, WeightRules, lower_rank,
 };
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
@@ -35,10 +35,17 @@ pub(crate) const DRIVER_BOUND_MIB: u64 = 640;
 pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let mut notes = Vec::new();
     let on_cpu = host::is_cpu(context);
+    let ranks = context.deployment.parallel.tp;
     let mut terms = match program(context)? {
         Ok(program) => {
             if !on_cpu {
                 notes.push("what the driver takes is a bound".to_owned());
+            }
+            if !on_cpu && ranks > 1 {
+                notes.push(
+                    "ranks run on processors so far, not on GPUs; what they exchange by is not planned"
+                        .to_owned(),
+                );
             }
             if context.spec.encoder.is_some() {
                 notes.push(
@@ -75,21 +82,32 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     terms.extend(extras::adapters(context)?);
     let mut host = Vec::new();
     let beside = host::terms(context, &geometry)?;
+    let mut budget = whole_device(context);
     if on_cpu {
-        terms.extend(beside);
-        if context.settings.swap_file {
-            host.extend(host::swap(context, &geometry)?);
+        // What several ranks have together is beside them, once.
+        let own = |t: &Term| ranks == 1 || t.region == Region::Swap;
+        let (mine, shared): (Vec<Term>, Vec<Term>) = beside.into_iter().partition(own);
+        if ranks > 1 {
+            notes.push(
+                "ranks are threads of one process: they share the memory of these processors, and what is on the host is there once"
+                    .to_owned(),
+            );
+            let shared = Bytes::sum(shared.iter().map(Term::high))?;
+            budget.bytes = Bytes::new(budget.bytes.saturating_sub(shared).get() / ranks);
+            budget.formula = format!("({} - what ranks share) / ranks", budget.formula);
         }
+        terms.extend(mine);
+        host.extend(shared);
     } else {
         terms.extend(driver()?);
         host.extend(beside);
-        if context.settings.swap_file {
-            host.extend(host::swap(context, &geometry)?);
-        }
+    }
+    if context.settings.swap_file {
+        host.extend(host::swap(context, &geometry)?);
     }
     Ok(EngineStage {
         layers: None,
-        budget: whole_device(context),
+        budget,
         terms,
         outside: in_use(context).into_iter().collect(),
         host,
@@ -116,8 +134,11 @@ fn kv_rules(context: &Context<'_>) -> Result<KvRules, PlanError> {
 /// The program that runs, or why there is none.
 fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> {
     let parallel = &context.deployment.parallel;
-    if parallel.tp > 1 || parallel.pp > 1 {
-        return Ok(Err("a divided model does not run yet".to_owned()));
+    if parallel.pp > 1 {
+        return Ok(Err("pipeline stages do not run yet".to_owned()));
+    }
+    if parallel.expert_parallel {
+        return Ok(Err("experts are not dealt out whole yet".to_owned()));
     }
     if let Some(dtype) = context.settings.dtype.filter(|d| *d != DType::Bf16) {
         return Ok(Err(format!("weights of {dtype} do not run yet")));
@@ -128,7 +149,13 @@ fn program(context: &Context<'_>) -> Result<Result<Program, String>, PlanError> 
         context: context.max_model_len,
         weights: context.settings.weights,
     };
-    Ok(lower(context.spec, &limits, &kv_rules(context)?).map_err(|e| e.to_string()))
+    // All ranks are alike.
+    let first = Rank {
+        index: 0,
+        of: parallel.tp,
+    };
+    let program = lower_rank(context.spec, first, &limits, &kv_rules(context)?);
+    Ok(program.map_err(|e| e.to_string()))
 }
 
 /// Weights and activations of a program.

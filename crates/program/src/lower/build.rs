@@ -8,17 +8,19 @@ use plimsoll_units::{Bytes, SizeOverflow, WeightType};
 
 use super::place::place;
 use super::{Inventory, Limits, LowerError};
+use crate::parallel::Rank;
 use crate::pool::{KvRules, PoolGeometry};
 use crate::program::{Buffer, BufferId, Op, Program, Rows, Source, Weight, WeightId, WeightLayout};
 
 /// Weights begin at cache lines.
 const ALIGNMENT: Bytes = Bytes::new(64);
 
-/// Part of a weight: some ranges of a tensor's `rows` output rows.
+/// Part of a weight: some ranges of a tensor's `rows` output rows, and rows below the last part that hold nothing.
 pub(super) struct Part {
     pub(super) module: &'static str,
     pub(super) rows: u64,
     pub(super) taken: Vec<Range<u64>>,
+    pub(super) padding: u64,
 }
 
 impl Part {
@@ -28,7 +30,57 @@ impl Part {
             module,
             rows,
             taken: std::iter::once(0..rows).collect(),
+            padding: 0,
         }
+    }
+
+    /// Some rows of a module.
+    pub(super) const fn some(module: &'static str, rows: u64, taken: Vec<Range<u64>>) -> Self {
+        Self {
+            module,
+            rows,
+            taken,
+            padding: 0,
+        }
+    }
+
+    /// A rank's rows of a module that has one for each of a vocabulary.
+    pub(super) fn of_vocabulary(module: &'static str, rows: u64, rank: Rank) -> Self {
+        let (each, taken) = rank.vocabulary(rows);
+        Self {
+            module,
+            rows,
+            padding: each - (taken.end - taken.start),
+            taken: std::iter::once(taken).collect(),
+        }
+    }
+}
+
+/// Columns of a stored matrix, and those that are taken.
+#[derive(Clone)]
+pub(super) struct Inputs {
+    pub(super) stored: u64,
+    pub(super) taken: Range<u64>,
+}
+
+impl From<u64> for Inputs {
+    /// All of them.
+    fn from(stored: u64) -> Self {
+        Self {
+            stored,
+            taken: 0..stored,
+        }
+    }
+}
+
+impl Inputs {
+    pub(super) const fn count(&self) -> u64 {
+        self.taken.end - self.taken.start
+    }
+
+    /// The first one, where not all are taken.
+    fn first(&self) -> Option<u64> {
+        (self.count() != self.stored).then_some(self.taken.start)
     }
 }
 
@@ -46,6 +98,7 @@ pub(super) struct Builder<'a> {
     tensors: &'a Inventory<'a>,
     used: BTreeSet<&'a str>,
     limits: &'a Limits,
+    rank: Rank,
     ops: Vec<Op>,
     buffers: Vec<Buffer>,
     weights: Vec<Weight>,
@@ -53,11 +106,12 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(tensors: &'a Inventory<'a>, limits: &'a Limits) -> Self {
+    pub(super) fn new(tensors: &'a Inventory<'a>, limits: &'a Limits, rank: Rank) -> Self {
         Self {
             tensors,
             used: BTreeSet::new(),
             limits,
+            rank,
             ops: Vec::new(),
             buffers: Vec::new(),
             weights: Vec::new(),
@@ -67,6 +121,22 @@ impl<'a> Builder<'a> {
 
     pub(super) fn limits(&self) -> &Limits {
         self.limits
+    }
+
+    pub(super) fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// Adds up over all ranks what each has in a buffer, where there are several.
+    pub(super) fn all_reduce(&mut self, x: BufferId) {
+        if self.rank.of > 1 {
+            self.op(Op::AllReduce { x });
+        }
+    }
+
+    /// The bias of sums over all ranks: each rank holds it, and the first one begins with it.
+    pub(super) fn bias_of_sums(&self, bias: Option<WeightId>) -> Option<WeightId> {
+        bias.filter(|_| self.rank.index == 0)
     }
 
     pub(super) fn op(&mut self, op: Op) {
@@ -131,6 +201,7 @@ impl<'a> Builder<'a> {
         role: Role,
         layout: WeightLayout,
         sources: Vec<Source>,
+        padding: u64,
     ) -> Result<WeightId, LowerError> {
         let id = u32::try_from(self.weights.len()).map_err(|_| SizeOverflow)?;
         let offset = self.weight_bytes.round_up(ALIGNMENT)?;
@@ -140,6 +211,7 @@ impl<'a> Builder<'a> {
             role,
             layout,
             sources,
+            padding,
             offset,
         });
         Ok(WeightId(id))
@@ -154,16 +226,19 @@ impl<'a> Builder<'a> {
         WeightLayout::Packed { form, n, k }
     }
 
-    /// The matrix of `parts`, one below the other, `columns` wide.
+    /// The matrix of `parts`, one below the other, with these columns of what is stored.
     pub(super) fn matrix(
         &mut self,
         layer: Option<usize>,
         name: &str,
         parts: &[Part],
-        columns: u64,
+        inputs: impl Into<Inputs>,
         transposed: bool,
     ) -> Result<WeightId, LowerError> {
+        let inputs = inputs.into();
+        let columns = inputs.stored;
         let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
+        let mut padding = 0;
         for part in parts {
             let shape = if transposed {
                 [columns, part.rows]
@@ -171,36 +246,40 @@ impl<'a> Builder<'a> {
                 [part.rows, columns]
             };
             let t = self.take(layer, &format!("{}.weight", part.module), &shape)?;
+            whole_blocks(t, &inputs)?;
             role = t.role;
+            n = n.checked_add(part.padding).ok_or(SizeOverflow)?;
+            padding = part.padding;
             for rows in &part.taken {
                 n = n.checked_add(rows.end - rows.start).ok_or(SizeOverflow)?;
                 sources.push(Source {
                     tensor: t.name.clone(),
                     rows: rows.clone(),
                     transposed,
-                    input: None,
+                    input: inputs.first(),
                     scales: None,
                     plus: 0,
                 });
             }
         }
-        let layout = self.packed(role, n, columns);
-        self.weight(named(layer, name), role, layout, sources)
+        let layout = self.packed(role, n, inputs.count());
+        self.weight(named(layer, name), role, layout, sources, padding)
     }
 
     /// The matrices that take each head to the latents of width `rank`, and back: `up` has, for each head, `key` rows of
-    /// its keys and `value` rows of its values.
+    /// its keys and `value` rows of its values; of the heads `taken`.
     pub(super) fn latent_heads(
         &mut self,
         layer: usize,
         up: &str,
+        taken: Range<u64>,
         [heads, key, value, rank]: [u64; 4],
     ) -> Result<[Vec<WeightId>; 2], LowerError> {
         let each = key.checked_add(value).ok_or(SizeOverflow)?;
         let rows = heads.checked_mul(each).ok_or(SizeOverflow)?;
         let t = self.take(Some(layer), up, &[rows, rank])?;
         let mut ways = [Vec::new(), Vec::new()];
-        for h in 0..heads {
+        for h in taken {
             let from = h * each;
             // A query's head is multiplied by what would make its keys, the other way around.
             let to_latent = Source {
@@ -226,7 +305,7 @@ impl<'a> Builder<'a> {
                 // Small, and met by latents, which all later attention reads: not quantised.
                 let form = WeightType::Bf16;
                 let layout = WeightLayout::Packed { form, n, k };
-                way.push(self.weight(name, t.role, layout, vec![source])?);
+                way.push(self.weight(name, t.role, layout, vec![source], 0)?);
             }
         }
         Ok(ways)
@@ -239,11 +318,12 @@ impl<'a> Builder<'a> {
         name: &str,
         experts: u64,
         parts: &[Part],
-        columns: u64,
+        inputs: impl Into<Inputs>,
     ) -> Result<Vec<WeightId>, LowerError> {
+        let inputs = inputs.into();
         let stored = parts
             .iter()
-            .map(|part| self.expert_matrices(layer, experts, part, columns))
+            .map(|part| self.expert_matrices(layer, experts, part, &inputs))
             .collect::<Result<Vec<_>, _>>()?;
         let mut all = Vec::new();
         for e in 0..experts {
@@ -262,15 +342,15 @@ impl<'a> Builder<'a> {
                         tensor: t.name.replace("{e}", &e.to_string()),
                         rows: shift(rows.start)?..shift(rows.end)?,
                         transposed: stored.transposed,
-                        input: None,
+                        input: inputs.first(),
                         scales: stored.scales.map(|t| t.name.clone()),
                         plus: 0,
                     });
                 }
             }
-            let layout = self.packed(role, n, columns);
+            let layout = self.packed(role, n, inputs.count());
             let name = named(Some(layer), &format!("experts.{e}.{name}"));
-            all.push(self.weight(name, role, layout, sources)?);
+            all.push(self.weight(name, role, layout, sources, 0)?);
         }
         Ok(all)
     }
@@ -282,8 +362,9 @@ impl<'a> Builder<'a> {
         layer: usize,
         experts: u64,
         part: &Part,
-        columns: u64,
+        inputs: &Inputs,
     ) -> Result<ExpertMatrices<'a>, LowerError> {
+        let columns = inputs.stored;
         let (at, module) = (Some(layer), part.module);
         let blocks = format!("{module}_blocks");
         let (tensor, transposed, scales) = if self.has(at, &blocks) {
@@ -297,6 +378,11 @@ impl<'a> Builder<'a> {
             let leaf = format!("{module}.weight");
             (self.take(at, &leaf, &[part.rows, columns])?, false, None)
         };
+        if scales.is_some() {
+            whole(tensor, MXFP4_BLOCK, inputs)?;
+        } else {
+            whole_blocks(tensor, inputs)?;
+        }
         if tensor.experts != Some(experts) {
             return Err(LowerError::Tensor(format!(
                 "`{}` is not of {experts} experts",
@@ -326,10 +412,20 @@ impl<'a> Builder<'a> {
             return Ok(None);
         }
         let t = self.take(Some(layer), &stored, &[part.rows])?;
-        let n = part.rows.checked_mul(experts).ok_or(SizeOverflow)?;
-        let sources = vec![vector(&t.name, 0..n, 0)];
+        part.rows.checked_mul(experts).ok_or(SizeOverflow)?;
+        let (mut sources, mut n) = (Vec::<Source>::new(), 0);
+        for e in 0..experts {
+            for rows in &part.taken {
+                n += rows.end - rows.start;
+                let rows = e * part.rows + rows.start..e * part.rows + rows.end;
+                match sources.last_mut().filter(|s| s.rows.end == rows.start) {
+                    Some(last) => last.rows.end = rows.end,
+                    None => sources.push(vector(&t.name, rows, 0)),
+                }
+            }
+        }
         let name = named(Some(layer), &format!("experts.{name}.bias"));
-        self.weight(name, t.role, WeightLayout::F32 { n }, sources)
+        self.weight(name, t.role, WeightLayout::F32 { n }, sources, 0)
             .map(Some)
     }
 
@@ -345,16 +441,19 @@ impl<'a> Builder<'a> {
             return Ok(None);
         }
         let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
+        let mut padding = 0;
         for part in parts {
             let t = self.take(layer, &stored(part), &[part.rows])?;
             role = t.role;
+            n = n.checked_add(part.padding).ok_or(SizeOverflow)?;
+            padding = part.padding;
             for rows in &part.taken {
                 n = n.checked_add(rows.end - rows.start).ok_or(SizeOverflow)?;
                 sources.push(vector(&t.name, rows.clone(), 0));
             }
         }
         let name = format!("{}.bias", named(layer, name));
-        self.weight(name, role, WeightLayout::F32 { n }, sources)
+        self.weight(name, role, WeightLayout::F32 { n }, sources, padding)
             .map(Some)
     }
 
@@ -382,7 +481,8 @@ impl<'a> Builder<'a> {
         let t = self.take(layer, tensor, shape)?;
         let n = taken.end - taken.start;
         let sources = vec![vector(&t.name, taken, plus)];
-        self.weight(named(layer, name), t.role, WeightLayout::F32 { n }, sources)
+        let layout = WeightLayout::F32 { n };
+        self.weight(named(layer, name), t.role, layout, sources, 0)
     }
 
     /// A buffer for each operation that quantises its input, with a row for each of the input's.
@@ -440,8 +540,26 @@ impl<'a> Builder<'a> {
             vocab: spec.vocab,
             tokens,
             outputs,
+            rank: self.rank,
         })
     }
+}
+
+/// Checks that no rank begins inside a block of a row that is stored in blocks.
+fn whole_blocks(t: &TensorSpec, inputs: &Inputs) -> Result<(), LowerError> {
+    whole(t, t.dtype.block_elements(), inputs)
+}
+
+fn whole(t: &TensorSpec, block: u64, inputs: &Inputs) -> Result<(), LowerError> {
+    let cut = |at: u64| at != inputs.stored && !at.is_multiple_of(block);
+    if cut(inputs.taken.start) || cut(inputs.taken.end) {
+        return Err(LowerError::Divided(format!(
+            "`{}` has blocks of {block} elements, and ranks of {} columns would cut them",
+            t.name,
+            inputs.count()
+        )));
+    }
+    Ok(())
 }
 
 fn named(layer: Option<usize>, name: &str) -> String {

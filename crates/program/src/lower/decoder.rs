@@ -1,15 +1,18 @@
 //! The decoder that all families are: embedding, layers of a mixer and a feed-forward over one residual stream,
 //! final norm and head.
 
+use std::ops::Range;
+
 use plimsoll_model::{
     Activation, Arithmetic, Attention, Ffn, LayerSpec, Mixer, ModelSpec, Moe, Norm, Positions,
     Reach, Residual, Rope, RopeScaling, RouterScore, StateKind,
 };
 use plimsoll_units::{Bytes, SizeOverflow};
 
-use super::build::{Builder, Part};
+use super::build::{Builder, Inputs, Part};
 use super::names::{ExpertNames, LLAMA3_DIVISORS, LONGROPE_DIVISORS, Names};
 use super::{LowerError, rope};
+use crate::parallel::Rank;
 use crate::pool::{GroupKind, KvRules, PoolGeometry, attention_group};
 use crate::program::{
     ActivationKind, AttentionOp, BufferId, ExpertGroups, NormKind, Op, RotaryTable, Rows, WeightId,
@@ -45,13 +48,17 @@ pub(super) fn decoder(
 ) -> Result<BufferId, LowerError> {
     let hidden = spec.hidden;
     let x = b.buffer("residual", Rows::Tokens, hidden)?;
-    let table = [Part::whole(names.embedding, spec.vocab)];
+    let rank = b.rank();
+    let (rows, mine) = rank.vocabulary(spec.vocab);
+    let table = [Part::of_vocabulary(names.embedding, spec.vocab, rank)];
     let embedding = b.matrix(None, "embedding", &table, hidden, false)?;
     b.op(Op::Embed {
         table: embedding,
+        from: mine.start,
         out: x,
         scale: single(a.embedding_scale),
     });
+    b.all_reduce(x);
     let mut d = Decoder {
         spec,
         a,
@@ -79,7 +86,12 @@ pub(super) fn decoder(
         )?;
     }
     let logits = b.buffer("logits", Rows::Outputs, spec.vocab)?;
-    let head = [Part::whole(names.head, spec.vocab)];
+    let own = if rank.of > 1 {
+        b.buffer("own_logits", Rows::Outputs, rows)?
+    } else {
+        logits
+    };
+    let head = [Part::of_vocabulary(names.head, spec.vocab, rank)];
     let (weight, bias) = if spec.tied_embeddings {
         (embedding, None)
     } else {
@@ -90,15 +102,17 @@ pub(super) fn decoder(
         weight,
         bias,
         x: last,
-        out: logits,
+        out: own,
         add: false,
     });
     let (cap, scale) = (a.final_softcap.map(single), single(a.logit_scale));
     if cap.is_some() || scale != 1.0 {
-        b.op(Op::Cap {
-            x: logits,
-            cap,
-            scale,
+        b.op(Op::Cap { x: own, cap, scale });
+    }
+    if rank.of > 1 {
+        b.op(Op::AllGather {
+            x: own,
+            out: logits,
         });
     }
     Ok(logits)
@@ -185,17 +199,22 @@ impl<'a> Decoder<'a> {
         self.norm(b, Some(i), first, self.x, normed, whole)?;
         let (mixed, name, module, columns) = match &layer.mixer {
             Mixer::Attention(a) if !a.shared => {
-                let columns = product(a.q_heads, a.v_dim)?;
+                let columns = of_heads(b.rank(), a.q_heads, a.v_dim)?;
                 let mixed = self.attend(b, i, a, normed)?;
                 (mixed, "attention_out", names.output, columns)
             }
             Mixer::Latent(a) => {
-                let columns = product(a.q_heads, a.v_dim)?;
+                let columns = of_heads(b.rank(), a.q_heads, a.v_dim)?;
                 let mixed = self.attend_latent(b, i, a, normed)?;
                 (mixed, "attention_out", names.output, columns)
             }
+            Mixer::State(_) if b.rank().of > 1 => {
+                return Err(LowerError::Divided(
+                    "recurrent layers do not run on several ranks yet".to_owned(),
+                ));
+            }
             Mixer::State(s) if s.kind == StateKind::Mamba2 => {
-                let columns = product(s.heads, s.rows)?;
+                let columns = product(s.heads, s.rows)?.into();
                 let mixed = self.recur(b, i, s, normed)?;
                 (mixed, "state_out", names.state.output, columns)
             }
@@ -231,7 +250,7 @@ impl<'a> Decoder<'a> {
                         name: "mlp_out",
                         module: names.mlp_out,
                         after: ["after_mlp_norm", names.after[1]],
-                        columns: intermediate,
+                        columns: inner_of(b.rank(), intermediate)?,
                     },
                 };
                 self.dense(b, i, normed, &modules, gated)
@@ -249,12 +268,13 @@ impl<'a> Decoder<'a> {
         mlp: &Mlp,
         gated: bool,
     ) -> Result<(), LowerError> {
-        let inner = mlp.down.columns;
-        let rows = product(inner, 1 + u64::from(gated))?;
+        let inner = &mlp.down.columns;
         let [name, buffer] = mlp.input;
-        let up = b.buffer(buffer, Rows::Tokens, rows)?;
-        self.linear(b, i, name, &parts(mlp.modules, rows), normed, up)?;
-        let active = b.buffer(mlp.active, Rows::Tokens, inner)?;
+        let factors = 1 + u64::from(gated);
+        let up = b.buffer(buffer, Rows::Tokens, product(inner.count(), factors)?)?;
+        let input = parts(mlp.modules, factors, inner)?;
+        self.linear(b, i, name, &input, normed, up)?;
+        let active = b.buffer(mlp.active, Rows::Tokens, inner.count())?;
         self.activate(b, up, active, gated);
         self.add(b, i, &mlp.down, active)
     }
@@ -298,10 +318,13 @@ impl<'a> Decoder<'a> {
                 best: g.best,
             }),
         });
-        let (each, inner) = (Rows::Routes(moe.top_k), moe.intermediate);
-        let rows = product(2, inner)?;
-        let up = b.buffer("expert_up", each, rows)?;
-        let input = parts(names.input, rows);
+        let each = Rows::Routes(moe.top_k);
+        let inner = inner_of(b.rank(), moe.intermediate)?;
+        let up = b.buffer("expert_up", each, product(2, inner.count())?)?;
+        let input = match self.a.clamped {
+            Some(_) => pairs(names.input, &inner)?,
+            None => parts(names.input, 2, &inner)?,
+        };
         let weights = b.experts(i, "in", moe.experts, &input, hidden)?;
         let biases = b.expert_biases(i, "in", moe.experts, &input)?;
         b.op(Op::Experts {
@@ -311,7 +334,7 @@ impl<'a> Decoder<'a> {
             x: normed,
             out: up,
         });
-        let active = b.buffer("expert_active", each, inner)?;
+        let active = b.buffer("expert_active", each, inner.count())?;
         match self.a.clamped {
             Some(c) => b.op(Op::ClampedSwiglu {
                 x: up,
@@ -325,6 +348,7 @@ impl<'a> Decoder<'a> {
         let output = [Part::whole(names.output, hidden)];
         let weights = b.experts(i, "out", moe.experts, &output, inner)?;
         let biases = b.expert_biases(i, "out", moe.experts, &output)?;
+        let biases = b.bias_of_sums(biases);
         b.op(Op::Experts {
             weights,
             biases,
@@ -332,13 +356,28 @@ impl<'a> Decoder<'a> {
             x: active,
             out: results,
         });
+        let add = b.rank().of == 1;
+        let sum = if add {
+            self.x
+        } else {
+            b.buffer("projected", Rows::Tokens, hidden)?
+        };
         b.op(Op::AddWeighted {
             x: results,
             weights: routes,
             from: moe.top_k,
-            out: self.x,
+            out: sum,
             scale,
+            add,
         });
+        if !add {
+            b.all_reduce(sum);
+            b.op(Op::Add {
+                x: sum,
+                out: self.x,
+                scale: 1.0,
+            });
+        }
         if moe.shared > 0 {
             self.shared_expert(b, i, normed, moe.shared, &names)?;
         }
@@ -363,16 +402,16 @@ impl<'a> Decoder<'a> {
                     name: "shared_out",
                     module: names.shared_output,
                     after: ["after_mlp_norm", self.names.after[1]],
-                    columns: inner,
+                    columns: inner_of(b.rank(), inner)?,
                 },
             };
             return self.dense(b, i, normed, &mlp, true);
         };
-        let rows = product(2, inner)?;
-        let up = b.buffer("shared_up", Rows::Tokens, rows)?;
-        let input = parts(names.shared_input, rows);
+        let inner = inner_of(b.rank(), inner)?;
+        let up = b.buffer("shared_up", Rows::Tokens, product(2, inner.count())?)?;
+        let input = parts(names.shared_input, 2, &inner)?;
         self.linear(b, i, "shared_in", &input, normed, up)?;
-        let active = b.buffer("shared_active", Rows::Tokens, inner)?;
+        let active = b.buffer("shared_active", Rows::Tokens, inner.count())?;
         self.activate(b, up, active, true);
         let result = b.buffer("projected", Rows::Tokens, hidden)?;
         let output = [Part::whole(names.shared_output, hidden)];
@@ -384,6 +423,7 @@ impl<'a> Decoder<'a> {
             out: result,
             add: false,
         });
+        b.all_reduce(result);
         let gate = b.buffer("shared_gate", Rows::Tokens, 1)?;
         let module = [Part::whole(gate_module, 1)];
         self.linear(b, i, "shared_gate", &module, normed, gate)?;
@@ -400,6 +440,7 @@ impl<'a> Decoder<'a> {
             from: 0,
             out: self.x,
             scale: single(self.a.residual_scale),
+            add: true,
         });
         Ok(())
     }
@@ -426,26 +467,25 @@ impl<'a> Decoder<'a> {
         at: &Attention,
         normed: BufferId,
     ) -> Result<BufferId, LowerError> {
-        let q = product(at.q_heads, at.k_dim)?;
-        let k = product(at.kv_heads, at.k_dim)?;
-        let v = product(at.kv_heads, at.v_dim)?;
+        let rank = b.rank();
+        let heads = [
+            rank.share(at.q_heads, HEADS)?,
+            rank.kv_heads(at.kv_heads)?,
+            rank.kv_heads(at.kv_heads)?,
+        ];
+        let [q_heads, kv_heads, _] = [0, 1, 2].map(|i| heads[i].end - heads[i].start);
+        let q = product(q_heads, at.k_dim)?;
+        let k = product(kv_heads, at.k_dim)?;
+        let v = product(kv_heads, at.v_dim)?;
         let (qk, all) = (sum(q, k)?, sum(sum(q, k)?, v)?);
         let qkv = b.buffer("qkv", Rows::Tokens, all)?;
-        let parts = match self.names.qkv {
-            [one] if self.names.by_head => vec![by_head(one, at, all)],
-            [one] => vec![Part::whole(one, all)],
-            several => several
-                .iter()
-                .zip([q, k, v])
-                .map(|(m, rows)| Part::whole(m, rows))
-                .collect(),
-        };
+        let parts = qkv_parts(self.names, at, &heads)?;
         self.linear(b, i, "qkv", &parts, normed, qkv)?;
         if self.a.qk_norm {
             let [qn, kn] = self.names.qk_norms;
-            let heads = [0, at.q_heads, at.k_dim];
+            let heads = [0, q_heads, at.k_dim];
             self.norm(b, Some(i), ["q_norm", qn], qkv, qkv, heads)?;
-            let heads = [q, at.kv_heads, at.k_dim];
+            let heads = [q, kv_heads, at.k_dim];
             self.norm(b, Some(i), ["k_norm", kn], qkv, qkv, heads)?;
         }
         if let Positions::Rotary {
@@ -465,28 +505,29 @@ impl<'a> Decoder<'a> {
                     table,
                     x: qkv,
                     from: 0,
-                    heads: sum(at.q_heads, at.kv_heads)?,
+                    heads: sum(q_heads, kv_heads)?,
                     head: at.k_dim,
                     interleaved: *interleaved,
                 });
             }
         }
         let sinks = if b.has(Some(i), self.names.sinks) {
-            let heads = at.q_heads;
-            Some(b.vector(Some(i), "sinks", self.names.sinks, heads, 0)?)
+            let (names, all) = (["sinks", self.names.sinks], [at.q_heads]);
+            let [mine, ..] = heads;
+            Some(b.elements(Some(i), names, &all, mine, 0)?)
         } else {
             None
         };
-        let out = b.buffer("attended", Rows::Tokens, product(at.q_heads, at.v_dim)?)?;
-        let (group, index) = self.place(attention_group(at, 1, self.rules.dtype)?)?;
+        let out = b.buffer("attended", Rows::Tokens, product(q_heads, at.v_dim)?)?;
+        let (group, index) = self.place(attention_group(at, rank.of, self.rules.dtype)?)?;
         b.op(Op::Attention(AttentionOp {
             q: qkv,
             k: qkv,
             v: qkv,
             at: [0, q, qk],
             out,
-            q_heads: at.q_heads,
-            kv_heads: at.kv_heads,
+            q_heads,
+            kv_heads,
             k_dim: at.k_dim,
             v_dim: at.v_dim,
             group,
@@ -530,13 +571,15 @@ impl<'a> Decoder<'a> {
             Some(i),
             half.name,
             &parts,
-            half.columns,
+            half.columns.clone(),
             self.names.transposed,
         )?;
         let bias = b.biases(Some(i), half.name, &parts)?;
+        let ranks = b.rank().of;
         let scale = single(self.a.residual_scale);
         let sandwich = self.a.residual == Residual::Sandwich;
-        let direct = bias.is_none() && scale == 1.0 && !sandwich;
+        let direct = bias.is_none() && scale == 1.0 && !sandwich && ranks == 1;
+        let bias = b.bias_of_sums(bias);
         let out = if direct {
             self.x
         } else {
@@ -549,6 +592,7 @@ impl<'a> Decoder<'a> {
             out,
             add: direct,
         });
+        b.all_reduce(out);
         if sandwich {
             self.norm(b, Some(i), half.after, out, out, [0, 1, hidden])?;
         }
@@ -659,29 +703,92 @@ struct Half {
     module: &'static str,
     /// Name and module of the norm that follows, where norms do.
     after: [&'static str; 2],
-    columns: u64,
+    columns: Inputs,
 }
 
-/// `modules`, which have `rows` rows together, each as many.
-fn parts(modules: &[&'static str], rows: u64) -> Vec<Part> {
-    let each = rows / modules.len() as u64;
-    modules.iter().map(|m| Part::whole(m, each)).collect()
-}
-
-/// Query, key and value rows of a module that has them head by head, one below the other.
-fn by_head(module: &'static str, at: &Attention, rows: u64) -> Part {
-    let size = at.k_dim;
-    let part = |which: u64| {
-        (0..at.q_heads).map(move |h| {
-            let from = (3 * h + which) * size;
-            from..from + size
-        })
+/// Of each of `factors` matrices of a feed-forward's inner rows, those that are `taken`; `modules` have one each, or
+/// one has all.
+fn parts(
+    modules: &[&'static str],
+    factors: u64,
+    inner: &Inputs,
+) -> Result<Vec<Part>, SizeOverflow> {
+    let each = factors / modules.len() as u64;
+    let rows = product(inner.stored, each)?;
+    let taken = |n: u64| n * inner.stored + inner.taken.start..n * inner.stored + inner.taken.end;
+    let taken: Vec<_> = if inner.count() == inner.stored {
+        std::iter::once(0..rows).collect()
+    } else {
+        (0..each).map(taken).collect()
     };
-    Part {
-        module,
-        rows,
-        taken: (0..3).flat_map(part).collect(),
+    let part = |m: &&'static str| Part::some(m, rows, taken.clone());
+    Ok(modules.iter().map(part).collect())
+}
+
+/// Of modules that have a gate and an up of each inner row beside each other, those that are taken.
+fn pairs(modules: &[&'static str], inner: &Inputs) -> Result<Vec<Part>, SizeOverflow> {
+    let rows = product(2, inner.stored)?;
+    let taken = 2 * inner.taken.start..2 * inner.taken.end;
+    let part = |m: &&'static str| Part::some(m, rows, std::iter::once(taken.clone()).collect());
+    Ok(modules.iter().map(part).collect())
+}
+
+/// Query, key and value rows of the heads that are taken of each.
+fn qkv_parts(
+    names: &Names,
+    at: &Attention,
+    heads: &[Range<u64>; 3],
+) -> Result<Vec<Part>, SizeOverflow> {
+    let counts = [at.q_heads, at.kv_heads, at.kv_heads];
+    let sizes = [at.k_dim, at.k_dim, at.v_dim];
+    let mut rows = [0; 3];
+    for i in 0..3 {
+        rows[i] = product(counts[i], sizes[i])?;
     }
+    let all = sum(sum(rows[0], rows[1])?, rows[2])?;
+    let taken = |i: usize, before: u64| {
+        let at = |head: u64| before + head * sizes[i];
+        at(heads[i].start)..at(heads[i].end)
+    };
+    Ok(match names.qkv {
+        // Query, key and value of the first head, then of the second.
+        [one] if names.by_head => {
+            let row = |h: u64, i: u64| (3 * h + i) * at.k_dim..(3 * h + i + 1) * at.k_dim;
+            let of = |i: u64| heads[0].clone().map(move |h| row(h, i));
+            vec![Part::some(one, all, (0..3).flat_map(of).collect())]
+        }
+        [one] if heads[0].end - heads[0].start == at.q_heads => vec![Part::whole(one, all)],
+        [one] => {
+            let before = [0, rows[0], rows[0] + rows[1]];
+            let taken = (0..3).map(|i| taken(i, before[i])).collect();
+            vec![Part::some(one, all, taken)]
+        }
+        several => several
+            .iter()
+            .enumerate()
+            .map(|(i, m)| Part::some(m, rows[i], std::iter::once(taken(i, 0)).collect()))
+            .collect(),
+    })
+}
+
+/// What a part of heads is called in errors.
+pub(super) const HEADS: &str = "attention heads";
+
+/// The elements of a rank's share of heads, of all heads' elements.
+fn of_heads(rank: Rank, heads: u64, each: u64) -> Result<Inputs, LowerError> {
+    let mine = rank.share(heads, HEADS)?;
+    Ok(Inputs {
+        stored: product(heads, each)?,
+        taken: mine.start * each..mine.end * each,
+    })
+}
+
+/// A rank's share of a feed-forward's inner columns.
+fn inner_of(rank: Rank, inner: u64) -> Result<Inputs, LowerError> {
+    Ok(Inputs {
+        stored: inner,
+        taken: rank.share(inner, "MLP columns")?,
+    })
 }
 
 /// The tensor of a GGUF file that divides the frequencies, where it has one.

@@ -1,11 +1,13 @@
 //! Latent attention (MLA), in the one form that this workspace has: queries are taken to the latents' space, so a cached
 //! latent is read as it lies, for all heads, whatever the batch. DeepSeek-V2 (2024), section 2.1.3.
 
+use std::ops::Range;
+
 use plimsoll_model::{LatentAttention, Positions};
 
 use super::LowerError;
 use super::build::{Builder, Part};
-use super::decoder::{Decoder, product, single, sum};
+use super::decoder::{Decoder, HEADS, product, single, sum};
 use crate::pool::latent_group;
 use crate::program::{BufferId, LatentOp, NormKind, Op, Rows};
 
@@ -39,7 +41,8 @@ impl Decoder<'_> {
         let Some(table) = self.table(full) else {
             return Err(unsupported("its latent attention has no rotation"));
         };
-        let (heads, hidden) = (at.q_heads, self.spec.hidden);
+        let mine = b.rank().share(at.q_heads, HEADS)?;
+        let (heads, hidden) = (mine.end - mine.start, self.spec.hidden);
         let (nope, rope) = (product(heads, at.nope_dim)?, product(heads, at.rope_dim)?);
 
         let q = b.buffer("q", Rows::Tokens, nope)?;
@@ -58,7 +61,7 @@ impl Decoder<'_> {
             ("q", q, 0, at.nope_dim),
             ("q_rope", q_rope, at.nope_dim, at.rope_dim),
         ] {
-            let parts = [of_heads(module, at, skip, len)?];
+            let parts = [of_heads(module, at, &mine, skip, len)?];
             self.project(b, i, name, &parts, columns, [from, out])?;
         }
 
@@ -79,7 +82,8 @@ impl Decoder<'_> {
         }
 
         let up = format!("{}.weight", names.kv_up);
-        let [absorb, values] = b.latent_heads(i, &up, [heads, at.nope_dim, at.v_dim, at.rank])?;
+        let sizes = [at.q_heads, at.nope_dim, at.v_dim, at.rank];
+        let [absorb, values] = b.latent_heads(i, &up, mine, sizes)?;
         let each = product(heads, at.rank)?;
         let absorbed = b.buffer("absorbed", Rows::Tokens, each)?;
         b.op(Op::Heads {
@@ -111,21 +115,19 @@ impl Decoder<'_> {
     }
 }
 
-/// `len` rows of each head of a module, after its first `skip`.
+/// `len` rows of each head that is taken of a module, after its first `skip`.
 fn of_heads(
     module: &'static str,
     at: &LatentAttention,
+    taken: &Range<u64>,
     skip: u64,
     len: u64,
 ) -> Result<Part, LowerError> {
     let each = sum(at.nope_dim, at.rope_dim)?;
     let rows = product(at.q_heads, each)?;
     let head = |h: u64| h * each + skip..h * each + skip + len;
-    Ok(Part {
-        module,
-        rows,
-        taken: (0..at.q_heads).map(head).collect(),
-    })
+    let taken = taken.clone().map(head).collect();
+    Ok(Part::some(module, rows, taken))
 }
 
 /// Normalises the first `rank` elements of each row, in place.

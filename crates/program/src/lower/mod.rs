@@ -16,7 +16,7 @@ use plimsoll_model::quant::{QuantFormat, QuantScheme};
 use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec};
 use plimsoll_units::{SizeOverflow, WeightType};
 
-use crate::parallel::Parallel;
+use crate::parallel::{Parallel, Rank};
 use crate::pool::{KvRules, PoolGeometry};
 use crate::program::Program;
 use build::Builder;
@@ -56,6 +56,9 @@ pub enum LowerError {
     /// A tensor is missing, or has a shape that does not fit.
     #[error("the model's tensors do not fit its config: {0}")]
     Tensor(String),
+    /// It runs, but not on several ranks like these.
+    #[error("this model cannot be divided so: {0}")]
+    Divided(String),
     /// Heads do not fit.
     #[error(transparent)]
     Shard(#[from] ShardError),
@@ -69,6 +72,21 @@ pub enum LowerError {
 /// # Errors
 /// [`LowerError`].
 pub fn lower(spec: &ModelSpec, limits: &Limits, rules: &KvRules) -> Result<Program, LowerError> {
+    lower_rank(spec, Rank::ALONE, limits, rules)
+}
+
+/// The part of `spec` that one rank carries out: heads, inner columns of feed-forwards and rows of the vocabulary are
+/// shared, and what they give is added up or put together over all ranks. All ranks have the same buffers, weights of
+/// the same sizes at the same places, and the same geometry.
+///
+/// # Errors
+/// [`LowerError`].
+pub fn lower_rank(
+    spec: &ModelSpec,
+    rank: Rank,
+    limits: &Limits,
+    rules: &KvRules,
+) -> Result<Program, LowerError> {
     let family = spec.family;
     let unsupported = |what: String| LowerError::Unsupported { family, what };
     let arithmetic: &Arithmetic = match &spec.arithmetic {
@@ -85,11 +103,14 @@ pub fn lower(spec: &ModelSpec, limits: &Limits, rules: &KvRules) -> Result<Progr
     let Some(names) = Names::of(spec, &tensors) else {
         return Err(LowerError::NotYet { family });
     };
-    let parallel = Parallel::default();
+    let parallel = Parallel {
+        tp: rank.of,
+        ..Parallel::default()
+    };
     let stages = parallel.stages(spec.layers.len() as u64);
     let stage = stages.first().ok_or(LowerError::NotYet { family })?;
     let geometry = PoolGeometry::new(spec, &parallel, stage, rules)?;
-    let mut b = Builder::new(&tensors, limits);
+    let mut b = Builder::new(&tensors, limits, rank);
     let logits = decoder::decoder(&mut b, spec, arithmetic, &names, &geometry, rules)?;
     b.finish(spec, geometry, rules, logits)
 }

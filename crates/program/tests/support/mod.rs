@@ -108,7 +108,13 @@ fn rows(tensors: &Tensors, source: &Source, columns: u64) -> Vec<f64> {
     let tensor = &tensors[&source.tensor];
     if let Some(scales) = &source.scales {
         let scales = &tensors[scales].values;
-        let elements = source.rows.start * columns..source.rows.end * columns;
+        // As many groups in a row as there are, of 32 elements.
+        let stored = tensor.shape.iter().rev().nth(1).unwrap() * 32;
+        let first = source.input.unwrap_or(0);
+        let elements = source
+            .rows
+            .clone()
+            .flat_map(|r| (0..columns).map(move |c| r * stored + first + c));
         let value = |i: usize| {
             let byte = u8::try_from(number(tensor.values[i / 2])).unwrap();
             mxfp4(byte >> (4 * (i % 2)) & 15, scales[i / 32])
@@ -121,6 +127,8 @@ fn rows(tensors: &Tensors, source: &Source, columns: u64) -> Vec<f64> {
     let at = |row: u64, column: u64| {
         let place = if source.transposed {
             (row / width * height + source.input.unwrap_or(0) + column) * width + row % width
+        } else if let Some(first) = source.input {
+            row * width + first + column
         } else {
             row * columns + column
         };
@@ -140,7 +148,11 @@ fn gathered(weight: &Weight, tensors: &Tensors) -> Vec<f64> {
         WeightLayout::F32 { .. } => 1,
     };
     let parts = weight.sources.iter();
-    parts.flat_map(|s| rows(tensors, s, columns)).collect()
+    let padding = vec![0.0; index(weight.padding * columns)];
+    parts
+        .flat_map(|s| rows(tensors, s, columns))
+        .chain(padding)
+        .collect()
 }
 
 /// A small whole number.
@@ -150,6 +162,45 @@ fn number(x: f64) -> usize {
 }
 
 type Buffers = Vec<Vec<f64>>;
+
+/// Logits of every position, as each rank has them.
+pub(crate) fn together<const N: usize>(ranks: [&Reader<'_>; N], tokens: &[usize]) -> [Vec<f64>; N] {
+    let sized = |b: &plimsoll_program::Buffer| vec![f64::NAN; tokens.len() * index(b.width)];
+    let mut all = ranks.map(|r| r.program.buffers.iter().map(sized).collect::<Buffers>());
+    for (i, op) in ranks[0].program.ops.iter().enumerate() {
+        match op {
+            Op::AllReduce { x } => {
+                let x = usize::from(x.0);
+                let mut sum = all[0][x].clone();
+                for rank in &all[1..] {
+                    sum.iter_mut().zip(&rank[x]).for_each(|(s, x)| *s += x);
+                }
+                all.iter_mut().for_each(|rank| rank[x].clone_from(&sum));
+            }
+            Op::AllGather { x, out } => {
+                let each = ranks[0].width(*x);
+                let row = |i: usize| {
+                    let parts = all.iter().flat_map(|r| {
+                        r[usize::from(x.0)][i * each..(i + 1) * each]
+                            .iter()
+                            .copied()
+                    });
+                    parts.take(ranks[0].width(*out)).collect::<Vec<f64>>()
+                };
+                let rows: Vec<f64> = (0..tokens.len()).flat_map(row).collect();
+                all.iter_mut()
+                    .for_each(|r| r[usize::from(out.0)].clone_from(&rows));
+            }
+            _ => {
+                for (rank, all) in ranks.iter().zip(&mut all) {
+                    rank.carry_out(&rank.program.ops[i], tokens, all);
+                }
+            }
+        }
+    }
+    let mut logits = ranks.map(|r| usize::from(r.program.logits.0)).into_iter();
+    all.map(|mut buffers| buffers.swap_remove(logits.next().unwrap()))
+}
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(program: &'a Program, tensors: &Tensors) -> Self {
@@ -170,27 +221,26 @@ impl<'a> Reader<'a> {
 
     /// Logits of every position.
     pub(crate) fn logits(&self, tokens: &[usize]) -> Vec<f64> {
-        let sized = |b: &plimsoll_program::Buffer| vec![f64::NAN; tokens.len() * index(b.width)];
-        let mut all: Buffers = self.program.buffers.iter().map(sized).collect();
-        for op in &self.program.ops {
-            self.carry_out(op, tokens, &mut all);
-        }
-        all.swap_remove(usize::from(self.program.logits.0))
+        let [logits] = together([self], tokens);
+        logits
     }
 
     fn carry_out(&self, op: &Op, tokens: &[usize], all: &mut Buffers) {
         match op {
-            Op::Embed { table, out, scale } => {
+            Op::Embed {
+                table,
+                from,
+                out,
+                scale,
+            } => {
                 let w = self.width(*out);
                 let table = self.weight(*table);
-                all[usize::from(out.0)] = tokens
-                    .iter()
-                    .flat_map(|t| {
-                        table[t * w..(t + 1) * w]
-                            .iter()
-                            .map(|x| x * f64::from(*scale))
-                    })
-                    .collect();
+                let row = |t: &usize| match t.checked_sub(index(*from)) {
+                    Some(t) if (t + 1) * w <= table.len() => table[t * w..(t + 1) * w].to_vec(),
+                    _ => vec![0.0; w],
+                };
+                let rows = tokens.iter().flat_map(row);
+                all[usize::from(out.0)] = rows.map(|x| x * f64::from(*scale)).collect();
             }
             Op::AddPosition { table, x, offset } => {
                 let from = index(*offset) * self.width(*x);
@@ -421,7 +471,11 @@ impl<'a> Reader<'a> {
                 from,
                 out,
                 scale,
+                add,
             } => {
+                if !add {
+                    all[usize::from(out.0)].fill(0.0);
+                }
                 let (w, n) = (self.width(*out), self.width(*weights));
                 let x = all[usize::from(x.0)].clone();
                 let weights = all[usize::from(weights.0)].clone();
@@ -437,6 +491,7 @@ impl<'a> Reader<'a> {
                 }
                 assert!(x.next().is_none());
             }
+            Op::AllReduce { .. } | Op::AllGather { .. } => panic!("these are of all ranks"),
             // Every row is wanted here.
             Op::Gather { x, out } => all[usize::from(out.0)] = all[usize::from(x.0)].clone(),
             Op::Cap { x, cap, scale } => {

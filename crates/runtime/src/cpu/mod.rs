@@ -19,6 +19,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow};
 use crate::arena::{Arena, ArenaError, Part};
 use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Runner, Usage};
 use crate::choose::Chooser;
+use crate::collective::Collective;
 use crate::swap::SwapSpace;
 
 /// What the processors' program holds: an arena for each region of its map that has one.
@@ -97,6 +98,9 @@ pub enum StartError {
     /// More query heads for each KV head than a GPU's kernels have room for.
     #[error("{0} query heads that share one KV head cannot be served on a GPU yet: at most 32 can")]
     Group(u64),
+    /// A model that is divided over GPUs.
+    #[error("a model cannot be divided over GPUs yet, only over ranks on processors")]
+    Ranks,
     /// What a device could not do.
     #[error(transparent)]
     Device(#[from] BackendError),
@@ -149,6 +153,8 @@ pub struct Cpu {
     level: Level,
     inputs: Inputs,
     poison: bool,
+    /// Where it meets the other ranks, if it is one of several.
+    seat: Option<Box<dyn Collective>>,
 }
 
 /// Steps on this machine's processors.
@@ -236,7 +242,17 @@ impl Cpu {
             level,
             inputs,
             poison: false,
+            seat: None,
         })
+    }
+
+    /// The same as one of several ranks.
+    #[must_use]
+    pub fn seated(self, seat: Box<dyn Collective>) -> Self {
+        Self {
+            seat: Some(seat),
+            ..self
+        }
     }
 
     /// From now on pages that went to swap space are filled with NaN: for tests without a prefix cache, in which pages
@@ -320,8 +336,7 @@ impl Backend for Cpu {
         ops: Range<usize>,
         wanted: &[u32],
     ) -> Result<(), BackendError> {
-        self.walk(pool, step, tables, ops, wanted);
-        Ok(())
+        self.walk(pool, step, tables, ops, wanted)
     }
 
     fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {

@@ -17,6 +17,7 @@ use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::Cpu;
 use crate::arena::{Arena, Element, Part};
+use crate::backend::BackendError;
 
 /// Where `rows` rows of a buffer lie, in f32 from the arena's start.
 pub(super) fn range(b: &Buffer, rows: usize) -> Range<usize> {
@@ -70,7 +71,7 @@ impl Cpu {
         tables: &Tables,
         ops: Range<usize>,
         wanted: &[u32],
-    ) {
+    ) -> Result<(), BackendError> {
         let program = &self.program;
         let positions = &self.positions;
         let pages = &mut self.pages;
@@ -85,6 +86,7 @@ impl Cpu {
             used: 0,
         };
         let level = self.level;
+        let alone = || BackendError::Step("a rank without the others".to_owned());
         let queries = |group: u64| -> Vec<Queries<'_>> {
             let row = |r: &plimsoll_schedule::Row| Queries {
                 table: tables.get(r.seq, size(group)),
@@ -97,6 +99,16 @@ impl Cpu {
         let scratch = &program.scratch[ops.clone()];
         for (op, scratch) in program.ops[ops].iter().zip(scratch) {
             match op {
+                Op::AllReduce { x } => {
+                    let ([], x) = walk.views([], *x);
+                    self.seat.as_mut().ok_or_else(alone)?.all_reduce(x)?;
+                }
+                Op::AllGather { x, out } => {
+                    let widths = [*x, *out].map(|b| walk.width(b));
+                    let ([x], out) = walk.views([*x], *out);
+                    let seat = self.seat.as_mut().ok_or_else(alone)?;
+                    seat.all_gather(x, out, widths)?;
+                }
                 Op::Convolve(c) => {
                     walk.convolve(pool, level, c, &queries(c.state.group), pages);
                 }
@@ -125,6 +137,7 @@ impl Cpu {
         }
         let used = Bytes::new(4 * walk.used as u64);
         self.activations.mark(used);
+        Ok(())
     }
 
     /// Carries one operation out on `tokens` rows of whatever the buffers hold: to see how long it takes.
@@ -259,11 +272,25 @@ impl<'a> Walk<'a> {
         scratch: Option<BufferId>,
     ) {
         match *op {
-            Op::Embed { table, out, scale } => {
+            Op::Embed {
+                table,
+                from,
+                out,
+                scale,
+            } => {
                 let (m, tokens, width) = (self.matrix(table), self.tokens, self.width(out));
+                let rows = match self.program.weight(table).layout {
+                    WeightLayout::Packed { n, .. } | WeightLayout::F32 { n } => n,
+                };
                 let ([], out) = self.views([], out);
                 pool.rows(out, width, |i, out| {
-                    m.row(tokens[i] as usize, out);
+                    let row = u64::from(tokens[i]).checked_sub(from);
+                    let Some(row) = row.filter(|row| *row < rows) else {
+                        // Another rank's.
+                        out.fill(0.0);
+                        return;
+                    };
+                    m.row(size(row), out);
                     if scale.to_bits() != 1.0_f32.to_bits() {
                         out.iter_mut().for_each(|x| *x *= scale);
                     }
@@ -477,6 +504,7 @@ impl<'a> Walk<'a> {
                 from,
                 out,
                 scale,
+                add,
             } => {
                 let (width, wide, from) = (self.width(out), self.width(weights), size(from));
                 let ([x, weights], out) = self.views([x, weights], out);
@@ -486,6 +514,9 @@ impl<'a> Walk<'a> {
                     let mut sum = vec![0.0; width];
                     for (w, x) in weights.iter().zip(x.chunks(width)) {
                         sum.iter_mut().zip(x).for_each(|(s, x)| *s += w * x);
+                    }
+                    if !add {
+                        out.fill(0.0);
                     }
                     out.iter_mut().zip(sum).for_each(|(o, s)| *o += s * scale);
                 });
@@ -540,8 +571,13 @@ impl<'a> Walk<'a> {
                     steps(x, bias, decay, limits, out);
                 });
             }
-            // They have pages as well.
-            Op::Attention(_) | Op::Latent(_) | Op::Convolve(_) | Op::Scan(_) => {}
+            // They have pages as well, or other ranks.
+            Op::Attention(_)
+            | Op::Latent(_)
+            | Op::Convolve(_)
+            | Op::Scan(_)
+            | Op::AllReduce { .. }
+            | Op::AllGather { .. } => {}
         }
     }
 

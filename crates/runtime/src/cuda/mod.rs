@@ -109,9 +109,12 @@ impl DeviceSizes {
 /// Whether kernels can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// As [`crate::check`], and [`StartError::Group`].
+/// As [`crate::check`], [`StartError::Group`] and [`StartError::Ranks`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     crate::cpu::check(program)?;
+    if program.rank.of > 1 {
+        return Err(StartError::Ranks);
+    }
     for op in &program.ops {
         if let Op::Attention(a) = op
             && a.q_heads / a.kv_heads.max(1) > GROUP_MAX

@@ -434,7 +434,9 @@ impl Cuda {
     fn op(&mut self, step: Step, number: usize, op: &Op) -> Result<(), BackendError> {
         let scratch = self.program.scratch[number];
         match *op {
-            Op::Embed { table, out, scale } => {
+            Op::Embed {
+                table, out, scale, ..
+            } => {
                 let m = self.matrices(&[table])?;
                 let a = args::Embed {
                     words: m.words,
@@ -677,6 +679,7 @@ impl Cuda {
                 from,
                 out,
                 scale,
+                ..
             } => {
                 let wide = self.width(weights);
                 let a = args::AddWeighted {
@@ -693,6 +696,10 @@ impl Cuda {
                 let rows = self.rows(out, step);
                 self.each("add_weighted", rows, a.bytes())
             }
+            // Only programs of one rank are taken.
+            Op::AllReduce { .. } | Op::AllGather { .. } => Err(BackendError::Step(
+                "GPUs do not meet other ranks yet".to_owned(),
+            )),
             Op::Gather { x, out } => {
                 let a = args::Gather {
                     x: self.buffer(x, step),

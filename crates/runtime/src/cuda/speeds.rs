@@ -8,7 +8,7 @@ use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, Delta, DeltaOp, SwapOp};
 use plimsoll_model::Role;
 use plimsoll_program::{
-    AttentionOp, Buffer, BufferId, Group, GroupKind, Op, PoolGeometry, Program, Rows, Weight,
+    AttentionOp, Buffer, BufferId, Group, GroupKind, Op, PoolGeometry, Program, Rank, Rows, Weight,
     WeightId, WeightLayout,
 };
 use plimsoll_schedule::{Output, RequestId, Row, SeqEvent, Step, Tables};
@@ -243,6 +243,7 @@ fn program(sizes: Sizes) -> Result<Program, StartError> {
         vocab: 1,
         tokens: sizes.rows.max(sizes.sequences),
         outputs: sizes.sequences,
+        rank: Rank::ALONE,
     };
     buffer(&mut program, Rows::Outputs, 1)?;
     let x = buffer(&mut program, Rows::Tokens, n)?;
@@ -254,6 +255,7 @@ fn program(sizes: Sizes) -> Result<Program, StartError> {
             role: Role::Mlp,
             layout,
             sources: Vec::new(),
+            padding: 0,
             offset: program.weight_bytes,
         });
         let end = program.weight_bytes.add(layout.bytes()?)?;

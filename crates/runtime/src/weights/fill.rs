@@ -9,17 +9,24 @@ use plimsoll_units::{DType, WeightType};
 use super::checkpoint::Checkpoint;
 use super::{SCRATCH, WeightsError, decode};
 
+/// Inputs of a stored matrix, of which k are taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inputs {
+    pub(super) stored: u64,
+    /// The first of k.
+    pub(super) first: u64,
+}
+
 /// How the elements of a piece lie in its file.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Matrix {
     /// Row by row.
-    Rows,
-    /// Inputs first: for each of k, `stride` outputs.
+    Rows(Inputs),
+    /// Inputs first: for each of them, `stride` outputs.
     Columns {
         /// Outputs of the stored matrix.
         stride: u64,
-        /// The first of k.
-        input: u64,
+        inputs: Inputs,
     },
     /// Row by row, two elements a byte; their scales are elsewhere.
     Mxfp4 {
@@ -27,6 +34,7 @@ pub(super) enum Matrix {
         file: usize,
         /// Their first byte in it.
         begin: u64,
+        inputs: Inputs,
     },
     /// One element per row.
     Vector,
@@ -123,13 +131,24 @@ pub(super) fn item(
         };
         match (&mut dest, piece.matrix) {
             (Dest::Floats(words), _) => rows.floats(words, scratch)?,
-            (Dest::Panels { words, form, k }, Matrix::Columns { stride, input }) => {
-                rows.columns(words, *form, *k, [stride, input], scratch)?;
+            (Dest::Panels { words, form, k }, Matrix::Columns { stride, inputs }) => {
+                rows.columns(words, *form, *k, (stride, inputs), scratch)?;
             }
-            (Dest::Panels { words, form, k }, Matrix::Mxfp4 { file, begin }) => {
-                rows.mxfp4(words, *form, *k, (file, begin), scratch)?;
+            (
+                Dest::Panels { words, form, k },
+                Matrix::Mxfp4 {
+                    file,
+                    begin,
+                    inputs,
+                },
+            ) => {
+                rows.mxfp4(words, *form, *k, (file, begin, inputs), scratch)?;
             }
-            (Dest::Panels { words, form, k }, _) => rows.matrix(words, *form, *k, scratch)?,
+            (Dest::Panels { words, form, k }, Matrix::Rows(inputs)) => {
+                rows.matrix(words, *form, *k, inputs, scratch)?;
+            }
+            // A matrix was found to be none of these.
+            (Dest::Panels { .. }, Matrix::Vector) => {}
         }
     }
     Ok(())
@@ -149,6 +168,23 @@ impl Rows<'_> {
                 file: self.checkpoint.path(file).to_owned(),
                 problem,
             })
+    }
+
+    /// Reads `len` bytes of each row, which has `row` of them from byte `begin` of a file on, after its first `skip`.
+    fn read_rows(
+        &self,
+        (file, begin): (usize, u64),
+        [row, skip, len]: [u64; 3],
+        buf: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let begin = begin + self.from * row;
+        if len == row {
+            return self.read_at(file, begin, buf);
+        }
+        for (i, buf) in (0..).zip(buf.chunks_exact_mut(index(len).max(1))) {
+            self.read_at(file, begin + i * row + skip, buf)?;
+        }
+        Ok(())
     }
 
     /// Elements of a vector.
@@ -188,16 +224,16 @@ impl Rows<'_> {
         words: &mut [u32],
         form: WeightType,
         k: u64,
+        inputs: Inputs,
         scratch: &mut Scratch,
     ) -> Result<(), WeightsError> {
-        let Self {
-            piece, from, count, ..
-        } = *self;
+        let Self { piece, count, .. } = *self;
         let (block, size) = decode::block(piece.dtype);
-        let k = index(k);
-        let row_bytes = k / block * size;
+        let bytes = |elements: u64| elements / block as u64 * size as u64;
+        let at = [inputs.stored, inputs.first, k].map(bytes);
+        let (k, row_bytes) = (index(k), index(bytes(k)));
         scratch.bytes.resize(index(count) * row_bytes, 0);
-        self.read(from * row_bytes as u64, &mut scratch.bytes)?;
+        self.read_rows((piece.file, piece.begin), at, &mut scratch.bytes)?;
         self.for_panels(words, form, k, |panel, lane, done, n| {
             let bytes = &scratch.bytes[done * row_bytes..][..n * row_bytes];
             if form != WeightType::Bf16 {
@@ -228,16 +264,22 @@ impl Rows<'_> {
         words: &mut [u32],
         form: WeightType,
         k: u64,
-        (file, begin): (usize, u64),
+        (file, begin, inputs): (usize, u64, Inputs),
         scratch: &mut Scratch,
     ) -> Result<(), WeightsError> {
         let (blocks, scales) = (k / 2, k / decode::MXFP4_BLOCK);
-        let Self { from, count, .. } = *self;
+        let Self { piece, count, .. } = *self;
+        let at = [inputs.stored, inputs.first, k];
         scratch.bytes.resize(index(count * (blocks + scales)), 0);
         let mut bytes = std::mem::take(&mut scratch.bytes);
         let (elements, exponents) = bytes.split_at_mut(index(count * blocks));
-        self.read(from * blocks, elements)?;
-        self.read_at(file, begin + from * scales, exponents)?;
+        let of = (piece.file, piece.begin);
+        self.read_rows(of, at.map(|n| n / 2), elements)?;
+        self.read_rows(
+            (file, begin),
+            at.map(|n| n / decode::MXFP4_BLOCK),
+            exponents,
+        )?;
         let (k, blocks, scales) = (index(k), index(blocks), index(scales));
         self.for_panels(words, form, k, |panel, lane, done, n| {
             scratch.halves.resize(n * k, 0);
@@ -265,7 +307,7 @@ impl Rows<'_> {
         words: &mut [u32],
         form: WeightType,
         k: u64,
-        [stride, input]: [u64; 2],
+        (stride, inputs): (u64, Inputs),
         scratch: &mut Scratch,
     ) -> Result<(), WeightsError> {
         let Self {
@@ -276,7 +318,7 @@ impl Rows<'_> {
         while done < count {
             let (matrix, column) = ((from + done) / stride, (from + done) % stride);
             let n = (stride - column).min(count - done);
-            let begin = (matrix * k + input) * stride + column;
+            let begin = (matrix * inputs.stored + inputs.first) * stride + column;
             scratch.bytes.resize(index(k * n * size), 0);
             let mut bytes = std::mem::take(&mut scratch.bytes);
             if n == stride {

@@ -27,7 +27,7 @@ pub use checkpoint::Checkpoint;
 
 use crate::arena::{Arena, ArenaError, Part};
 use checkpoint::Found;
-use fill::{Dest, Item, Matrix, Piece, Scratch};
+use fill::{Dest, Inputs, Item, Matrix, Piece, Scratch};
 
 /// Bytes of a file that a thread holds at once: long enough that a disk streams, short enough for a cache.
 pub const SCRATCH: u64 = 4 << 20;
@@ -249,39 +249,40 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
             WeightLayout::Packed { k, .. } => {
                 let last = found.shape.last().copied().unwrap_or(1);
                 // Higher ranks are matrices one below the other.
-                let (rows, matrix) = if transposed {
-                    let inputs = found.shape.iter().rev().nth(1).copied();
-                    let inputs = inputs.unwrap_or(0);
-                    match source.input {
-                        None if inputs == k => {}
-                        None => {
-                            return Err(shape_error(format!("[…, {k}, outputs] is needed")));
-                        }
-                        // Some inputs are taken of one matrix only.
-                        Some(from)
-                            if found.shape.len() == 2
-                                && from.checked_add(k).is_some_and(|to| to <= inputs) => {}
-                        Some(from) => {
-                            let wanted = format!("{k} inputs from {from} on are needed");
-                            return Err(shape_error(wanted));
-                        }
-                    }
-                    let blocks = elements
-                        .checked_div(inputs.saturating_mul(last))
-                        .unwrap_or(0);
-                    let input = source.input.unwrap_or(0);
-                    (
-                        blocks * last,
-                        Matrix::Columns {
-                            stride: last,
-                            input,
-                        },
-                    )
+                let columns = if transposed {
+                    found.shape.iter().rev().nth(1).copied().unwrap_or(0)
                 } else {
-                    if last != k || found.shape.len() < 2 {
-                        return Err(shape_error(format!("[…, {k}] is needed")));
-                    }
-                    (elements.checked_div(k).unwrap_or(0), Matrix::Rows)
+                    last
+                };
+                let first = source.input.unwrap_or(0);
+                let fits = match source.input {
+                    None => columns == k,
+                    Some(from) => from.checked_add(k).is_some_and(|to| to <= columns),
+                };
+                if !fits || found.shape.len() < 2 {
+                    let wanted = match (source.input, transposed) {
+                        (None, true) => format!("[…, {k}, outputs] is needed"),
+                        (None, false) => format!("[…, {k}] is needed"),
+                        (Some(from), _) => format!("{k} inputs from {from} on are needed"),
+                    };
+                    return Err(shape_error(wanted));
+                }
+                let block = found.dtype.block_elements();
+                if source.input.is_some()
+                    && !(first.is_multiple_of(block) && k.is_multiple_of(block))
+                {
+                    return Err(wrong(weight, "its columns begin or end inside a block"));
+                }
+                let rows = elements.checked_div(columns).unwrap_or(0);
+                let inputs = Inputs {
+                    stored: columns,
+                    first,
+                };
+                let matrix = if transposed {
+                    let stride = last;
+                    Matrix::Columns { stride, inputs }
+                } else {
+                    Matrix::Rows(inputs)
                 };
                 (rows, matrix)
             }
@@ -321,7 +322,7 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
     let n = match weight.layout {
         WeightLayout::Packed { n, .. } | WeightLayout::F32 { n } => n,
     };
-    if row != n {
+    if row.checked_add(weight.padding) != Some(n) {
         return Err(wrong(weight, format!("its parts have {row} rows, not {n}")));
     }
     Ok(pieces)
@@ -345,7 +346,11 @@ fn mxfp4(
     let (WeightLayout::Packed { k, .. }, Some(count)) = (weight.layout, count) else {
         return Err(wrong(weight, "a matrix of MXFP4 needs rows"));
     };
-    let groups = k.div_ceil(decode::MXFP4_BLOCK);
+    // Of all columns of a row as it is stored.
+    let groups = match source.input {
+        None => k.div_ceil(decode::MXFP4_BLOCK),
+        Some(_) => exponents.shape.last().copied().unwrap_or(0),
+    };
     let tail = [groups, decode::MXFP4_BLOCK / 2];
     for (found, tail) in [(blocks, &tail[..]), (exponents, &tail[..1])] {
         let tensor = printable(found.name);
@@ -365,7 +370,10 @@ fn mxfp4(
             });
         }
     }
-    if !k.is_multiple_of(decode::MXFP4_BLOCK) {
+    let first = source.input.unwrap_or(0);
+    let inside = |at: u64| !at.is_multiple_of(decode::MXFP4_BLOCK);
+    let stored = groups.saturating_mul(decode::MXFP4_BLOCK);
+    if inside(k) || inside(first) || first.checked_add(k).is_none_or(|to| to > stored) {
         return Err(wrong(weight, "rows of MXFP4 end inside a block"));
     }
     Ok(Piece {
@@ -376,6 +384,7 @@ fn mxfp4(
         matrix: Matrix::Mxfp4 {
             file: exponents.file,
             begin: exponents.begin,
+            inputs: Inputs { stored, first },
         },
         plus: -0.0,
         at: 0..count,

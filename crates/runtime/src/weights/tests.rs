@@ -42,6 +42,7 @@ fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
                 role: plimsoll_model::Role::Other,
                 layout,
                 sources,
+                padding: 0,
                 offset,
             }
         })
@@ -62,6 +63,7 @@ fn program(weights: Vec<(WeightLayout, Vec<Source>)>) -> Program {
         vocab: 0,
         tokens: 0,
         outputs: 0,
+        rank: plimsoll_program::Rank::ALONE,
     }
 }
 
@@ -242,6 +244,86 @@ fn some_inputs_of_a_matrix_are_taken_as_its_columns() {
     }
 }
 
+/// A rank's columns of matrices that are stored by output, and of two matrices with inputs first in one tensor.
+#[test]
+fn a_range_of_columns_is_taken_of_every_row() {
+    let folder = Folder::new();
+    let (a, c) = (numbers(3, 2 * 40 * 24), numbers(4, 2 * 24 * 40));
+    folder.safetensors(
+        "m.safetensors",
+        &[
+            ("a", "F32", &[2, 40, 24], f32_bytes(&a)),
+            ("c", "BF16", &[2, 24, 40], bf16_bytes(&c)),
+        ],
+    );
+    let files = &["m.safetensors"];
+    let of = |form, input| {
+        let mut plain = source("a", 7..75);
+        plain.input = Some(input);
+        let mut turned = source("c", 30..70);
+        (turned.transposed, turned.input) = (true, Some(input));
+        let n = 68 + 40;
+        program(vec![(
+            WeightLayout::Packed { form, n, k: 8 },
+            vec![plain, turned],
+        )])
+    };
+    let rounded = |x: f32| f32_from_bf16(bf16_from_f32(x));
+    for input in [0, 8, 16] {
+        let first = input as usize;
+        let mut want: Vec<Vec<f32>> = (7..75)
+            .map(|r| a[r * 24 + first..r * 24 + first + 8].to_vec())
+            .collect();
+        want.extend((30..70).map(|r| {
+            let at = |i: usize| (r / 40 * 24 + first + i) * 40 + r % 40;
+            (0..8).map(|i| rounded(c[at(i)])).collect()
+        }));
+        for form in [WeightType::Bf16, WeightType::Int8] {
+            let program = of(form, input);
+            let arena = loaded(&program, &folder.0, files, 2).unwrap();
+            let got = words(&arena, &program.weights[0]);
+            match form {
+                WeightType::Bf16 => assert_eq!(got, packed(&want, 8)),
+                _ => assert_eq!(got, quantised(form, &want, 8)),
+            }
+        }
+    }
+    for input in [17, u64::MAX] {
+        let e = loaded(&of(WeightType::Bf16, input), &folder.0, files, 1).unwrap_err();
+        assert!(e.to_string().contains(&format!("from {input} on")), "{e}");
+    }
+}
+
+/// Rows that nobody reads make up for what a weight's parts have not, and no more than that.
+#[test]
+fn rows_that_hold_nothing_are_left_out() {
+    let folder = Folder::new();
+    let x = numbers(5, 40 * 6);
+    let files = &["m.safetensors"];
+    folder.safetensors("m.safetensors", &[("x", "BF16", &[40, 6], bf16_bytes(&x))]);
+    let of = |taken: std::ops::Range<u64>, padding| {
+        let layout = WeightLayout::Packed {
+            form: WeightType::Bf16,
+            n: 70,
+            k: 6,
+        };
+        let mut p = program(vec![(layout, vec![source("x", taken)])]);
+        p.weights[0].padding = padding;
+        p
+    };
+    let program = of(3..40, 33);
+    let arena = loaded(&program, &folder.0, files, 1).unwrap();
+    let want = packed(&rows(&x, 6)[3..], 6);
+    let got = words(&arena, &program.weights[0]);
+    assert_eq!(got[..want.len()], want);
+    assert!(got[want.len()..].iter().all(|w| *w == 0));
+    loaded(&of(40..40, 70), &folder.0, files, 1).unwrap();
+    for padding in [0, 32, 34, u64::MAX] {
+        let e = loaded(&of(3..40, padding), &folder.0, files, 1).unwrap_err();
+        assert!(e.to_string().contains("inconsistent"), "{e}");
+    }
+}
+
 #[test]
 fn mxfp4_becomes_the_bf16_that_it_says() {
     let folder = Folder::new();
@@ -288,7 +370,18 @@ fn mxfp4_becomes_the_bf16_that_it_says() {
         assert_eq!(words(&arena, &good.weights[0]), want, "{form}");
     }
 
+    // The last two blocks of each row, and what would be cut.
+    let mut part = of("x_scales", 7..75, 64);
+    part.weights[0].sources[0].input = Some(32);
+    let arena = loaded(&part, &folder.0, files, 2).unwrap();
+    let last: Vec<Vec<f32>> = want.iter().map(|row| row[32..].to_vec()).collect();
+    assert_eq!(words(&arena, &part.weights[0]), packed(&last, 64));
     let error = |p: &Program| loaded(p, &folder.0, files, 1).unwrap_err().to_string();
+    for input in [16, 64, u64::MAX] {
+        part.weights[0].sources[0].input = Some(input);
+        assert!(error(&part).contains("inside a block"), "{input}");
+    }
+
     assert!(error(&of("gone", 0..4, 96)).contains("`gone`"));
     assert!(error(&of("few", 0..4, 96)).contains("`few`"));
     assert!(error(&of("floats", 0..4, 96)).contains("stored as f16"));

@@ -11,11 +11,13 @@ use plimsoll_cuda::Device;
 use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
-use plimsoll_program::{KvRules, Limits as Sizes, Program, StepInputs, lower};
+use plimsoll_program::{
+    KvRules, Limits as Sizes, LowerError, Program, Rank, StepInputs, lower_rank,
+};
 use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::weights::{Checkpoint, load};
 use plimsoll_runtime::{
-    Arena, Backend, Chooser, Cpu, CpuExecutor, Engine, Memory, Runner, SwapSpace,
+    Arena, Backend, Chooser, Cpu, CpuExecutor, Engine, Meeting, Memory, Ranks, Runner, SwapSpace,
 };
 use plimsoll_schedule::{
     AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
@@ -117,6 +119,8 @@ pub(crate) struct Server {
     pub(crate) outputs: u32,
     pub(crate) sequences: u32,
     pub(crate) threads: usize,
+    /// Ranks that share the model.
+    pub(crate) ranks: usize,
     pub(crate) level: Level,
     pub(crate) inputs: Inputs,
     pub(crate) prefix_cache: bool,
@@ -138,6 +142,7 @@ impl Default for Server {
             outputs: 256,
             sequences: 64,
             threads: 1,
+            ranks: 1,
             level: Level::detect(),
             inputs: Inputs::F32,
             prefix_cache: false,
@@ -249,6 +254,15 @@ impl Model {
     }
 
     pub(crate) fn program(&self, server: &Server) -> Program {
+        self.lowered(server, 0).unwrap()
+    }
+
+    /// The program of a rank.
+    pub(crate) fn lowered(&self, server: &Server, rank: u64) -> Result<Program, LowerError> {
+        let rank = Rank {
+            index: rank,
+            of: server.ranks as u64,
+        };
         let rules = KvRules::plimsoll(server.kv, server.block);
         let sizes = Sizes {
             tokens: u64::from(server.tokens),
@@ -256,7 +270,7 @@ impl Model {
             context: self.spec.max_context.unwrap(),
             weights: server.weights,
         };
-        lower(&self.spec, &sizes, &rules).unwrap()
+        lower_rank(&self.spec, rank, &sizes, &rules)
     }
 
     pub(crate) fn engine(&self, server: &Server) -> Engine<CpuExecutor<Greedy>, NoLog> {
@@ -268,7 +282,31 @@ impl Model {
         server: &Server,
         chooser: S,
     ) -> Engine<CpuExecutor<S>, NoLog> {
-        let program = self.program(server);
+        assert_eq!(server.ranks, 1);
+        let cpu = self.cpu(server, 0);
+        self.engine_on(server, cpu, chooser)
+    }
+
+    /// The same on several ranks.
+    pub(crate) fn engine_of_ranks<S: Chooser>(
+        &self,
+        server: &Server,
+        chooser: S,
+    ) -> Engine<Runner<Ranks<Cpu>, S>, NoLog> {
+        let (cpus, meeting) = self.cpus(server);
+        let ranks = Ranks::new(cpus, meeting, server.threads).unwrap();
+        self.engine_on(server, ranks, chooser)
+    }
+
+    /// Ranks in their seats.
+    pub(crate) fn cpus(&self, server: &Server) -> (Vec<Cpu>, Meeting) {
+        let meeting = Meeting::new(server.ranks);
+        let cpu = |rank| self.cpu(server, rank).seated(meeting.seat(rank));
+        ((0..server.ranks).map(cpu).collect(), meeting)
+    }
+
+    fn cpu(&self, server: &Server, rank: usize) -> Cpu {
+        let program = self.lowered(server, rank as u64).unwrap();
         let page = program.geometry.page;
         let arena = |bytes| Arena::new("test", bytes).unwrap();
         let mut memory = Memory {
@@ -290,7 +328,7 @@ impl Model {
         if !server.prefix_cache {
             cpu.poison();
         }
-        self.engine_on(server, cpu, chooser)
+        cpu
     }
 
     /// The same on a device.
@@ -320,7 +358,7 @@ impl Model {
         Checkpoint::open(&self.folder, &[self.file]).unwrap()
     }
 
-    fn engine_on<B: Backend, S: Chooser>(
+    pub(crate) fn engine_on<B: Backend, S: Chooser>(
         &self,
         server: &Server,
         backend: B,
@@ -379,6 +417,10 @@ impl Model {
         server: &Server,
         requests: &[(Vec<u32>, u32, Fan)],
     ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+        if server.ranks > 1 {
+            let engine = self.engine_of_ranks(server, Greedy::default());
+            return self.serve_on(engine, requests);
+        }
         self.serve_on(self.engine(server), requests)
     }
 

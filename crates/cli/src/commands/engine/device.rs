@@ -25,6 +25,9 @@ pub(crate) struct Place {
 
 /// The device that flags ask for. Its memory is not taken yet.
 pub(crate) fn place(args: &EngineArgs) -> Result<Place, Failure> {
+    if args.tp > 1 {
+        return ranks(args);
+    }
     match args.device {
         DeviceArg::Cpu => cpu(args, "asked for"),
         DeviceArg::Cuda(n) => {
@@ -37,6 +40,26 @@ pub(crate) fn place(args: &EngineArgs) -> Result<Place, Failure> {
             Err(why) => cpu(args, &why.to_string()),
         },
     }
+}
+
+/// Several ranks are on processors, so far.
+fn ranks(args: &EngineArgs) -> Result<Place, Failure> {
+    let place = match args.device {
+        DeviceArg::Cpu => cpu(args, "asked for")?,
+        DeviceArg::Auto => cpu(args, "ranks are not on GPUs yet")?,
+        DeviceArg::Cuda(_) | DeviceArg::Fibers => {
+            let what = format!(
+                "`--tp {}` is for processors: ranks are not on GPUs yet",
+                args.tp
+            );
+            return Err(Failure::new(Exit::Usage, "E-DEVICE-006", what)
+                .hint("leave `--tp` out, or use `--device cpu`"));
+        }
+    };
+    Ok(Place {
+        why: format!("{} ranks on {}", args.tp, place.why),
+        ..place
+    })
 }
 
 fn cpu(args: &EngineArgs, why: &str) -> Result<Place, Failure> {

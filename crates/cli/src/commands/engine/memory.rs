@@ -12,7 +12,7 @@ use plimsoll_plan::{
 use plimsoll_program::Parallel;
 use plimsoll_report::{short_bytes, thousands};
 use plimsoll_runtime::Usage;
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, SizeOverflow};
 use serde_json::{Value, json};
 
 use super::Start;
@@ -23,6 +23,40 @@ use crate::error::{Exit, Failure};
 const SCHEMA: &str = "plimsoll.memory-map/1";
 /// Shortest sequence and fewest tokens of a step that a refusal offers.
 const LEAST_TOKENS: u64 = 64;
+
+/// The map of each rank of a server.
+#[derive(Clone)]
+pub(crate) struct Map {
+    /// What a rank has, and once what ranks share.
+    pub(crate) rank: MemoryMap,
+    /// How many ranks there are.
+    pub(crate) ranks: u64,
+}
+
+impl Map {
+    /// What all ranks have together, region by region.
+    pub(crate) fn regions(&self) -> Result<Vec<(Region, Bytes)>, SizeOverflow> {
+        let all = |&(region, bytes): &(Region, Bytes)| {
+            let of_each = match region {
+                Region::Weights
+                | Region::KvCache
+                | Region::Activations
+                | Region::Swap
+                | Region::SwapFile => self.ranks,
+                _ => 1,
+            };
+            Ok((region, bytes.times(of_each)?))
+        };
+        self.rank.regions().iter().map(all).collect()
+    }
+
+    fn of(&self) -> String {
+        match self.ranks {
+            1 => String::new(),
+            n => format!(" of {n} ranks together"),
+        }
+    }
+}
 
 /// T, R and the longest sequence.
 #[derive(Clone, Copy)]
@@ -39,11 +73,14 @@ pub(crate) fn plan(
     context: u64,
     threads: u64,
     place: &Place,
-) -> Result<MemoryMap, Failure> {
+) -> Result<Map, Failure> {
     let args = what.engine;
     let deployment = Deployment {
         device: place.device.clone(),
-        parallel: Parallel::default(),
+        parallel: Parallel {
+            tp: args.tp,
+            ..Parallel::default()
+        },
         in_use: place.in_use,
     };
     let judge = |s: Sizes, kv_memory: Option<Bytes>| -> Result<Evaluation, PlanError> {
@@ -77,15 +114,20 @@ pub(crate) fn plan(
             "the plan is empty",
         ));
     };
-    let map = MemoryMap::of(rank).map_err(PlanError::from)?;
+    let map = Map {
+        rank: MemoryMap::of(rank).map_err(PlanError::from)?,
+        ranks: args.tp,
+    };
+    let regions = map.regions().map_err(PlanError::from)?;
     if evaluation.verdict != Verdict::No {
         return Ok(map);
     }
     let mut parts = String::new();
-    for (region, bytes) in map.regions().iter().filter(|r| r.0 != Region::KvCache) {
+    for (region, bytes) in regions.iter().filter(|r| r.0 != Region::KvCache) {
         let _ = write!(parts, "{} {bytes}, ", region.name().replace('_', " "));
     }
     let need = args.kv_memory.unwrap_or(rank.need.pool);
+    let need = need.times(args.tp).map_err(PlanError::from)?;
     let fits = |s: Sizes, kv| judge(s, kv).is_ok_and(|e| e.verdict != Verdict::No);
     Err(Failure::new(
         Exit::DoesNotFit,
@@ -156,23 +198,25 @@ fn nearest(
 }
 
 /// What is planned, where nothing is committed yet.
-pub(crate) fn planned_text(map: &MemoryMap) -> String {
-    let mut text = String::from("memory: planned");
-    for &(region, planned) in map.regions() {
+pub(crate) fn planned_text(map: &Map) -> Result<String, Failure> {
+    let mut text = format!("memory{}: planned", map.of());
+    for (region, planned) in map.regions().map_err(PlanError::from)? {
         let name = region.name().replace('_', " ");
         let _ = write!(text, "\n  {name:<12} {:>10}", short_bytes(planned.get()));
     }
-    text
+    Ok(text)
 }
 
 /// The same for a program.
-pub(crate) fn planned_json(map: &MemoryMap) -> Value {
-    let region = |&(region, planned): &(Region, Bytes)| json!({ "region": region.name(), "planned_bytes": planned.get() });
-    json!({
+pub(crate) fn planned_json(map: &Map) -> Result<Value, Failure> {
+    let region = |(region, planned): (Region, Bytes)| json!({ "region": region.name(), "planned_bytes": planned.get() });
+    let regions = map.regions().map_err(PlanError::from)?;
+    Ok(json!({
         "schema": SCHEMA,
-        "regions": map.regions().iter().map(region).collect::<Vec<_>>(),
-        "terms": terms(map),
-    })
+        "ranks": map.ranks,
+        "regions": regions.into_iter().map(region).collect::<Vec<_>>(),
+        "terms": terms(&map.rank),
+    }))
 }
 
 fn terms(map: &MemoryMap) -> Vec<Value> {
@@ -187,9 +231,10 @@ fn terms(map: &MemoryMap) -> Vec<Value> {
     map.terms().iter().map(term).collect()
 }
 
-/// What was planned, committed and used.
+/// What was planned, committed and used, by all ranks together.
 pub(crate) struct Report<'a> {
-    pub(crate) map: &'a MemoryMap,
+    pub(crate) map: &'a Map,
+    pub(crate) regions: &'a [(Region, Bytes)],
     pub(crate) usage: Vec<Usage>,
     pub(crate) ready: Option<Bytes>,
 }
@@ -204,8 +249,8 @@ impl Report<'_> {
     }
 
     pub(crate) fn text(&self) -> String {
-        let mut text = String::from("memory: planned, committed, used at most");
-        for &(region, planned) in self.map.regions() {
+        let mut text = format!("memory{}: planned, committed, used at most", self.map.of());
+        for &(region, planned) in self.regions {
             let name = region.name().replace('_', " ");
             let used = self.usage.iter().find(|u| u.region == region);
             let (committed, high) = match used {
@@ -229,8 +274,7 @@ impl Report<'_> {
 
     pub(crate) fn write(&self, path: &Path) -> Result<(), Failure> {
         let regions: Vec<_> = self
-            .map
-            .regions()
+            .regions
             .iter()
             .map(|&(region, planned)| {
                 let used = self.usage.iter().find(|u| u.region == region);
@@ -249,8 +293,9 @@ impl Report<'_> {
             .collect();
         let value = json!({
             "schema": SCHEMA,
+            "ranks": self.map.ranks,
             "regions": regions,
-            "terms": terms(self.map),
+            "terms": terms(&self.map.rank),
             "resident_bytes_at_ready": self.ready.map(Bytes::get),
         });
         std::fs::write(path, format!("{value:#}\n")).map_err(|e| {

@@ -16,21 +16,24 @@ use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
 use plimsoll_model::ModelSpec;
-use plimsoll_plan::{Http, MemoryMap, OWN_MODEL_LEN, Region};
-use plimsoll_program::{KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, lower};
+use plimsoll_plan::{Http, OWN_MODEL_LEN, Region};
+use plimsoll_program::{
+    KvRules, Limits as Sizes, LowerError, PoolGeometry, Program, Rank, lower_rank,
+};
 use plimsoll_report::short_bytes;
 use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::{WeightsError, load as load_weights};
 use plimsoll_runtime::{
-    Arena, Backend, Choices, Cpu, Engine, Measured, Memory, Runner, StartError, SwapSpace,
+    Arena, Backend, Choices, Cpu, Engine, Measured, Meeting, Memory, Ranks, Runner, StartError,
+    SwapSpace,
 };
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
 use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
 
 use self::device::Place;
-use self::memory::Report;
+use self::memory::{Map, Report};
 use self::source::Source;
 use crate::args::engine::{EngineArgs, InputsArg, LevelArg};
 use crate::commands::serve::tenants::Tenants;
@@ -93,7 +96,9 @@ impl Started {
 
 /// What was planned for an engine.
 pub(crate) struct Planned {
-    map: MemoryMap,
+    map: Map,
+    /// What was planned for all ranks together, region by region.
+    regions: Vec<(Region, Bytes)>,
     /// What the process had in memory when it was ready.
     ready: Option<Bytes>,
     geometry: PoolGeometry,
@@ -108,6 +113,7 @@ impl Planned {
     pub(crate) fn memory(&self, engine: &RunEngine) -> Report<'_> {
         Report {
             map: &self.map,
+            regions: &self.regions,
             usage: engine.executor().usage(),
             ready: self.ready,
         }
@@ -116,7 +122,7 @@ impl Planned {
     /// What was planned, region by region.
     pub(crate) fn regions(&self) -> Vec<(String, Bytes)> {
         let named = |r: &(Region, Bytes)| (r.0.name().to_owned(), r.1);
-        self.map.regions().iter().map(named).collect()
+        self.regions.iter().map(named).collect()
     }
 
     /// Requests of so many tokens, one sequence each, whose keys and values fit at once.
@@ -143,9 +149,11 @@ pub(crate) fn end_log(path: &Path, engine: RunEngine) -> Result<(), Failure> {
 struct Prepared {
     context: u64,
     threads: u64,
-    program: Program,
+    /// That of each rank.
+    programs: Vec<Program>,
+    geometry: PoolGeometry,
     layout: Layout,
-    map: MemoryMap,
+    map: Map,
     /// Pages for sequences: one more holds nothing.
     pages: u32,
     tenants: Vec<Tenant>,
@@ -159,14 +167,16 @@ impl Prepared {
             .or(what.context)
             .unwrap_or_else(|| spec.max_context.unwrap_or(OWN_MODEL_LEN).min(OWN_MODEL_LEN));
         let threads = args.threads.unwrap_or_else(crate::commands::processors);
-        let program = lowered(what, spec, context)?;
-        let layout = Layout::new(&program.geometry).map_err(|e| {
+        let programs = lowered(what, spec, context)?;
+        // All ranks are alike.
+        let geometry = programs[0].geometry.clone();
+        let layout = Layout::new(&geometry).map_err(|e| {
             Failure::new(Exit::Usage, "E-SIM-007", e.to_string())
                 .hint("choose another `--block-size`")
         })?;
         let map = memory::plan(what, spec, context, threads, place)?;
-        let page = program.geometry.page;
-        let pages = whole_pages(map.region(Region::KvCache), page).saturating_sub(1);
+        let page = geometry.page;
+        let pages = whole_pages(map.rank.region(Region::KvCache), page).saturating_sub(1);
         let tenants = match what.tenants {
             None => vec![Tenant::FREE],
             Some(tenants) => tenants.shares(pages, page)?,
@@ -174,7 +184,8 @@ impl Prepared {
         Ok(Self {
             context,
             threads,
-            program,
+            programs,
+            geometry,
             layout,
             map,
             pages,
@@ -196,7 +207,7 @@ fn options(args: &EngineArgs) -> LoadOptions {
 }
 
 /// The map of what would be started, of any model that can be planned; no weights are needed.
-pub(crate) fn plan(what: &Start<'_>) -> Result<MemoryMap, Failure> {
+pub(crate) fn plan(what: &Start<'_>) -> Result<Map, Failure> {
     let located = crate::demo::find(what.model)?;
     let options = options(what.engine);
     let loaded =
@@ -217,7 +228,8 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let Prepared {
         context,
         threads,
-        program,
+        mut programs,
+        geometry,
         layout,
         map,
         pages: usable,
@@ -238,24 +250,29 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Failure::new(Exit::DoesNotFit, "E-FIT-001", e.to_string())
             .hint("lower `--max-num-seqs`, `--max-model-len` or `--kv-memory`")
     };
-    let swap = match &args.swap_dir {
-        Some(folder) => {
-            let bytes = map.region(Region::SwapFile);
-            SwapSpace::file(folder, bytes).map_err(|e| {
+    let too_many = |e: SizeOverflow| too_large(&e);
+    let regions = map.regions().map_err(too_many)?;
+    let swap_bytes = map.rank.region(match args.swap_dir {
+        Some(_) => Region::SwapFile,
+        None => Region::Swap,
+    });
+    let swap_space = || -> Result<SwapSpace, Failure> {
+        match &args.swap_dir {
+            Some(folder) => SwapSpace::file(folder, swap_bytes).map_err(|e| {
                 Failure::new(Exit::Failure, "E-IO-005", e.to_string())
                     .hint("name a folder on a disk with room, or lower `--swap-space`")
-            })?
-        }
-        None => {
-            let arena = Arena::new("swap space", map.region(Region::Swap));
-            arena.map_err(|e| too_large(&e))?.into()
+            }),
+            None => match Arena::new("swap space", swap_bytes) {
+                Ok(arena) => Ok(arena.into()),
+                Err(e) => Err(too_large(&e)),
+            },
         }
     };
     let threads = usize::try_from(threads).unwrap_or(1);
     let (level, inputs) = (level(args)?, inputs(args));
-    let swap_pages = whole_pages(swap.bytes(), program.geometry.page);
-    let (geometry, step_tokens) = (program.geometry.clone(), program.tokens);
-    let mut cost = cost(spec, &program)?;
+    let swap_pages = whole_pages(swap_bytes, geometry.page);
+    let step_tokens = programs[0].tokens;
+    let mut cost = cost(spec, &programs[0], args.tp)?;
     let (progress, began) = (Progress::new(), Instant::now());
     let tell = |done: Bytes, all: Bytes| {
         progress.show(|| {
@@ -272,13 +289,25 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let why = place.why;
     let backend: Box<dyn Backend> = match place.gpu {
         None => {
-            let mut memory = Memory::commit(&map, swap).map_err(|e| too_large(&e))?;
-            let weights = &mut memory.weights;
-            load_weights(&program, &checkpoint, weights, threads, &tell).map_err(broken)?;
-            Box::new(Cpu::new(program, memory, level, inputs).map_err(|e| too_large(&e))?)
+            let meeting = Meeting::new(programs.len());
+            let mut ranks = Vec::new();
+            for (rank, program) in programs.into_iter().enumerate() {
+                let mut memory =
+                    Memory::commit(&map.rank, swap_space()?).map_err(|e| too_large(&e))?;
+                let weights = &mut memory.weights;
+                load_weights(&program, &checkpoint, weights, threads, &tell).map_err(broken)?;
+                let cpu = Cpu::new(program, memory, level, inputs).map_err(|e| too_large(&e))?;
+                ranks.push(cpu.seated(meeting.seat(rank)));
+            }
+            if ranks.len() == 1 {
+                Box::new(ranks.remove(0))
+            } else {
+                Box::new(Ranks::new(ranks, meeting, threads).map_err(|e| too_large(&e))?)
+            }
         }
         Some(gpu) => {
-            let sizes = DeviceSizes::of(&map, &program, context).map_err(|e| too_large(&e))?;
+            let (program, swap) = (programs.remove(0), swap_space()?);
+            let sizes = DeviceSizes::of(&map.rank, &program, context).map_err(|e| too_large(&e))?;
             let arithmetic = if args.batch_invariant {
                 Arithmetic::Exact
             } else {
@@ -338,6 +367,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         vocab,
         planned: Planned {
             map,
+            regions,
             ready: plimsoll_host::memory::resident().map(|(now, _)| now),
             geometry,
             pages: usable,
@@ -398,7 +428,8 @@ fn inputs(args: &EngineArgs) -> Inputs {
     }
 }
 
-fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, Failure> {
+/// The program of each rank.
+fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Vec<Program>, Failure> {
     let args = what.engine;
     let rules = KvRules::plimsoll(args.kv_cache_dtype, args.block_size);
     let sizes = Sizes {
@@ -408,27 +439,32 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Program, 
         context,
         weights: args.weights,
     };
-    let program = lower(spec, &sizes, &rules).map_err(|e| {
+    let ranks = Rank::all(args.tp).map(|rank| lower_rank(spec, rank, &sizes, &rules));
+    let programs = ranks.collect::<Result<Vec<_>, _>>().map_err(|e| {
         let exit = match e {
             LowerError::NotYet { .. } | LowerError::Unsupported { .. } => Exit::Usage,
+            LowerError::Divided(_) | LowerError::Shard(_) if args.tp > 1 => Exit::Usage,
             _ => Exit::Corrupt,
         };
         let hint = match e {
             LowerError::NotYet { .. } => {
                 "choose a model of a family that runs: README.md lists them"
             }
+            LowerError::Divided(_) | LowerError::Shard(_) if args.tp > 1 => {
+                "choose another `--tp`, or leave it out"
+            }
             _ => "change what it names, or choose another model",
         };
         Failure::new(exit, "E-GEN-010", e.to_string()).hint(hint)
     })?;
-    plimsoll_runtime::check(&program).map_err(|e| {
+    plimsoll_runtime::check(&programs[0]).map_err(|e| {
         let hint = match e {
             StartError::KvType(_) | StartError::LatentType(_) => "set `--kv-cache-dtype`",
             _ => "choose a model that the processor can run",
         };
         Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(hint)
     })?;
-    Ok(program)
+    Ok(programs)
 }
 
 /// What a user should know of how the model is run, if anything.
@@ -458,17 +494,18 @@ fn converted(spec: &ModelSpec, weights: WeightType) -> Option<String> {
     (!types.is_empty()).then(|| format!("note: matrices stored as {} are {done}", types.join(", ")))
 }
 
-/// What the scheduler believes of this machine: rates of a server core, until they are measured.
-fn cost(spec: &ModelSpec, program: &Program) -> Result<CostModel, Failure> {
+/// What the scheduler believes of this machine: rates of a server core, until they are measured; of several ranks those
+/// of one.
+fn cost(spec: &ModelSpec, program: &Program, ranks: u64) -> Result<CostModel, Failure> {
     let wrong = |e: SizeOverflow| Failure::new(Exit::Corrupt, "E-MODEL-001", e.to_string());
-    let mut work = Work::new(spec, &program.geometry, 1).map_err(wrong)?;
+    let mut work = Work::new(spec, &program.geometry, ranks).map_err(wrong)?;
     // As they lie here, not as they are stored.
     work.weight_bytes = program.read_by_one_token().map_err(wrong)?.get();
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
     Ok(CostModel {
         work,
         rates: Rates {
-            flops_per_s: 80_000_000_000 * cores,
+            flops_per_s: 80_000_000_000 * cores.div_ceil(ranks),
             memory_bytes_per_s: 20_000_000_000,
             link_bytes_per_s: 5_000_000_000,
             transfer_ns: 1_000,

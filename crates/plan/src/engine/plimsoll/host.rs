@@ -136,11 +136,25 @@ pub(super) fn terms(
             .formula(format!("vocabulary x {TOKENIZER_TOKEN}"))
             .input("vocabulary", vocab),
     );
-    terms.push(
-        bound("threads", Bytes::product([threads, THREAD_KIB, 1024])?)
-            .formula(format!("threads x {THREAD_KIB} KiB"))
-            .input("threads", threads),
-    );
+    let ranks = context.deployment.parallel.tp;
+    if is_cpu(context) && ranks > 1 {
+        let each = (threads / ranks).max(1);
+        let all = ranks.saturating_mul(each).saturating_add(threads);
+        terms.push(
+            bound("threads", Bytes::product([all, THREAD_KIB, 1024])?)
+                .formula(format!(
+                    "(threads + ranks x max(1, threads / ranks)) x {THREAD_KIB} KiB"
+                ))
+                .input("threads", threads)
+                .input("ranks", ranks),
+        );
+    } else {
+        terms.push(
+            bound("threads", Bytes::product([threads, THREAD_KIB, 1024])?)
+                .formula(format!("threads x {THREAD_KIB} KiB"))
+                .input("threads", threads),
+        );
+    }
     let reading = Bytes::product([vocab, TOKENIZER_READING])?;
     let mut loading = Bytes::product([threads, LOADING_MIB, 1024, 1024])?;
     if !is_cpu(context) {
