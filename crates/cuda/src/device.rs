@@ -89,6 +89,12 @@ pub trait Device: std::fmt::Debug + Send {
     /// Its compute capability, ten times the major number and the minor one: 90 is sm_90.
     fn capability(&self) -> u32;
 
+    /// Blocks of a grid at most, in its first direction and in each of the others.
+    fn most_blocks(&self) -> [u32; 2] {
+        // CUDA's, of every capability.
+        [i32::MAX.cast_unsigned(), 65_535]
+    }
+
     /// So many bytes of it, zeros, at a multiple of 256; they are its until the device is dropped.
     ///
     /// # Errors

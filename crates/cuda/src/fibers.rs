@@ -28,6 +28,8 @@ pub struct Fibers {
     blocks: Vec<(u64, Layout)>,
     /// What kernels may use; everything, where nothing was said.
     allowed: Option<Vec<(Address, u64)>>,
+    /// Blocks in the second and third direction of a grid, where not as many as on a GPU.
+    most_blocks: Option<u32>,
 }
 
 impl Fibers {
@@ -35,6 +37,14 @@ impl Fibers {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// One whose grids have at most so many blocks in their second and third direction.
+    #[must_use]
+    pub fn with_blocks(most: u32) -> Self {
+        let mut fibers = Self::new();
+        fibers.most_blocks = Some(most);
+        fibers
     }
 
     /// Lets kernels use some bytes, or not.
@@ -70,6 +80,10 @@ impl Device for Fibers {
 
     fn capability(&self) -> u32 {
         crate::TENSOR_CORES
+    }
+
+    fn most_blocks(&self) -> [u32; 2] {
+        [i32::MAX.cast_unsigned(), self.most_blocks.unwrap_or(65_535)]
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {

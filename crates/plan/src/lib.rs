@@ -29,7 +29,7 @@ mod term;
 
 pub use answer::{Answer, OneDevice, Question, Way, Ways, answer};
 pub use engine::{Engine, EngineVersion, Reserve, Version};
-pub use engine::{HttpLimits, STAGED_PAGES};
+pub use engine::{HttpLimits, STAGED_PAGES, STAGED_WEIGHTS};
 pub use error::PlanError;
 pub use evaluate::{Evaluation, OWN_MODEL_LEN, StageEvaluation, Verdict, evaluate, prepared};
 pub use map::MemoryMap;

@@ -3,10 +3,10 @@
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, Settings, Verdict,
-    evaluate, max_context, max_users, total,
+    Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, STAGED_WEIGHTS, Settings,
+    Verdict, evaluate, max_context, max_users, total,
 };
-use plimsoll_program::{KvRules, Limits, Parallel, Program, Rank, lower, lower_rank};
+use plimsoll_program::{KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank};
 use plimsoll_units::{Bytes, DType, WeightType};
 use proptest::prelude::*;
 
@@ -271,7 +271,7 @@ fn all_pipeline_stages_allocate_the_same_number_of_blocks() {
 /// not lower.
 #[test]
 fn a_plan_of_plimsoll_sums_the_program_that_runs() {
-    let mut lowered = 0;
+    let (mut lowered, mut large) = (0, 0);
     for entry in catalogue::entries() {
         let spec = builtin(&entry.name);
         let settings = Settings {
@@ -307,6 +307,15 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
             "{}",
             entry.name
         );
+        // On its way to the GPU the largest weight lies on the host, whole.
+        let host = &plan.stages[0].host;
+        let starting = host.iter().find(|t| t.name == "starting").expect("a term");
+        let sizes = program.weights.iter().map(|w| w.layout.bytes());
+        let largest = sizes.map(|b| b.expect("it fits")).max().expect("weights");
+        assert!(starting.bytes > largest, "{}", entry.name);
+        large += u32::from(largest > STAGED_WEIGHTS);
+        let inputs = StepInputs::of(&program, 1024).and_then(|i| i.bytes());
+        assert_eq!(Ok(named("step inputs").bytes), inputs, "{}", entry.name);
         let weights = terms.iter().filter(|t| t.region == Region::Weights);
         assert_eq!(
             total(weights).expect("no overflow"),
@@ -342,7 +351,7 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
         );
         lowered += 1;
     }
-    assert!(lowered >= 14, "{lowered}");
+    assert!(lowered >= 14 && large >= 5, "{lowered}, {large}");
 }
 
 /// What each of several ranks on processors has is what `lower_rank` gives it, and what they share is counted once.

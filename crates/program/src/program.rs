@@ -661,6 +661,16 @@ impl Program {
         Ok(all)
     }
 
+    /// Bytes of the largest weight, and what lies between it and the next one.
+    #[must_use]
+    pub fn largest_weight(&self) -> Bytes {
+        let ends = self.weights.iter().skip(1).map(|w| w.offset);
+        let ends = ends.chain([self.weight_bytes]);
+        let sizes = self.weights.iter().zip(ends);
+        let sizes = sizes.map(|(w, end)| end.saturating_sub(w.offset));
+        sizes.max().unwrap_or(Bytes::ZERO)
+    }
+
     /// A weight.
     #[must_use]
     pub fn weight(&self, id: WeightId) -> &Weight {

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use plimsoll_cuda::Fibers;
 use plimsoll_kernels::Inputs;
+use plimsoll_plan::Region;
 use plimsoll_program::Op;
+use plimsoll_runtime::Inside;
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
@@ -40,13 +42,19 @@ fn small() -> Server {
 
 /// What was generated, and every position's logits, are those of the processors.
 fn same(model: &Model, server: &Server, requests: &[(Vec<u32>, u32, Fan)], what: &str) -> Stats {
+    same_on(Fibers::new(), model, server, requests, what)
+}
+
+fn same_on(
+    fibers: Fibers,
+    model: &Model,
+    server: &Server,
+    requests: &[(Vec<u32>, u32, Fan)],
+    what: &str,
+) -> Stats {
     let (texts, seen, stats) = model.serve(server, requests);
-    let engine = model.engine_of(
-        server,
-        Box::new(Fibers::new()),
-        Greedy::default(),
-        Arithmetic::Exact,
-    );
+    let exact = Arithmetic::Exact;
+    let engine = model.engine_of(server, Box::new(fibers), Greedy::default(), exact);
     let (there, seen_there, stats_there) = model.serve_on(engine, requests);
     assert_eq!(texts, there, "{what}");
     assert_eq!(seen.len(), seen_there.len(), "{what}");
@@ -95,39 +103,105 @@ fn every_family_computes_the_same_to_the_bit() {
 }
 
 #[test]
-fn pages_that_went_and_came_back_and_copies_change_no_bit() {
+fn weights_lie_as_on_processors() {
+    for name in ["gpt2", "mixtral", "gpt_oss_mxfp4", "granite_hybrid"] {
+        let (model, _) = fixture(name);
+        for weights in WeightType::ALL {
+            let server = Server { weights, ..small() };
+            let len = model.program(&server).weight_bytes.get();
+            let mut cpu = model.engine(&server);
+            let device = Box::new(Fibers::new());
+            let mut gpu = model.engine_of(&server, device, Greedy::default(), Arithmetic::Exact);
+            let mut both = [(); 2].map(|()| vec![1; usize::try_from(len).unwrap()]);
+            let [here, there] = &mut both;
+            let region = Region::Weights;
+            cpu.executor_mut()
+                .backend_mut()
+                .read(region, 0, here)
+                .unwrap();
+            gpu.executor_mut()
+                .backend_mut()
+                .read(region, 0, there)
+                .unwrap();
+            assert!(here == there, "{name}, {weights}");
+        }
+    }
+}
+
+#[test]
+fn more_rows_than_a_grid_has_blocks_for_are_computed_some_at_a_time() {
+    for name in ["llama", "mixtral", "gpt_oss", "deepseek_v3"] {
+        let (model, tokens) = fixture(name);
+        for weights in [WeightType::Bf16, WeightType::Int8] {
+            let server = Server {
+                weights,
+                tokens: 40,
+                ..small()
+            };
+            // Attention needs a block for each of its heads.
+            let program = model.program(&server);
+            let heads = program.ops.iter().map(|op| match op {
+                Op::Attention(a) => a.kv_heads,
+                Op::Latent(a) => a.heads,
+                Op::Heads { weights, .. } => weights.len() as u64,
+                _ => 1,
+            });
+            let most = u32::try_from(heads.max().unwrap()).unwrap();
+            assert!(most <= 4, "{name}: fewer than there are rows for");
+            let prompts = [(tokens[..32].to_vec(), 4, ONE)];
+            same_on(Fibers::with_blocks(most), &model, &server, &prompts, name);
+        }
+    }
+}
+
+/// Requests that give way to each other, fork and search.
+fn crowd(tokens: &[u32]) -> Vec<(Vec<u32>, u32, Fan)> {
+    let some = |from: usize, n: usize| tokens[from..from + n].to_vec();
     let n = |n, best_of| Fan::Sample { n, best_of };
+    vec![
+        (some(0, 16), 24, n(3, 4)),
+        (some(2, 9), 24, ONE),
+        (some(1, 12), 24, n(2, 2)),
+        (some(5, 10), 24, ONE),
+    ]
+}
+
+/// A server that has not the pages for them.
+fn crowded(model: &Model, preempt: Preempt) -> Server {
+    model.tight(Server {
+        block: 4,
+        swap: 200,
+        tokens: 24,
+        outputs: 24,
+        sequences: 16,
+        preempt,
+        prefix_cache: true,
+        ..Server::default()
+    })
+}
+
+/// A fixture's model and its prompt.
+fn fixture(name: &str) -> (Model, Vec<u32>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name);
+    (Model::open(&folder), expected(&folder).0)
+}
+
+#[test]
+fn pages_that_went_and_came_back_and_copies_change_no_bit() {
     let beam = Fan::Beam(Beam {
         width: 3,
         length_penalty: 1.0,
         early_stopping: false,
     });
     for name in ["llama", "gemma3", "deepseek_v2_lite", "granite_hybrid"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(name);
-        let model = Model::open(&folder);
-        let tokens = expected(&folder).0;
-        let some = |from: usize, n: usize| tokens[from..from + n].to_vec();
-        let prompts = vec![
-            (some(0, 16), 24, n(3, 4)),
-            (some(0, 16), 24, beam),
-            (some(2, 9), 24, n(1, 1)),
-            (some(1, 12), 24, n(2, 2)),
-            (some(5, 10), 24, n(1, 1)),
-        ];
+        let (model, tokens) = fixture(name);
+        let mut prompts = crowd(&tokens);
+        prompts.insert(1, (tokens[..16].to_vec(), 24, beam));
         let mut both = [0, 0];
         for preempt in [Preempt::Swap, Preempt::Recompute] {
-            let server = model.tight(Server {
-                block: 4,
-                swap: 200,
-                tokens: 24,
-                outputs: 24,
-                sequences: 16,
-                preempt,
-                prefix_cache: true,
-                ..Server::default()
-            });
+            let server = crowded(&model, preempt);
             let stats = same(&model, &server, &prompts, name);
             both[0] += stats.swaps;
             both[1] += stats.recomputes;
@@ -152,8 +226,7 @@ fn numbers(bits: &[u32]) -> Vec<f32> {
     bits.iter().map(|b| f32::from_bits(*b)).collect()
 }
 
-/// How far logits of two engines are apart, in parts of the largest: the farthest of each position, in order. Where one token
-/// is likelier than any other by twice as much, both choose it.
+/// How far logits of two engines are apart, in parts of the largest: the farthest of each position, in order.
 fn apart(exact: &Seen, seen: &Seen) -> Vec<f32> {
     assert_eq!(exact.len(), seen.len());
     let all = exact.values().flat_map(|l| numbers(l));
@@ -222,19 +295,8 @@ fn tensor_cores_do_not_see_batches_chunks_or_preemption() {
         "granite_hybrid_moe",
         "deepseek_v2_lite",
     ] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures")
-            .join(name);
-        let model = Model::open(&folder);
-        let tokens = expected(&folder).0;
-        let some = |from: usize, n: usize| tokens[from..from + n].to_vec();
-        let n = |n, best_of| Fan::Sample { n, best_of };
-        let prompts = vec![
-            (some(0, 16), 24, n(3, 4)),
-            (some(2, 9), 24, ONE),
-            (some(1, 12), 24, n(2, 2)),
-            (some(5, 10), 24, ONE),
-        ];
+        let (model, tokens) = fixture(name);
+        let prompts = crowd(&tokens);
         let (texts, seen, stats) = fast(&model, &Server::default(), &prompts);
         assert_eq!(stats.swaps + stats.recomputes, 0);
         // Alone.
@@ -244,16 +306,7 @@ fn tensor_cores_do_not_see_batches_chunks_or_preemption() {
         }
         let mut both = [0, 0];
         for preempt in [Preempt::Swap, Preempt::Recompute] {
-            let server = model.tight(Server {
-                block: 4,
-                swap: 200,
-                tokens: 24,
-                outputs: 24,
-                sequences: 16,
-                preempt,
-                prefix_cache: true,
-                ..Server::default()
-            });
+            let server = crowded(&model, preempt);
             let (there, seen_there, stats) = fast(&model, &server, &prompts);
             assert_eq!(texts, there, "{name}");
             for (at, logits) in &seen_there {

@@ -3,10 +3,12 @@
 //!
 //! `cargo test -p plimsoll-schedule --test giving_way`
 
+mod support;
+
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_schedule::{
-    CostModel, Draw, Fan, Limits, Output, Preempt, Rates, Request, RequestId, RowOutput, Scheduler,
-    SchedulerConfig, Step, StepOutput, Work,
+    Draw, Fan, Limits, Output, Preempt, Request, RequestId, RowOutput, Scheduler, SchedulerConfig,
+    Step, StepOutput,
 };
 use plimsoll_units::{Bytes, Nanos};
 
@@ -36,23 +38,7 @@ fn scheduler(preempt: Preempt, prefix_cache: bool) -> Scheduler {
     let mut kv = KvConfig::new(Layout::full(4, Bytes::new(8)), 6);
     kv.swap_pages = 6;
     kv.prefix_cache = prefix_cache;
-    let cost = CostModel {
-        work: Work {
-            weight_bytes: 1,
-            token_flops: 1,
-            head_flops: 1,
-            attention: Vec::new(),
-        },
-        rates: Rates {
-            flops_per_s: 1,
-            memory_bytes_per_s: 1,
-            link_bytes_per_s: 1,
-            transfer_ns: 0,
-            transfers_per_block: 1,
-            step_ns: 1,
-            row_ns: 0,
-        },
-    };
+    let cost = support::cost();
     let mut s = Scheduler::new(config, KvCache::new(kv), cost);
     for id in [OLDER, VICTIM] {
         let r = Request::new(

@@ -2,10 +2,12 @@
 //!
 //! `cargo test -p plimsoll-schedule --test priorities`
 
+mod support;
+
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_schedule::{
-    CostModel, Draw, Fan, Limits, Output, Rates, Request, RequestId, RowOutput, Scheduler,
-    SchedulerConfig, StepOutput, Work,
+    Draw, Fan, Limits, Output, Request, RequestId, RowOutput, Scheduler, SchedulerConfig,
+    StepOutput,
 };
 use plimsoll_units::{Bytes, Nanos};
 
@@ -25,23 +27,7 @@ fn scheduler() -> Scheduler {
     let mut config = SchedulerConfig::new(LIMITS);
     config.max_seqs = 1;
     config.class = Nanos(10 * SECOND);
-    let cost = CostModel {
-        work: Work {
-            weight_bytes: 1,
-            token_flops: 1,
-            head_flops: 1,
-            attention: Vec::new(),
-        },
-        rates: Rates {
-            flops_per_s: 1,
-            memory_bytes_per_s: 1,
-            link_bytes_per_s: 1,
-            transfer_ns: 0,
-            transfers_per_block: 1,
-            step_ns: 1,
-            row_ns: 0,
-        },
-    };
+    let cost = support::cost();
     let kv = KvConfig::new(Layout::full(4, Bytes::new(8)), 8);
     Scheduler::new(config, KvCache::new(kv), cost)
 }

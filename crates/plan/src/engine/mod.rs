@@ -10,7 +10,7 @@ mod ideal;
 pub mod llamacpp;
 pub(crate) mod plimsoll;
 pub(crate) use plimsoll::DRIVER_BOUND_MIB;
-pub use plimsoll::host::STAGED_PAGES;
+pub use plimsoll::host::{STAGED_PAGES, STAGED_WEIGHTS};
 pub use plimsoll::http::HttpLimits;
 pub mod vllm;
 

@@ -36,8 +36,10 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let mut notes = Vec::new();
     let on_cpu = host::is_cpu(context);
     let ranks = context.deployment.parallel.tp;
+    let mut largest_weight = Bytes::ZERO;
     let mut terms = match program(context)? {
         Ok(program) => {
+            largest_weight = program.largest_weight();
             if !on_cpu {
                 notes.push("what the driver takes is a bound".to_owned());
             }
@@ -81,7 +83,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     };
     terms.extend(extras::adapters(context)?);
     let mut host = Vec::new();
-    let beside = host::terms(context, &geometry)?;
+    let beside = host::terms(context, &geometry, largest_weight)?;
     let mut budget = whole_device(context);
     if on_cpu {
         // What several ranks have together is beside them, once.

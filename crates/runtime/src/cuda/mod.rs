@@ -4,6 +4,8 @@
 //! told once: tokens, positions, block tables, in one list ([`StepInputs`]). Then the program's operations are started
 //! one after the other, over all rows; only logits come back.
 
+mod attention;
+mod linear;
 mod ops;
 mod speeds;
 mod weights;

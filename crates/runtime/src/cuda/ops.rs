@@ -4,95 +4,20 @@ use std::ops::Range;
 
 use plimsoll_cuda::{Launch, args};
 use plimsoll_program::{
-    ATTENTION_PART, ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp,
-    NormKind, Op, ROW_WORDS, Rows, ScanOp, WeightId, WeightLayout, part_words,
+    ActivationKind, BufferId, ConvolveOp, GroupKind, NormKind, Op, ROW_WORDS, Rows, ScanOp,
+    WeightId,
 };
 use plimsoll_schedule::Row;
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::Bytes;
 
+use super::linear::form;
 use super::{Cuda, elements, word};
 use crate::backend::BackendError;
 
 /// Threads of a block that treats a row.
-const THREADS: u32 = 128;
-/// Warps of a block of a linear layer: each has a panel.
-const WARPS: u64 = 4;
-/// Output rows of a panel.
-const PANEL: u64 = 32;
-/// Rows of x that a warp passes together, the most first, and what its kernel is called after.
-const TOGETHER: [(u64, [&str; 3]); 3] = [
-    (8, ["linear_bf16_8", "linear_int8_8", "linear_int4_8"]),
-    (4, ["linear_bf16_4", "linear_int8_4", "linear_int4_4"]),
-    (1, ["linear_bf16_1", "linear_int8_1", "linear_int4_1"]),
-];
-/// The same for bfloat16 where weights are under way to shared memory while others are multiplied, a block a panel: rows of x,
-/// columns of a step (`linear_staged.cu`).
-const STAGED: [(u64, u64, &str); 3] = [
-    (32, 64, "linear_staged_32"),
-    (4, 128, "linear_staged_4"),
-    (1, 128, "linear_staged_1"),
-];
-/// Steps of them that are in shared memory at once.
-const STAGES: u64 = 5;
-/// Tiles of a linear layer on tensor cores: rows of x, outputs, columns of a step, steps at once, threads, and what their
-/// kernels are called (`linear_mma.cu`).
-const TILES_MMA: [TileMma; 3] = [
-    TileMma {
-        rows: 16,
-        outputs: 32,
-        step: 128,
-        stages: 5,
-        threads: 128,
-        names: [
-            "linear_mma_bf16_16",
-            "linear_mma_int8_16",
-            "linear_mma_int4_16",
-        ],
-    },
-    TileMma {
-        rows: 64,
-        outputs: 32,
-        step: 64,
-        stages: 5,
-        threads: 128,
-        names: [
-            "linear_mma_bf16_64",
-            "linear_mma_int8_64",
-            "linear_mma_int4_64",
-        ],
-    },
-    TileMma {
-        rows: 128,
-        outputs: 128,
-        step: 32,
-        stages: 3,
-        threads: 256,
-        names: [
-            "linear_mma_bf16_128",
-            "linear_mma_int8_128",
-            "linear_mma_int4_128",
-        ],
-    },
-];
+pub(super) const THREADS: u32 = 128;
 /// Blocks that keep a large GPU busy.
-const BUSY: u64 = 256;
-/// Rows of attention on tensor cores: tokens with a head each.
-const QUERIES: u64 = 64;
-/// Keys that attention multiplies side by side, tiles of them, and lanes of a tile (`attention.cu`).
-const CHUNK: u64 = 128;
-const TILES: u64 = 8;
-const LANES: u64 = 16;
-/// Blocks in the first direction and in the others at most.
-const BLOCKS: [u64; 2] = [(1 << 31) - 1, 65_535];
-
-const fn form(weights: WeightType) -> u32 {
-    match weights {
-        WeightType::Bf16 => 0,
-        WeightType::Int8 => 1,
-        WeightType::Int4 => 2,
-    }
-}
-
+pub(super) const BUSY: u64 = 256;
 const fn function(kind: ActivationKind) -> u32 {
     match kind {
         ActivationKind::Silu => 0,
@@ -103,67 +28,12 @@ const fn function(kind: ActivationKind) -> u32 {
     }
 }
 
-/// The kernel for a type of cached elements.
-fn of_type(dtype: DType, names: [&'static str; 4]) -> &'static str {
-    match dtype {
-        DType::F32 => names[0],
-        DType::F16 => names[2],
-        DType::I8 => names[3],
-        _ => names[1],
-    }
-}
-
 /// How many tokens, sequences and wanted rows an operation has.
 #[derive(Clone, Copy)]
-struct Step {
-    tokens: u64,
-    rows: u64,
-    outputs: u64,
-}
-
-/// Matrices of an operation, one after the other in the arena.
-struct Matrices {
-    words: u64,
-    form: WeightType,
-    n: u64,
-    k: u64,
-    /// How many there are.
-    count: u64,
-    /// Words from one to the next.
-    apart: u64,
-}
-
-#[derive(Clone, Copy)]
-struct TileMma {
-    rows: u64,
-    outputs: u64,
-    step: u64,
-    stages: u64,
-    threads: u32,
-    names: [&'static str; 3],
-}
-
-impl TileMma {
-    /// That for so many rows of x, which meet `matrices` matrices of `n` outputs. Results are the same with any.
-    fn of(rows: u64, n: u64, matrices: u64) -> &'static Self {
-        let [small, middle, large] = &TILES_MMA;
-        let blocks = rows.div_ceil(large.rows) * n.div_ceil(large.outputs) * matrices;
-        match rows {
-            0..=16 => small,
-            65.. if blocks >= BUSY => large,
-            _ => middle,
-        }
-    }
-
-    /// Bytes that a block shares: lines of weights and of their scales, and two steps of inputs.
-    fn shared(&self, weights: WeightType) -> u64 {
-        let lines = match weights {
-            WeightType::Bf16 => self.step / 2,
-            WeightType::Int8 => self.step.div_ceil(128) + self.step / 4,
-            WeightType::Int4 => self.step.div_ceil(64) + self.step / 8,
-        };
-        4 * (self.stages * lines * self.outputs + 2 * self.rows * (self.step / 2 + 4))
-    }
+pub(super) struct Step {
+    pub(super) tokens: u64,
+    pub(super) rows: u64,
+    pub(super) outputs: u64,
 }
 
 impl Cuda {
@@ -211,7 +81,7 @@ impl Cuda {
         )))
     }
 
-    fn rows(&self, id: BufferId, step: Step) -> u64 {
+    pub(super) fn rows(&self, id: BufferId, step: Step) -> u64 {
         match self.program.buffer(id).rows {
             Rows::Tokens => step.tokens,
             Rows::Routes(experts) => step.tokens * experts,
@@ -219,12 +89,12 @@ impl Cuda {
         }
     }
 
-    fn width(&self, id: BufferId) -> u32 {
+    pub(super) fn width(&self, id: BufferId) -> u32 {
         word(self.program.buffer(id).width)
     }
 
     /// Where a buffer lies, `rows` of whose rows are used.
-    fn buffer(&mut self, id: BufferId, step: Step) -> u64 {
+    pub(super) fn buffer(&mut self, id: BufferId, step: Step) -> u64 {
         let rows = self.rows(id, step);
         let b = self.program.buffer(id);
         let (offset, bytes) = (
@@ -238,7 +108,7 @@ impl Cuda {
         at.0
     }
 
-    fn weight(&mut self, id: WeightId) -> u64 {
+    pub(super) fn weight(&mut self, id: WeightId) -> u64 {
         let w = self.program.weight(id);
         let at = self.weights.at.plus(w.offset.get());
         // Whether it is 64 bits long was seen when the program was lowered.
@@ -247,7 +117,7 @@ impl Cuda {
         at.0
     }
 
-    fn vector(&mut self, id: Option<WeightId>) -> u64 {
+    pub(super) fn vector(&mut self, id: Option<WeightId>) -> u64 {
         id.map_or(0, |id| self.weight(id))
     }
 
@@ -259,7 +129,7 @@ impl Cuda {
     }
 
     /// The rows of a group of layers, and all tables.
-    fn seqs(&mut self, group: u64, step: Step) -> [u64; 2] {
+    pub(super) fn seqs(&mut self, group: u64, step: Step) -> [u64; 2] {
         let seqs = self.told(self.lists.rows[elements(group)], ROW_WORDS * step.rows);
         if self.allowed.is_some() {
             let seen = std::mem::take(&mut self.lists.seen[elements(group)]);
@@ -272,7 +142,7 @@ impl Cuda {
     }
 
     /// The pages, `part` of each of which is a layer's.
-    fn pages(&mut self, group: u64, part: Range<u64>) -> u64 {
+    pub(super) fn pages(&mut self, group: u64, part: Range<u64>) -> u64 {
         if self.allowed.is_some() {
             let seen = std::mem::take(&mut self.lists.seen[elements(group)]);
             for &page in &seen.pages {
@@ -285,43 +155,13 @@ impl Cuda {
     }
 
     /// The part of a page that one layer of a group has.
-    fn layer(&self, group: u64, index: u64) -> Range<u64> {
+    pub(super) fn layer(&self, group: u64, index: u64) -> Range<u64> {
         let of = &self.program.geometry.groups[elements(group)];
         let bytes = of.rate.get() * of.slots;
         index * bytes..(index + 1) * bytes
     }
 
-    fn matrices(&mut self, all: &[WeightId]) -> Result<Matrices, BackendError> {
-        let unequal = || BackendError::Step("matrices that do not lie evenly".to_owned());
-        let first = *all.first().ok_or_else(unequal)?;
-        let WeightLayout::Packed { form, n, k } = self.program.weight(first).layout else {
-            return Err(unequal());
-        };
-        let at = |i: usize| all.get(i).map(|w| self.program.weight(*w).offset.get());
-        let apart = match (at(0), at(1)) {
-            (Some(a), Some(b)) => b.checked_sub(a).ok_or_else(unequal)?,
-            _ => 0,
-        };
-        for (i, pair) in all.windows(2).enumerate() {
-            let [a, b] = [pair[0], pair[1]].map(|w| self.program.weight(w));
-            if b.layout != a.layout || at(i + 1) != at(i).and_then(|a| a.checked_add(apart)) {
-                return Err(unequal());
-            }
-        }
-        for other in &all[1..] {
-            self.weight(*other);
-        }
-        Ok(Matrices {
-            words: self.weight(first),
-            form,
-            n,
-            k,
-            count: all.len() as u64,
-            apart: apart / 4,
-        })
-    }
-
-    fn launch(
+    pub(super) fn launch(
         &mut self,
         kernel: &'static str,
         how: Launch,
@@ -330,104 +170,21 @@ impl Cuda {
         if how.grid.contains(&0) {
             return Ok(());
         }
-        let [first, other] = BLOCKS;
-        if u64::from(how.grid[0]) > first || how.grid[1..].iter().any(|n| u64::from(*n) > other) {
+        let [first, other] = self.device.most_blocks();
+        if how.grid[0] > first || how.grid[1..].iter().any(|n| *n > other) {
             return Err(BackendError::Step(format!("{kernel}: too many blocks")));
         }
         self.start(kernel, how, args)
     }
 
     /// A block for each row.
-    fn each(&mut self, kernel: &'static str, rows: u64, args: &[u8]) -> Result<(), BackendError> {
-        self.launch(kernel, Launch::blocks(word(rows), THREADS), args)
-    }
-
-    /// `y = x W^T` for rows of x; `scratch` is where they are quantised, `a` what else is known of them.
-    fn linear(
+    pub(super) fn each(
         &mut self,
-        m: &Matrices,
-        mut a: args::Linear,
-        x_rows: u64,
-        scratch: u64,
-        groups: u64,
+        kernel: &'static str,
+        rows: u64,
+        args: &[u8],
     ) -> Result<(), BackendError> {
-        a.words = m.words;
-        a.matrix_words = m.apart;
-        (a.form, a.n, a.k) = (form(m.form), word(m.n), word(m.k));
-        a.x_stride = word(m.k);
-        if self.fast {
-            return self.linear_mma(m, a);
-        }
-        if m.form != WeightType::Bf16 {
-            let q = args::Quantise {
-                x: a.x,
-                out: scratch,
-                k: word(m.k),
-                rows: word(x_rows),
-            };
-            let blocks = x_rows.saturating_mul(m.k.div_ceil(128)).div_ceil(WARPS);
-            self.launch("quantise", Launch::blocks(word(blocks), THREADS), q.bytes())?;
-            a.x = scratch;
-            a.x_stride = word(m.form.input_words(m.k));
-        }
-        let rows = u64::from(a.rows);
-        // Each expert's rows are apart: one at a time.
-        let most = if a.routes == 0 { rows } else { 1 };
-        let kernels = TOGETHER.iter().find(|t| t.0 <= most.max(1));
-        let (mut together, names) = *kernels.unwrap_or(&TOGETHER[2]);
-        let mut name = names[form(m.form) as usize];
-        let mut blocks = word(m.n.div_ceil(PANEL).div_ceil(WARPS));
-        let mut shared = 0;
-        if self.staged && m.form == WeightType::Bf16 {
-            let kernels = STAGED.iter().find(|t| t.0 <= most.max(1));
-            let (rows, step, kernel) = kernels.unwrap_or(&STAGED[2]);
-            (together, name) = (*rows, *kernel);
-            blocks = word(m.n.div_ceil(PANEL));
-            shared = word(4 * STAGES * (step / 2 * PANEL + rows * step));
-        }
-        // There are only so many blocks in the second direction.
-        let step = BLOCKS[1] * together;
-        if rows > step && (groups > 1 || a.routes != 0) {
-            return Err(BackendError::Step(
-                "too many rows for one kernel".to_owned(),
-            ));
-        }
-        let [x, y] = [a.x, a.y];
-        for from in (0..rows).step_by(elements(step)) {
-            let count = (rows - from).min(step);
-            a.rows = word(count);
-            a.x = x + from * u64::from(a.x_stride) * 4;
-            a.y = y + from * m.n * 4;
-            let how = Launch {
-                grid: [blocks, word(count.div_ceil(together)), word(groups)],
-                threads: 32 * word(WARPS),
-                shared,
-            };
-            self.launch(name, how, a.bytes())?;
-        }
-        Ok(())
-    }
-
-    /// The same on tensor cores.
-    fn linear_mma(&mut self, m: &Matrices, a: args::Linear) -> Result<(), BackendError> {
-        let rows = u64::from(a.rows);
-        // Rows that share a matrix: of those for experts nobody knows yet how many.
-        let (together, matrices) = if a.routes == 0 {
-            (rows, m.count)
-        } else {
-            (rows.div_ceil(m.count), m.count)
-        };
-        let tile = TileMma::of(together, m.n, matrices);
-        let how = Launch {
-            grid: [
-                word(together.div_ceil(tile.rows)),
-                word(m.n.div_ceil(tile.outputs)),
-                word(matrices),
-            ],
-            threads: tile.threads,
-            shared: word(tile.shared(m.form)),
-        };
-        self.launch(tile.names[form(m.form) as usize], how, a.bytes())
+        self.launch(kernel, Launch::blocks(word(rows), THREADS), args)
     }
 
     #[allow(clippy::too_many_lines, reason = "one arm for each operation")]
@@ -769,180 +526,6 @@ impl Cuda {
         }
     }
 
-    fn attention(&mut self, step: Step, a: &AttentionOp) -> Result<(), BackendError> {
-        let group = self.program.geometry.groups[elements(a.group)].clone();
-        let dtype = self.program.kv_dtype;
-        let each = element_bytes(dtype);
-        let strides = [a.q, a.k, a.v].map(|b| self.width(b));
-        let at = [(a.q, a.at[0]), (a.k, a.at[1]), (a.v, a.at[2])];
-        let [q, k, v] = at.map(|(b, from)| self.buffer(b, step) + 4 * from);
-        let (reach, reach_of) = match group.kind {
-            GroupKind::Window(n) => (1, word(n)),
-            GroupKind::Chunk(n) => (2, word(n)),
-            _ => (0, 0),
-        };
-        let part = self.layer(a.group, a.index);
-        let [seqs, tables] = self.seqs(a.group, step);
-        let kv = args::Kv {
-            pages: self.pages(a.group, part.clone()),
-            seqs,
-            of: self.told(self.lists.of, step.tokens),
-            tables,
-            q,
-            k,
-            v,
-            out: self.buffer(a.out, step),
-            sinks: self.vector(a.sinks),
-            page: self.program.geometry.page.get() / each,
-            layer: part.start / each,
-            slots: word(group.slots),
-            q_heads: word(a.q_heads),
-            kv_heads: word(a.kv_heads),
-            k_dim: word(a.k_dim),
-            v_dim: word(a.v_dim),
-            q_stride: strides[0],
-            k_stride: strides[1],
-            v_stride: strides[2],
-            reach,
-            reach_of,
-            capped: a.softcap.is_some().into(),
-            scale: a.scale,
-            cap: a.softcap.unwrap_or(0.0),
-            ..args::Kv::default()
-        };
-        let write = [
-            "write_kv_f32",
-            "write_kv_bf16",
-            "write_kv_f16",
-            "write_kv_int8",
-        ];
-        self.each(of_type(dtype, write), step.tokens, kv.bytes())?;
-        if let Some(names) = self.attend_mma(a) {
-            return self.attend_fast(step, a, kv, names);
-        }
-        let queries = a.q_heads / a.kv_heads.max(1);
-        let floats = queries * (a.k_dim + a.v_dim + CHUNK + 1 + LANES + TILES) + CHUNK;
-        let how = Launch {
-            grid: [word(step.tokens), word(a.kv_heads), 1],
-            threads: THREADS,
-            shared: word(4 * floats),
-        };
-        let attend = ["attend_f32", "attend_bf16", "attend_f16", "attend_int8"];
-        self.launch(of_type(dtype, attend), how, kv.bytes())
-    }
-
-    /// The kernel of attention on tensor cores for such heads: with it keys of a tile, tiles at once.
-    fn attend_mma(&self, a: &AttentionOp) -> Option<(&'static str, u64, u64)> {
-        let half = match self.program.kv_dtype {
-            _ if !self.fast => return None,
-            DType::Bf16 => 0,
-            DType::F16 => 1,
-            _ => return None,
-        };
-        let (names, keys, tiles) = match a.k_dim.max(a.v_dim) {
-            0..=64 => (["attend_mma_bf16_64", "attend_mma_f16_64"], 64, 2),
-            65..=128 => (["attend_mma_bf16_128", "attend_mma_f16_128"], 64, 2),
-            129..=256 => (["attend_mma_bf16_256", "attend_mma_f16_256"], 32, 1),
-            _ => return None,
-        };
-        Some((names[half], keys, tiles))
-    }
-
-    fn attend_fast(
-        &mut self,
-        step: Step,
-        a: &AttentionOp,
-        mut kv: args::Kv,
-        (name, keys, tiles): (&'static str, u64, u64),
-    ) -> Result<(), BackendError> {
-        let [k_dim, v_dim] = [a.k_dim, a.v_dim].map(|d| d.next_multiple_of(16));
-        let halves = QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8));
-        // Long sequences of few tokens are treated in parts, so that enough blocks run: as far as there is room for them.
-        let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
-        let words = step
-            .tokens
-            .saturating_mul(parts)
-            .saturating_mul(part_words(a));
-        let apart = parts > 1
-            && step.tokens.saturating_mul(a.kv_heads) < BUSY
-            && words <= self.sizes.partials;
-        kv.split = word(ATTENTION_PART);
-        kv.splits = word(parts);
-        if apart {
-            let s = self.sizes;
-            let from = s.constants + s.tokens + s.rows + s.tables + s.wanted + s.copies;
-            self.inputs.mark(Bytes::new(4 * (from + words)));
-            kv.partials = self.told(from, words);
-        }
-        let how = Launch {
-            grid: [
-                word(step.tokens),
-                word(a.kv_heads),
-                if apart { kv.splits } else { 1 },
-            ],
-            threads: THREADS,
-            shared: word(2 * halves),
-        };
-        self.launch(name, how, kv.bytes())?;
-        if !apart {
-            return Ok(());
-        }
-        let how = Launch {
-            grid: [word(step.tokens), word(a.q_heads), 1],
-            threads: THREADS,
-            shared: 0,
-        };
-        self.launch("combine", how, kv.bytes())
-    }
-
-    fn latent(&mut self, step: Step, a: &LatentOp) -> Result<(), BackendError> {
-        let group = self.program.geometry.groups[elements(a.group)].clone();
-        let dtype = self.program.kv_dtype;
-        let each = element_bytes(dtype);
-        let part = self.layer(a.group, a.index);
-        let [seqs, tables] = self.seqs(a.group, step);
-        let latents = args::Latents {
-            pages: self.pages(a.group, part.clone()),
-            seqs,
-            of: self.told(self.lists.of, step.tokens),
-            tables,
-            q: self.buffer(a.q, step),
-            q_rope: self.buffer(a.q_rope, step),
-            latent: self.buffer(a.latent, step),
-            out: self.buffer(a.out, step),
-            page: self.program.geometry.page.get() / each,
-            layer: part.start / each,
-            slots: word(group.slots),
-            k_dim: word(a.rank + a.rope_dim),
-            v_dim: word(a.rank),
-            q_stride: self.width(a.q),
-            rope_stride: self.width(a.q_rope),
-            latent_stride: self.width(a.latent),
-            out_stride: self.width(a.out),
-            scale: a.scale,
-        };
-        let none = "latents have no scales";
-        let write = [
-            "write_latents_f32",
-            "write_latents_bf16",
-            "write_latents_f16",
-            none,
-        ];
-        self.each(of_type(dtype, write), step.tokens, latents.bytes())?;
-        let how = Launch {
-            grid: [word(step.tokens), word(a.heads), 1],
-            threads: THREADS,
-            shared: word(4 * (2 * a.rank + a.rope_dim + 1)),
-        };
-        let attend = [
-            "attend_latents_f32",
-            "attend_latents_bf16",
-            "attend_latents_f16",
-            none,
-        ];
-        self.launch(of_type(dtype, attend), how, latents.bytes())
-    }
-
     fn convolve(&mut self, step: Step, c: &ConvolveOp) -> Result<(), BackendError> {
         let channels = self.width(c.out);
         let [seqs, tables] = self.seqs(c.state.group, step);
@@ -1003,14 +586,5 @@ impl Cuda {
     /// What steps do before any was seen: bounds are measured by the warm-up.
     pub(super) fn measured(&mut self) -> Result<crate::backend::Measured, BackendError> {
         super::weights::measured(self)
-    }
-}
-
-/// Bytes of a cached element; others than these are refused at the start.
-const fn element_bytes(dtype: DType) -> u64 {
-    match dtype {
-        DType::F32 => 4,
-        DType::I8 => 1,
-        _ => 2,
     }
 }

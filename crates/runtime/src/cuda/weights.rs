@@ -8,22 +8,21 @@ use plimsoll_units::Bytes;
 use super::Cuda;
 use crate::arena::{Arena, Part};
 use crate::backend::{BackendError, Measured};
-use crate::weights::{Checkpoint, Progress, WeightsError, load_some};
+use crate::weights::{Checkpoint, Progress, WeightsError, load_some, stored};
 
-/// Bytes of weights that are packed on the host before they go; one weight, where that is more.
-const STAGED: u64 = 256 << 20;
-
-/// Fills the device's weights from a checkpoint, some at a time, packed on `threads` threads of the host; returns the stored
-/// bytes that were read.
+/// Fills the device's weights from a checkpoint, packed on `threads` threads of the host, at most `staged` bytes at a time, or
+/// one weight where that is more ([`plimsoll_plan::STAGED_WEIGHTS`]); returns the stored bytes that were read.
 ///
 /// # Errors
 /// [`WeightsError`]; what the device then holds is not to be used.
 pub fn load(
     cuda: &mut Cuda,
     checkpoint: &Checkpoint,
+    staged: Bytes,
     threads: usize,
     progress: &Progress<'_>,
 ) -> Result<Bytes, WeightsError> {
+    let total = stored(&cuda.program, checkpoint)?;
     let ends: Vec<u64> = {
         let weights = &cuda.program.weights;
         let next = weights.iter().skip(1).map(|w| w.offset.get());
@@ -34,7 +33,7 @@ pub fn load(
     let mut parts = Vec::new();
     let mut from = 0;
     for (i, end) in ends.iter().enumerate() {
-        if i > from && end - begin(from) > STAGED {
+        if i > from && end - begin(from) > staged.get() {
             parts.push(from..i);
             from = i;
         }
@@ -48,16 +47,16 @@ pub fn load(
     let mut done = 0;
     for part in parts {
         let (from, len) = (begin(part.start), size(&part));
-        let told = |some: Bytes, all: Bytes| {
-            progress(Bytes::new(done + some.get()), all);
-        };
+        // What pads rows and columns is zeros, not what other weights have left.
+        staging.whole_mut::<u8>().fill(0);
+        let tell = |some: Bytes| progress(Bytes::new(done + some.get()), total);
         let read = load_some(
             &cuda.program,
             part,
             checkpoint,
             &mut staging,
             threads,
-            &told,
+            &tell,
         )?;
         done += read.get();
         let bytes = staging.view::<u8>(Part { offset: 0, len })?;

@@ -117,19 +117,15 @@ pub fn load(
     threads: usize,
     progress: &Progress<'_>,
 ) -> Result<Bytes, WeightsError> {
+    let total = stored(program, checkpoint)?;
     let all = 0..program.weights.len();
-    load_some(program, all, checkpoint, arena, threads, progress)
+    load_some(program, all, checkpoint, arena, threads, &|done| {
+        progress(done, total);
+    })
 }
 
-/// Fills `arena` with some weights of `program`, the first of which begins there.
-pub(crate) fn load_some(
-    program: &Program,
-    some: Range<usize>,
-    checkpoint: &Checkpoint,
-    arena: &mut Arena,
-    threads: usize,
-    progress: &Progress<'_>,
-) -> Result<Bytes, WeightsError> {
+/// Bytes that are stored of all weights of `program`, each of which is there and has the type and shape that it should.
+pub(crate) fn stored(program: &Program, checkpoint: &Checkpoint) -> Result<Bytes, WeightsError> {
     let missing: Vec<String> = program
         .weights
         .iter()
@@ -141,6 +137,34 @@ pub(crate) fn load_some(
     if !missing.is_empty() {
         return Err(WeightsError::Missing(missing));
     }
+    let mut all = 0_u64;
+    for weight in &program.weights {
+        let k = match weight.layout {
+            WeightLayout::Packed { k, .. } => k,
+            WeightLayout::F32 { .. } => 1,
+        };
+        for piece in resolve(weight, checkpoint)? {
+            let rows = piece.at.end - piece.at.start;
+            all = all.saturating_add(stored_rows(rows, k, piece.dtype));
+        }
+    }
+    Ok(Bytes::new(all))
+}
+
+/// Bytes that rows take in their file, where they were found to lie.
+fn stored_rows(rows: u64, k: u64, dtype: DType) -> u64 {
+    dtype.bytes(rows.saturating_mul(k)).map_or(0, Bytes::get)
+}
+
+/// Fills `arena` with some weights of `program`, the first of which begins there, and tells what is done of them.
+pub(crate) fn load_some(
+    program: &Program,
+    some: Range<usize>,
+    checkpoint: &Checkpoint,
+    arena: &mut Arena,
+    threads: usize,
+    progress: &(dyn Fn(Bytes) + Sync),
+) -> Result<Bytes, WeightsError> {
     let weights = &program.weights[some];
     let base = weights.first().map_or(0, |w| w.offset.get());
     let mut sources = Vec::new();
@@ -161,7 +185,7 @@ pub(crate) fn load_some(
     let total = items.iter().map(|i| i.stored_bytes).sum();
     // In the order of the files, so that each is read from its beginning to its end.
     items.sort_by_key(|i| i.pieces.first().map(|p| (p.file, p.begin, i.first)));
-    run(items, checkpoint, threads, total, progress)?;
+    run(items, checkpoint, threads, progress)?;
     Ok(Bytes::new(total))
 }
 
@@ -177,8 +201,7 @@ fn run(
     items: Vec<Item<'_>>,
     checkpoint: &Checkpoint,
     threads: usize,
-    total: u64,
-    progress: &Progress<'_>,
+    progress: &(dyn Fn(Bytes) + Sync),
 ) -> Result<(), WeightsError> {
     let queue = Mutex::new(items.into_iter());
     let stop = AtomicBool::new(false);
@@ -192,7 +215,7 @@ fn run(
             fill::item(item, checkpoint, &mut scratch)
                 .inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
             let before = done.fetch_add(bytes, Ordering::Relaxed);
-            progress(Bytes::new(before + bytes), Bytes::new(total));
+            progress(Bytes::new(before + bytes));
         }
         Ok(())
     };
@@ -399,10 +422,6 @@ fn divide<'a>(
     words: &'a mut [u32],
     items: &mut Vec<Item<'a>>,
 ) {
-    let stored = |rows: u64, k: u64, dtype: DType| {
-        // Every row was found to lie in a file.
-        dtype.bytes(rows.saturating_mul(k)).map_or(0, Bytes::get)
-    };
     let mut push = |rows: std::ops::Range<u64>, k: u64, dest| {
         let inside: Vec<&Piece> = pieces
             .iter()
@@ -412,7 +431,7 @@ fn divide<'a>(
             .iter()
             .map(|p| {
                 let n = p.at.end.min(rows.end) - p.at.start.max(rows.start);
-                stored(n, k, p.dtype)
+                stored_rows(n, k, p.dtype)
             })
             .sum();
         items.push(Item {
@@ -427,7 +446,7 @@ fn divide<'a>(
         WeightLayout::F32 { n } => push(0..n, 1, Dest::Floats(words)),
         WeightLayout::Packed { form, n, k } => {
             let panel = PANEL as u64;
-            let widest = pieces.iter().map(|p| stored(panel, k, p.dtype)).max();
+            let widest = pieces.iter().map(|p| stored_rows(panel, k, p.dtype)).max();
             let panels = (SCRATCH / widest.unwrap_or(1).max(1)).max(1);
             // At most the words that there are; a panel of no columns has none.
             let len = usize::try_from(panels * panel * form.row_words(k)).unwrap_or(usize::MAX);

@@ -350,7 +350,9 @@ impl Model {
         };
         let swap = server.disk.space(page.times(server.swap.into()).unwrap());
         let mut cuda = Cuda::new(device, program, sizes, swap, context, arithmetic).unwrap();
-        cuda::load(&mut cuda, &self.checkpoint(), 1, &|_, _| {}).unwrap();
+        // As many parts as there are large weights: each finds what others have left.
+        let staged = Bytes::new(4096);
+        cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
         self.engine_on(server, cuda, chooser)
     }
 

@@ -9,6 +9,7 @@ use crate::args::doctor::GpuArg;
 use crate::args::engine::{DeviceArg, EngineArgs};
 use crate::commands::doctor;
 use crate::error::{Exit, Failure};
+use crate::progress::Progress;
 
 /// A device that carries steps out.
 #[derive(Debug)]
@@ -174,7 +175,12 @@ fn kernels(architecture: &str) -> Result<Vec<u8>, CompileError> {
     if let Some(code) = plimsoll_host::cache::read(&env, &name) {
         return Ok(code);
     }
+    let progress = Progress::new();
+    progress.show(|| {
+        format!("compiling the GPU's kernels for sm_{architecture}, once: some tens of seconds")
+    });
     let code = plimsoll_cuda::compile(&source, architecture)?;
+    drop(progress);
     // Where it cannot be kept it is compiled again next time.
     plimsoll_host::cache::write(&env, &name, &code);
     Ok(code)

@@ -167,7 +167,7 @@ impl Prepared {
             .or(what.context)
             .unwrap_or_else(|| spec.max_context.unwrap_or(OWN_MODEL_LEN).min(OWN_MODEL_LEN));
         let threads = args.threads.unwrap_or_else(crate::commands::processors);
-        let programs = lowered(what, spec, context)?;
+        let programs = lowered(what, spec, context, place)?;
         // All ranks are alike.
         let geometry = programs[0].geometry.clone();
         let layout = Layout::new(&geometry).map_err(|e| {
@@ -315,7 +315,8 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
             };
             let cuda = Cuda::new(gpu, program, sizes, swap, context, arithmetic);
             let mut cuda = cuda.map_err(|e| too_large(&e))?;
-            cuda::load(&mut cuda, &checkpoint, threads, &tell).map_err(broken)?;
+            let staged = plimsoll_plan::STAGED_WEIGHTS;
+            cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
             Box::new(cuda)
         }
     };
@@ -429,7 +430,12 @@ fn inputs(args: &EngineArgs) -> Inputs {
 }
 
 /// The program of each rank.
-fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Vec<Program>, Failure> {
+fn lowered(
+    what: &Start<'_>,
+    spec: &ModelSpec,
+    context: u64,
+    place: &Place,
+) -> Result<Vec<Program>, Failure> {
     let args = what.engine;
     let rules = KvRules::plimsoll(args.kv_cache_dtype, args.block_size);
     let sizes = Sizes {
@@ -457,9 +463,15 @@ fn lowered(what: &Start<'_>, spec: &ModelSpec, context: u64) -> Result<Vec<Progr
         };
         Failure::new(exit, "E-GEN-010", e.to_string()).hint(hint)
     })?;
-    plimsoll_runtime::check(&programs[0]).map_err(|e| {
+    let check = match place.gpu {
+        None => plimsoll_runtime::check,
+        Some(_) => cuda::check,
+    };
+    check(&programs[0]).map_err(|e| {
         let hint = match e {
             StartError::KvType(_) | StartError::LatentType(_) => "set `--kv-cache-dtype`",
+            StartError::Ranks => "leave `--tp` out, or divide it on processors: `--device cpu`",
+            StartError::Group(_) => "run it on processors: `--device cpu`",
             _ => "choose a model that the processor can run",
         };
         Failure::new(Exit::Usage, "E-GEN-010", e.to_string()).hint(hint)

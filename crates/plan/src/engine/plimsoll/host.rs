@@ -16,8 +16,8 @@ pub(super) const SEQUENCES: u64 = 16;
 const PROCESS_MIB: u64 = 24;
 /// A thread's stack and what the allocator keeps for it; tiles that span blocks are gathered there.
 const THREAD_KIB: u64 = 512;
-/// Weights that are packed together before they go to a GPU (`plimsoll-runtime`, cuda/weights.rs).
-const STAGED_MIB: u64 = 256;
+/// Weights that are packed on the host together before they go to a GPU; one of them, where that is more.
+pub const STAGED_WEIGHTS: Bytes = Bytes::new(256 << 20);
 /// Pages that a GPU moves together to swap space or back, by way of its host.
 pub const STAGED_PAGES: u64 = 32;
 /// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
@@ -77,6 +77,7 @@ pub(super) fn swap(
 pub(super) fn terms(
     context: &Context<'_>,
     geometry: &PoolGeometry,
+    largest_weight: Bytes,
 ) -> Result<Vec<Term>, PlanError> {
     let (t, r) = (batched_tokens(context), outputs(context));
     let length = context.max_model_len;
@@ -157,18 +158,21 @@ pub(super) fn terms(
     }
     let reading = Bytes::product([vocab, TOKENIZER_READING])?;
     let mut loading = Bytes::product([threads, LOADING_MIB, 1024, 1024])?;
+    let mut staged = String::new();
     if !is_cpu(context) {
-        loading = loading.add(Bytes::from_mib(STAGED_MIB)?)?;
+        loading = loading.add(STAGED_WEIGHTS.max(largest_weight))?;
+        staged = format!(", and on their way to the GPU {STAGED_WEIGHTS} or the largest weight");
     }
-    terms.push(
-        bound("starting", reading.max(loading))
-            .formula(format!(
-                "the larger of reading the tokenizer (vocabulary x {TOKENIZER_READING}) and, after it, the weights (threads x {LOADING_MIB} MiB{})",
-                if is_cpu(context) { String::new() } else { format!(", and {STAGED_MIB} MiB on their way to the GPU") }
-            ))
-            .input("vocabulary", vocab)
-            .input("threads", threads),
-    );
+    let mut starting = bound("starting", reading.max(loading))
+        .formula(format!(
+            "the larger of reading the tokenizer (vocabulary x {TOKENIZER_READING}) and, after it, the weights (threads x {LOADING_MIB} MiB{staged})"
+        ))
+        .input("vocabulary", vocab)
+        .input("threads", threads);
+    if !is_cpu(context) {
+        starting = starting.input("largest weight, bytes", largest_weight.get());
+    }
+    terms.push(starting);
     // The pool is not known before this is, but no more than all of it can become pages.
     let pool = match context.settings.kv_memory {
         Some(given) => given,
