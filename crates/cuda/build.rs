@@ -14,7 +14,7 @@ fn main() {
 
 #[cfg(feature = "fibers")]
 fn fibers() {
-    const PARTS: [&str; 8] = [
+    const PARTS: [&str; 9] = [
         "prelude.cuh",
         "rows.cu",
         "linear.cu",
@@ -23,6 +23,7 @@ fn fibers() {
         "attention.cu",
         "attention_mma.cu",
         "state.cu",
+        "sample.cu",
     ];
     println!("cargo:rerun-if-env-changed=PLIMSOLL_ASAN");
     println!("cargo:rerun-if-changed=src/args.rs");

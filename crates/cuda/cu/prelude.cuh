@@ -6,6 +6,7 @@
 #ifdef PLIMSOLL_FIBERS
 
 #define DEVICE static inline
+#define DEVICE_MEMBER inline
 #define CONSTANT static const
 #ifdef __SANITIZE_ADDRESS__
 // It looks at what has one place alone.
@@ -28,6 +29,8 @@ template <typename T> DEVICE T* dynamic_shared() { return (T*)fibers::shared(); 
 
 DEVICE float fma_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE double fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
+DEVICE double add_rn(double a, double b) { return a + b; }
+DEVICE double mul_rn(double a, double b) { return a * b; }
 DEVICE float mul_rn(float a, float b) { return a * b; }
 DEVICE float add_rn(float a, float b) { return a + b; }
 DEVICE float sub_rn(float a, float b) { return a - b; }
@@ -36,12 +39,16 @@ DEVICE float sqrt_rn(float a) { return __builtin_sqrtf(a); }
 DEVICE double rint_rn(double a) { return __builtin_rint(a); }
 DEVICE u32 bits_of(float a) { u32 b; __builtin_memcpy(&b, &a, 4); return b; }
 DEVICE float float_of(u32 a) { float b; __builtin_memcpy(&b, &a, 4); return b; }
+DEVICE u64 bits_of(double a) { u64 b; __builtin_memcpy(&b, &a, 8); return b; }
+DEVICE double double_of(u64 a) { double b; __builtin_memcpy(&b, &a, 8); return b; }
 
 DEVICE u32 shuffle_xor(u32 x, unsigned lanes) { return fibers::exchange(x, fibers::lane() ^ lanes); }
 DEVICE u32 shuffle(u32 x, unsigned lane) { return fibers::exchange(x, lane); }
 // A bit for each lane of the warp, all of which take part.
 DEVICE u32 ballot(bool x) { return fibers::ballot(x); }
 DEVICE u32 ones(u32 x) { return (u32)__builtin_popcount(x); }
+// What was there: of memory that a block shares, whose threads take turns.
+DEVICE u32 atomic_add(u32* to, u32 x) { u32 was = *to; *to = was + x; return was; }
 
 #define TENSOR_CORES 1
 DEVICE void copy_16(void* to, const void* from, u32 bytes) { fibers::copy(to, from, bytes); }
@@ -65,6 +72,7 @@ DEVICE int dot4(u32 a, u32 b, int c) {
 #else
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 #define CONSTANT static __constant__ const
 #define SHARED __shared__
 #define LAUNCH(threads) __launch_bounds__(threads)
@@ -83,6 +91,8 @@ template <typename T> DEVICE T* dynamic_shared() { return (T*)plimsoll_shared; }
 
 DEVICE float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE double fma_rn(double a, double b, double c) { return __fma_rn(a, b, c); }
+DEVICE double add_rn(double a, double b) { return __dadd_rn(a, b); }
+DEVICE double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 DEVICE float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float add_rn(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float sub_rn(float a, float b) { return __fsub_rn(a, b); }
@@ -91,11 +101,14 @@ DEVICE float sqrt_rn(float a) { return __fsqrt_rn(a); }
 DEVICE double rint_rn(double a) { return rint(a); }
 DEVICE u32 bits_of(float a) { return __float_as_uint(a); }
 DEVICE float float_of(u32 a) { return __uint_as_float(a); }
+DEVICE u64 bits_of(double a) { return (u64)__double_as_longlong(a); }
+DEVICE double double_of(u64 a) { return __longlong_as_double((long long)a); }
 
 DEVICE u32 shuffle_xor(u32 x, unsigned lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
 DEVICE u32 shuffle(u32 x, unsigned lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE u32 ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 DEVICE u32 ones(u32 x) { return (u32)__popc(x); }
+DEVICE u32 atomic_add(u32* to, u32 x) { return atomicAdd(to, x); }
 
 #if __CUDA_ARCH__ >= 800
 #define TENSOR_CORES 1

@@ -75,6 +75,8 @@ arguments! {
     Scan { ptr pages, ptr seqs, ptr tables, ptr x, ptr steps, ptr skip, ptr out, u64 from, u32 page, u32 heads, u32 rows, u32 cols, u32 groups, u32 x_stride, }
     /// `steps`: of a selective state space.
     Steps { ptr x, ptr bias, ptr decay, ptr out, u32 wide, u32 from, u32 heads, f32 least, f32 most, u32 none, }
+    /// `shorten`: what rows of logits come to, each as its brief asks.
+    Shorten { ptr logits, ptr briefs, ptr out, u32 vocab, u32 words, }
     /// `copy_pages`: pairs of pages.
     CopyPages { ptr pages, ptr pairs, u64 bytes, }
     /// `move_pages`: pages by their numbers, to the host's memory or from there, where they lie one after the other.

@@ -80,6 +80,19 @@ pub fn floats(bytes: &mut [u8]) -> Result<&mut [f32], DeviceError> {
     Err(DeviceError::Failed("bytes that are no numbers".to_owned()))
 }
 
+/// Bytes of the host as 64-bit words.
+///
+/// # Errors
+/// [`DeviceError::Failed`] where they do not begin at one.
+pub fn words(bytes: &[u8]) -> Result<&[u64], DeviceError> {
+    // SAFETY: any eight bytes are a u64.
+    let (before, all, after) = unsafe { bytes.align_to() };
+    if before.is_empty() && after.is_empty() {
+        return Ok(all);
+    }
+    Err(DeviceError::Failed("bytes that are no words".to_owned()))
+}
+
 /// Memory that kernels work on. What is asked of it is done in order; only [`Device::download`] and
 /// [`Device::wait`] wait.
 pub trait Device: std::fmt::Debug + Send {

@@ -12,13 +12,13 @@ mod fibers;
 mod gpu;
 mod nvrtc;
 
-pub use device::{Address, Device, DeviceError, Launch, TENSOR_CORES, floats};
+pub use device::{Address, Device, DeviceError, Launch, TENSOR_CORES, floats, words};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};
 pub use nvrtc::{ARCHITECTURES, CompileError, compile, compiler_version};
 
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 9] = [
     include_str!("../cu/prelude.cuh"),
     include_str!("../cu/rows.cu"),
     include_str!("../cu/linear.cu"),
@@ -27,6 +27,7 @@ const PARTS: [&str; 8] = [
     include_str!("../cu/attention.cu"),
     include_str!("../cu/attention_mma.cu"),
     include_str!("../cu/state.cu"),
+    include_str!("../cu/sample.cu"),
 ];
 
 /// The kernels, as one source for NVRTC.

@@ -12,6 +12,13 @@ pub const ROW_WORDS: u64 = 4;
 pub const ATTENTION_PART: u64 = 512;
 /// Parts of KV heads that are treated at once at most, but where one token has more: enough to keep a GPU busy.
 const PARTS_MAX: u64 = 4096;
+/// Words that say what is told of a row of logits: whether anything, how many keys, temperature, margin, the number by which
+/// a token is picked (two words), whether one is.
+pub const BRIEF_WORDS: u64 = 8;
+/// 64-bit words of what is told of a row of logits, before its keys.
+pub const SHORT_HEAD: u64 = 8;
+/// Keys after them at most, each the logit and the number of one of the likeliest tokens.
+pub const SHORT_KEYS: u32 = 256;
 /// Lists begin at a multiple of so many words.
 const ALIGN: u64 = 4;
 
@@ -28,6 +35,8 @@ pub struct StepInputs {
     pub tables: u64,
     /// Tokens whose logits are wanted.
     pub wanted: u64,
+    /// What is told of each one's logits.
+    pub briefs: u64,
     /// Pages that are copied, and where to: of so many at a time.
     pub copies: u64,
     /// What parts of attention come to before they are put together.
@@ -67,15 +76,22 @@ impl StepInputs {
             )?,
             tables,
             wanted: lists(1, program.outputs)?,
+            briefs: lists(program.outputs, BRIEF_WORDS)?,
             copies: lists(2, program.outputs)?,
             partials: lists(1, partials(program, context)?)?,
         })
     }
 
+    /// Words before the briefs.
+    #[must_use]
+    pub const fn before_briefs(&self) -> u64 {
+        self.constants + self.tokens + self.rows + self.tables + self.wanted
+    }
+
     /// Words before the list of copies, the last one.
     #[must_use]
     pub const fn before_copies(&self) -> u64 {
-        self.constants + self.tokens + self.rows + self.tables + self.wanted
+        self.before_briefs() + self.briefs
     }
 
     /// Bytes of all of them.
@@ -89,12 +105,19 @@ impl StepInputs {
             self.rows,
             self.tables,
             self.wanted,
+            self.briefs,
             self.copies,
             self.partials,
         ];
         let words = all.into_iter().try_fold(0_u64, u64::checked_add);
         Bytes::product([words.ok_or(SizeOverflow)?, 4])
     }
+}
+
+/// 64-bit words of what is told of a row of `vocab` logits.
+#[must_use]
+pub fn short_words(vocab: u64) -> u64 {
+    SHORT_HEAD + vocab.min(SHORT_KEYS.into())
 }
 
 /// Words of a part of one token: for each head the largest score, the sum of weights, and the values.

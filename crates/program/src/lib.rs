@@ -12,7 +12,10 @@ mod pool;
 mod program;
 mod weights;
 
-pub use inputs::{ATTENTION_PART, ROW_WORDS, StepInputs, part_words};
+pub use inputs::{
+    ATTENTION_PART, BRIEF_WORDS, ROW_WORDS, SHORT_HEAD, SHORT_KEYS, StepInputs, part_words,
+    short_words,
+};
 pub use lower::{Limits, LowerError, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};

@@ -18,7 +18,8 @@ use plimsoll_schedule::{
 use plimsoll_units::{Bytes, Nanos};
 
 use crate::arena::ArenaError;
-use crate::choose::{Asking, Chooser};
+use crate::choose::{Asking, Chooser, Logits};
+use crate::sample::{Brief, Shortlists};
 
 /// What a region took, as its allocator says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,11 +134,24 @@ pub trait Backend: Debug + Send {
         wanted: &[u32],
     ) -> Result<(), BackendError>;
 
-    /// The logits of the first `rows` rows, after they were computed; they may be changed.
+    /// The logits of some rows, after they were computed; they may be changed.
     ///
     /// # Errors
     /// [`BackendError`].
-    fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError>;
+    fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError>;
+
+    /// Whether shortlists of rows are made where logits are.
+    fn shortens(&self) -> bool {
+        false
+    }
+
+    /// What the first rows' logits come to, of each as it is asked for.
+    ///
+    /// # Errors
+    /// [`BackendError`]; also where it does not [shorten](Self::shortens).
+    fn shortlists(&mut self, _: &[Option<Brief>]) -> Result<Shortlists<'_>, BackendError> {
+        Err(BackendError::Step("rows are not shortened".to_owned()))
+    }
 
     /// What each region took so far, in the order of the map, but for what chooses.
     fn usage(&self) -> Vec<Usage>;
@@ -199,8 +213,14 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
     ) -> Result<(), BackendError> {
         (**self).run(pool, step, tables, ops, wanted)
     }
-    fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
+    fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
         (**self).logits(rows)
+    }
+    fn shortens(&self) -> bool {
+        (**self).shortens()
+    }
+    fn shortlists(&mut self, briefs: &[Option<Brief>]) -> Result<Shortlists<'_>, BackendError> {
+        (**self).shortlists(briefs)
     }
     fn usage(&self) -> Vec<Usage> {
         (**self).usage()
@@ -366,35 +386,97 @@ impl<B: Backend, S: Chooser> Runner<B, S> {
         wanted: &[u32],
         out: &mut [RowOutput],
     ) -> Result<(), BackendError> {
-        let vocab = usize::try_from(self.backend.program().vocab).unwrap_or(usize::MAX);
-        let logits = self.backend.logits(wanted.len())?;
-        let mut rows = step.rows.iter().zip(out);
-        let mut next = rows.next();
-        let mut asking = Vec::with_capacity(wanted.len());
-        for (&token, logits) in wanted.iter().zip(logits.chunks_mut(vocab)) {
-            while next
-                .as_ref()
-                .is_some_and(|(row, _)| row.tokens.end <= token)
-            {
-                next = rows.next();
+        let mut all = Vec::with_capacity(wanted.len());
+        let mut row = 0;
+        for &token in wanted {
+            while step.rows.get(row).is_some_and(|r| r.tokens.end <= token) {
+                row += 1;
             }
-            let Some((row, out)) = &mut next else { break };
-            let position = row.start + (token - row.tokens.start);
-            if self.chooser.wants_all(row) && !self.chooser.position(row, position, logits) {
-                **out = RowOutput::Failed;
-            }
-            let last = token + 1 == row.tokens.end && row.output != Output::None;
-            if last && **out != RowOutput::Failed {
-                asking.extend(next.take().map(|(row, out)| Asking {
-                    row,
-                    position: position + 1,
-                    logits,
-                    out,
-                }));
-                next = rows.next();
+            let Some(of) = step.rows.get(row) else { break };
+            all.push(Wanted {
+                row,
+                position: of.start + (token - of.tokens.start),
+                draws: token + 1 == of.tokens.end && of.output != Output::None,
+                told: self.chooser.wants_all(of),
+            });
+        }
+        let mut whole: Vec<usize> = (0..all.len()).collect();
+        if self.backend.shortens() {
+            whole = self.choose_short(step, &all, out)?;
+        }
+        // Rows side by side at once.
+        for rows in whole.chunk_by(|a, b| a + 1 == *b) {
+            self.choose_whole(step, &all, rows[0]..rows[0] + rows.len(), out)?;
+        }
+        Ok(())
+    }
+
+    /// Chooses of shortlists; which of the tokens take all of their logits.
+    fn choose_short(
+        &mut self,
+        step: &Step,
+        all: &[Wanted],
+        out: &mut [RowOutput],
+    ) -> Result<Vec<usize>, BackendError> {
+        let briefs: Vec<_> = all
+            .iter()
+            .map(|w| {
+                let short = w.draws && !w.told;
+                short.then(|| self.chooser.brief(&step.rows[w.row], w.position + 1))?
+            })
+            .collect();
+        let lists = match briefs.iter().any(Option::is_some) {
+            true => Some(self.backend.shortlists(&briefs)?),
+            false => None,
+        };
+        let (mut asking, mut asked, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+        for (i, (w, brief)) in all.iter().zip(&briefs).enumerate() {
+            let list = lists.zip(brief.as_ref());
+            match list.and_then(|(lists, brief)| lists.get(i, brief)) {
+                Some(list) => {
+                    asked.push(i);
+                    asking.push(w.asking(step, Logits::Short(list)));
+                }
+                None => whole.push(i),
             }
         }
         self.chooser.rows(&mut self.pool, &mut asking);
+        for (a, i) in asking.into_iter().zip(asked) {
+            match a.out {
+                Some(yields) => out[all[i].row] = yields,
+                None => whole.push(i),
+            }
+        }
+        whole.sort_unstable();
+        Ok(whole)
+    }
+
+    /// Chooses of all logits of some of the tokens.
+    fn choose_whole(
+        &mut self,
+        step: &Step,
+        all: &[Wanted],
+        rows: Range<usize>,
+        out: &mut [RowOutput],
+    ) -> Result<(), BackendError> {
+        let vocab = usize::try_from(self.backend.program().vocab).unwrap_or(usize::MAX);
+        let logits = self.backend.logits(rows.clone())?;
+        let mut asking = Vec::with_capacity(rows.len());
+        let mut asked = Vec::with_capacity(rows.len());
+        for (w, logits) in all[rows].iter().zip(logits.chunks_mut(vocab)) {
+            let row = &step.rows[w.row];
+            if w.told && !self.chooser.position(row, w.position, logits) {
+                out[w.row] = RowOutput::Failed;
+            }
+            if w.draws && out[w.row] != RowOutput::Failed {
+                asked.push(w.row);
+                asking.push(w.asking(step, Logits::All(logits)));
+            }
+        }
+        self.chooser.rows(&mut self.pool, &mut asking);
+        for (a, row) in asking.into_iter().zip(asked) {
+            out[row] = a.out.unwrap_or(RowOutput::Failed);
+        }
         Ok(())
     }
 
@@ -435,6 +517,30 @@ impl<B: Backend, S: Chooser> Runner<B, S> {
         }
         self.wanted = wanted;
         Ok(out)
+    }
+}
+
+/// A token of a step whose logits are wanted.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    /// Of which row.
+    row: usize,
+    /// Where it stands.
+    position: u32,
+    /// Whether the token after it is chosen.
+    draws: bool,
+    /// Whether its logits are told.
+    told: bool,
+}
+
+impl Wanted {
+    fn asking<'a>(&self, step: &'a Step, logits: Logits<'a>) -> Asking<'a> {
+        Asking {
+            row: &step.rows[self.row],
+            position: self.position + 1,
+            logits,
+            out: None,
+        }
     }
 }
 

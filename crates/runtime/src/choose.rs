@@ -9,8 +9,8 @@ use plimsoll_units::{Bytes, SeqId};
 
 use crate::guide::{GrammarError, Guide};
 use crate::sample::{
-    Histories, History, Logprobs, Path, Place, PromptTokens, SampleError, Sampler, SamplingParams,
-    SearchLogprobs, TokenLogprobs,
+    Brief, Histories, History, Logprobs, Path, Place, PromptTokens, SampleError, Sampler,
+    SamplingParams, SearchLogprobs, Shortlist, TokenLogprobs,
 };
 use crate::text::{Detokenizer, Stops, TextError, Tokenizer};
 
@@ -22,9 +22,18 @@ pub struct Asking<'a> {
     /// Position of the token that comes.
     pub position: u32,
     /// Its logits.
-    pub logits: &'a mut [f32],
-    /// Where what it yields is put.
-    pub out: &'a mut RowOutput,
+    pub logits: Logits<'a>,
+    /// Where what it yields is put: nothing where a shortlist does not do, and all of its logits are wanted.
+    pub out: Option<RowOutput>,
+}
+
+/// What is known of a row's logits.
+#[derive(Debug)]
+pub enum Logits<'a> {
+    /// All, which may be changed.
+    All(&'a mut [f32]),
+    /// What was [asked for](Chooser::brief).
+    Short(Shortlist<'a>),
 }
 
 /// Who turns logits into tokens.
@@ -32,8 +41,14 @@ pub trait Chooser {
     /// What rows yield; `pool` is free meanwhile.
     fn rows(&mut self, _pool: &mut Pool, rows: &mut [Asking<'_>]) {
         for a in rows {
-            *a.out = self.row(a.row, a.position, a.logits);
+            if let Logits::All(logits) = &mut a.logits {
+                a.out = Some(self.row(a.row, a.position, logits));
+            }
         }
+    }
+    /// What must be told of a row for its token at `position` to be chosen; nothing where it takes all of its logits.
+    fn brief(&self, _row: &Row, _position: u32) -> Option<Brief> {
+        None
     }
     /// What a row yields; `logits` may be changed.
     fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput;
@@ -236,14 +251,15 @@ impl Choices {
         std::mem::take(&mut self.failed)
     }
 
-    /// What a row yields, and what is told of it beside; the same on any thread and by any sampler.
+    /// What a row yields, and what is told of it beside; the same on any thread and by any sampler. Nothing where its
+    /// shortlist does not do.
     fn choose(
         &self,
         sampler: &mut Sampler,
         row: &Row,
         position: u32,
-        logits: &[f32],
-    ) -> Result<Chosen, ChoiceError> {
+        logits: &Logits<'_>,
+    ) -> Result<Option<Chosen>, ChoiceError> {
         let (Some(asked), Some(history)) =
             (self.asked.get(&row.request), self.histories.get(row.seq))
         else {
@@ -267,15 +283,21 @@ impl Choices {
             e => e.into(),
         };
         let (mut told, mut looked) = (Vec::new(), None);
-        let mut draw = |i: u32| -> Result<Draw, ChoiceError> {
+        let mut draw = |i: u32| -> Result<Option<Draw>, ChoiceError> {
             let place = Place {
                 index: row.index + i,
                 position,
             };
             let mut top = Vec::new();
-            let mut draw = sampler
-                .draw(logits, params, history, mask, place, &mut top)
-                .map_err(dead_end)?;
+            let draw = match logits {
+                Logits::All(logits) => sampler
+                    .draw(logits, params, history, mask, place, &mut top)
+                    .map(Some),
+                Logits::Short(short) => sampler.draw_short(short, params, place, &mut top),
+            };
+            let Some(mut draw) = draw.map_err(dead_end)? else {
+                return Ok(None);
+            };
             draw.ends |= ends(draw.token)?;
             if params.asked().logprobs.is_some() {
                 told.push(Told {
@@ -284,33 +306,39 @@ impl Choices {
                     top,
                 });
             }
-            Ok(draw)
+            Ok(Some(draw))
         };
         let output = match row.output {
-            Output::None => RowOutput::None,
-            Output::Sample { draws: 1 } => RowOutput::One(draw(0)?),
-            Output::Sample { draws } => {
-                RowOutput::Many((0..draws).map(draw).collect::<Result<_, _>>()?)
-            }
+            Output::None => Some(RowOutput::None),
+            Output::Sample { draws: 1 } => draw(0)?.map(RowOutput::One),
+            Output::Sample { draws } => (0..draws)
+                .map(draw)
+                .collect::<Result<Option<_>, _>>()?
+                .map(RowOutput::Many),
             Output::Candidates { k } => {
                 let mut out = Vec::with_capacity(k as usize);
                 let mut top = Vec::new();
-                sampler
-                    .candidates(logits, params, history, mask, k, &mut out, &mut top)
-                    .map_err(dead_end)?;
+                match logits {
+                    Logits::All(logits) => sampler
+                        .candidates(logits, params, history, mask, k, &mut out, &mut top)
+                        .map_err(dead_end)?,
+                    Logits::Short(short) => {
+                        Sampler::candidates_short(short, params, k, &mut out, &mut top)?;
+                    }
+                }
                 for d in &mut out {
                     d.ends |= ends(d.token)?;
                 }
                 // A search asks for twice its width.
                 looked = params.asked().logprobs.map(|_| (k.div_ceil(2), top));
-                RowOutput::Many(out)
+                Some(RowOutput::Many(out))
             }
         };
-        Ok(Chosen {
+        Ok(output.map(|output| Chosen {
             output,
             told,
             looked,
-        })
+        }))
     }
 
     /// Keeps what is told of a row, or why nothing can be chosen; what the row yields.
@@ -364,10 +392,11 @@ impl Chooser for Choices {
     fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput {
         let mut samplers = std::mem::take(&mut self.samplers);
         let chosen = match samplers.first_mut().map(Mutex::get_mut) {
-            Some(Ok(sampler)) => self.choose(sampler, row, position, logits),
+            Some(Ok(sampler)) => self.choose(sampler, row, position, &Logits::All(logits)),
             _ => Err(SampleError::Nothing.into()),
         };
         self.samplers = samplers;
+        let chosen = chosen.and_then(|c| c.ok_or_else(|| SampleError::Nothing.into()));
         self.keep(row, chosen)
     }
 
@@ -382,7 +411,7 @@ impl Chooser for Choices {
                 return;
             };
             for a in asking.iter().skip(i).step_by(n) {
-                chosen.push(this.choose(&mut sampler, a.row, a.position, a.logits));
+                chosen.push(this.choose(&mut sampler, a.row, a.position, &a.logits));
             }
         });
         self.samplers = samplers;
@@ -393,8 +422,19 @@ impl Chooser for Choices {
         for (i, a) in rows.iter_mut().enumerate() {
             let next = chosen.get_mut(i % n.max(1)).and_then(Iterator::next);
             let next = next.unwrap_or_else(|| Err(SampleError::Nothing.into()));
-            *a.out = self.keep(a.row, next);
+            // Nothing is kept of a row that is asked again.
+            a.out = next.transpose().map(|chosen| self.keep(a.row, chosen));
         }
+    }
+
+    fn brief(&self, row: &Row, position: u32) -> Option<Brief> {
+        let (asked, history) = (self.asked.get(&row.request)?, self.histories.get(row.seq)?);
+        let place = Place {
+            index: row.index,
+            position,
+        };
+        let brief = || Brief::new(&asked.params, history, row.output, place, self.vocab);
+        (!self.guides.contains_key(&row.seq)).then(brief).flatten()
     }
 
     fn wants_all(&self, row: &Row) -> bool {

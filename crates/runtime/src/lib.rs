@@ -29,7 +29,7 @@ pub mod weights;
 
 pub use arena::{Arena, ArenaError, Element, Part};
 pub use backend::{Backend, BackendError, Inside, Measured, Moved, Peaks, Runner, Usage};
-pub use choose::{Asking, ChoiceError, Choices, Chooser};
+pub use choose::{Asking, ChoiceError, Choices, Chooser, Logits};
 pub use collective::{Collective, Lost, Meeting};
 pub use cpu::{Cpu, CpuExecutor, Memory, StartError, check};
 pub use engine::Engine;

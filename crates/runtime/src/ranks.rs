@@ -17,6 +17,7 @@ use plimsoll_units::Bytes;
 
 use crate::backend::{Backend, BackendError, Measured, Peaks, Usage};
 use crate::collective::Meeting;
+use crate::sample::{Brief, Shortlists};
 
 /// Threads of each of `ranks` that share `threads`.
 #[must_use]
@@ -173,9 +174,17 @@ impl<B: Backend> Backend for Ranks<B> {
             .map(|_| ())
     }
 
-    fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
+    fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
         // All ranks have all of them.
         self.backends[0].logits(rows)
+    }
+
+    fn shortens(&self) -> bool {
+        self.backends[0].shortens()
+    }
+
+    fn shortlists(&mut self, briefs: &[Option<Brief>]) -> Result<Shortlists<'_>, BackendError> {
+        self.backends[0].shortlists(briefs)
     }
 
     /// What each region took on all ranks together.

@@ -65,7 +65,7 @@ impl Backend for Mortal {
         assert!(how != End::Panic, "the rank is gone");
         Err(BackendError::Step("the rank is ill".to_owned()))
     }
-    fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
+    fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
         self.cpu.logits(rows)
     }
     fn usage(&self) -> Vec<Usage> {

@@ -9,10 +9,14 @@ mod support;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use plimsoll_cuda::Fibers;
 use plimsoll_kernels::Pool;
-use plimsoll_runtime::sample::{Logprobs, Sampling, SamplingParams, TokenLogprobs};
+use plimsoll_runtime::cuda::Arithmetic;
+use plimsoll_runtime::sample::{Brief, Logprobs, Sampling, SamplingParams, TokenLogprobs};
 use plimsoll_runtime::text::Stops;
-use plimsoll_runtime::{Asking, Choices, Chooser, CpuExecutor, Engine, Part};
+use plimsoll_runtime::{
+    Asking, Backend, Choices, Chooser, CpuExecutor, Engine, Logits, Part, Runner,
+};
 use plimsoll_schedule::{
     Beam, End, Ended, Fan, NoLog, Notice, Preempt, RequestId, Row, RowOutput, SeqEvent, Stats,
 };
@@ -39,12 +43,25 @@ fn start(model: &Model, server: &Server, asks: &[Ask]) -> Served {
     engine
 }
 
-fn submit(model: &Model, engine: &mut Served, id: u64, ask: &Ask) {
+/// Who has `Choices`.
+trait Choosing: Chooser {
+    fn choices(&mut self) -> &mut Choices;
+}
+
+impl Choosing for Choices {
+    fn choices(&mut self) -> &mut Choices {
+        self
+    }
+}
+
+type On<B, S> = Engine<Runner<B, S>, NoLog>;
+
+fn submit<B: Backend, S: Choosing>(model: &Model, engine: &mut On<B, S>, id: u64, ask: &Ask) {
     let sampling = ask.sampling.clone();
     let whole = sampling.prompt_logprobs.is_some();
     let vocab = model.limits().vocab;
     let params = SamplingParams::new(sampling, vocab, &[], ask.max_tokens).unwrap();
-    let chooser = engine.executor_mut().chooser_mut();
+    let chooser = engine.executor_mut().chooser_mut().choices();
     chooser.expect(RequestId(id), &ask.prompt, params, Stops::default());
     let mut request = model.request(id, &(ask.prompt.clone(), ask.max_tokens, ask.fan));
     if whole {
@@ -67,9 +84,9 @@ impl Done {
     }
 }
 
-fn finish(engine: &mut Served) -> (Done, Stats) {
+fn finish<B: Backend, S: Choosing>(engine: &mut On<B, S>) -> (Done, Stats) {
     let mut done = Done::default();
-    let step = |engine: &mut Served, done: &mut Done| {
+    let step = |engine: &mut On<B, S>, done: &mut Done| {
         engine
             .step(|n| {
                 if let Notice::Finished(e) = n {
@@ -80,7 +97,7 @@ fn finish(engine: &mut Served) -> (Done, Stats) {
     };
     while step(engine, &mut done) {}
     assert!(engine.is_idle());
-    let chooser = engine.executor_mut().chooser_mut();
+    let chooser = engine.executor_mut().chooser_mut().choices();
     for id in done.ended.keys() {
         let told = chooser.take_logprobs(RequestId(*id));
         done.logprobs.insert(*id, told);
@@ -626,6 +643,155 @@ fn whatever_a_panic_left_changes_no_answer() {
                 .unwrap();
             let (alone, _) = finish(&mut engine);
             assert_eq!(alone.tokens(id), [&done[&(id + 4)][..]], "{name}");
+        }
+    }
+}
+
+/// As `Choices`, counting rows that were whole and rows that were short.
+struct Counts {
+    choices: Choices,
+    rows: [usize; 2],
+}
+
+impl Choosing for Counts {
+    fn choices(&mut self) -> &mut Choices {
+        &mut self.choices
+    }
+}
+
+impl Chooser for Counts {
+    fn rows(&mut self, pool: &mut Pool, rows: &mut [Asking<'_>]) {
+        for a in &*rows {
+            self.rows[usize::from(matches!(a.logits, Logits::Short(_)))] += 1;
+        }
+        self.choices.rows(pool, rows);
+    }
+    fn brief(&self, row: &Row, position: u32) -> Option<Brief> {
+        self.choices.brief(row, position)
+    }
+    fn row(&mut self, row: &Row, position: u32, logits: &mut [f32]) -> RowOutput {
+        self.choices.row(row, position, logits)
+    }
+    fn event(&mut self, event: &SeqEvent) {
+        self.choices.event(event);
+    }
+    fn tokens(&mut self, row: &Row, tokens: &[u32]) {
+        self.choices.tokens(row, tokens);
+    }
+    fn wants_all(&self, row: &Row) -> bool {
+        self.choices.wants_all(row)
+    }
+    fn position(&mut self, row: &Row, position: u32, logits: &[f32]) -> bool {
+        self.choices.position(row, position, logits)
+    }
+}
+
+#[test]
+fn a_device_tells_enough_of_its_rows() {
+    let ask = |prompt: &[u32], fan, sampling| Ask {
+        prompt: prompt.to_vec(),
+        max_tokens: 12,
+        fan,
+        sampling,
+    };
+    let many = Fan::Sample { n: 3, best_of: 4 };
+    let warm = |seed| Sampling {
+        seed,
+        logprobs: Some(3),
+        ..Sampling::default()
+    };
+    for (name, model, prompt, _) in some(&["llama", "gemma2"]) {
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        let short = [
+            ask(&prompt[..9], Fan::ONE, greedy.clone()),
+            ask(&prompt[1..4], Fan::ONE, warm(1)),
+            ask(
+                &prompt[2..8],
+                many,
+                Sampling {
+                    top_k: 5,
+                    top_p: 0.9,
+                    ..warm(2)
+                },
+            ),
+            ask(
+                &prompt[..5],
+                Fan::ONE,
+                Sampling {
+                    min_p: 0.2,
+                    top_p: 0.95,
+                    temperature: 0.8,
+                    ..warm(3)
+                },
+            ),
+            ask(
+                &prompt[..7],
+                Fan::Beam(Beam {
+                    width: 3,
+                    length_penalty: 1.0,
+                    early_stopping: false,
+                }),
+                warm(4),
+            ),
+        ];
+        let whole = [
+            ask(
+                &prompt[..6],
+                Fan::ONE,
+                Sampling {
+                    frequency_penalty: 1.0,
+                    logit_bias: vec![(3, 2.0)],
+                    ..warm(5)
+                },
+            ),
+            ask(
+                &prompt[..9],
+                Fan::ONE,
+                Sampling {
+                    prompt_logprobs: Some(2),
+                    ..greedy
+                },
+            ),
+        ];
+        let server = Server {
+            tokens: 16,
+            outputs: 16,
+            sequences: 16,
+            ..Server::default()
+        };
+        for asks in [&short[..], &[&short[..], &whole[..]].concat()] {
+            let (want, stats) = serve(&model, &server, asks);
+            let vocab = model.limits().vocab;
+            let counts = Counts {
+                choices: Choices::new(vocab, server.threads, None),
+                rows: [0; 2],
+            };
+            let fibers = Box::new(Fibers::new());
+            let mut engine = model.engine_of(&server, fibers, counts, Arithmetic::Exact);
+            for (i, ask) in asks.iter().enumerate() {
+                submit(&model, &mut engine, i as u64, ask);
+            }
+            let (done, stats_there) = finish(&mut engine);
+            assert_eq!(stats, stats_there, "{name}");
+            for id in 0..asks.len() as u64 {
+                let (here, there) = (&want.ended[&id], &done.ended[&id]);
+                assert_eq!(here.completions, there.completions, "{name}: {id}");
+                assert_eq!(want.logprobs[&id], done.logprobs[&id], "{name}: {id}");
+            }
+            let [all, some] = engine.executor().chooser().rows;
+            assert!(some > 60, "{name}: {some}");
+            // The last of these draws several at once from a prompt's end.
+            assert!(
+                if asks.len() == short.len() {
+                    all == 0
+                } else {
+                    all > 12
+                },
+                "{name}: {all}"
+            );
         }
     }
 }

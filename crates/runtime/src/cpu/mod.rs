@@ -339,8 +339,9 @@ impl Backend for Cpu {
         self.walk(pool, step, tables, ops, wanted)
     }
 
-    fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
-        let at = ops::range(self.program.buffer(self.program.logits), rows);
+    fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
+        let buffer = self.program.buffer(self.program.logits);
+        let at = ops::range(buffer, rows.start).end..ops::range(buffer, rows.end).end;
         let part = Part {
             offset: 4 * at.start as u64,
             len: at.len() as u64,

@@ -2,7 +2,7 @@
 //!
 //! It holds an arena for each region of its map on the device, and swap space on the host. With every step its rows are
 //! told once: tokens, positions, block tables, in one list ([`StepInputs`]). Then the program's operations are started
-//! one after the other, over all rows; only logits come back.
+//! one after the other, over all rows; only what tokens are chosen by comes back.
 
 mod attention;
 mod linear;
@@ -16,12 +16,13 @@ use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs};
+use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs, short_words};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
 use crate::cpu::{StartError, check_sizes, positions, swap_usage};
+use crate::sample::{Brief, Shortlists};
 use crate::swap::SwapSpace;
 
 pub use self::speeds::{Sizes, Speed, Unit, speeds};
@@ -176,6 +177,8 @@ pub struct Cuda {
     /// Logits of R rows, and pages on their way to swap space and back: on the host.
     logits: Block,
     staging: Block,
+    /// What rows of logits come to, on the host.
+    shortlists: Block,
 }
 
 impl Cuda {
@@ -229,10 +232,12 @@ impl Cuda {
             .map_err(BackendError::from)?;
         let page = program.geometry.page;
         let logits = Bytes::product([program.outputs, program.vocab, 4])?;
+        let shortlists = Bytes::product([program.outputs, short_words(program.vocab), 8])?;
         let staged = page.times(swap.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?;
         Ok(Self {
             logits: Block::on_host(device.as_mut(), logits)?,
             staging: Block::on_host(device.as_mut(), staged)?,
+            shortlists: Block::on_host(device.as_mut(), shortlists)?,
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
@@ -579,23 +584,36 @@ impl Backend for Cuda {
         )
     }
 
-    fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
-        let bytes = Bytes::product([rows as u64, self.program.vocab, 4]).unwrap_or(Bytes::MAX);
-        if bytes > self.logits.bytes {
+    fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
+        let bytes = |n: usize| Bytes::product([n as u64, self.program.vocab, 4]);
+        let (Ok(from), Ok(end)) = (bytes(rows.start), bytes(rows.end)) else {
+            return Err(BackendError::Step("rows beyond all bytes".to_owned()));
+        };
+        if from > end || end > self.logits.bytes {
             return Err(BackendError::Step(
                 "more rows of logits than were planned".to_owned(),
             ));
         }
+        let len = end.get() - from.get();
         let at = self.program.buffer(self.program.logits).offset;
-        let from = self.activations.at.plus(at.get());
-        self.device.copy(from, self.logits.at, bytes.get())?;
-        self.logits.mark(bytes);
-        let bytes = self.device.host(self.logits.at, elements(bytes.get()))?;
+        let of = self.activations.at.plus(at.get() + from.get());
+        let to = self.logits.at.plus(from.get());
+        self.device.copy(of, to, len)?;
+        self.logits.mark(end);
+        let bytes = self.device.host(to, elements(len))?;
         Ok(floats(bytes)?)
     }
 
+    fn shortens(&self) -> bool {
+        true
+    }
+
+    fn shortlists(&mut self, briefs: &[Option<Brief>]) -> Result<Shortlists<'_>, BackendError> {
+        self.shorten(briefs)
+    }
+
     fn usage(&self) -> Vec<Usage> {
-        let workspace = [&self.inputs, &self.logits, &self.staging];
+        let workspace = [&self.inputs, &self.logits, &self.staging, &self.shortlists];
         let sum = |of: fn(&Block) -> Bytes| {
             let all = workspace.iter().map(|b| of(b).get());
             Bytes::new(all.sum())

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use plimsoll_cuda::{Launch, args};
+use plimsoll_cuda::{Launch, args, words};
 use plimsoll_program::{
-    ActivationKind, BufferId, ConvolveOp, GroupKind, NormKind, Op, ROW_WORDS, Rows, ScanOp,
-    WeightId,
+    ActivationKind, BRIEF_WORDS, BufferId, ConvolveOp, GroupKind, NormKind, Op, ROW_WORDS, Rows,
+    ScanOp, WeightId, short_words,
 };
 use plimsoll_schedule::Row;
 use plimsoll_units::Bytes;
@@ -13,6 +13,7 @@ use plimsoll_units::Bytes;
 use super::linear::form;
 use super::{Cuda, elements, word};
 use crate::backend::BackendError;
+use crate::sample::{Brief, Shortlists};
 
 /// Threads of a block that treats a row.
 pub(super) const THREADS: u32 = 128;
@@ -581,6 +582,53 @@ impl Cuda {
             shared: 0,
         };
         self.launch("scan", how, a.bytes())
+    }
+
+    /// Has the device look at rows of logits, of each as its brief asks.
+    pub(super) fn shorten(
+        &mut self,
+        briefs: &[Option<Brief>],
+    ) -> Result<Shortlists<'_>, BackendError> {
+        let rows = briefs.len() as u64;
+        let vocab = self.program.vocab;
+        let each = short_words(vocab);
+        let bytes = Bytes::new(8 * rows * each);
+        let from = self.sizes.before_briefs();
+        self.words.clear();
+        let told: Vec<u32> = briefs
+            .iter()
+            .flat_map(|b| Brief::words(b.as_ref()))
+            .collect();
+        let told = self.list(from, self.sizes.briefs, &told)?;
+        self.send(from)?;
+        self.allowed.iter_mut().for_each(Vec::clear);
+        self.allow(self.shortlists.at, bytes.get());
+        self.shortlists.mark(bytes);
+        let step = Step {
+            tokens: 0,
+            rows: 0,
+            outputs: rows,
+        };
+        let a = args::Shorten {
+            logits: self.buffer(self.program.logits, step),
+            briefs: self.told(told, rows * BRIEF_WORDS),
+            out: self.shortlists.at.0,
+            vocab: word(vocab),
+            words: word(each),
+        };
+        let how = Launch {
+            // A sum of either kind for each span.
+            shared: word(16 * vocab.div_ceil(1024)),
+            ..Launch::blocks(word(rows), 512)
+        };
+        self.launch("shorten", how, a.bytes())?;
+        let bytes = self
+            .device
+            .host(self.shortlists.at, elements(bytes.get()))?;
+        Ok(Shortlists {
+            words: words(bytes)?,
+            each: elements(each),
+        })
     }
 
     /// What steps do before any was seen: bounds are measured by the warm-up.

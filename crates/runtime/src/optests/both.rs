@@ -1,6 +1,9 @@
 //! Two backends of one suite, each carrying the same out, and what differs after.
 
 use super::*;
+use crate::backend::Backend;
+use crate::sample::{Brief, History, Place, Sampler, Sampling, SamplingParams};
+use plimsoll_schedule::Output;
 
 /// Two backends of one suite.
 pub(super) struct Both<'a, A, B> {
@@ -14,6 +17,46 @@ pub(super) struct Both<'a, A, B> {
 
 fn bytes_of(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
     words.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+/// Whether the tokens that are chosen of a backend's shortlists are those chosen of whole rows.
+fn same_tokens<B: Backend>(all: &[f32], rows: usize, of: &mut B) -> Result<bool, BackendError> {
+    let vocab = all.len() / rows.max(1);
+    let tokens = u32::try_from(vocab).unwrap_or(u32::MAX);
+    let place = Place {
+        index: 0,
+        position: 7,
+    };
+    let history = History::default();
+    let asked = |row: usize| Sampling {
+        temperature: [0.0, 0.9, 0.7][row % 3],
+        top_k: [0, 0, 20][row % 3],
+        top_p: [1.0, 1.0, 0.9][row % 3],
+        min_p: 0.05,
+        seed: row as u64,
+        logprobs: Some(5),
+        ..Sampling::default()
+    };
+    let params = (0..rows)
+        .map(|row| SamplingParams::new(asked(row), tokens, &[], 1))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| BackendError::Step(e.to_string()))?;
+    let one = Output::Sample { draws: 1 };
+    let brief = |p| Brief::new(p, &history, one, place, tokens);
+    let briefs: Vec<_> = params.iter().map(brief).collect();
+    let lists = of.shortlists(&briefs)?;
+    let mut sampler = Sampler::new(tokens);
+    for (i, (row, params)) in all.chunks(vocab).zip(&params).enumerate() {
+        let (mut top, mut top_there) = (Vec::new(), Vec::new());
+        let here = sampler.draw(row, params, &history, None, place, &mut top);
+        let list = briefs[i].as_ref().and_then(|b| lists.get(i, b));
+        let Some(list) = list else { return Ok(false) };
+        let there = sampler.draw_short(&list, params, place, &mut top_there);
+        if here.map(Some) != there || top != top_there {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl<A: Inside, B: Inside> Both<'_, A, B> {
@@ -162,9 +205,11 @@ impl<A: Inside, B: Inside> Both<'_, A, B> {
             self.other
                 .run(self.pool, step, &tables, ops.clone(), &wanted)?;
             let bits = |x: &mut [f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            let want = bits(self.oracle.logits(rows)?);
-            let got = bits(self.other.logits(rows)?);
-            Ok((want.len() as u64, want == got))
+            let want = bits(self.oracle.logits(0..rows)?);
+            let got = bits(self.other.logits(0..rows)?);
+            let all = self.oracle.logits(0..rows)?;
+            let chosen = !self.other.shortens() || same_tokens(all, rows, &mut self.other)?;
+            Ok((want.len() as u64, want == got && chosen))
         };
         let (elements, wrong) = match one() {
             Ok((n, true)) => (n, None),

@@ -11,6 +11,7 @@ mod history;
 mod logprobs;
 mod params;
 mod search;
+mod short;
 mod softmax;
 
 use plimsoll_schedule::Draw;
@@ -25,7 +26,8 @@ pub use logprobs::{Logprobs, TokenLogprob, TokenLogprobs};
 pub use params::{MAX_BIASES, MAX_LOGPROBS, MAX_STOP_IDS, Sampling, SamplingError, SamplingParams};
 pub(crate) use search::Path;
 pub use search::SearchLogprobs;
-use softmax::{exp, log_sum_exp, sum};
+pub use short::{Brief, Shortlist, Shortlists};
+use softmax::{SPAN, exp, log_sum_exp, sum, sum_of_span};
 
 /// How many of the likeliest tokens are sorted first where top-p asks for an unknown number; then 16 times more.
 const FIRST_SORTED: usize = 256;
@@ -90,6 +92,63 @@ fn key(logit: f32, token: usize) -> u64 {
 /// The token of a key.
 const fn token(key: u64) -> u32 {
     key as u32
+}
+
+/// The logit of a key.
+fn logit(key: u64) -> f32 {
+    let ascending = !((key >> 32) as u32);
+    f32::from_bits(if ascending >> 31 == 1 {
+        ascending & !(1 << 31)
+    } else {
+        !ascending
+    })
+}
+
+/// What logits weigh at a temperature.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    max: f32,
+    /// Those below weigh nothing.
+    least: f32,
+    temperature: f32,
+}
+
+impl Cut {
+    fn new(asked: &Sampling, max: f32) -> Self {
+        Self {
+            max,
+            least: max + margin(asked),
+            temperature: asked.temperature,
+        }
+    }
+
+    /// Of the likeliest token's probability; 1 for itself.
+    #[inline]
+    fn weight(&self, x: f32) -> f32 {
+        let weight = exp((x - self.max) / self.temperature);
+        if x >= self.least { weight } else { 0.0 }
+    }
+}
+
+/// How far below the largest logit others may be by min-p: a threshold of logits, so that of two the larger is never
+/// the one that is left out.
+fn margin(asked: &Sampling) -> f32 {
+    if asked.min_p > 0.0 {
+        asked.temperature * libm::logf(asked.min_p)
+    } else {
+        f32::NEG_INFINITY
+    }
+}
+
+/// Keys of which tokens are drawn.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// So many of the first are in order.
+    sorted: usize,
+    /// Whether there are no others.
+    all: bool,
+    /// What all others weigh together with them, where that is asked for.
+    weight: f64,
 }
 
 impl Sampler {
@@ -315,56 +374,85 @@ impl Sampler {
     /// A token of the distribution that temperature, min-p, top-k and top-p leave; `u` is from 0 to below 1.
     fn random(&mut self, params: &SamplingParams, max: f32, u: f64) -> u32 {
         let asked = &params.asked;
-        // Of the likeliest token's probability; 1 for itself.
-        for x in &mut self.logits {
-            *x = exp((*x - max) / asked.temperature);
-        }
-        let weights = &self.logits;
-        let plain = asked.top_k == 0 && asked.top_p >= 1.0;
-        if plain {
-            let kept = |w: f32| if w >= asked.min_p { w } else { 0.0 };
-            let total = sum(weights, kept);
-            return pick(weights.iter().map(|w| kept(*w)).enumerate(), u * total) as u32;
+        let cut = Cut::new(asked, max);
+        if params.is_plain() {
+            return self.plain(cut, u);
         }
         self.keys.clear();
-        let kept = weights
-            .iter()
-            .enumerate()
-            .filter(|w| *w.1 > 0.0 && *w.1 >= asked.min_p);
-        self.keys.extend(kept.map(|(i, &w)| key(w, i)));
+        let kept = self.logits.iter().enumerate();
+        let kept = kept.filter(|x| *x.1 >= cut.least);
+        self.keys.extend(kept.map(|(i, &x)| key(x, i)));
         self.used[1] = self.used[1].max(self.keys.len());
-        let weight = |k: &u64| weights[token(*k) as usize];
+        let known = Known {
+            sorted: 0,
+            all: true,
+            weight: if asked.top_k == 0 {
+                sum(&self.logits, |x| cut.weight(x))
+            } else {
+                0.0
+            },
+        };
+        self.among(asked, cut, known, u).unwrap_or(0)
+    }
+
+    /// A token of all that have a weight.
+    fn plain(&mut self, cut: Cut, u: f64) -> u32 {
+        let weight = |x: f32| cut.weight(x);
+        self.keys.clear();
+        let spans = self.logits.chunks(SPAN);
+        self.keys
+            .extend(spans.map(|x| sum_of_span(x, weight).to_bits()));
+        self.used[1] = self.used[1].max(self.keys.len());
+        let spans = self.keys.iter().map(|s| f64::from_bits(*s));
+        let target = u * spans.clone().sum::<f64>();
+        let (span, before) = pick(0.0, spans, target);
+        let first = span * SPAN;
+        let weights = self.logits[first..].iter().take(SPAN);
+        let (at, _) = pick(before, weights.map(|x| f64::from(weight(*x))), target);
+        u32::try_from(first + at).unwrap_or(u32::MAX)
+    }
+
+    /// A token of those whose keys there are; nothing where it may be one of others.
+    fn among(&mut self, asked: &Sampling, cut: Cut, mut known: Known, u: f64) -> Option<u32> {
+        let weight = |k: &u64| f64::from(cut.weight(logit(*k)));
         if asked.top_k > 0 {
-            let k = (asked.top_k as usize).min(self.keys.len());
-            sort_first(&mut self.keys, k);
+            let k = asked.top_k as usize;
+            if k > self.keys.len() && !known.all {
+                return None;
+            }
+            let k = k.min(self.keys.len());
+            if known.sorted < k {
+                sort_first(&mut self.keys, k);
+            }
             self.keys.truncate(k);
+            known = Known {
+                sorted: k,
+                all: true,
+                weight: self.keys.iter().map(weight).sum(),
+            };
         }
-        let mut total = 0.0;
+        let mut total = known.weight;
         if asked.top_p < 1.0 {
             // In an order that does not depend on how far is sorted.
-            let all: f64 = if asked.top_k > 0 {
-                self.keys.iter().map(|k| f64::from(weight(k))).sum()
-            } else {
-                sum(weights, |w| if w >= asked.min_p { w } else { 0.0 })
-            };
-            let wanted = f64::from(asked.top_p) * all;
-            let mut sorted = if asked.top_k > 0 { self.keys.len() } else { 0 };
+            let wanted = f64::from(asked.top_p) * known.weight;
             let mut n = 0;
+            total = 0.0;
             // At least one, and all before which less than p lies.
             while n < self.keys.len() && (n == 0 || total < wanted) {
-                if n == sorted {
-                    sorted = (sorted * 16).max(FIRST_SORTED).min(self.keys.len());
-                    sort_first(&mut self.keys, sorted);
+                if n == known.sorted {
+                    known.sorted = (n * 16).max(FIRST_SORTED).min(self.keys.len());
+                    sort_first(&mut self.keys, known.sorted);
                 }
-                total += f64::from(weight(&self.keys[n]));
+                total += weight(&self.keys[n]);
                 n += 1;
             }
+            if total < wanted && !known.all {
+                return None;
+            }
             self.keys.truncate(n);
-        } else {
-            total = self.keys.iter().map(|k| f64::from(weight(k))).sum();
         }
-        let n = pick(self.keys.iter().map(weight).enumerate(), u * total);
-        self.keys.get(n).map_or(0, |k| token(*k))
+        let (n, _) = pick(0.0, self.keys.iter().map(weight), u * total);
+        self.keys.get(n).map(|k| token(*k))
     }
 }
 
@@ -387,8 +475,14 @@ fn largest(row: &[f32]) -> (u32, f32) {
 }
 
 fn logprob(row: &[f32], token: u32, off: f64) -> f32 {
-    row.get(token as usize)
-        .map_or(f32::NEG_INFINITY, |&x| (f64::from(x) - off) as f32)
+    let x = row.get(token as usize);
+    x.map_or(f32::NEG_INFINITY, |&x| logprob_of(x, off))
+}
+
+/// The log probability of a logit.
+fn logprob_of(logit: f32, off: f64) -> f32 {
+    // Adding 0 makes −0 and 0 equal, as keys have it.
+    (f64::from(logit) - off) as f32 + 0.0
 }
 
 /// Sorts so that the first `k` keys are the smallest, in order.
@@ -403,19 +497,20 @@ fn sort_first(keys: &mut [u64], k: usize) {
     keys[..k].sort_unstable();
 }
 
-/// The first place at which the weights so far exceed `target`; the last with a weight where rounding leaves none.
-fn pick(weights: impl Iterator<Item = (usize, f32)>, target: f64) -> usize {
-    let (mut sum, mut last) = (0.0, 0);
-    for (i, w) in weights {
+/// The first place at which `before` and the weights so far exceed `target`, and their sum before it; the last with a
+/// weight where rounding leaves none.
+fn pick(before: f64, weights: impl Iterator<Item = f64>, target: f64) -> (usize, f64) {
+    let (mut sum, mut found) = (before, (0, before));
+    for (i, w) in weights.enumerate() {
         if w > 0.0 {
-            sum += f64::from(w);
-            last = i;
+            found = (i, sum);
+            sum += w;
             if sum > target {
                 break;
             }
         }
     }
-    last
+    found
 }
 
 /// A number from 0 to below 1: 53 bits of ChaCha8 under a key of seed, sequence index and position.

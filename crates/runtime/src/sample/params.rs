@@ -255,6 +255,17 @@ impl SamplingParams {
         self.max_tokens
     }
 
+    /// Whether tokens are drawn of all that min-p leaves.
+    pub(super) fn is_plain(&self) -> bool {
+        self.asked.top_k == 0 && self.asked.top_p >= 1.0
+    }
+
+    /// Whether logits are changed before a sequence that has generated so many tokens is given another.
+    pub(super) fn changes(&self, generated: u32) -> bool {
+        let waits = generated < self.asked.min_tokens && !self.ends.is_empty();
+        waits || !self.asked.logit_bias.is_empty() || self.has_penalties()
+    }
+
     /// Whether `token` ends a sequence.
     #[must_use]
     pub fn ends(&self, token: u32) -> bool {

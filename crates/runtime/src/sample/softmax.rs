@@ -3,10 +3,11 @@
 //! Only additions, multiplications and comparisons in a fixed order: no fused multiply-add, no library's
 //! exponential, so that a seed gives the same text everywhere.
 
-/// Sums that run side by side: element i goes to sum i mod this, and they are added in order.
-const LANES: usize = 8;
-/// Elements whose values are computed before they are added.
-const BLOCK: usize = 64;
+/// Elements in a row that are added up before their sum is added to those before: whoever looks for an element by the
+/// sums up to it passes most of them by the sums of spans.
+pub(super) const SPAN: usize = 1024;
+/// Sums of a span that run side by side: element i goes to sum i mod this, and they are added in order.
+const LANES: usize = 32;
 
 /// e^x for x of at most 0, to about one unit in the last place; 0 below −87.
 ///
@@ -34,34 +35,41 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < LEAST { 0.0 } else { e * scale }
 }
 
-/// The sum of `f` over `x`, in the fixed order.
+/// The sum of `f` over `x`, in the fixed order: of spans, first to last.
 #[inline]
 pub(super) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    x.chunks(SPAN).map(|x| sum_of_span(x, &f)).sum()
+}
+
+/// The sum of `f` over a span.
+#[inline]
+pub(super) fn sum_of_span(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
     let mut sums = [0.0; LANES];
-    // Some values at a time, so that each of the loops becomes vectors.
-    let (blocks, rest) = x.as_chunks::<BLOCK>();
-    for x in blocks {
-        let mut values = [0.0_f32; BLOCK];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        // Apart, so that each of the loops becomes vectors.
+        let mut values = [0.0_f32; LANES];
         for (v, x) in values.iter_mut().zip(x) {
             *v = f(*x);
         }
-        for values in values.as_chunks::<LANES>().0 {
-            for (s, v) in sums.iter_mut().zip(values) {
-                *s += f64::from(*v);
-            }
+        for (s, v) in sums.iter_mut().zip(values) {
+            *s += f64::from(v);
         }
     }
-    for x in rest.chunks(LANES) {
-        for (s, x) in sums.iter_mut().zip(x) {
-            *s += f64::from(f(*x));
-        }
+    for (s, x) in sums.iter_mut().zip(rest) {
+        *s += f64::from(f(*x));
     }
     sums.into_iter().sum()
 }
 
 /// What is taken off a logit to get its log probability.
 pub(super) fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
-    f64::from(max) + libm::log(sum(logits, |x| exp(x - max)))
+    log_of_sum(sum(logits, |x| exp(x - max)), max)
+}
+
+/// The same, of the sum of e^(x − max).
+pub(super) fn log_of_sum(sum: f64, max: f32) -> f64 {
+    f64::from(max) + libm::log(sum)
 }
 
 #[cfg(test)]
@@ -87,12 +95,15 @@ mod tests {
 
     #[test]
     fn the_order_of_the_sum_is_fixed() {
-        let x: Vec<f32> = (0..1003).map(|i| (i * 7919 % 1000) as f32 * 0.37).collect();
-        let mut sums = [0.0_f64; LANES];
-        for (i, x) in x.iter().enumerate() {
-            sums[i % LANES] += f64::from(*x);
+        let x: Vec<f32> = (0..3003).map(|i| (i * 7919 % 1000) as f32 * 0.37).collect();
+        let mut want = 0.0;
+        for span in x.chunks(1024) {
+            let mut sums = [0.0_f64; 32];
+            for (i, x) in span.iter().enumerate() {
+                sums[i % 32] += f64::from(*x);
+            }
+            want += sums.iter().fold(0.0, |a, b| a + b);
         }
-        let want = sums.iter().fold(0.0, |a, b| a + b);
-        assert_eq!(sum(&x, |x| x).to_bits(), want.to_bits());
+        assert_eq!(sum(&x, |x| x).to_bits(), f64::to_bits(want));
     }
 }

@@ -1,7 +1,7 @@
 //! Our server on its host: what it commits beside weights and activations, and what it keeps for everything that lies in
 //! no arena. On processors this is taken from the same memory as everything else; beside a GPU it is the host's.
 
-use plimsoll_program::PoolGeometry;
+use plimsoll_program::{PoolGeometry, SHORT_KEYS, short_words};
 use plimsoll_units::{Bytes, SizeOverflow, Tokens};
 
 use super::{Context, batched_tokens, outputs};
@@ -105,6 +105,16 @@ pub(super) fn terms(
             .formula("R x vocabulary x 4")
             .input("R", r)
             .input("vocabulary", vocab),
+        );
+        terms.push(
+            Term::exact(
+                Region::Workspace,
+                "shortlists on the host",
+                Bytes::product([r, short_words(vocab), 8])?,
+            )
+            .formula("R x (8 words of sums + the likeliest tokens) x 8")
+            .input("R", r)
+            .input("likeliest tokens", vocab.min(SHORT_KEYS.into())),
         );
     }
     let places = context.settings.swap.whole(page);
