@@ -216,6 +216,7 @@ DEVICE float erf_of(float x) {
 // What keys and values are kept as (`plimsoll-kernels`, cached).
 struct bf16 { unsigned short bits; };
 struct f16 { unsigned short bits; };
+struct f8 { unsigned char bits; };
 struct i8 { signed char value; };
 
 DEVICE float wide(float x) { return x; }
@@ -224,6 +225,12 @@ DEVICE float wide(f16 x) {
   u32 sign = (u32)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
   float number = mul_rn(float_of(rest << 13), float_of((127u + 112u) << 23));
   return float_of(bits_of(number) | (rest >= 0x7c00 ? 0x7f800000u : 0) | sign);
+}
+// float8 e4m3 (`plimsoll-kernels`, f8).
+DEVICE float wide(f8 x) {
+  u32 sign = (u32)(x.bits & 0x80) << 24, rest = x.bits & 0x7f;
+  float number = mul_rn(float_of(rest << 20), float_of((127u + 120u) << 23));
+  return float_of(bits_of(number) | (rest == 0x7f ? 0x7fc00000u : 0) | sign);
 }
 DEVICE float wide(i8 x) { return (float)x.value; }
 
@@ -249,6 +256,16 @@ DEVICE void narrow(float x, f16* to) {
     if (half > 0x7bff) half = 0x7bff;
   }
   to->bits = (unsigned short)(sign | half);
+}
+DEVICE void narrow(float x, f8* to) {
+  u32 b = bits_of(x), sign = b >> 24 & 0x80, size = b & 0x7fffffffu, code;
+  if (size >= 0x7f800000u) code = 0x7f;
+  else if (size < 0x3c800000u) code = bits_of(add_rn(float_of(size), 16384.0f)) - bits_of(16384.0f);
+  else {
+    code = (size - (120u << 23) + 0x7ffff + (size >> 20 & 1)) >> 20;
+    if (code > 0x7e) code = 0x7e;
+  }
+  to->bits = (unsigned char)(sign | code);
 }
 DEVICE void narrow(float x, i8* to) { to->value = (signed char)whole(x); }
 

@@ -11,7 +11,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::cached::{Cached, F16, for_types};
+use crate::cached::{Cached, F8, F16, for_types};
 use crate::cpu::Level;
 use crate::lanes::{LANES, Lanes, at_level, for_levels};
 use crate::pool::Pool;
@@ -284,6 +284,7 @@ for_types! {
     attend_f32, item_f32, f32;
     attend_bf16, item_bf16, u16;
     attend_f16, item_f16, F16;
+    attend_f8, item_f8, F8;
     attend_i8, item_i8, i8;
 }
 

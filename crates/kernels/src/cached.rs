@@ -7,12 +7,14 @@
 use crate::attention;
 use crate::bf16::{bf16_from_f32, f32_from_bf16};
 use crate::cpu::Level;
+use crate::f8::{f8_from_f32, f32_from_f8};
 use crate::f16::{f16_from_f32, f32_from_f16};
 use crate::lanes::Lanes;
 use crate::latent;
 use crate::linear;
 
-/// An element of cached keys and values: f32, bfloat16 (`u16`), [`F16`], or a whole number with a scale (`i8`).
+/// An element of cached keys and values: f32, bfloat16 (`u16`), [`F16`], [`F8`], or a whole number with a
+/// scale (`i8`).
 pub trait Cached: Copy + Send + Sync + sealed::Sealed {
     /// Elements of a page that a scale takes; 0 where there are none.
     const SCALE: usize;
@@ -32,6 +34,11 @@ pub trait Unscaled: Cached + sealed::Latents {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct F16(pub u16);
+
+/// A float8 e4m3, as it is: without a scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct F8(pub u8);
 
 mod sealed {
     use super::{Lanes, Level, attention, latent};
@@ -98,6 +105,13 @@ unscaled!(
     |x: F16| f32_from_f16(x.0),
     load_f16,
     attend_f16
+);
+unscaled!(
+    F8,
+    |x| F8(f8_from_f32(x)),
+    |x: F8| f32_from_f8(x.0),
+    load_f8,
+    attend_f8
 );
 
 /// Makes `item_of`, generic over [`Lanes`] and [`Cached`], for types and every level: a function for each type that takes a

@@ -4,7 +4,8 @@
 #![allow(unsafe_code)]
 
 use crate::bf16::f32_from_bf16;
-use crate::cached::F16;
+use crate::cached::{F8, F16};
+use crate::f8::f32_from_f8;
 use crate::f16::f32_from_f16;
 
 /// Elements side by side.
@@ -20,6 +21,7 @@ pub(crate) trait Lanes: Copy {
     fn load(x: &[f32]) -> Self;
     fn load_bf16(x: &[u16]) -> Self;
     fn load_f16(x: &[F16]) -> Self;
+    fn load_f8(x: &[F8]) -> Self;
     fn load_i8(x: &[i8]) -> Self;
     fn store(self, x: &mut [f32]);
     /// `self * b + c`, rounded once.
@@ -140,6 +142,10 @@ impl Lanes for Scalar {
         Self(std::array::from_fn(|i| f32_from_f16(x[i].0)))
     }
     #[inline(always)]
+    fn load_f8(x: &[F8]) -> Self {
+        Self(std::array::from_fn(|i| f32_from_f8(x[i].0)))
+    }
+    #[inline(always)]
     fn load_i8(x: &[i8]) -> Self {
         Self(std::array::from_fn(|i| f32::from(x[i])))
     }
@@ -188,7 +194,7 @@ impl Lanes for Scalar {
 /// Two registers of eight.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2 {
-    use super::{F16, LANES, Lanes};
+    use super::{F8, F16, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -231,6 +237,26 @@ pub(crate) mod avx2 {
         fn load_f16(x: &[F16]) -> Self {
             let x = x[..LANES].as_ptr();
             let half = |p: *const F16| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) };
+            Self(half(x), half(unsafe { x.add(8) }))
+        }
+        #[inline(always)]
+        fn load_f8(x: &[F8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            // As `f32_from_f8`, lane by lane.
+            let half = |p: *const F8| unsafe {
+                let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+                let nan = _mm256_set1_epi32(0x7f);
+                let rest = _mm256_and_si256(codes, nan);
+                let sign = _mm256_slli_epi32::<24>(_mm256_xor_si256(codes, rest));
+                let number = _mm256_mul_ps(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<20>(rest)),
+                    _mm256_castsi256_ps(_mm256_set1_epi32((127 + 120) << 23)),
+                );
+                let special =
+                    _mm256_slli_epi32::<22>(_mm256_srli_epi32::<23>(_mm256_cmpeq_epi32(rest, nan)));
+                let bits = _mm256_or_si256(_mm256_castps_si256(number), special);
+                _mm256_castsi256_ps(_mm256_or_si256(bits, sign))
+            };
             Self(half(x), half(unsafe { x.add(8) }))
         }
         #[inline(always)]
@@ -296,7 +322,7 @@ pub(crate) mod avx2 {
 /// One register of sixteen.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512 {
-    use super::{F16, LANES, Lanes};
+    use super::{F8, F16, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -335,6 +361,25 @@ pub(crate) mod avx512 {
         fn load_f16(x: &[F16]) -> Self {
             let x = x[..LANES].as_ptr();
             unsafe { Self(_mm512_cvtph_ps(_mm256_loadu_si256(x.cast()))) }
+        }
+        #[inline(always)]
+        fn load_f8(x: &[F8]) -> Self {
+            let x = x[..LANES].as_ptr();
+            // As `f32_from_f8`, lane by lane.
+            unsafe {
+                let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.cast()));
+                let nan = _mm512_set1_epi32(0x7f);
+                let rest = _mm512_and_si512(codes, nan);
+                let sign = _mm512_slli_epi32::<24>(_mm512_xor_si512(codes, rest));
+                let number = _mm512_mul_ps(
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<20>(rest)),
+                    _mm512_castsi512_ps(_mm512_set1_epi32((127 + 120) << 23)),
+                );
+                let special =
+                    _mm512_maskz_set1_epi32(_mm512_cmpeq_epi32_mask(rest, nan), 0x7fc0_0000);
+                let bits = _mm512_or_si512(_mm512_castps_si512(number), special);
+                Self(_mm512_castsi512_ps(_mm512_or_si512(bits, sign)))
+            }
         }
         #[inline(always)]
         fn load_i8(x: &[i8]) -> Self {

@@ -10,6 +10,7 @@ mod bf16;
 mod cached;
 mod cpu;
 mod f16;
+mod f8;
 mod lanes;
 mod latent;
 mod linear;
@@ -21,7 +22,7 @@ mod state;
 
 pub use attention::{Columns, HEAD_MAX, KvShape, Queries, Reach, Scores, attend, write_kv};
 pub use bf16::{bf16_from_f32, f32_from_bf16};
-pub use cached::{Cached, F16, Unscaled};
+pub use cached::{Cached, F8, F16, Unscaled};
 pub use cpu::Level;
 pub use f16::{f16_from_f32, f32_from_f16};
 pub use latent::{LATENT_MAX, LatentShape, attend_latents, write_latents};

@@ -88,10 +88,16 @@ impl StepInputs {
         self.constants + self.tokens + self.rows + self.tables + self.wanted
     }
 
-    /// Words before the list of copies, the last one.
+    /// Words before the list of copies, the last one that is told.
     #[must_use]
     pub const fn before_copies(&self) -> u64 {
         self.before_briefs() + self.briefs
+    }
+
+    /// Words before the parts of attention.
+    #[must_use]
+    pub const fn before_partials(&self) -> u64 {
+        self.before_copies() + self.copies
     }
 
     /// Bytes of all of them.

@@ -113,10 +113,10 @@ fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
     if let Some(n) = settings.max_num_seqs.or(asked) {
         own.push(format!("--max-num-seqs {n}"));
     }
-    if let KvType::Plain(d @ (DType::Bf16 | DType::F16 | DType::F32 | DType::I8)) = settings.kv_type
+    if let KvType::Plain(d @ (DType::Bf16 | DType::F16 | DType::F32 | DType::F8E4m3 | DType::I8)) =
+        settings.kv_type
     {
-        let name = if d == DType::I8 { "int8" } else { d.name() };
-        own.push(format!("--kv-cache-dtype {name}"));
+        own.push(format!("--kv-cache-dtype {}", cache_name(d)));
     }
     for (flag, n) in [("tp", p.tp), ("pp", p.pp), ("dp", p.dp)] {
         if n > 1 {
@@ -166,8 +166,7 @@ fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
         own.push(format!("--weights {}", settings.weights));
     }
     if let KvType::Plain(d) = settings.kv_type {
-        let name = if d == DType::I8 { "int8" } else { d.name() };
-        own.push(format!("--kv-cache-dtype {name}"));
+        own.push(format!("--kv-cache-dtype {}", cache_name(d)));
     }
     if let Some(size) = settings.block_size {
         own.push(format!("--block-size {size}"));
@@ -192,6 +191,15 @@ fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
         own.push("--no-enable-prefix-caching".to_owned());
     }
     Some(own)
+}
+
+/// Our own name of a type of cached keys and values.
+const fn cache_name(d: DType) -> &'static str {
+    match d {
+        DType::I8 => "int8",
+        DType::F8E4m3 => "fp8",
+        d => d.name(),
+    }
 }
 
 fn torch_name(d: DType) -> &'static str {

@@ -36,7 +36,15 @@ macro_rules! elements {
         unsafe impl Element for $t {}
     )*};
 }
-elements!(u8, i8, u16, u32, f32, plimsoll_kernels::F16);
+elements!(
+    u8,
+    i8,
+    u16,
+    u32,
+    f32,
+    plimsoll_kernels::F16,
+    plimsoll_kernels::F8
+);
 
 /// Why an arena cannot be made, or cannot lend a part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

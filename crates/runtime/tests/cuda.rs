@@ -76,6 +76,7 @@ fn every_family_computes_the_same_to_the_bit() {
             (DType::Bf16, WeightType::Bf16),
             (DType::F32, WeightType::Int8),
             (DType::F16, WeightType::Int4),
+            (DType::F8E4m3, WeightType::Bf16),
             (DType::I8, WeightType::Bf16),
         ] {
             let server = Server {

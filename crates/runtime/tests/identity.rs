@@ -244,7 +244,7 @@ fn types_of_caches_change_nothing_of_this() {
             return;
         }
         let mut before = Vec::new();
-        for kv in [DType::F16, DType::I8] {
+        for kv in [DType::F16, DType::F8E4m3, DType::I8] {
             let of = |server| Server { kv, ..server };
             let program = model.program(&of(plain()));
             if plimsoll_runtime::check(&program).is_err() {
@@ -298,7 +298,7 @@ fn types_of_caches_change_nothing_of_this() {
             before.push(want.1);
         }
     });
-    assert_eq!(types.get(), 2 * some.len() - 1);
+    assert_eq!(types.get(), 3 * some.len() - 1);
 }
 
 #[test]
@@ -648,7 +648,13 @@ fn damaged(
 #[test]
 fn one_slot_that_is_overwritten_shows() {
     each(|name, model, prompt| {
-        for kv in [DType::Bf16, DType::F32, DType::F16, DType::I8] {
+        for kv in [
+            DType::Bf16,
+            DType::F32,
+            DType::F16,
+            DType::F8E4m3,
+            DType::I8,
+        ] {
             let server = Server {
                 kv,
                 ..Server::default()

@@ -108,7 +108,7 @@ fn quantised_weights_stay_near_those_they_stand_for() {
 /// A half has three bits more than a bfloat16 and is off by an eighth as much. A whole number is off by up to half of its
 /// head's largest element over 127, whatever its own size: for heads of 16 elements, whose largest is about twice the middle
 /// one, that is 0.5 % where a bfloat16 is off by 0.15 %. Measured here: 6.5 to 9.8 times as much with bf16 as with f16, 2.3 to
-/// 6.9 times as much with int8 as with bf16 (without experts at most 3.4), at most 3 % of the logits. A scale of another
+/// 6.9 times as much with int8 as with bf16 (without experts at most 3.4), at most 3 % of the logits; e4m3 has four bits of significand, bfloat16 eight: sixteen times as much (12 to 25 measured). A scale of another
 /// slot, of the values for the keys, or half or twice as large makes it a hundred times.
 #[test]
 fn cached_types_stay_near_what_they_stand_for() {
@@ -129,6 +129,10 @@ fn cached_types_stay_near_what_they_stand_for() {
         let times = bf16 / f16;
         println!("{name}: bf16 {bf16:.5}, {times:.1} times f16");
         assert!((5.0..12.0).contains(&times), "{name}: {bf16}, {f16}");
+        let fp8 = of(DType::F8E4m3).unwrap();
+        let times = fp8 / bf16;
+        println!("{name}: fp8 {fp8:.5}, {times:.1} times bf16");
+        assert!((8.0..32.0).contains(&times), "{name}: {fp8}, {bf16}");
         let Some(int8) = of(DType::I8) else {
             assert!(name.starts_with("deepseek"), "{name}");
             continue;

@@ -40,12 +40,14 @@ fn programs_that_no_kernel_carries_out_are_refused() {
         program.kv_dtype = kv_dtype;
         check(&program)
     };
-    for kv in [DType::F16, DType::F32, DType::I8] {
+    for kv in [DType::F16, DType::F32, DType::F8E4m3, DType::I8] {
         of_kv(good.clone(), kv).unwrap();
     }
-    let fp8 = of_kv(good, DType::F8E4m3);
-    assert!(matches!(fp8, Err(StartError::KvType(DType::F8E4m3))));
-    of_kv(of("deepseek_v2"), DType::F16).unwrap();
+    let other = of_kv(good, DType::F8E5m2);
+    assert!(matches!(other, Err(StartError::KvType(DType::F8E5m2))));
+    for kv in [DType::F16, DType::F8E4m3] {
+        of_kv(of("deepseek_v2"), kv).unwrap();
+    }
     let latents = of_kv(of("deepseek_v2"), DType::I8);
     assert!(matches!(latents, Err(StartError::LatentType(DType::I8))));
     let states = fixtures()

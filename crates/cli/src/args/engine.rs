@@ -107,7 +107,7 @@ pub(crate) struct EngineArgs {
     /// How requests give way where the KV cache is full
     #[arg(long, visible_alias = "preemption-mode", value_enum, default_value_t = PreemptArg::Auto)]
     pub(crate) preempt: PreemptArg,
-    /// Type of the KV cache: bf16, f16, f32, or int8 with a scale per token and head
+    /// Type of the KV cache: bf16, f16, f32, fp8 (e4m3 as it is), or int8 with a scale per token and head
     #[arg(
         long,
         visible_alias = "kv-dtype",

@@ -1,5 +1,6 @@
 use super::*;
 use crate::bf16::{bf16_from_f32, f32_from_bf16};
+use crate::f8::{f8_from_f32, f32_from_f8};
 use crate::f16::{f16_from_f32, f32_from_f16};
 use crate::lanes::Scalar;
 use crate::linear::tests::numbers;
@@ -31,6 +32,14 @@ impl Kind for F16 {
     const GARBAGE: Self = Self(0xffff);
     fn kept(x: &[f32]) -> (Vec<f32>, f32) {
         let round = |x: &f32| f32_from_f16(f16_from_f32(*x));
+        (x.iter().map(round).collect(), 1.0)
+    }
+}
+
+impl Kind for F8 {
+    const GARBAGE: Self = Self(0xff);
+    fn kept(x: &[f32]) -> (Vec<f32>, f32) {
+        let round = |x: &f32| f32_from_f8(f8_from_f32(*x));
         (x.iter().map(round).collect(), 1.0)
     }
 }
@@ -236,6 +245,7 @@ fn attention_is_right_and_its_bits_depend_on_nothing_else() {
     right_and_alike::<f32>();
     right_and_alike::<u16>();
     right_and_alike::<F16>();
+    right_and_alike::<F8>();
     right_and_alike::<i8>();
 }
 
@@ -304,6 +314,7 @@ fn widen_of<V: Lanes, C: Cached>(x: &[C], out: &mut [f32]) {
 
 for_levels!(widen_bf16, widen_of<u16>(x: &[u16], out: &mut [f32]));
 for_levels!(widen_f16, widen_of<F16>(x: &[F16], out: &mut [f32]));
+for_levels!(widen_f8, widen_of<F8>(x: &[F8], out: &mut [f32]));
 for_levels!(widen_i8, widen_of<i8>(x: &[i8], out: &mut [f32]));
 
 /// All elements that there are, at every level.
@@ -325,6 +336,8 @@ fn elements_are_widened_alike_at_every_level() {
     check(&all, |l, x, out| at_level!(l, widen_bf16(x, out)));
     let all: Vec<F16> = (0..=u16::MAX).map(F16).collect();
     check(&all, |l, x, out| at_level!(l, widen_f16(x, out)));
+    let all: Vec<F8> = (0..=u8::MAX).map(F8).collect();
+    check(&all, |l, x, out| at_level!(l, widen_f8(x, out)));
     let all: Vec<i8> = (0..=u8::MAX).map(u8::cast_signed).collect();
     check(&all, |l, x, out| at_level!(l, widen_i8(x, out)));
 }
@@ -359,6 +372,7 @@ fn one_slot_that_is_overwritten_changes_the_answer() {
     overwritten::<f32>();
     overwritten::<u16>();
     overwritten::<F16>();
+    overwritten::<F8>();
     overwritten::<i8>();
 }
 

@@ -126,7 +126,7 @@ fn kv_rules(context: &Context<'_>) -> Result<KvRules, PlanError> {
         return Err(PlanError::Refused {
             engine: "plimsoll".to_owned(),
             setting: "--kv-cache-dtype int8".to_owned(),
-            reason: "latents have no heads to scale by: use bf16, f16 or f32".to_owned(),
+            reason: "latents have no heads to scale by: use bf16, f16, f32 or fp8".to_owned(),
         });
     }
     let block_size = context.settings.block_size.unwrap_or(BLOCK_SIZE);

@@ -60,11 +60,11 @@ pub enum StartError {
     #[error(transparent)]
     Size(#[from] SizeOverflow),
     /// A type of cached keys and values that no kernel reads.
-    #[error("a KV cache of {0} cannot be served on the CPU: choose bf16, f16, f32 or int8")]
+    #[error("a KV cache of {0} cannot be served on the CPU: choose bf16, f16, f32, fp8 or int8")]
     KvType(DType),
     /// A type of cached latents that no kernel reads.
     #[error(
-        "latents have no heads to scale by, so they cannot be cached as {0}: choose bf16, f16 or f32"
+        "latents have no heads to scale by, so they cannot be cached as {0}: choose bf16, f16, f32 or fp8"
     )]
     LatentType(DType),
     /// An arena of another size than the program's.
@@ -116,7 +116,10 @@ pub enum StartError {
 /// [`StartError::State`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     let kv = program.kv_dtype;
-    if !matches!(kv, DType::Bf16 | DType::F16 | DType::F32 | DType::I8) {
+    if !matches!(
+        kv,
+        DType::Bf16 | DType::F16 | DType::F32 | DType::F8E4m3 | DType::I8
+    ) {
         return Err(StartError::KvType(kv));
     }
     let (mut cols, mut taps) = (0, 0);

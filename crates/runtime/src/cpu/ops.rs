@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    Activation, Cached, Choice, Columns, ExpertGroups, F16, Groups, Heads, Inputs, KvShape,
+    Activation, Cached, Choice, Columns, ExpertGroups, F8, F16, Groups, Heads, Inputs, KvShape,
     LatentShape, Linear, Norm, Pool, Queries, Reach, Scores, Start, StateShape, Taps, Unscaled,
     activate, attend, attend_latents, clamped_swiglu, convolve, cos_sin, norm, norm_in_place,
     rotate, route, run_heads, scan, steps, tanh, write_kv, write_latents,
@@ -120,6 +120,7 @@ impl Cpu {
                     match program.kv_dtype {
                         DType::F32 => walk.latent::<f32>(pool, level, a, &queries, pages),
                         DType::F16 => walk.latent::<F16>(pool, level, a, &queries, pages),
+                        DType::F8E4m3 => walk.latent::<F8>(pool, level, a, &queries, pages),
                         _ => walk.latent::<u16>(pool, level, a, &queries, pages),
                     }
                 }
@@ -128,6 +129,7 @@ impl Cpu {
                     match program.kv_dtype {
                         DType::F32 => walk.attention::<f32>(pool, level, a, &queries, pages),
                         DType::F16 => walk.attention::<F16>(pool, level, a, &queries, pages),
+                        DType::F8E4m3 => walk.attention::<F8>(pool, level, a, &queries, pages),
                         DType::I8 => walk.attention::<i8>(pool, level, a, &queries, pages),
                         _ => walk.attention::<u16>(pool, level, a, &queries, pages),
                     }

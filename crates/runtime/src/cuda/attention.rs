@@ -15,11 +15,12 @@ const CHUNK: u64 = 128;
 const TILES: u64 = 8;
 const LANES: u64 = 16;
 /// The kernel for a type of cached elements.
-fn of_type(dtype: DType, names: [&'static str; 4]) -> &'static str {
+fn of_type(dtype: DType, names: [&'static str; 5]) -> &'static str {
     match dtype {
         DType::F32 => names[0],
         DType::F16 => names[2],
-        DType::I8 => names[3],
+        DType::F8E4m3 => names[3],
+        DType::I8 => names[4],
         _ => names[1],
     }
 }
@@ -28,7 +29,7 @@ fn of_type(dtype: DType, names: [&'static str; 4]) -> &'static str {
 const fn element_bytes(dtype: DType) -> u64 {
     match dtype {
         DType::F32 => 4,
-        DType::I8 => 1,
+        DType::F8E4m3 | DType::I8 => 1,
         _ => 2,
     }
 }
@@ -79,6 +80,7 @@ impl Cuda {
             "write_kv_f32",
             "write_kv_bf16",
             "write_kv_f16",
+            "write_kv_fp8",
             "write_kv_int8",
         ];
         self.each(of_type(dtype, write), step.tokens, kv.bytes())?;
@@ -92,7 +94,13 @@ impl Cuda {
             threads: THREADS,
             shared: word(4 * floats),
         };
-        let attend = ["attend_f32", "attend_bf16", "attend_f16", "attend_int8"];
+        let attend = [
+            "attend_f32",
+            "attend_bf16",
+            "attend_f16",
+            "attend_fp8",
+            "attend_int8",
+        ];
         self.launch(of_type(dtype, attend), how, kv.bytes())
     }
 
@@ -134,8 +142,7 @@ impl Cuda {
         kv.split = word(ATTENTION_PART);
         kv.splits = word(parts);
         if apart {
-            let s = self.sizes;
-            let from = s.constants + s.tokens + s.rows + s.tables + s.wanted + s.copies;
+            let from = self.sizes.before_partials();
             self.inputs.mark(Bytes::new(4 * (from + words)));
             kv.partials = self.told(from, words);
         }
@@ -191,6 +198,7 @@ impl Cuda {
             "write_latents_f32",
             "write_latents_bf16",
             "write_latents_f16",
+            "write_latents_fp8",
             none,
         ];
         self.each(of_type(dtype, write), step.tokens, latents.bytes())?;
@@ -203,6 +211,7 @@ impl Cuda {
             "attend_latents_f32",
             "attend_latents_bf16",
             "attend_latents_f16",
+            "attend_latents_fp8",
             none,
         ];
         self.launch(of_type(dtype, attend), how, latents.bytes())

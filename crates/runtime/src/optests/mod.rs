@@ -36,7 +36,13 @@ const LAYERS: u64 = 4;
 /// Tokens of each sequence in each step: a prompt that passes many tiles, prompts beside it, one token, a few of all.
 const STEPS: [[u64; 3]; 4] = [[140, 0, 0], [9, 13, 1], [0, 1, 0], [1, 1, 3]];
 /// Keys and values are kept in these types.
-const CACHES: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::I8];
+const CACHES: [DType; 5] = [
+    DType::F32,
+    DType::Bf16,
+    DType::F16,
+    DType::F8E4m3,
+    DType::I8,
+];
 
 /// What each operation is called, in the order of a program's.
 const NAMES: [&str; 24] = [
