@@ -31,41 +31,65 @@ DEVICE float* partial_of(const Kv& a, u32 token, u32 head, u32 part) {
   return at<float>(a.partials) + ((u64)(token * a.q_heads + head) * a.splits + part) * (a.v_dim + 2);
 }
 
-// A tile of keys and values. What is past the dimensions, and values outside [first, end), are zeros: weights of zero meet
-// them. Keys outside are any.
-template <typename C, u32 KEYS> DEVICE void stage_keys(const Kv& a, const u32* table, u32 head, u32 tile, u32 first, u32 end,
-                                                       C* keys, C* values) {
+// Elements on their way to shared memory, as they are multiplied: eight that lie side by side, or one; zeros where they are
+// not `there`.
+template <typename C> DEVICE void stage(C* to, const C* from, bool eight, bool there) {
+  if (eight) copy_16(to, from, there ? 16 : 0);
+  else if (there) *to = *from;
+  else to->bits = 0;
+}
+// Eight bits are made sixteen on the way: that is exact.
+template <typename C, typename K> DEVICE void stage(C* to, const K* from, bool eight, bool there) {
+  struct alignas(8) Eight { K elements[8]; } all;
+  if (!eight) {
+    narrow(there ? wide(*from) : 0.0f, to);
+    return;
+  }
+  if (there) all = *(const Eight*)from;
+  Sixteen out;
+  for (u32 i = 0; i < 4; i++)
+    out.words[i] = there ? pair_of(wide(all.elements[2 * i]), wide(all.elements[2 * i + 1]), C()) : 0;
+  *(Sixteen*)to = out;
+}
+
+// A tile of keys and values, kept as K, and where K has scales those of the keys, then of the values. What is past the
+// dimensions, and values outside [first, end), are zeros: weights of zero meet them. Keys outside are any.
+template <typename C, typename K, u32 KEYS> DEVICE void stage_keys(const Kv& a, const u32* table, u32 head, u32 tile,
+                                                                   u32 first, u32 end, C* keys, C* values, float* scales) {
   const u32 WIDE = KEYS + 8;
   u32 k_dim = (a.k_dim + 15) / 16 * 16, v_dim = (a.v_dim + 15) / 16 * 16;
-  const C* pages = at<C>(a.pages);
+  const K* pages = at<K>(a.pages);
   // Eight elements at once where eight keys of a page lie side by side.
   bool eights = a.slots % 8 == 0 && a.v_dim % 8 == 0 && a.page % 8 == 0 && a.layer % 8 == 0;
   u32 each = eights ? 8 : 1;
   for (u32 i = thread_id(); i < k_dim * (KEYS / each); i += block_threads()) {
     u32 d = i / (KEYS / each), key = i % (KEYS / each) * each, position = tile * KEYS + key;
     bool there = d < a.k_dim && position < end && position + each > first;
-    const C* from = pages;
-    if (there) from += keys_at<C>(a, table[position / a.slots], head) + (u64)d * a.slots + position % a.slots;
-    C* to = keys + d * WIDE + key;
-    if (eights) copy_16(to, from, there ? 16 : 0);
-    else if (there) *to = *from;
-    else to->bits = 0;
+    const K* from = pages;
+    if (there) from += keys_at<K>(a, table[position / a.slots], head) + (u64)d * a.slots + position % a.slots;
+    stage(keys + d * WIDE + key, from, eights, there);
   }
   u32 across = v_dim / each;
   for (u32 i = thread_id(); i < KEYS * across; i += block_threads()) {
     u32 key = i / across, d = i % across * each, position = tile * KEYS + key;
     bool there = d < a.v_dim && position >= first && position < end;
-    const C* from = pages;
-    if (there) from += values_at<C>(a, table[position / a.slots], head) + (u64)(position % a.slots) * a.v_dim + d;
-    C* to = values + key * (v_dim + 8) + d;
-    if (eights) copy_16(to, from, there ? 16 : 0);
-    else if (there) *to = *from;
-    else to->bits = 0;
+    const K* from = pages;
+    if (there) from += values_at<K>(a, table[position / a.slots], head) + (u64)(position % a.slots) * a.v_dim + d;
+    stage(values + key * (v_dim + 8) + d, from, eights, there);
+  }
+  if (Scale<K>::elements == 0) return;
+  for (u32 i = thread_id(); i < 2 * KEYS; i += block_threads()) {
+    u32 position = tile * KEYS + i % KEYS, of = i < KEYS ? head : a.kv_heads + head;
+    bool there = position >= first && position < end;
+    scales[i] = 0.0f;
+    if (there)
+      scales[i] = load_float(pages + scales_at<K>(a, table[position / a.slots], of) + (u64)(position % a.slots) * Scale<K>::elements);
   }
 }
 
-// DIM: values of a head at most. STAGES: tiles that are in shared memory at once.
-template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(const Kv& a) {
+// C: what is multiplied; K: what keys and values are kept as. DIM: values of a head at most. STAGES: tiles that are in
+// shared memory at once.
+template <typename C, typename K, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(const Kv& a) {
   const u32 WIDE = KEYS + 8;
   u32 token = block_x(), kv_head = block_y(), group = a.q_heads / a.kv_heads, together = QUERIES / group;
   Seq seq = at<Seq>(a.seqs)[at<u32>(a.of)[token]];
@@ -87,6 +111,7 @@ template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(cons
   C* q = dynamic_shared<C>();
   C* keys = q + QUERIES * q_wide;
   C* values = keys + STAGES * k_dim * WIDE;
+  float* scales = (float*)(values + STAGES * KEYS * (v_dim + 8));
   u32 thread = thread_id(), lane = thread % 32, g = lane / 4, t = lane % 4, top = thread / 32 * 16;
   for (u32 i = thread; i < QUERIES * k_dim; i += block_threads()) {
     u32 row = i / k_dim, d = i % k_dim;
@@ -117,14 +142,14 @@ template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(cons
 #pragma unroll
     for (u32 e = 0; e < 4; e++) acc[n][e] = 0.0f;
   u32 tile = first / KEYS, tiles = (end + KEYS - 1) / KEYS, stage = 0;
-  stage_keys<C, KEYS>(a, table, kv_head, tile, first, end, keys, values);
+  stage_keys<C, K, KEYS>(a, table, kv_head, tile, first, end, keys, values, scales);
   copy_commit();
   for (; tile < tiles; tile++) {
     if (STAGES > 1) {
       u32 next = (stage + 1) % STAGES;
       if (tile + 1 < tiles)
-        stage_keys<C, KEYS>(a, table, kv_head, tile + 1, first, end, keys + next * k_dim * WIDE,
-                            values + next * KEYS * (v_dim + 8));
+        stage_keys<C, K, KEYS>(a, table, kv_head, tile + 1, first, end, keys + next * k_dim * WIDE,
+                               values + next * KEYS * (v_dim + 8), scales + next * 2 * KEYS);
       copy_commit();
       copy_wait<1>();
     } else {
@@ -134,6 +159,7 @@ template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(cons
     if (top < count) {
       const C* k = keys + stage * k_dim * WIDE;
       const C* v = values + stage * KEYS * (v_dim + 8);
+      const float* scale = scales + stage * 2 * KEYS;
       float s[KEYS / 8][4];
 #pragma unroll
       for (u32 n = 0; n < KEYS / 8; n++)
@@ -159,6 +185,7 @@ template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(cons
         for (u32 e = 0; e < 4; e++) {
           u32 key = tile * KEYS + n * 8 + t * 2 + e % 2;
           float score = mul_rn(s[n][e], a.scale);
+          if (Scale<K>::elements > 0) score = mul_rn(score, scale[n * 8 + t * 2 + e % 2]);
           if (a.capped) score = mul_rn(tanh_of(mul_rn(score, div_rn(1.0f, a.cap))), a.cap);
           if (key < seen_from[e / 2] || key >= seen_to[e / 2]) score = NEGATIVE_INFINITY;
           s[n][e] = score;
@@ -195,6 +222,10 @@ template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(cons
           // What is added up is what values are multiplied by.
           C low = {(unsigned short)fragment[e]}, high = {(unsigned short)(fragment[e] >> 16)};
           part[e % 2].sum = add_rn(part[e % 2].sum, add_rn(wide(low), wide(high)));
+          if (Scale<K>::elements > 0) {
+            const float* by = scale + KEYS + n * 16 + e / 2 * 8 + t * 2;
+            fragment[e] = pair_of(mul_rn(wide(low), by[0]), mul_rn(wide(high), by[1]), C());
+          }
         }
 #pragma unroll
         for (u32 d = 0; d < DIM / 16; d++) {
@@ -254,7 +285,7 @@ template <typename C, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(cons
     if (STAGES > 1) {
       stage = (stage + 1) % STAGES;
     } else if (tile + 1 < tiles) {
-      stage_keys<C, KEYS>(a, table, kv_head, tile + 1, first, end, keys, values);
+      stage_keys<C, K, KEYS>(a, table, kv_head, tile + 1, first, end, keys, values, scales);
       copy_commit();
     }
   }
@@ -281,12 +312,14 @@ KERNEL(combine, Kv) {
   }
 }
 
-#define ATTENTION_MMA(name, C)                                                   \
-  KERNEL(attend_mma_##name##_64, Kv) { attend_mma<C, 64, 64, 2>(a); }            \
-  KERNEL(attend_mma_##name##_128, Kv) { attend_mma<C, 128, 64, 2>(a); }          \
-  KERNEL(attend_mma_##name##_256, Kv) { attend_mma<C, 256, 32, 1>(a); }
+#define ATTENTION_MMA(name, C, K)                                                \
+  KERNEL(attend_mma_##name##_64, Kv) { attend_mma<C, K, 64, 64, 2>(a); }         \
+  KERNEL(attend_mma_##name##_128, Kv) { attend_mma<C, K, 128, 64, 2>(a); }       \
+  KERNEL(attend_mma_##name##_256, Kv) { attend_mma<C, K, 256, 32, 1>(a); }
 
-ATTENTION_MMA(bf16, bf16)
-ATTENTION_MMA(f16, f16)
+ATTENTION_MMA(bf16, bf16, bf16)
+ATTENTION_MMA(f16, f16, f16)
+ATTENTION_MMA(fp8, bf16, f8)
+ATTENTION_MMA(int8, bf16, i8)
 
 #endif

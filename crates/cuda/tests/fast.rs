@@ -512,10 +512,70 @@ fn heads_have_matrices_of_their_own() {
     }
 }
 
+/// What keys and values are kept as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kept {
+    Bf16,
+    F16,
+    Fp8,
+    Int8,
+}
+
+impl Kept {
+    const ALL: [Self; 4] = [Self::Bf16, Self::F16, Self::Fp8, Self::Int8];
+
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::Fp8 | Self::Int8 => 1,
+        }
+    }
+
+    /// As queries are rounded.
+    fn query(self, x: f32) -> f32 {
+        match self {
+            Self::F16 => of_f16(to_f16(x)),
+            _ => of_bf16(to_bf16(x)),
+        }
+    }
+
+    /// The bytes of each of a head's elements, what they stand for, and the scale that they have together.
+    fn keep(self, x: &[f32]) -> (Vec<Vec<u8>>, Vec<f32>, f32) {
+        let top = x.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let scale = top / 127.0;
+        let one = |x: f32| match self {
+            Self::Bf16 => (to_bf16(x).to_ne_bytes().to_vec(), of_bf16(to_bf16(x))),
+            Self::F16 => (to_f16(x).to_ne_bytes().to_vec(), of_f16(to_f16(x))),
+            Self::Fp8 => {
+                // The nearest of all that there are.
+                let off = |code: &u8| (of_fp8(*code) - x).abs();
+                let codes = (0..=u8::MAX).filter(|c| c & 0x7f != 0x7f);
+                let code = codes.min_by(|a, b| off(a).total_cmp(&off(b))).unwrap();
+                (vec![code], of_fp8(code))
+            }
+            Self::Int8 => {
+                let whole = (x * (127.0 / top)).round_ties_even();
+                (vec![(whole as i8).cast_unsigned()], whole * scale)
+            }
+        };
+        let (bytes, values) = x.iter().map(|x| one(*x)).unzip();
+        (bytes, values, scale)
+    }
+}
+
+fn of_fp8(code: u8) -> f32 {
+    let (e, m) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match e {
+        0 => m / 8.0 * 2_f32.powi(-6),
+        _ => (1.0 + m / 8.0) * 2_f32.powi(e - 7),
+    };
+    if code >> 7 == 1 { -size } else { size }
+}
+
 /// Attention over pages that hold NaN wherever no key and no value was written.
 #[derive(Clone, Copy, Debug)]
 struct Case {
-    half: bool,
+    kept: Kept,
     slots: usize,
     q_heads: usize,
     kv_heads: usize,
@@ -532,7 +592,7 @@ struct Case {
 }
 
 const CASE: Case = Case {
-    half: false,
+    kept: Kept::Bf16,
     slots: 16,
     q_heads: 4,
     kv_heads: 2,
@@ -562,43 +622,59 @@ impl Attention {
         let mut device = Fibers::new();
         let mut numbers = Numbers(5);
         let end = c.before + c.tokens;
-        let to = if c.half { to_f16 } else { to_bf16 };
-        let of = if c.half { of_f16 } else { of_bf16 };
         let mut some = |n: usize, by: f32| -> Vec<f32> {
-            numbers
-                .floats(n)
-                .into_iter()
-                .map(|x| of(to(x * by)))
-                .collect()
+            let all = numbers.floats(n).into_iter();
+            all.map(|x| c.kept.query(x * by)).collect()
         };
-        let keys = some(end * c.kv_heads * c.k_dim, 1.0);
-        let values = some(end * c.kv_heads * c.v_dim, 1.0);
+        let mut keys = some(end * c.kv_heads * c.k_dim, 1.0);
+        let mut values = some(end * c.kv_heads * c.v_dim, 1.0);
         // As they are multiplied.
         let q = some(c.tokens * c.q_heads * c.k_dim, 4.0);
         let sinks = some(c.q_heads, 2.0);
-        // Two layers a page; ours is the second.
-        let layer = c.kv_heads * (c.k_dim + c.v_dim) * c.slots;
+        let each = c.kept.bytes();
+        // Two layers a page; ours is the second. Scales are behind keys and values.
+        let elements = c.kv_heads * (c.k_dim + c.v_dim) * c.slots;
+        let scales = if c.kept == Kept::Int8 {
+            2 * c.kv_heads * c.slots * 4
+        } else {
+            0
+        };
+        let layer = elements + scales;
         let blocks = end.div_ceil(c.slots);
         let table: Vec<u32> = (0..blocks).map(|b| (blocks - b) as u32).collect();
-        let mut pages = vec![0xffff_u16; (blocks + 1) * 2 * layer];
+        let mut pages = vec![0xff_u8; (blocks + 1) * 2 * layer * each];
         for position in 0..end {
             let page = table[position / c.slots] as usize * 2 * layer + layer;
             let slot = position % c.slots;
             for head in 0..c.kv_heads {
-                for d in 0..c.k_dim {
-                    let k = keys[(position * c.kv_heads + head) * c.k_dim + d];
-                    pages[page + (head * c.k_dim + d) * c.slots + slot] = to(k);
+                let mut put = |at: usize, bytes: &[u8]| {
+                    pages[at..at + bytes.len()].copy_from_slice(bytes);
+                };
+                let scale_at = |of: usize| page + elements + (of * c.slots + slot) * 4;
+                let at = (position * c.kv_heads + head) * c.k_dim;
+                let (bytes, kept, scale) = c.kept.keep(&keys[at..at + c.k_dim]);
+                keys[at..at + c.k_dim].copy_from_slice(&kept);
+                for (d, k) in bytes.iter().enumerate() {
+                    put((page + (head * c.k_dim + d) * c.slots + slot) * each, k);
+                }
+                if scales > 0 {
+                    put(scale_at(head), &scale.to_ne_bytes());
                 }
                 let from = page + (c.kv_heads * c.k_dim + head * c.v_dim) * c.slots;
-                for d in 0..c.v_dim {
-                    let v = values[(position * c.kv_heads + head) * c.v_dim + d];
-                    pages[from + slot * c.v_dim + d] = to(v);
+                let at = (position * c.kv_heads + head) * c.v_dim;
+                let (bytes, kept, scale) = c.kept.keep(&values[at..at + c.v_dim]);
+                values[at..at + c.v_dim].copy_from_slice(&kept);
+                for (d, v) in bytes.iter().enumerate() {
+                    put((from + slot * c.v_dim + d) * each, v);
+                }
+                if scales > 0 {
+                    put(scale_at(c.kv_heads + head), &scale.to_ne_bytes());
                 }
             }
         }
         let parts = end.div_ceil(c.split as usize).max(1);
         let kv = Kv {
-            pages: put(&mut device, &bytes(&pages, u16::to_ne_bytes)).0,
+            pages: put(&mut device, &pages).0,
             seqs: put_words(&mut device, &[0, c.before as u32, c.tokens as u32, 0]).0,
             of: put_words(&mut device, &vec![0; c.tokens]).0,
             tables: put_words(&mut device, &table).0,
@@ -643,13 +719,24 @@ impl Attention {
     /// `tokens` of the step as if they were all, in one go or in parts that are put together.
     fn run(&mut self, tokens: std::ops::Range<usize>, apart: bool) -> Vec<f32> {
         let c = self.case;
-        let (name, dim, keys, tiles) = match (c.k_dim.max(c.v_dim), c.half) {
-            (..=64, false) => ("attend_mma_bf16_64", 64, 64, 2),
-            (..=64, true) => ("attend_mma_f16_64", 64, 64, 2),
-            (..=128, false) => ("attend_mma_bf16_128", 128, 64, 2),
-            (..=128, true) => ("attend_mma_f16_128", 128, 64, 2),
-            (_, false) => ("attend_mma_bf16_256", 256, 32, 1),
-            (_, true) => ("attend_mma_f16_256", 256, 32, 1),
+        let (dim, keys, tiles) = match c.k_dim.max(c.v_dim) {
+            ..=64 => (64, 64, 2),
+            ..=128 => (128, 64, 2),
+            _ => (256, 32, 1),
+        };
+        let name = match (c.kept, dim) {
+            (Kept::Bf16, 64) => "attend_mma_bf16_64",
+            (Kept::Bf16, 128) => "attend_mma_bf16_128",
+            (Kept::Bf16, _) => "attend_mma_bf16_256",
+            (Kept::F16, 64) => "attend_mma_f16_64",
+            (Kept::F16, 128) => "attend_mma_f16_128",
+            (Kept::F16, _) => "attend_mma_f16_256",
+            (Kept::Fp8, 64) => "attend_mma_fp8_64",
+            (Kept::Fp8, 128) => "attend_mma_fp8_128",
+            (Kept::Fp8, _) => "attend_mma_fp8_256",
+            (Kept::Int8, 64) => "attend_mma_int8_64",
+            (Kept::Int8, 128) => "attend_mma_int8_128",
+            (Kept::Int8, _) => "attend_mma_int8_256",
         };
         assert!(c.v_dim <= dim);
         let n = tokens.len() * c.q_heads * c.v_dim;
@@ -662,7 +749,8 @@ impl Attention {
             ..self.kv
         };
         let [k_dim, v_dim] = [c.k_dim, c.v_dim].map(|d| d.next_multiple_of(16));
-        let halves = 64 * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8));
+        let scales = if c.kept == Kept::Int8 { 4 * keys } else { 0 };
+        let halves = 64 * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8) + scales);
         let how = Launch {
             grid: [
                 tokens.len() as u32,
@@ -728,7 +816,7 @@ impl Attention {
 }
 
 fn cases() -> Vec<Case> {
-    let mut all = vec![
+    let all = [
         CASE,
         Case {
             before: 37,
@@ -835,9 +923,8 @@ fn cases() -> Vec<Case> {
             ..CASE
         },
     ];
-    let halves: Vec<Case> = all.iter().map(|c| Case { half: true, ..*c }).collect();
-    all.extend(halves);
-    all
+    let kept = |kept| all.iter().map(move |c| Case { kept, ..*c });
+    Kept::ALL.into_iter().flat_map(kept).collect()
 }
 
 #[test]
@@ -845,12 +932,12 @@ fn attention_is_near_its_sums_in_binary64() {
     for case in cases() {
         let mut attention = Attention::new(case);
         let out = attention.run(0..case.tokens, false);
-        // Weights of values are rounded to 16 bits, which makes each of them wrong by half of its last place; values are
-        // at most 1.
-        let most = if case.half {
-            2.0_f64.powi(-12)
-        } else {
-            2.0_f64.powi(-9)
+        // Weights of values are rounded to 16 bits, which makes each of them wrong by half of its last place, and again
+        // with a scale; values are at most 1.
+        let most = match case.kept {
+            Kept::F16 => 2.0_f64.powi(-12),
+            Kept::Bf16 | Kept::Fp8 => 2.0_f64.powi(-9),
+            Kept::Int8 => 2.0_f64.powi(-8),
         } + 2e-5;
         let mut worst = 0.0_f64;
         for (y, expected) in out.iter().zip(attention.expected()) {

@@ -258,6 +258,9 @@ fn tensor_cores_are_near_the_processors() {
             // Queries and weights of values are rounded, too, but not by the processors.
             (DType::Bf16, WeightType::Bf16, Inputs::Bf16, 0.02, 0.02),
             (DType::F16, WeightType::Bf16, Inputs::F32, 0.025, 0.01),
+            // What is rounded to the other side of a middle is off by an eighth of itself.
+            (DType::F8E4m3, WeightType::Bf16, Inputs::Bf16, 0.15, 0.04),
+            (DType::I8, WeightType::Bf16, Inputs::Bf16, 0.03, 0.02),
             // Here the processors round inputs, to eight bits.
             (DType::F16, WeightType::Int8, Inputs::F32, 0.1, 0.04),
             (DType::F32, WeightType::Int4, Inputs::F32, 0.1, 0.04),
@@ -270,6 +273,10 @@ fn tensor_cores_are_near_the_processors() {
                 ..Server::default()
             };
             let program = model.program(&server);
+            if plimsoll_runtime::check(&program).is_err() {
+                assert_eq!(kv, DType::I8, "{name}");
+                continue;
+            }
             let experts = program.ops.iter().any(|op| matches!(op, Op::Route { .. }));
             let (_, exact, _) = model.serve(&server, &prompts);
             let (_, seen, _) = fast(&model, &server, &prompts);

@@ -106,19 +106,36 @@ impl Cuda {
 
     /// The kernel of attention on tensor cores for such heads: with it keys of a tile, tiles at once.
     fn attend_mma(&self, a: &AttentionOp) -> Option<(&'static str, u64, u64)> {
-        let half = match self.program.kv_dtype {
+        let names = match self.program.kv_dtype {
             _ if !self.fast => return None,
-            DType::Bf16 => 0,
-            DType::F16 => 1,
+            DType::Bf16 => [
+                "attend_mma_bf16_64",
+                "attend_mma_bf16_128",
+                "attend_mma_bf16_256",
+            ],
+            DType::F16 => [
+                "attend_mma_f16_64",
+                "attend_mma_f16_128",
+                "attend_mma_f16_256",
+            ],
+            DType::F8E4m3 => [
+                "attend_mma_fp8_64",
+                "attend_mma_fp8_128",
+                "attend_mma_fp8_256",
+            ],
+            DType::I8 => [
+                "attend_mma_int8_64",
+                "attend_mma_int8_128",
+                "attend_mma_int8_256",
+            ],
             _ => return None,
         };
-        let (names, keys, tiles) = match a.k_dim.max(a.v_dim) {
-            0..=64 => (["attend_mma_bf16_64", "attend_mma_f16_64"], 64, 2),
-            65..=128 => (["attend_mma_bf16_128", "attend_mma_f16_128"], 64, 2),
-            129..=256 => (["attend_mma_bf16_256", "attend_mma_f16_256"], 32, 1),
-            _ => return None,
-        };
-        Some((names[half], keys, tiles))
+        match a.k_dim.max(a.v_dim) {
+            0..=64 => Some((names[0], 64, 2)),
+            65..=128 => Some((names[1], 64, 2)),
+            129..=256 => Some((names[2], 32, 1)),
+            _ => None,
+        }
     }
 
     fn attend_fast(
@@ -129,7 +146,14 @@ impl Cuda {
         (name, keys, tiles): (&'static str, u64, u64),
     ) -> Result<(), BackendError> {
         let [k_dim, v_dim] = [a.k_dim, a.v_dim].map(|d| d.next_multiple_of(16));
-        let halves = QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8));
+        // Scales of keys and of values are whole numbers of halves too.
+        let scales = if self.program.kv_dtype == DType::I8 {
+            2 * 2 * keys
+        } else {
+            0
+        };
+        let halves =
+            QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8) + scales);
         // Long sequences of few tokens are treated in parts, so that enough blocks run: as far as there is room for them.
         let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
         let words = step
