@@ -87,6 +87,141 @@ template <typename C, typename K, u32 KEYS> DEVICE void stage_keys(const Kv& a, 
   }
 }
 
+// Sixteen rows of a warp, and DIM elements of their values from `v_from` on, over tiles of KEYS keys. A lane has elements of two
+// rows.
+template <typename C, u32 DIM, u32 KEYS> struct Warp {
+  u32 seen_from[2], seen_to[2];
+  Softmax all[2], part[2];
+  // Where results go, and where those of a part do; nothing where there is no row.
+  float *out[2], *partial[2];
+  bool begun[2];
+  float acc[DIM / 8][4];
+
+  DEVICE_MEMBER void clear() {
+#pragma unroll
+    for (u32 n = 0; n < DIM / 8; n++)
+#pragma unroll
+      for (u32 e = 0; e < 4; e++) acc[n][e] = 0.0f;
+  }
+
+  DEVICE_MEMBER void begin(u32 r, bool there, u32 from, u32 to, Softmax start, float* out_of, float* partial_to) {
+    seen_from[r] = there ? from : 0;
+    seen_to[r] = there ? to : 0;
+    all[r] = there ? start : Softmax{NEGATIVE_INFINITY, 0.0f};
+    part[r] = {NEGATIVE_INFINITY, 0.0f};
+    out[r] = there ? out_of : 0;
+    partial[r] = partial_to;
+    begun[r] = false;
+  }
+
+  // Scores of a tile that begins with key `first`: those that a row does not see become none, and what its part has so far is
+  // brought to the largest that it has now. `base` is what weights are taken off.
+  DEVICE_MEMBER void look(float s[KEYS / 8][4], u32 first, float base[2]) {
+    float largest[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+    u32 t = thread_id() % 4;
+#pragma unroll
+    for (u32 n = 0; n < KEYS / 8; n++)
+#pragma unroll
+      for (u32 e = 0; e < 4; e++) {
+        u32 key = first + n * 8 + t * 2 + e % 2;
+        if (key < seen_from[e / 2] || key >= seen_to[e / 2]) s[n][e] = NEGATIVE_INFINITY;
+        largest[e / 2] = larger(largest[e / 2], s[n][e]);
+      }
+    float by[2];
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+      largest[r] = larger(largest[r], shuffle_xor(largest[r], 1));
+      largest[r] = larger(largest[r], shuffle_xor(largest[r], 2));
+      float now = larger(part[r].top, largest[r]);
+      // Where nothing was seen yet there is nothing to be multiplied, and no weight but zero.
+      base[r] = now == NEGATIVE_INFINITY ? 0.0f : now;
+      by[r] = part[r].top == NEGATIVE_INFINITY ? 1.0f : exp_near(sub_rn(part[r].top, base[r]));
+      part[r].top = now;
+      part[r].sum = mul_rn(part[r].sum, by[r]);
+    }
+#pragma unroll
+    for (u32 n = 0; n < DIM / 8; n++)
+#pragma unroll
+      for (u32 e = 0; e < 4; e++) acc[n][e] = mul_rn(acc[n][e], by[e / 2]);
+  }
+
+  // The weights of keys 16 n and on, and their sums. `scales`: of the values of a tile, or none.
+  DEVICE_MEMBER void weigh(float s[KEYS / 8][4], u32 n, const float base[2], const float* scales, u32 fragment[4]) {
+    u32 t = thread_id() % 4;
+#pragma unroll
+    for (u32 e = 0; e < 4; e++) {
+      float p[2];
+#pragma unroll
+      for (u32 i = 0; i < 2; i++) {
+        float score = s[2 * n + e / 2][e % 2 * 2 + i];
+        p[i] = score == NEGATIVE_INFINITY ? 0.0f : exp_near(sub_rn(score, base[e % 2]));
+      }
+      fragment[e] = pair_of(p[0], p[1], C());
+      // What is added up is what values are multiplied by.
+      C low = {(unsigned short)fragment[e]}, high = {(unsigned short)(fragment[e] >> 16)};
+      part[e % 2].sum = add_rn(part[e % 2].sum, add_rn(wide(low), wide(high)));
+      if (scales) {
+        const float* by = scales + n * 16 + e / 2 * 8 + t * 2;
+        fragment[e] = pair_of(mul_rn(wide(low), by[0]), mul_rn(wide(high), by[1]), C());
+      }
+    }
+  }
+
+  // Values of keys 16 n and on, `[key][wide]` from `v` on, times their weights.
+  DEVICE_MEMBER void add_values(const C* v, u32 wide, u32 n, const u32 fragment[4], u32 v_from, u32 v_dim) {
+    u32 lane = thread_id() % 32;
+#pragma unroll
+    for (u32 d = 0; d < DIM / 16; d++) {
+      if (v_from + d * 16 >= v_dim) break;
+      u32 right[4];
+      load_transposed(right, v + (n * 16 + lane / 8 % 2 * 8 + lane % 8) * wide + v_from + d * 16 + lane / 16 * 8);
+      mma<C>(acc[2 * d], fragment, right);
+      mma<C>(acc[2 * d + 1], fragment, right + 2);
+    }
+  }
+
+  // The end of a part: it is joined to those before, or kept apart. `v_dim` values of a head there are in all.
+  DEVICE_MEMBER void end_part(bool last, u32 v_from, u32 v_dim) {
+    u32 t = thread_id() % 4;
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+      part[r].sum = add_rn(part[r].sum, shuffle_xor(part[r].sum, 1));
+      part[r].sum = add_rn(part[r].sum, shuffle_xor(part[r].sum, 2));
+    }
+#pragma unroll
+    for (u32 r = 0; r < 2; r++) {
+      if (!out[r]) continue;
+      if (partial[r]) {
+        if (t == 0 && v_from == 0) partial[r][0] = part[r].top, partial[r][1] = part[r].sum;
+#pragma unroll
+        for (u32 n = 0; n < DIM / 8; n++)
+#pragma unroll
+          for (u32 e = 0; e < 2; e++) {
+            u32 d = v_from + n * 8 + t * 2 + e;
+            if (d < v_dim) partial[r][2 + d] = acc[n][r * 2 + e];
+          }
+        continue;
+      }
+      bool any = part[r].top != NEGATIVE_INFINITY;
+      float old_by = 1.0f, new_by = 0.0f;
+      if (any) join(&all[r], part[r], &old_by, &new_by);
+#pragma unroll
+      for (u32 n = 0; n < DIM / 8; n++)
+#pragma unroll
+        for (u32 e = 0; e < 2; e++) {
+          u32 d = v_from + n * 8 + t * 2 + e;
+          if (d >= v_dim) continue;
+          float sum = begun[r] ? out[r][d] : 0.0f;
+          if (any) sum = fma_rn(sum, old_by, mul_rn(acc[n][r * 2 + e], new_by));
+          out[r][d] = last ? div_rn(sum, all[r].sum) : sum;
+        }
+      begun[r] = true;
+      part[r] = {NEGATIVE_INFINITY, 0.0f};
+    }
+    clear();
+  }
+};
+
 // C: what is multiplied; K: what keys and values are kept as. DIM: values of a head at most. STAGES: tiles that are in
 // shared memory at once.
 template <typename C, typename K, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void attend_mma(const Kv& a) {
@@ -120,27 +255,19 @@ template <typename C, typename K, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void att
       x = at<float>(a.q)[(u64)(token + row / group) * a.q_stride + (u64)(kv_head * group + row % group) * a.k_dim + d];
     narrow(x, q + row * q_wide + d);
   }
-  // A lane has elements of two rows.
-  u32 seen_from[2], seen_to[2];
-  Softmax all[2], part[2];
-  float* out[2];
-  float acc[DIM / 8][4];
-  bool begun[2] = {false, false};
+  Warp<C, DIM, KEYS> warp;
 #pragma unroll
   for (u32 r = 0; r < 2; r++) {
-    u32 row = top + g + r * 8, head = kv_head * group + row % group;
+    u32 row = top + g + r * 8, head = kv_head * group + row % group, of = token + row / group;
     bool there = row < count;
     u32 mine = position + row / group;
-    seen_from[r] = there ? first_seen(a, mine) : 0;
-    seen_to[r] = there ? mine + 1 : 0;
-    all[r] = there ? softmax_start(a, head) : Softmax{NEGATIVE_INFINITY, 0.0f};
-    part[r] = {NEGATIVE_INFINITY, 0.0f};
-    out[r] = there ? at<float>(a.out) + ((u64)(token + row / group) * a.q_heads + head) * a.v_dim : 0;
+    Softmax start = {NEGATIVE_INFINITY, 0.0f};
+    if (there) start = softmax_start(a, head);
+    warp.begin(r, there, there ? first_seen(a, mine) : 0, mine + 1, start,
+               at<float>(a.out) + ((u64)of * a.q_heads + head) * a.v_dim,
+               blocks_z() > 1 ? partial_of(a, of, head, block_z()) : 0);
   }
-#pragma unroll
-  for (u32 n = 0; n < DIM / 8; n++)
-#pragma unroll
-    for (u32 e = 0; e < 4; e++) acc[n][e] = 0.0f;
+  warp.clear();
   u32 tile = first / KEYS, tiles = (end + KEYS - 1) / KEYS, stage = 0;
   stage_keys<C, K, KEYS>(a, table, kv_head, tile, first, end, keys, values, scales);
   copy_commit();
@@ -160,7 +287,7 @@ template <typename C, typename K, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void att
       const C* k = keys + stage * k_dim * WIDE;
       const C* v = values + stage * KEYS * (v_dim + 8);
       const float* scale = scales + stage * 2 * KEYS;
-      float s[KEYS / 8][4];
+      float s[KEYS / 8][4], base[2];
 #pragma unroll
       for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -178,107 +305,24 @@ template <typename C, typename K, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void att
           mma<C>(s[2 * n + 1], fragment, right + 2);
         }
       }
-      float largest[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
 #pragma unroll
       for (u32 n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (u32 e = 0; e < 4; e++) {
-          u32 key = tile * KEYS + n * 8 + t * 2 + e % 2;
           float score = mul_rn(s[n][e], a.scale);
           if (Scale<K>::elements > 0) score = mul_rn(score, scale[n * 8 + t * 2 + e % 2]);
           if (a.capped) score = mul_rn(tanh_of(mul_rn(score, div_rn(1.0f, a.cap))), a.cap);
-          if (key < seen_from[e / 2] || key >= seen_to[e / 2]) score = NEGATIVE_INFINITY;
           s[n][e] = score;
-          largest[e / 2] = larger(largest[e / 2], score);
         }
-      float base[2], by[2];
-#pragma unroll
-      for (u32 r = 0; r < 2; r++) {
-        largest[r] = larger(largest[r], shuffle_xor(largest[r], 1));
-        largest[r] = larger(largest[r], shuffle_xor(largest[r], 2));
-        float now = larger(part[r].top, largest[r]);
-        // Where nothing was seen yet there is nothing to be multiplied, and no weight but zero.
-        base[r] = now == NEGATIVE_INFINITY ? 0.0f : now;
-        by[r] = part[r].top == NEGATIVE_INFINITY ? 1.0f : exp_near(sub_rn(part[r].top, base[r]));
-        part[r].top = now;
-        part[r].sum = mul_rn(part[r].sum, by[r]);
-      }
-#pragma unroll
-      for (u32 n = 0; n < DIM / 8; n++)
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) acc[n][e] = mul_rn(acc[n][e], by[e / 2]);
+      warp.look(s, tile * KEYS, base);
 #pragma unroll
       for (u32 n = 0; n < KEYS / 16; n++) {
         u32 fragment[4];
-#pragma unroll
-        for (u32 e = 0; e < 4; e++) {
-          float p[2];
-#pragma unroll
-          for (u32 i = 0; i < 2; i++) {
-            float score = s[2 * n + e / 2][e % 2 * 2 + i];
-            p[i] = score == NEGATIVE_INFINITY ? 0.0f : exp_near(sub_rn(score, base[e % 2]));
-          }
-          fragment[e] = pair_of(p[0], p[1], C());
-          // What is added up is what values are multiplied by.
-          C low = {(unsigned short)fragment[e]}, high = {(unsigned short)(fragment[e] >> 16)};
-          part[e % 2].sum = add_rn(part[e % 2].sum, add_rn(wide(low), wide(high)));
-          if (Scale<K>::elements > 0) {
-            const float* by = scale + KEYS + n * 16 + e / 2 * 8 + t * 2;
-            fragment[e] = pair_of(mul_rn(wide(low), by[0]), mul_rn(wide(high), by[1]), C());
-          }
-        }
-#pragma unroll
-        for (u32 d = 0; d < DIM / 16; d++) {
-          if (d * 16 >= v_dim) break;
-          u32 right[4];
-          load_transposed(right, v + (n * 16 + lane / 8 % 2 * 8 + lane % 8) * (v_dim + 8) + d * 16 + lane / 16 * 8);
-          mma<C>(acc[2 * d], fragment, right);
-          mma<C>(acc[2 * d + 1], fragment, right + 2);
-        }
+        warp.weigh(s, n, base, Scale<K>::elements > 0 ? scale + KEYS : 0, fragment);
+        warp.add_values(v, v_dim + 8, n, fragment, 0, v_dim);
       }
       bool last = tile + 1 == tiles;
-      if (last || (tile + 1) * KEYS % a.split == 0) {
-        // The end of a part.
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-          part[r].sum = add_rn(part[r].sum, shuffle_xor(part[r].sum, 1));
-          part[r].sum = add_rn(part[r].sum, shuffle_xor(part[r].sum, 2));
-        }
-#pragma unroll
-        for (u32 r = 0; r < 2; r++) {
-          if (!out[r]) continue;
-          u32 row = top + g + r * 8;
-          if (blocks_z() > 1) {
-            float* to = partial_of(a, token + row / group, kv_head * group + row % group, block_z());
-            if (t == 0) to[0] = part[r].top, to[1] = part[r].sum;
-#pragma unroll
-            for (u32 n = 0; n < DIM / 8; n++)
-#pragma unroll
-              for (u32 e = 0; e < 2; e++)
-                if (n * 8 + t * 2 + e < a.v_dim) to[2 + n * 8 + t * 2 + e] = acc[n][r * 2 + e];
-            continue;
-          }
-          bool any = part[r].top != NEGATIVE_INFINITY;
-          float old_by = 1.0f, new_by = 0.0f;
-          if (any) join(&all[r], part[r], &old_by, &new_by);
-#pragma unroll
-          for (u32 n = 0; n < DIM / 8; n++)
-#pragma unroll
-            for (u32 e = 0; e < 2; e++) {
-              u32 d = n * 8 + t * 2 + e;
-              if (d >= a.v_dim) continue;
-              float sum = begun[r] ? out[r][d] : 0.0f;
-              if (any) sum = fma_rn(sum, old_by, mul_rn(acc[n][r * 2 + e], new_by));
-              out[r][d] = last ? div_rn(sum, all[r].sum) : sum;
-            }
-          begun[r] = true;
-          part[r] = {NEGATIVE_INFINITY, 0.0f};
-        }
-#pragma unroll
-        for (u32 n = 0; n < DIM / 8; n++)
-#pragma unroll
-          for (u32 e = 0; e < 4; e++) acc[n][e] = 0.0f;
-      }
+      if (last || (tile + 1) * KEYS % a.split == 0) warp.end_part(last, 0, a.v_dim);
     }
     // Nobody reads what comes next into this tile's place.
     sync_block();
@@ -288,6 +332,108 @@ template <typename C, typename K, u32 DIM, u32 KEYS, u32 STAGES> DEVICE void att
       stage_keys<C, K, KEYS>(a, table, kv_head, tile + 1, first, end, keys, values, scales);
       copy_commit();
     }
+  }
+}
+
+// Latents: what all heads of a token look at is one row, whose first `v_dim` elements are their values too. A block has
+// LATENT_ROWS rows, a token with one of its heads, and all of its values: of four warps two have the same rows, and a half of
+// the values each.
+#define LATENT_ROWS 32
+#define LATENT_KEYS 32
+#define LATENT_HALF 256
+
+template <typename C, typename K> DEVICE void stage_latents(const Latents& a, const u32* table, u32 tile, u32 first, u32 end, C* to) {
+  u32 dims = (a.k_dim + 15) / 16 * 16;
+  const K* pages = at<K>(a.pages);
+  bool eights = a.k_dim % 8 == 0 && a.page % 8 == 0 && a.layer % 8 == 0;
+  u32 each = eights ? 8 : 1, across = dims / each;
+  for (u32 i = thread_id(); i < LATENT_KEYS * across; i += block_threads()) {
+    u32 key = i / across, d = i % across * each, position = tile * LATENT_KEYS + key;
+    bool there = d < a.k_dim && position >= first && position < end;
+    const K* from = pages;
+    if (there) from += latent_at<K>(a, table, position) + d;
+    stage(to + key * (dims + 8) + d, from, eights, there);
+  }
+}
+
+template <typename C, typename K> DEVICE void attend_latents_mma(const Latents& a) {
+  u32 token = block_x(), tokens_of = a.heads < LATENT_ROWS ? LATENT_ROWS / a.heads : 1;
+  Seq seq = at<Seq>(a.seqs)[at<u32>(a.of)[token]];
+  u32 begin = token - seq.row;
+  if (begin % tokens_of) return;
+  // Rows of a token, and the head of the first.
+  u32 head = block_y() * LATENT_ROWS, group = a.heads - head < LATENT_ROWS ? a.heads - head : LATENT_ROWS;
+  u32 tokens = seq.count - begin < tokens_of ? seq.count - begin : tokens_of, count = tokens * group;
+  u32 position = seq.start + begin, first = 0, end = position + tokens;
+  if (blocks_z() > 1) {
+    u64 from = (u64)block_z() * a.split;
+    if (from >= end) return;
+    first = (u32)from;
+    if (from + a.split < end) end = (u32)from + a.split;
+  }
+  const u32* table = at<u32>(a.tables) + seq.table;
+  u32 k_dim = (a.k_dim + 15) / 16 * 16, wide = k_dim + 8, v_dim = (a.v_dim + 15) / 16 * 16, rope = a.k_dim - a.v_dim;
+  C* q = dynamic_shared<C>();
+  C* rows = q + LATENT_ROWS * wide;
+  u32 thread = thread_id(), lane = thread % 32, g = lane / 4, t = lane % 4;
+  u32 top = thread / 32 % 2 * 16, v_from = thread / 64 * LATENT_HALF;
+  for (u32 i = thread; i < LATENT_ROWS * k_dim; i += block_threads()) {
+    u32 row = i / k_dim, d = i % k_dim, of = token + row / group, h = head + row % group;
+    float x = 0.0f;
+    if (row < count && d < a.k_dim)
+      x = d < a.v_dim ? at<float>(a.q)[(u64)of * a.q_stride + (u64)h * a.v_dim + d]
+                      : at<float>(a.q_rope)[(u64)of * a.rope_stride + (u64)h * rope + d - a.v_dim];
+    narrow(x, q + row * wide + d);
+  }
+  Warp<C, LATENT_HALF, LATENT_KEYS> warp;
+#pragma unroll
+  for (u32 r = 0; r < 2; r++) {
+    u32 row = top + g + r * 8, of = token + row / group, h = head + row % group;
+    float* partial = at<float>(a.partials) + ((u64)(of * a.heads + h) * a.splits + block_z()) * (a.v_dim + 2);
+    warp.begin(r, row < count && v_from < a.v_dim, 0, position + row / group + 1, {NEGATIVE_INFINITY, 0.0f},
+               at<float>(a.out) + (u64)of * a.out_stride + (u64)h * a.v_dim, blocks_z() > 1 ? partial : 0);
+  }
+  warp.clear();
+  u32 tiles = (end + LATENT_KEYS - 1) / LATENT_KEYS;
+  for (u32 tile = first / LATENT_KEYS; tile < tiles; tile++) {
+    stage_latents<C, K>(a, table, tile, first, end, rows);
+    copy_commit();
+    copy_wait<0>();
+    sync_block();
+    if (top < count && v_from < v_dim) {
+      float s[LATENT_KEYS / 8][4], base[2];
+#pragma unroll
+      for (u32 n = 0; n < LATENT_KEYS / 8; n++)
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) s[n][e] = 0.0f;
+      for (u32 d = 0; d < k_dim; d += 16) {
+        u32 fragment[4];
+#pragma unroll
+        for (u32 e = 0; e < 4; e++)
+          fragment[e] = *(const u32*)(q + (top + g + e % 2 * 8) * wide + d + t * 2 + e / 2 * 8);
+#pragma unroll
+        for (u32 n = 0; n < LATENT_KEYS / 8; n++) {
+          u32 right[2];
+#pragma unroll
+          for (u32 e = 0; e < 2; e++) right[e] = *(const u32*)(rows + (n * 8 + g) * wide + d + t * 2 + e * 8);
+          mma<C>(s[n], fragment, right);
+        }
+      }
+#pragma unroll
+      for (u32 n = 0; n < LATENT_KEYS / 8; n++)
+#pragma unroll
+        for (u32 e = 0; e < 4; e++) s[n][e] = mul_rn(s[n][e], a.scale);
+      warp.look(s, tile * LATENT_KEYS, base);
+#pragma unroll
+      for (u32 n = 0; n < LATENT_KEYS / 16; n++) {
+        u32 fragment[4];
+        warp.weigh(s, n, base, 0, fragment);
+        warp.add_values(rows, wide, n, fragment, v_from, v_dim);
+      }
+      bool last = tile + 1 == tiles;
+      if (last || (tile + 1) * LATENT_KEYS % a.split == 0) warp.end_part(last, v_from, a.v_dim);
+    }
+    sync_block();
   }
 }
 
@@ -321,5 +467,12 @@ ATTENTION_MMA(bf16, bf16, bf16)
 ATTENTION_MMA(f16, f16, f16)
 ATTENTION_MMA(fp8, bf16, f8)
 ATTENTION_MMA(int8, bf16, i8)
+
+#define LATENTS_MMA(name, C, K) \
+  KERNEL(attend_latents_mma_##name, Latents) { attend_latents_mma<C, K>(a); }
+
+LATENTS_MMA(bf16, bf16, bf16)
+LATENTS_MMA(f16, f16, f16)
+LATENTS_MMA(fp8, bf16, f8)
 
 #endif

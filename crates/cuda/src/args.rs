@@ -68,7 +68,7 @@ arguments! {
     /// `write_kv_…`, `attend_…`, `combine`: a layer's keys and values.
     Kv { ptr pages, ptr seqs, ptr of, ptr tables, ptr q, ptr k, ptr v, ptr out, ptr sinks, ptr partials, u64 page, u64 layer, u32 slots, u32 q_heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 q_stride, u32 k_stride, u32 v_stride, u32 reach, u32 reach_of, u32 capped, u32 split, u32 splits, f32 scale, f32 cap, u32 none, }
     /// `write_latents_…`, `attend_latents_…`: a layer's latents.
-    Latents { ptr pages, ptr seqs, ptr of, ptr tables, ptr q, ptr q_rope, ptr latent, ptr out, u64 page, u64 layer, u32 slots, u32 k_dim, u32 v_dim, u32 q_stride, u32 rope_stride, u32 latent_stride, u32 out_stride, f32 scale, }
+    Latents { ptr pages, ptr seqs, ptr of, ptr tables, ptr q, ptr q_rope, ptr latent, ptr out, ptr partials, u64 page, u64 layer, u32 slots, u32 heads, u32 k_dim, u32 v_dim, u32 q_stride, u32 rope_stride, u32 latent_stride, u32 out_stride, u32 split, u32 splits, f32 scale, u32 none, }
     /// `convolve`: channels of sequences.
     Convolve { ptr pages, ptr seqs, ptr tables, ptr x, ptr weight, ptr bias, ptr out, u64 from, u32 page, u32 channels, u32 taps, u32 stride, u32 x_from, u32 none, }
     /// `scan`: rows of heads of sequences.

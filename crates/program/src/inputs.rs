@@ -4,7 +4,7 @@
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::pool::GroupKind;
-use crate::program::{AttentionOp, Op, Program};
+use crate::program::{Op, Program};
 
 /// Words of a row's description: its first token, its first position, its tokens, where its table begins.
 pub const ROW_WORDS: u64 = 4;
@@ -19,6 +19,8 @@ pub const BRIEF_WORDS: u64 = 8;
 pub const SHORT_HEAD: u64 = 8;
 /// Keys after them at most, each the logit and the number of one of the likeliest tokens.
 pub const SHORT_KEYS: u32 = 256;
+/// The same of latents: many heads look at a row, and what they come to is larger than what they look at.
+const LATENT_PARTS_MAX: u64 = 256;
 /// Lists begin at a multiple of so many words.
 const ALIGN: u64 = 4;
 
@@ -126,10 +128,11 @@ pub fn short_words(vocab: u64) -> u64 {
     SHORT_HEAD + vocab.min(SHORT_KEYS.into())
 }
 
-/// Words of a part of one token: for each head the largest score, the sum of weights, and the values.
+/// Words of a part of one token with so many heads of so many values: for each the largest score, the sum of weights, and
+/// the values.
 #[must_use]
-pub fn part_words(a: &AttentionOp) -> u64 {
-    a.q_heads.saturating_mul(a.v_dim.saturating_add(2))
+pub const fn part_words(heads: u64, values: u64) -> u64 {
+    heads.saturating_mul(values.saturating_add(2))
 }
 
 fn partials(program: &Program, context: u64) -> Result<u64, SizeOverflow> {
@@ -139,15 +142,17 @@ fn partials(program: &Program, context: u64) -> Result<u64, SizeOverflow> {
     }
     let mut most = 0;
     for op in &program.ops {
-        if let Op::Attention(a) = op {
-            let all = PARTS_MAX / a.kv_heads.max(1);
-            let all = program
-                .tokens
-                .checked_mul(parts)
-                .ok_or(SizeOverflow)?
-                .min(all.max(parts));
-            most = most.max(all.checked_mul(part_words(a)).ok_or(SizeOverflow)?);
-        }
+        let (at_once, words) = match op {
+            Op::Attention(a) => (
+                PARTS_MAX / a.kv_heads.max(1),
+                part_words(a.q_heads, a.v_dim),
+            ),
+            Op::Latent(a) => (LATENT_PARTS_MAX, part_words(a.heads, a.rank)),
+            _ => continue,
+        };
+        let all = program.tokens.checked_mul(parts).ok_or(SizeOverflow)?;
+        let all = all.min(at_once.max(parts));
+        most = most.max(all.checked_mul(words).ok_or(SizeOverflow)?);
     }
     Ok(most)
 }

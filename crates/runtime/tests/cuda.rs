@@ -329,7 +329,7 @@ fn tensor_cores_do_not_see_batches_chunks_or_preemption() {
 
 #[test]
 fn long_sequences_come_to_the_same_in_parts() {
-    for name in ["llama", "gemma3", "gpt_oss"] {
+    for name in ["llama", "gemma3", "gpt_oss", "deepseek_v2_lite"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/fixtures")
             .join(name);

@@ -14,6 +14,10 @@ const QUERIES: u64 = 64;
 const CHUNK: u64 = 128;
 const TILES: u64 = 8;
 const LANES: u64 = 16;
+/// Rows of latents on tensor cores, and as many keys of a tile; values and dimensions at most.
+const LATENT_ROWS: u64 = 32;
+const LATENT_VALUES: u64 = 512;
+const LATENT_DIMS: u64 = 640;
 /// The kernel for a type of cached elements.
 fn of_type(dtype: DType, names: [&'static str; 5]) -> &'static str {
     match dtype {
@@ -154,41 +158,100 @@ impl Cuda {
         };
         let halves =
             QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8) + scales);
-        // Long sequences of few tokens are treated in parts, so that enough blocks run: as far as there is room for them.
-        let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
-        let words = step
-            .tokens
-            .saturating_mul(parts)
-            .saturating_mul(part_words(a));
-        let apart = parts > 1
-            && step.tokens.saturating_mul(a.kv_heads) < BUSY
-            && words <= self.sizes.partials;
+        let blocks = step.tokens.saturating_mul(a.kv_heads);
+        let (parts, partials) = self.parts(step, blocks, part_words(a.q_heads, a.v_dim));
         kv.split = word(ATTENTION_PART);
-        kv.splits = word(parts);
-        if apart {
-            let from = self.sizes.before_partials();
-            self.inputs.mark(Bytes::new(4 * (from + words)));
-            kv.partials = self.told(from, words);
-        }
+        (kv.splits, kv.partials) = (word(parts), partials.unwrap_or(0));
         let how = Launch {
             grid: [
                 word(step.tokens),
                 word(a.kv_heads),
-                if apart { kv.splits } else { 1 },
+                if partials.is_some() { kv.splits } else { 1 },
             ],
             threads: THREADS,
             shared: word(2 * halves),
         };
         self.launch(name, how, kv.bytes())?;
-        if !apart {
-            return Ok(());
+        match partials {
+            Some(_) => self.combine(step, &kv),
+            None => Ok(()),
         }
+    }
+
+    /// Parts of the longest sequence, and where they are kept apart: long sequences of few tokens are treated in parts, so that
+    /// enough blocks run, as far as there is room for them.
+    fn parts(&mut self, step: Step, blocks: u64, each: u64) -> (u64, Option<u64>) {
+        let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
+        let words = step.tokens.saturating_mul(parts).saturating_mul(each);
+        if parts == 1 || blocks >= BUSY || words > self.sizes.partials {
+            return (parts, None);
+        }
+        let from = self.sizes.before_partials();
+        self.inputs.mark(Bytes::new(4 * (from + words)));
+        (parts, Some(self.told(from, words)))
+    }
+
+    /// Puts parts together that were kept apart.
+    fn combine(&mut self, step: Step, kv: &args::Kv) -> Result<(), BackendError> {
         let how = Launch {
-            grid: [word(step.tokens), word(a.q_heads), 1],
+            grid: [word(step.tokens), kv.q_heads, 1],
             threads: THREADS,
             shared: 0,
         };
         self.launch("combine", how, kv.bytes())
+    }
+
+    /// The kernel of latents on tensor cores.
+    fn latents_mma(&self, a: &LatentOp) -> Option<&'static str> {
+        let fits = a.rank <= LATENT_VALUES && a.rank + a.rope_dim <= LATENT_DIMS;
+        match self.program.kv_dtype {
+            _ if !self.fast || !fits => None,
+            DType::Bf16 => Some("attend_latents_mma_bf16"),
+            DType::F16 => Some("attend_latents_mma_f16"),
+            DType::F8E4m3 => Some("attend_latents_mma_fp8"),
+            _ => None,
+        }
+    }
+
+    fn latents_fast(
+        &mut self,
+        step: Step,
+        a: &LatentOp,
+        mut latents: args::Latents,
+        kernel: &'static str,
+    ) -> Result<(), BackendError> {
+        let wide = (a.rank + a.rope_dim).next_multiple_of(16) + 8;
+        let heads = a.heads.div_ceil(LATENT_ROWS);
+        let blocks = step.tokens.saturating_mul(heads);
+        let (parts, partials) = self.parts(step, blocks, part_words(a.heads, a.rank));
+        latents.split = word(ATTENTION_PART);
+        (latents.splits, latents.partials) = (word(parts), partials.unwrap_or(0));
+        let how = Launch {
+            grid: [
+                word(step.tokens),
+                word(heads),
+                if partials.is_some() { word(parts) } else { 1 },
+            ],
+            threads: THREADS,
+            // Queries and a tile of keys.
+            shared: word(2 * 2 * LATENT_ROWS * wide),
+        };
+        self.launch(kernel, how, latents.bytes())?;
+        if partials.is_none() {
+            return Ok(());
+        }
+        let kv = args::Kv {
+            seqs: latents.seqs,
+            of: latents.of,
+            out: latents.out,
+            partials: latents.partials,
+            q_heads: latents.heads,
+            v_dim: latents.v_dim,
+            split: latents.split,
+            splits: latents.splits,
+            ..args::Kv::default()
+        };
+        self.combine(step, &kv)
     }
 
     pub(super) fn latent(&mut self, step: Step, a: &LatentOp) -> Result<(), BackendError> {
@@ -209,6 +272,7 @@ impl Cuda {
             page: self.program.geometry.page.get() / each,
             layer: part.start / each,
             slots: word(group.slots),
+            heads: word(a.heads),
             k_dim: word(a.rank + a.rope_dim),
             v_dim: word(a.rank),
             q_stride: self.width(a.q),
@@ -216,6 +280,7 @@ impl Cuda {
             latent_stride: self.width(a.latent),
             out_stride: self.width(a.out),
             scale: a.scale,
+            ..args::Latents::default()
         };
         let none = "latents have no scales";
         let write = [
@@ -226,6 +291,9 @@ impl Cuda {
             none,
         ];
         self.each(of_type(dtype, write), step.tokens, latents.bytes())?;
+        if let Some(kernel) = self.latents_mma(a) {
+            return self.latents_fast(step, a, latents, kernel);
+        }
         let how = Launch {
             grid: [word(step.tokens), word(a.heads), 1],
             threads: THREADS,
