@@ -41,6 +41,10 @@ impl Launch {
     }
 }
 
+/// Kernels that a device has [recorded](Device::record).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graph(pub(crate) usize);
+
 /// What a device could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -78,6 +82,13 @@ pub fn floats(bytes: &mut [u8]) -> Result<&mut [f32], DeviceError> {
         return Ok(all);
     }
     Err(DeviceError::Failed("bytes that are no numbers".to_owned()))
+}
+
+/// Words as they lie in a device's memory: the numbers of a little-endian host, as every host of a GPU is.
+#[must_use]
+pub const fn bytes_of(words: &[u32]) -> &[u8] {
+    // SAFETY: as long as the words, whose bytes are all plain.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }
 
 /// Memory that kernels work on. What is asked of it is done in order; only [`Device::download`] and
@@ -146,6 +157,30 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Kernel`].
     fn launch(&mut self, kernel: &'static str, how: Launch, args: &[u8])
     -> Result<(), DeviceError>;
+
+    /// From now on kernels are not started but recorded, and nothing else may be asked for.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn record(&mut self) -> Result<(), DeviceError>;
+
+    /// The kernels that were recorded, which are the device's until it is dropped: kernels are started again, whatever this says.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn recorded(&mut self) -> Result<Graph, DeviceError>;
+
+    /// Starts recorded kernels, with what they were told then, in their order. False where it [checks](Self::checks): then they
+    /// are to be started one by one, each [allowed](Self::allow) what it uses now, and are compared with those.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] or [`DeviceError::Kernel`].
+    fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError>;
+
+    /// Bytes that it has left, where it knows.
+    fn free(&self) -> Option<u64> {
+        None
+    }
 
     /// Waits for everything that was asked for.
     ///

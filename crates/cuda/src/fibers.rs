@@ -5,7 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_int, c_void};
 
-use crate::device::{Address, Device, DeviceError, Launch};
+use crate::device::{Address, Device, DeviceError, Graph, Launch};
 
 unsafe extern "C" {
     fn plimsoll_fibers_launch(
@@ -30,6 +30,28 @@ pub struct Fibers {
     allowed: Option<Vec<(Address, u64)>>,
     /// Blocks in the second and third direction of a grid, where not as many as on a GPU.
     most_blocks: Option<u32>,
+    /// Whether it checks though kernels are not stopped.
+    strict: bool,
+    graphs: Vec<Vec<Kernel>>,
+    now: Now,
+}
+
+/// A kernel that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kernel {
+    name: &'static str,
+    how: Launch,
+    args: Vec<u8>,
+}
+
+/// What becomes of kernels.
+#[derive(Debug, Default)]
+enum Now {
+    #[default]
+    Starts,
+    Records(Vec<Kernel>),
+    /// They are started, and must be those of a graph: how many were.
+    Compares(Graph, usize),
 }
 
 impl Fibers {
@@ -45,6 +67,24 @@ impl Fibers {
         let mut fibers = Self::new();
         fibers.most_blocks = Some(most);
         fibers
+    }
+
+    /// One that compares kernels with those that were recorded, as it does where it is built to check.
+    #[must_use]
+    pub fn strict() -> Self {
+        let mut fibers = Self::new();
+        fibers.strict = true;
+        fibers
+    }
+
+    /// Whether something else than kernels may be asked for.
+    fn between(&self) -> Result<(), DeviceError> {
+        let what = match &self.now {
+            Now::Starts => return Ok(()),
+            Now::Records(_) => "only kernels are recorded".to_owned(),
+            Now::Compares(graph, n) => format!("of {graph:?} only {n} kernels were started"),
+        };
+        Err(DeviceError::Failed(what))
     }
 
     /// Lets kernels use some bytes, or not.
@@ -104,6 +144,7 @@ impl Device for Fibers {
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.between()?;
         self.check(to, bytes.len())?;
         self.touch(to, bytes.len(), true);
         // SAFETY: inside one of our blocks, as checked, which no slice is of.
@@ -113,6 +154,7 @@ impl Device for Fibers {
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.between()?;
         self.check(from, bytes.len())?;
         self.touch(from, bytes.len(), true);
         // SAFETY: as above.
@@ -128,6 +170,7 @@ impl Device for Fibers {
     }
 
     fn host(&mut self, at: Address, len: usize) -> Result<&mut [u8], DeviceError> {
+        self.between()?;
         self.check(at, len)?;
         if let Some(allowed) = &mut self.allowed {
             Self::open(at, len as u64, true);
@@ -143,6 +186,7 @@ impl Device for Fibers {
     }
 
     fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
+        self.between()?;
         let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
         for at in [from, to] {
             self.check(at, len)?;
@@ -157,7 +201,7 @@ impl Device for Fibers {
     }
 
     fn checks(&self) -> bool {
-        plimsoll_fibers_checks() != 0
+        self.strict || plimsoll_fibers_checks() != 0
     }
 
     fn allow(&mut self, parts: &[(Address, u64)]) {
@@ -185,36 +229,96 @@ impl Device for Fibers {
         how: Launch,
         args: &[u8],
     ) -> Result<(), DeviceError> {
-        let fail = |reason: &str| DeviceError::Kernel {
-            kernel: kernel.to_owned(),
-            reason: reason.to_owned(),
+        let this = || Kernel {
+            name: kernel,
+            how,
+            args: args.to_vec(),
         };
-        let name = CString::new(kernel).map_err(|_| fail("its name has a zero"))?;
-        // SAFETY: the arguments are as long as the kernel's, which is checked there; that addresses in them are of this
-        // device is what kernels are trusted with.
-        let rc = unsafe {
-            plimsoll_fibers_launch(
-                name.as_ptr(),
-                how.grid.as_ptr(),
-                how.threads,
-                how.shared,
-                args.as_ptr().cast(),
-                args.len(),
-            )
-        };
-        match rc {
-            0 => Ok(()),
-            1 => Err(fail("there is none of that name")),
-            2 => Err(fail("its arguments have another size")),
-            3 => Err(fail("its threads wait for each other")),
-            4 => Err(fail("no memory for fibers")),
-            6 => Err(fail("more copies are on their way than a thread keeps")),
-            _ => Err(fail("a block has at most 1024 threads")),
+        match &mut self.now {
+            Now::Starts => {}
+            Now::Records(kernels) => {
+                kernels.push(this());
+                return Ok(());
+            }
+            Now::Compares(graph, n) => {
+                let kernels = &self.graphs[graph.0];
+                if kernels.get(*n) != Some(&this()) {
+                    return Err(DeviceError::Kernel {
+                        kernel: kernel.to_owned(),
+                        reason: format!("is not the one that was recorded: {:?}", kernels.get(*n)),
+                    });
+                }
+                *n += 1;
+                if *n == kernels.len() {
+                    self.now = Now::Starts;
+                }
+            }
+        }
+        start(kernel, how, args)
+    }
+
+    fn record(&mut self) -> Result<(), DeviceError> {
+        self.between()?;
+        self.now = Now::Records(Vec::new());
+        Ok(())
+    }
+
+    fn recorded(&mut self) -> Result<Graph, DeviceError> {
+        match std::mem::take(&mut self.now) {
+            Now::Records(kernels) if !kernels.is_empty() => {
+                self.graphs.push(kernels);
+                Ok(Graph(self.graphs.len() - 1))
+            }
+            _ => Err(DeviceError::Failed("nothing was recorded".to_owned())),
         }
     }
 
+    fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError> {
+        self.between()?;
+        let unknown = || DeviceError::Failed(format!("there is no {graph:?}"));
+        let kernels = self.graphs.get(graph.0).ok_or_else(unknown)?;
+        if self.checks() {
+            self.now = Now::Compares(graph, 0);
+            return Ok(false);
+        }
+        for k in kernels {
+            start(k.name, k.how, &k.args)?;
+        }
+        Ok(true)
+    }
+
     fn wait(&mut self) -> Result<(), DeviceError> {
-        Ok(())
+        self.between()
+    }
+}
+
+/// Carries a kernel out.
+fn start(kernel: &str, how: Launch, args: &[u8]) -> Result<(), DeviceError> {
+    let fail = |reason: &str| DeviceError::Kernel {
+        kernel: kernel.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let name = CString::new(kernel).map_err(|_| fail("its name has a zero"))?;
+    // SAFETY: the arguments are as long as the kernel's, which is checked there; that addresses in them are of this
+    // device is what kernels are trusted with.
+    let rc = unsafe {
+        plimsoll_fibers_launch(
+            name.as_ptr(),
+            how.grid.as_ptr(),
+            how.threads,
+            how.shared,
+            args.as_ptr().cast(),
+            args.len(),
+        )
+    };
+    match rc {
+        0 => Ok(()),
+        1 => Err(fail("there is none of that name")),
+        2 => Err(fail("its arguments have another size")),
+        3 => Err(fail("its threads wait for each other")),
+        4 => Err(fail("no memory for fibers")),
+        6 => Err(fail("more copies are on their way than a thread keeps")),
+        _ => Err(fail("a block has at most 1024 threads")),
     }
 }
 

@@ -7,10 +7,13 @@ use std::ffi::{CString, c_void};
 
 use cudarc::driver::{DriverError, result, sys};
 
-use crate::device::{Address, Device, DeviceError, Launch};
+use crate::device::{Address, Device, DeviceError, Graph, Launch};
 
 /// Bytes that the threads of a block share without being asked for specially.
 const SHARED: u32 = 48 << 10;
+
+/// Bytes of a kernel's arguments at most.
+const ARGUMENTS: usize = 256;
 
 /// Why there is no GPU to be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,6 +61,9 @@ pub struct Gpu {
     memory: Vec<sys::CUdeviceptr>,
     /// Where the host's memory lies, and how long it is.
     host: Vec<(u64, usize)>,
+    graphs: Vec<sys::CUgraphExec>,
+    /// Whether kernels are recorded: the stream is captured.
+    records: bool,
 }
 
 // SAFETY: handles of the driver, which any thread may use; each call makes the context current first.
@@ -128,6 +134,8 @@ impl Gpu {
             functions: BTreeMap::new(),
             memory: Vec::new(),
             host: Vec::new(),
+            graphs: Vec::new(),
+            records: false,
         })
     }
 
@@ -177,6 +185,14 @@ impl Gpu {
     fn current(&self) -> Result<(), DeviceError> {
         // SAFETY: retained at the start.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed)
+    }
+
+    /// The context, for what is no kernel: copies would be recorded with addresses of the host that are gone by then.
+    fn unrecorded(&self) -> Result<(), DeviceError> {
+        if self.records {
+            return Err(DeviceError::Failed("only kernels are recorded".to_owned()));
+        }
+        self.current()
     }
 
     fn function(&mut self, kernel: &'static str, shared: u32) -> Result<sys::CUfunction, String> {
@@ -231,7 +247,7 @@ impl Device for Gpu {
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         let fail = |reason: String| DeviceError::Memory { bytes, reason };
-        self.current()?;
+        self.unrecorded()?;
         let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
         // SAFETY: the context is current; the memory is freed once, when this is dropped.
         let at = unsafe { result::malloc_sync(size) }.map_err(|e| fail(text(e)))?;
@@ -242,13 +258,13 @@ impl Device for Gpu {
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.current()?;
+        self.unrecorded()?;
         // SAFETY: the address is of this device; the driver is done with pageable bytes when it returns.
         unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }.map_err(failed)
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.current()?;
+        self.unrecorded()?;
         // SAFETY: the address is of this device; the bytes are waited for.
         unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }.map_err(failed)?;
         self.wait()
@@ -256,7 +272,7 @@ impl Device for Gpu {
 
     fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         let fail = |reason: String| DeviceError::Memory { bytes, reason };
-        self.current()?;
+        self.unrecorded()?;
         let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
         // SAFETY: the context is current; the memory is freed once, when this is dropped.
         let at = unsafe { result::malloc_host(size, 0) }.map_err(|e| fail(text(e)))?;
@@ -284,7 +300,7 @@ impl Device for Gpu {
     }
 
     fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
-        self.current()?;
+        self.unrecorded()?;
         let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
         // SAFETY: both are of this device, or of memory of the host that it was given; the driver knows which.
         let done = unsafe { sys::cuMemcpyAsync(to.0, from.0, len, self.stream) };
@@ -305,7 +321,10 @@ impl Device for Gpu {
         let function = self.function(kernel, how.shared).map_err(fail)?;
         let [x, y, z] = how.grid;
         // The driver reads a struct of the kernel's own size from there, at a multiple of eight.
-        let mut words = vec![0_u64; args.len().div_ceil(8)];
+        let mut words = [0_u64; ARGUMENTS / 8];
+        if args.len() > ARGUMENTS {
+            return Err(fail(format!("{} bytes of arguments", args.len())));
+        }
         for (word, bytes) in words.iter_mut().zip(args.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
@@ -327,8 +346,49 @@ impl Device for Gpu {
         .map_err(|e| fail(text(e)))
     }
 
-    fn wait(&mut self) -> Result<(), DeviceError> {
+    fn record(&mut self) -> Result<(), DeviceError> {
+        self.unrecorded()?;
+        // Relaxed: a kernel that is met for the first time is loaded meanwhile, and nobody else uses this stream.
+        let how = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is ours.
+        unsafe { result::stream::begin_capture(self.stream, how) }.map_err(failed)?;
+        self.records = true;
+        Ok(())
+    }
+
+    fn recorded(&mut self) -> Result<Graph, DeviceError> {
         self.current()?;
+        self.records = false;
+        // SAFETY: the stream is ours.
+        let graph = unsafe { result::stream::end_capture(self.stream) }.map_err(failed)?;
+        if graph.is_null() {
+            return Err(DeviceError::Failed("nothing was recorded".to_owned()));
+        }
+        // SAFETY: given above, and released once; what was made of it is released when this is dropped.
+        let made = unsafe {
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let released = result::graph::destroy(graph);
+            made.and_then(|made| released.map(|()| made))
+        };
+        self.graphs.push(made.map_err(failed)?);
+        Ok(Graph(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError> {
+        self.unrecorded()?;
+        let unknown = || DeviceError::Failed(format!("there is no {graph:?}"));
+        let graph = *self.graphs.get(graph.0).ok_or_else(unknown)?;
+        // SAFETY: made above; addresses in it are of this device, which outlives the kernels.
+        unsafe { result::graph::launch(graph, self.stream) }.map_err(failed)?;
+        Ok(true)
+    }
+
+    fn free(&self) -> Option<u64> {
+        self.memory().ok().map(|(free, _)| free)
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        self.unrecorded()?;
         // SAFETY: the stream is ours.
         unsafe { result::stream::synchronize(self.stream) }.map_err(failed)
     }
@@ -341,6 +401,9 @@ impl Drop for Gpu {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            for graph in self.graphs.drain(..) {
+                let _ = result::graph::exec_destroy(graph);
+            }
             for at in self.memory.drain(..) {
                 let _ = result::free_sync(at);
             }

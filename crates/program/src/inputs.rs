@@ -10,6 +10,8 @@ use crate::program::{AttentionOp, Op, Program};
 pub const ROW_WORDS: u64 = 4;
 /// Keys of a part that attention may treat apart from the others of a sequence, and put together with them after.
 pub const ATTENTION_PART: u64 = 512;
+/// Blocks that keep a large GPU busy.
+pub const BUSY: u64 = 256;
 /// Parts of KV heads that are treated at once at most, but where one token has more: enough to keep a GPU busy.
 const PARTS_MAX: u64 = 4096;
 /// Lists begin at a multiple of so many words.
@@ -72,6 +74,15 @@ impl StepInputs {
         })
     }
 
+    /// The words of its parts, where attention of so many tokens treats `parts` parts of their sequences apart: where their
+    /// KV heads alone keep no GPU busy, and there is room.
+    #[must_use]
+    pub fn apart(&self, a: &AttentionOp, tokens: u64, parts: u64) -> Option<u64> {
+        let words = tokens.checked_mul(parts)?.checked_mul(part_words(a))?;
+        let busy = tokens.saturating_mul(a.kv_heads) >= BUSY;
+        (parts > 1 && !busy && words <= self.partials).then_some(words)
+    }
+
     /// Words before the list of copies, the last one.
     #[must_use]
     pub const fn before_copies(&self) -> u64 {
@@ -98,8 +109,7 @@ impl StepInputs {
 }
 
 /// Words of a part of one token: for each head the largest score, the sum of weights, and the values.
-#[must_use]
-pub fn part_words(a: &AttentionOp) -> u64 {
+fn part_words(a: &AttentionOp) -> u64 {
     a.q_heads.saturating_mul(a.v_dim.saturating_add(2))
 }
 

@@ -5,6 +5,7 @@
 //! stores, and no rank is described twice in different words: planner and runtime both sum these functions. It does
 //! not know devices, budgets or other engines' rules.
 
+mod buckets;
 mod inputs;
 mod lower;
 mod parallel;
@@ -12,7 +13,8 @@ mod pool;
 mod program;
 mod weights;
 
-pub use inputs::{ATTENTION_PART, ROW_WORDS, StepInputs, part_words};
+pub use buckets::{Buckets, RECORDED_KERNEL};
+pub use inputs::{ATTENTION_PART, BUSY, ROW_WORDS, StepInputs};
 pub use lower::{Limits, LowerError, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};

@@ -1,10 +1,10 @@
 //! Attention on a device, over keys and values or latents: on tensor cores or as the processors do.
 
 use plimsoll_cuda::{Launch, args};
-use plimsoll_program::{ATTENTION_PART, AttentionOp, GroupKind, LatentOp, part_words};
+use plimsoll_program::{ATTENTION_PART, AttentionOp, GroupKind, LatentOp};
 use plimsoll_units::{Bytes, DType};
 
-use super::ops::{BUSY, Step, THREADS};
+use super::ops::{Step, THREADS};
 use super::{Cuda, elements, word};
 use crate::backend::BackendError;
 
@@ -123,17 +123,11 @@ impl Cuda {
         let [k_dim, v_dim] = [a.k_dim, a.v_dim].map(|d| d.next_multiple_of(16));
         let halves = QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8));
         // Long sequences of few tokens are treated in parts, so that enough blocks run: as far as there is room for them.
-        let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
-        let words = step
-            .tokens
-            .saturating_mul(parts)
-            .saturating_mul(part_words(a));
-        let apart = parts > 1
-            && step.tokens.saturating_mul(a.kv_heads) < BUSY
-            && words <= self.sizes.partials;
+        let parts = self.lists.parts;
+        let apart = self.sizes.apart(a, step.tokens, parts);
         kv.split = word(ATTENTION_PART);
         kv.splits = word(parts);
-        if apart {
+        if let Some(words) = apart {
             let s = self.sizes;
             let from = s.constants + s.tokens + s.rows + s.tables + s.wanted + s.copies;
             self.inputs.mark(Bytes::new(4 * (from + words)));
@@ -143,13 +137,13 @@ impl Cuda {
             grid: [
                 word(step.tokens),
                 word(a.kv_heads),
-                if apart { kv.splits } else { 1 },
+                if apart.is_some() { kv.splits } else { 1 },
             ],
             threads: THREADS,
             shared: word(2 * halves),
         };
         self.launch(name, how, kv.bytes())?;
-        if !apart {
+        if apart.is_none() {
             return Ok(());
         }
         let how = Launch {

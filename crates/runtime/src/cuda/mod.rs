@@ -2,21 +2,24 @@
 //!
 //! It holds an arena for each region of its map on the device, and swap space on the host. With every step its rows are
 //! told once: tokens, positions, block tables, in one list ([`StepInputs`]). Then the program's operations are started
-//! one after the other, over all rows; only logits come back.
+//! one after the other, over all rows, or all at once where they were [recorded](Cuda::record); only logits come back.
 
 mod attention;
+mod graphs;
 mod linear;
+mod lists;
 mod ops;
 mod speeds;
 mod weights;
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, floats};
+use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, bytes_of, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs};
+use plimsoll_program::{Op, Program, StepInputs};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
@@ -24,6 +27,9 @@ use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
 use crate::cpu::{StartError, check_sizes, positions, swap_usage};
 use crate::swap::SwapSpace;
 
+use self::graphs::Graphs;
+pub use self::graphs::Recordings;
+use self::lists::Lists;
 pub use self::speeds::{Sizes, Speed, Unit, speeds};
 pub use self::weights::load;
 
@@ -127,34 +133,11 @@ pub fn check(program: &Program) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Where the lists of the step that began last lie, in words from the beginning of its inputs.
-#[derive(Clone, Debug, Default)]
-struct Lists {
-    tokens: u64,
-    positions: u64,
-    /// The row that each token is of.
-    of: u64,
-    /// For each group, its rows.
-    rows: Vec<u64>,
-    tables: u64,
-    wanted: u64,
-    /// Tokens of the longest sequence.
-    longest: u64,
-    /// For each group, and where the device asks: the pages that kernels may use, and where their tables lie.
-    seen: Vec<Seen>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    pages: Vec<u32>,
-    tables: Vec<Range<u64>>,
-}
-
 /// A program on a device.
 #[derive(Debug)]
 pub struct Cuda {
     device: Box<dyn Device>,
-    program: Program,
+    program: Arc<Program>,
     sizes: StepInputs,
     /// Whether tensor cores are used: the same for every step.
     fast: bool,
@@ -171,8 +154,12 @@ pub struct Cuda {
     constants: Vec<u64>,
     lists: Lists,
     positions: Vec<u32>,
-    /// The words of a step, as they go to the device.
+    /// The words of a step, as they go to the device, and before they are among them, its tables.
     words: Vec<u32>,
+    tables: Vec<u32>,
+    graphs: Graphs,
+    /// The longest sequence.
+    context: u64,
     /// Logits of R rows, and pages on their way to swap space and back: on the host.
     logits: Block,
     staging: Block,
@@ -225,7 +212,7 @@ impl Cuda {
         });
         let constants = constants.collect();
         device
-            .upload(inputs.at, &bytes_of(&words))
+            .upload(inputs.at, bytes_of(&words))
             .map_err(BackendError::from)?;
         let page = program.geometry.page;
         let logits = Bytes::product([program.outputs, program.vocab, 4])?;
@@ -239,10 +226,13 @@ impl Cuda {
             fast: arithmetic == Arithmetic::Fast && device.capability() >= TENSOR_CORES,
             staged: device.capability() >= TENSOR_CORES,
             words: Vec::new(),
+            tables: Vec::new(),
+            graphs: Graphs::default(),
+            context,
             constants,
             allowed: device.checks().then(Vec::new),
             device,
-            program,
+            program: Arc::new(program),
             weights,
             pages,
             activations,
@@ -298,27 +288,6 @@ impl Cuda {
         Ok(self.device.launch(kernel, how, args)?)
     }
 
-    /// Adds a list to the words of a step; where it begins.
-    fn list(&mut self, from: u64, most: u64, list: &[u32]) -> Result<u64, BackendError> {
-        let at = self.words.len();
-        self.words.extend_from_slice(list);
-        self.words.resize(self.words.len().next_multiple_of(4), 0);
-        if self.words.len() as u64 > most {
-            return Err(BackendError::Step(
-                "more is told of a step than was planned".to_owned(),
-            ));
-        }
-        Ok(from + at as u64)
-    }
-
-    /// Sends what was listed, to be found from word `from` on.
-    fn send(&mut self, from: u64) -> Result<(), BackendError> {
-        let end = from + self.words.len() as u64;
-        self.inputs.mark(Bytes::new(end.saturating_mul(4)));
-        let to = self.inputs.at.plus(4 * from);
-        Ok(self.device.upload(to, &bytes_of(&self.words))?)
-    }
-
     /// Pages go to the host, or come from there, where they lie one after the other.
     fn move_pages(&mut self, pages: &[u32], out: bool) -> Result<(), BackendError> {
         for &page in pages {
@@ -353,18 +322,6 @@ impl Cuda {
         elements(pages.min(self.sizes.copies))
     }
 
-    /// Marks the pages that the step's tokens are written to.
-    fn mark_pages(&mut self, step: &Step, tables: &Tables) {
-        let last = step.rows.iter().flat_map(|r| {
-            (0..self.program.geometry.groups.len())
-                .filter_map(|g| tables.get(r.seq, g).iter().max())
-        });
-        if let Some(page) = last.max() {
-            let end = self.page(page.saturating_add(1));
-            self.pages.mark(Bytes::new(end));
-        }
-    }
-
     fn fits(&self, page: u32) -> Result<(), BackendError> {
         let end = self
             .page(page)
@@ -376,11 +333,6 @@ impl Cuda {
             "page {page} is none of the pool's"
         )))
     }
-}
-
-/// Words as they lie in the device's memory.
-fn bytes_of(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
 /// Blocks that copy so many pages side by side.
@@ -498,62 +450,11 @@ impl Backend for Cuda {
                 self.program.outputs
             )));
         }
-        self.mark_pages(step, tables);
-        self.words.clear();
-        let base = self.sizes.constants;
-        let ends = step
-            .rows
-            .iter()
-            .map(|r| u64::from(r.start) + u64::from(r.tokens.end - r.tokens.start));
-        let longest = ends.max().unwrap_or(0);
-        let most = self.sizes.tokens + self.sizes.rows + self.sizes.tables;
-        let mut lists = Lists {
-            tokens: self.list(base, most, &step.tokens)?,
-            positions: self.list(base, most, &at)?,
-            longest,
-            ..Lists::default()
-        };
         self.positions = at;
-        let mut of = vec![0; step.tokens.len()];
-        for (i, r) in step.rows.iter().enumerate() {
-            of[r.tokens.start as usize..r.tokens.end as usize].fill(word(i as u64));
-        }
-        lists.of = self.list(base, most, &of)?;
-        let groups = self.program.geometry.groups.len();
-        let mut rows = vec![Vec::with_capacity(step.rows.len() * 4); groups];
-        let mut all = Vec::new();
-        for (group, rows) in rows.iter_mut().enumerate() {
-            let mut seen = Seen::default();
-            for r in &step.rows {
-                let table = tables.get(r.seq, group);
-                for page in table {
-                    self.fits(*page)?;
-                }
-                self.covers(group, r, table)?;
-                let count = r.tokens.end - r.tokens.start;
-                rows.extend([r.tokens.start, r.start, count, word(all.len() as u64)]);
-                if self.allowed.is_some() {
-                    let from = all.len() as u64;
-                    seen.tables.push(from..from + table.len() as u64);
-                    // The null page is nobody's.
-                    seen.pages.extend(table.iter().filter(|page| **page != 0));
-                }
-                all.extend_from_slice(table);
-                all.resize(all.len().next_multiple_of(4), 0);
-            }
-            lists.seen.push(seen);
-        }
-        debug_assert!(
-            rows.iter()
-                .all(|r| r.len() as u64 == ROW_WORDS * step.rows.len() as u64)
-        );
-        for rows in rows {
-            let list = self.list(base, most, &rows)?;
-            lists.rows.push(list);
-        }
-        lists.tables = self.list(base, most, &all)?;
-        self.lists = lists;
-        self.send(base)
+        let one =
+            step.rows.len() == step.tokens.len() && step.rows.iter().all(|r| r.tokens.len() == 1);
+        let bucket = one.then(|| self.graphs.rows(step.rows.len())).flatten();
+        self.tell(step, tables, bucket)
     }
 
     fn run(
@@ -564,19 +465,18 @@ impl Backend for Cuda {
         ops: Range<usize>,
         wanted: &[u32],
     ) -> Result<(), BackendError> {
+        let outputs = self.graphs.outputs(&ops, wanted.len());
+        let outputs = outputs.unwrap_or(wanted.len() as u64);
         if !wanted.is_empty() {
-            let from =
-                self.sizes.constants + self.sizes.tokens + self.sizes.rows + self.sizes.tables;
-            self.words.clear();
-            self.lists.wanted = self.list(from, self.sizes.wanted, wanted)?;
-            self.send(from)?;
+            self.wanted(wanted, outputs)?;
         }
-        self.walk(
-            step.tokens.len() as u64,
-            step.rows.len() as u64,
-            wanted.len() as u64,
-            ops,
-        )
+        let bucket = self.lists.bucket;
+        let step = ops::Step {
+            tokens: bucket.unwrap_or(step.tokens.len() as u64),
+            rows: bucket.unwrap_or(step.rows.len() as u64),
+            outputs,
+        };
+        self.carry_out(step, ops)
     }
 
     fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {

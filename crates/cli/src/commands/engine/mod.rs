@@ -287,6 +287,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     };
     let broken = |e: WeightsError| Failure::new(Exit::Corrupt, "E-GEN-008", e.to_string());
     let why = place.why;
+    let mut notes = notes(spec, args.weights, context);
     let backend: Box<dyn Backend> = match place.gpu {
         None => {
             let meeting = Meeting::new(programs.len());
@@ -317,6 +318,10 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
             let mut cuda = cuda.map_err(|e| too_large(&e))?;
             let staged = plimsoll_plan::STAGED_WEIGHTS;
             cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
+            if !args.enforce_eager {
+                let taken = cuda.record().map_err(|e| too_large(&e))?.bytes;
+                notes.extend(taken.and_then(|n| recorded(n, map.rank.region(Region::Graphs))));
+            }
             Box::new(cuda)
         }
     };
@@ -379,7 +384,18 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         inputs,
         cost,
         device: why,
-        note: notes(spec, args.weights, context),
+        note: (!notes.is_empty()).then(|| notes.join("\n")),
+    })
+}
+
+/// What recordings of decode steps took, where it is more than was planned.
+fn recorded(taken: Bytes, planned: Bytes) -> Option<String> {
+    (taken > planned).then(|| {
+        format!(
+            "note: CUDA graphs took {}, where {} were planned: `--enforce-eager` does without",
+            short_bytes(taken.get()),
+            short_bytes(planned.get())
+        )
     })
 }
 
@@ -480,13 +496,12 @@ fn lowered(
 }
 
 /// What a user should know of how the model is run, if anything.
-fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Option<String> {
+fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Vec<String> {
     let longer = spec.max_context.filter(|trained| context > *trained);
     let longer = longer.map(|trained| {
         format!("note: sequences may have {context} tokens, and the model was trained for {trained}: what comes after them is often worse")
     });
-    let all: Vec<String> = converted(spec, weights).into_iter().chain(longer).collect();
-    (!all.is_empty()).then(|| all.join("\n"))
+    converted(spec, weights).into_iter().chain(longer).collect()
 }
 
 /// Matrices that are stored in another type than the one they are packed in, if any.
