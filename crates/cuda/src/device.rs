@@ -41,6 +41,16 @@ impl Launch {
     }
 }
 
+/// Where a device does what is asked of it: in order on each, and side by side otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lane {
+    /// Steps.
+    #[default]
+    Compute,
+    /// Pages on their way between the device and the host.
+    Transfers,
+}
+
 /// Kernels that a device has [recorded](Device::record).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Graph(pub(crate) usize);
@@ -91,8 +101,8 @@ pub const fn bytes_of(words: &[u32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }
 
-/// Memory that kernels work on. What is asked of it is done in order; only [`Device::download`] and
-/// [`Device::wait`] wait.
+/// Memory that kernels work on. What is asked of it is done in order, on the [lane](Device::on) that it is asked for; only
+/// [`Device::download`], [`Device::host`] and [`Device::wait`] wait.
 pub trait Device: std::fmt::Debug + Send {
     /// What it calls itself.
     fn name(&self) -> String;
@@ -118,7 +128,7 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Failed`].
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Reads bytes from there, after everything that was asked for before.
+    /// Reads bytes from there, after everything that was asked for before on this lane.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
@@ -131,7 +141,7 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Memory`].
     fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError>;
 
-    /// What lies in the host's memory there, after everything that was asked for before.
+    /// What lies in the host's memory there, after everything that was asked for before on this lane.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
@@ -177,12 +187,21 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Failed`] or [`DeviceError::Kernel`].
     fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError>;
 
+    /// What is asked for from now on is done on this lane.
+    fn on(&mut self, lane: Lane);
+
+    /// What is asked for from now on, on the lane at hand, begins when everything is done that was asked for before, on all.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn after_all(&mut self) -> Result<(), DeviceError>;
+
     /// Bytes that it has left, where it knows.
     fn free(&self) -> Option<u64> {
         None
     }
 
-    /// Waits for everything that was asked for.
+    /// Waits for everything that was asked for, on all lanes.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].

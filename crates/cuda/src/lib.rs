@@ -12,7 +12,9 @@ mod fibers;
 mod gpu;
 mod nvrtc;
 
-pub use device::{Address, Device, DeviceError, Graph, Launch, TENSOR_CORES, bytes_of, floats};
+pub use device::{
+    Address, Device, DeviceError, Graph, Lane, Launch, TENSOR_CORES, bytes_of, floats,
+};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};

@@ -32,6 +32,8 @@ pub struct StepInputs {
     pub wanted: u64,
     /// Pages that are copied, and where to: of so many at a time.
     pub copies: u64,
+    /// Pages that go to swap space or come back, and their places: of so many at a time.
+    pub swaps: u64,
     /// What parts of attention come to before they are put together.
     pub partials: u64,
 }
@@ -70,6 +72,7 @@ impl StepInputs {
             tables,
             wanted: lists(1, program.outputs)?,
             copies: lists(2, program.outputs)?,
+            swaps: lists(2, program.outputs)?,
             partials: lists(1, partials(program, context)?)?,
         })
     }
@@ -83,10 +86,22 @@ impl StepInputs {
         (parts > 1 && !busy && words <= self.partials).then_some(words)
     }
 
-    /// Words before the list of copies, the last one.
+    /// Words before the list of copies.
     #[must_use]
     pub const fn before_copies(&self) -> u64 {
         self.constants + self.tokens + self.rows + self.tables + self.wanted
+    }
+
+    /// Words before the list of swaps: apart from copies, beside which they may be under way.
+    #[must_use]
+    pub const fn before_swaps(&self) -> u64 {
+        self.before_copies() + self.copies
+    }
+
+    /// Words before what parts of attention come to.
+    #[must_use]
+    pub const fn before_partials(&self) -> u64 {
+        self.before_swaps() + self.swaps
     }
 
     /// Bytes of all of them.
@@ -101,6 +116,7 @@ impl StepInputs {
             self.tables,
             self.wanted,
             self.copies,
+            self.swaps,
             self.partials,
         ];
         let words = all.into_iter().try_fold(0_u64, u64::checked_add);

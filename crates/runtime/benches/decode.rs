@@ -2,13 +2,13 @@
 //! `cargo bench -p plimsoll-runtime --bench decode`.
 
 use divan::Bencher;
-use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Launch};
+use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Lane, Launch};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{Delta, DeltaOp};
 use plimsoll_model::{Assume, from_config};
 use plimsoll_program::{KvRules, Limits, StepInputs, lower};
 use plimsoll_runtime::cuda::{Arithmetic, Cuda, DeviceSizes};
-use plimsoll_runtime::{Arena, Chooser, Runner};
+use plimsoll_runtime::{Chooser, Runner};
 use plimsoll_schedule::{Draw, Executor as _, Output, RequestId, Row, RowOutput, SeqEvent, Step};
 use plimsoll_units::{BlockId, Bytes, DType, SeqId, WeightType};
 
@@ -69,6 +69,10 @@ impl Device for Idle {
         divan::black_box(graph);
         Ok(true)
     }
+    fn on(&mut self, _: Lane) {}
+    fn after_all(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
     fn wait(&mut self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -108,11 +112,11 @@ fn runner(records: bool) -> (Runner<Cuda, Any>, Step) {
         pages: program.geometry.page.times(pages).expect("they fit"),
         activations: program.activation_bytes,
         inputs: inputs.bytes().expect("they fit"),
+        swap: Bytes::ZERO,
     };
-    let swap = Arena::new("none", Bytes::ZERO).expect("nothing").into();
     let device = Box::new(Idle::default());
     let mut cuda =
-        Cuda::new(device, program, sizes, swap, context, Arithmetic::Fast).expect("a device");
+        Cuda::new(device, program, sizes, None, context, Arithmetic::Fast).expect("a device");
     if records {
         cuda.record().expect("nothing fails");
     }

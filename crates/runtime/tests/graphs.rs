@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Launch};
+use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Lane, Launch};
 use plimsoll_program::{Buckets, RECORDED_KERNEL};
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
@@ -92,6 +92,12 @@ impl Device for Watched {
     fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError> {
         self.asked.replayed.fetch_add(1, Ordering::Relaxed);
         self.fibers.replay(graph)
+    }
+    fn on(&mut self, lane: Lane) {
+        self.fibers.on(lane);
+    }
+    fn after_all(&mut self) -> Result<(), DeviceError> {
+        self.fibers.after_all()
     }
     fn wait(&mut self) -> Result<(), DeviceError> {
         self.fibers.wait()

@@ -128,8 +128,7 @@ impl Cuda {
         kv.split = word(ATTENTION_PART);
         kv.splits = word(parts);
         if let Some(words) = apart {
-            let s = self.sizes;
-            let from = s.constants + s.tokens + s.rows + s.tables + s.wanted + s.copies;
+            let from = self.sizes.before_partials();
             self.inputs.mark(Bytes::new(4 * (from + words)));
             kv.partials = self.told(from, words);
         }

@@ -61,7 +61,7 @@ impl Cuda {
     }
 
     /// Ends the list that began at word `at` of a step; where it begins.
-    fn end(&mut self, from: u64, most: u64, at: usize) -> Result<u64, BackendError> {
+    pub(super) fn end(&mut self, from: u64, most: u64, at: usize) -> Result<u64, BackendError> {
         self.words.resize(self.words.len().next_multiple_of(4), 0);
         if self.words.len() as u64 > most {
             return Err(BackendError::Step(

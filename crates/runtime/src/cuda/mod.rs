@@ -10,12 +10,13 @@ mod linear;
 mod lists;
 mod ops;
 mod speeds;
+mod transfers;
 mod weights;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, bytes_of, floats};
+use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, bytes_of, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
@@ -24,13 +25,14 @@ use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
-use crate::cpu::{StartError, check_sizes, positions, swap_usage};
+use crate::cpu::{StartError, check_sizes, positions};
 use crate::swap::SwapSpace;
 
 use self::graphs::Graphs;
 pub use self::graphs::Recordings;
 use self::lists::Lists;
 pub use self::speeds::{Sizes, Speed, Unit, speeds};
+use self::transfers::Places;
 pub use self::weights::load;
 
 /// Query heads that share one KV head at most: their scores lie in what a block's threads share.
@@ -97,6 +99,8 @@ pub struct DeviceSizes {
     pub activations: Bytes,
     /// What is told with every step.
     pub inputs: Bytes,
+    /// Places of pages in the host's memory.
+    pub swap: Bytes,
 }
 
 impl DeviceSizes {
@@ -110,6 +114,7 @@ impl DeviceSizes {
             pages: map.region(Region::KvCache),
             activations: map.region(Region::Activations),
             inputs: StepInputs::of(program, context)?.bytes()?,
+            swap: map.region(Region::Swap),
         })
     }
 }
@@ -149,7 +154,7 @@ pub struct Cuda {
     inputs: Block,
     /// What the next kernels use, where the device asks.
     allowed: Option<Vec<(Address, u64)>>,
-    swap: SwapSpace,
+    swap: Places,
     /// Where the constants of each operation lie, in words.
     constants: Vec<u64>,
     lists: Lists,
@@ -160,14 +165,13 @@ pub struct Cuda {
     graphs: Graphs,
     /// The longest sequence.
     context: u64,
-    /// Logits of R rows, and pages on their way to swap space and back: on the host.
+    /// Logits of R rows, on the host.
     logits: Block,
-    staging: Block,
 }
 
 impl Cuda {
-    /// `program` on `device`, for sequences of at most `context` tokens: takes all memory that it will have. Weights are to
-    /// be [loaded](load).
+    /// `program` on `device`, for sequences of at most `context` tokens: takes all memory that it will have. Pages go to
+    /// the host's memory, or to a `file`. Weights are to be [loaded](load).
     ///
     /// # Errors
     /// [`StartError`].
@@ -175,7 +179,7 @@ impl Cuda {
         mut device: Box<dyn Device>,
         program: Program,
         sizes: DeviceSizes,
-        swap: SwapSpace,
+        file: Option<SwapSpace>,
         context: u64,
         arithmetic: Arithmetic,
     ) -> Result<Self, StartError> {
@@ -185,7 +189,10 @@ impl Cuda {
             [
                 (Region::Weights, sizes.weights),
                 (Region::KvCache, sizes.pages),
-                (Region::Swap, swap.bytes()),
+                (
+                    Region::Swap,
+                    file.as_ref().map_or(sizes.swap, SwapSpace::bytes),
+                ),
                 (Region::Activations, sizes.activations),
             ],
         )?;
@@ -216,10 +223,17 @@ impl Cuda {
             .map_err(BackendError::from)?;
         let page = program.geometry.page;
         let logits = Bytes::product([program.outputs, program.vocab, 4])?;
-        let staged = page.times(swap.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?;
+        let host = match &file {
+            None => sizes.swap,
+            Some(file) => page.times(file.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?,
+        };
         Ok(Self {
             logits: Block::on_host(device.as_mut(), logits)?,
-            staging: Block::on_host(device.as_mut(), staged)?,
+            swap: Places {
+                host: Block::on_host(device.as_mut(), host)?,
+                file,
+                leaving: false,
+            },
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
@@ -237,7 +251,6 @@ impl Cuda {
             pages,
             activations,
             inputs,
-            swap,
         })
     }
 
@@ -286,40 +299,6 @@ impl Cuda {
             self.device.allow(allowed);
         }
         Ok(self.device.launch(kernel, how, args)?)
-    }
-
-    /// Pages go to the host, or come from there, where they lie one after the other.
-    fn move_pages(&mut self, pages: &[u32], out: bool) -> Result<(), BackendError> {
-        for &page in pages {
-            self.fits(page)?;
-        }
-        let from = self.sizes.before_copies();
-        self.words.clear();
-        let numbers = self.list(from, self.sizes.copies, pages)?;
-        self.send(from)?;
-        let bytes = self.program.geometry.page.get();
-        self.allowed.iter_mut().for_each(Vec::clear);
-        for &page in pages {
-            self.allow(self.pages.at.plus(self.page(page)), bytes);
-        }
-        let staged = Bytes::new(bytes * pages.len() as u64);
-        self.allow(self.staging.at, staged.get());
-        self.staging.mark(staged);
-        let args = args::MovePages {
-            pages: self.pages.at.0,
-            numbers: self.told(numbers, pages.len() as u64),
-            host: self.staging.at.0,
-            bytes,
-            out: out.into(),
-            none: 0,
-        };
-        self.start("move_pages", by_pages(bytes, pages.len()), args.bytes())
-    }
-
-    /// Pages that move together at most.
-    pub(super) fn staged(&self) -> usize {
-        let pages = self.staging.bytes.whole(self.program.geometry.page);
-        elements(pages.min(self.sizes.copies))
     }
 
     fn fits(&self, page: u32) -> Result<(), BackendError> {
@@ -377,67 +356,15 @@ impl Backend for Cuda {
     }
 
     fn swap_out(&mut self, pool: &mut Pool, outs: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
-        let (most, bytes) = (
-            self.staged().max(1),
-            elements(self.program.geometry.page.get()),
-        );
-        let mut lost = Vec::new();
-        for (from, some) in (0..).step_by(most).zip(outs.chunks(most)) {
-            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
-            self.move_pages(&pages, true)?;
-            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
-            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
-            let all = places.zip(staged.chunks(bytes)).collect();
-            let failed = self.swap.write(pool, all)?;
-            lost.extend(failed.into_iter().map(|i| from + i));
-        }
-        Ok(lost)
+        self.pages_out(pool, outs)
     }
 
     fn swap_in(&mut self, pool: &mut Pool, ins: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
-        let (most, bytes) = (
-            self.staged().max(1),
-            elements(self.program.geometry.page.get()),
-        );
-        let mut lost = Vec::new();
-        for (from, some) in (0..).step_by(most).zip(ins.chunks(most)) {
-            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
-            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
-            let all = places.zip(staged.chunks_mut(bytes)).collect();
-            let failed = self.swap.read(pool, all)?;
-            // A page that did not arrive is not used: what came in its place does no harm.
-            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
-            self.move_pages(&pages, false)?;
-            lost.extend(failed.into_iter().map(|i| from + i));
-        }
-        Ok(lost)
+        self.pages_in(pool, ins)
     }
 
     fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
-        let most = elements(self.sizes.copies / 2).max(1);
-        let from = self.sizes.before_copies();
-        for copies in copies.chunks(most) {
-            for c in copies {
-                self.fits(c.from.0)?;
-                self.fits(c.to.0)?;
-            }
-            let pairs: Vec<u32> = copies.iter().flat_map(|c| [c.from.0, c.to.0]).collect();
-            self.words.clear();
-            let list = self.list(from, self.sizes.copies, &pairs)?;
-            self.send(from)?;
-            let bytes = self.program.geometry.page.get();
-            self.allowed.iter_mut().for_each(Vec::clear);
-            for &page in &pairs {
-                self.allow(self.pages.at.plus(self.page(page)), bytes);
-            }
-            let args = args::CopyPages {
-                pages: self.pages.at.0,
-                pairs: self.told(list, pairs.len() as u64),
-                bytes,
-            };
-            self.start("copy_pages", by_pages(bytes, copies.len()), args.bytes())?;
-        }
-        Ok(())
+        self.copy_pages(copies)
     }
 
     fn begin(&mut self, step: &Step, tables: &Tables) -> Result<(), BackendError> {
@@ -451,6 +378,9 @@ impl Backend for Cuda {
             )));
         }
         self.positions = at;
+        if step.kv.swaps_out.is_empty() {
+            self.have_left()?;
+        }
         let one =
             step.rows.len() == step.tokens.len() && step.rows.iter().all(|r| r.tokens.len() == 1);
         let bucket = one.then(|| self.graphs.rows(step.rows.len())).flatten();
@@ -495,9 +425,10 @@ impl Backend for Cuda {
     }
 
     fn usage(&self) -> Vec<Usage> {
-        let workspace = [&self.inputs, &self.logits, &self.staging];
+        let staged = self.swap.file.as_ref().map(|_| &self.swap.host);
         let sum = |of: fn(&Block) -> Bytes| {
-            let all = workspace.iter().map(|b| of(b).get());
+            let all = [&self.inputs, &self.logits].into_iter().chain(staged);
+            let all = all.map(|b| of(b).get());
             Bytes::new(all.sum())
         };
         vec![
@@ -509,7 +440,7 @@ impl Backend for Cuda {
                 committed: sum(|b| b.bytes),
                 high_water: sum(|b| b.used),
             },
-            swap_usage(&self.swap),
+            self.swap.usage(),
         ]
     }
 

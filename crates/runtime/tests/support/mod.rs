@@ -362,9 +362,10 @@ impl Model {
             pages: page.times(server.pages.into()).unwrap(),
             activations: program.activation_bytes,
             inputs: StepInputs::of(&program, context).unwrap().bytes().unwrap(),
+            swap: page.times(server.swap.into()).unwrap(),
         };
-        let swap = server.disk.space(page.times(server.swap.into()).unwrap());
-        let mut cuda = Cuda::new(device, program, sizes, swap, context, arithmetic).unwrap();
+        let file = (server.disk != Disk::Memory).then(|| server.disk.space(sizes.swap));
+        let mut cuda = Cuda::new(device, program, sizes, file, context, arithmetic).unwrap();
         // As many parts as there are large weights: each finds what others have left.
         let staged = Bytes::new(4096);
         cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();

@@ -8,7 +8,7 @@ mod weights;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -256,12 +256,15 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Some(_) => Region::SwapFile,
         None => Region::Swap,
     });
+    let swap_file = |folder: &PathBuf| {
+        SwapSpace::file(folder, swap_bytes).map_err(|e| {
+            Failure::new(Exit::Failure, "E-IO-005", e.to_string())
+                .hint("name a folder on a disk with room, or lower `--swap-space`")
+        })
+    };
     let swap_space = || -> Result<SwapSpace, Failure> {
         match &args.swap_dir {
-            Some(folder) => SwapSpace::file(folder, swap_bytes).map_err(|e| {
-                Failure::new(Exit::Failure, "E-IO-005", e.to_string())
-                    .hint("name a folder on a disk with room, or lower `--swap-space`")
-            }),
+            Some(folder) => swap_file(folder),
             None => match Arena::new("swap space", swap_bytes) {
                 Ok(arena) => Ok(arena.into()),
                 Err(e) => Err(too_large(&e)),
@@ -307,14 +310,15 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
             }
         }
         Some(gpu) => {
-            let (program, swap) = (programs.remove(0), swap_space()?);
+            let program = programs.remove(0);
+            let file = args.swap_dir.as_ref().map(swap_file).transpose()?;
             let sizes = DeviceSizes::of(&map.rank, &program, context).map_err(|e| too_large(&e))?;
             let arithmetic = if args.batch_invariant {
                 Arithmetic::Exact
             } else {
                 Arithmetic::Fast
             };
-            let cuda = Cuda::new(gpu, program, sizes, swap, context, arithmetic);
+            let cuda = Cuda::new(gpu, program, sizes, file, context, arithmetic);
             let mut cuda = cuda.map_err(|e| too_large(&e))?;
             let staged = plimsoll_plan::STAGED_WEIGHTS;
             cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
