@@ -118,8 +118,9 @@ KERNEL(copy_pages, CopyPages) {
   copy_page(a.pages + pair[0] * a.bytes, a.pages + pair[1] * a.bytes, a.bytes);
 }
 
-// Pages to the host's memory, or from there.
+// Pages to their places in the host's memory, or from there.
 KERNEL(move_pages, MovePages) {
-  ptr page = a.pages + at<u32>(a.numbers)[block_y()] * a.bytes, place = a.host + block_y() * a.bytes;
+  const u32* pair = at<u32>(a.pairs) + 2 * block_y();
+  ptr page = a.pages + pair[0] * a.bytes, place = a.host + pair[1] * a.bytes;
   copy_page(a.out ? page : place, a.out ? place : page, a.bytes);
 }

@@ -79,6 +79,6 @@ arguments! {
     Shorten { ptr logits, ptr briefs, ptr out, u32 vocab, u32 words, }
     /// `copy_pages`: pairs of pages.
     CopyPages { ptr pages, ptr pairs, u64 bytes, }
-    /// `move_pages`: pages by their numbers, to the host's memory or from there, where they lie one after the other.
-    MovePages { ptr pages, ptr numbers, ptr host, u64 bytes, u32 out, u32 none, }
+    /// `move_pages`: pairs of a page and a place in the host's memory, to it or from there.
+    MovePages { ptr pages, ptr pairs, ptr host, u64 bytes, u32 out, u32 none, }
 }

@@ -41,6 +41,20 @@ impl Launch {
     }
 }
 
+/// Where a device does what is asked of it: in order on each, and side by side otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lane {
+    /// Steps.
+    #[default]
+    Compute,
+    /// Pages on their way between the device and the host.
+    Transfers,
+}
+
+/// Kernels that a device has [recorded](Device::record).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Graph(pub(crate) usize);
+
 /// What a device could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -93,8 +107,15 @@ pub fn words(bytes: &[u8]) -> Result<&[u64], DeviceError> {
     Err(DeviceError::Failed("bytes that are no words".to_owned()))
 }
 
-/// Memory that kernels work on. What is asked of it is done in order; only [`Device::download`] and
-/// [`Device::wait`] wait.
+/// Words as they lie in a device's memory: the numbers of a little-endian host, as every host of a GPU is.
+#[must_use]
+pub const fn bytes_of(words: &[u32]) -> &[u8] {
+    // SAFETY: as long as the words, whose bytes are all plain.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+}
+
+/// Memory that kernels work on. What is asked of it is done in order, on the [lane](Device::on) that it is asked for; only
+/// [`Device::download`], [`Device::host`] and [`Device::wait`] wait.
 pub trait Device: std::fmt::Debug + Send {
     /// What it calls itself.
     fn name(&self) -> String;
@@ -120,7 +141,7 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Failed`].
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// Reads bytes from there, after everything that was asked for before.
+    /// Reads bytes from there, after everything that was asked for before on this lane.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
@@ -133,7 +154,7 @@ pub trait Device: std::fmt::Debug + Send {
     /// [`DeviceError::Memory`].
     fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError>;
 
-    /// What lies in the host's memory there, after everything that was asked for before.
+    /// What lies in the host's memory there, after everything that was asked for before on this lane.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
@@ -160,7 +181,40 @@ pub trait Device: std::fmt::Debug + Send {
     fn launch(&mut self, kernel: &'static str, how: Launch, args: &[u8])
     -> Result<(), DeviceError>;
 
-    /// Waits for everything that was asked for.
+    /// From now on kernels are not started but recorded, and nothing else may be asked for.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn record(&mut self) -> Result<(), DeviceError>;
+
+    /// The kernels that were recorded, which are the device's until it is dropped: kernels are started again, whatever this says.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn recorded(&mut self) -> Result<Graph, DeviceError>;
+
+    /// Starts recorded kernels, with what they were told then, in their order. False where it [checks](Self::checks): then they
+    /// are to be started one by one, each [allowed](Self::allow) what it uses now, and are compared with those.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] or [`DeviceError::Kernel`].
+    fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError>;
+
+    /// What is asked for from now on is done on this lane.
+    fn on(&mut self, lane: Lane);
+
+    /// What is asked for from now on, on the lane at hand, begins when everything is done that was asked for before, on all.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`].
+    fn after_all(&mut self) -> Result<(), DeviceError>;
+
+    /// Bytes that it has left, where it knows.
+    fn free(&self) -> Option<u64> {
+        None
+    }
+
+    /// Waits for everything that was asked for, on all lanes.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].

@@ -5,7 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_int, c_void};
 
-use crate::device::{Address, Device, DeviceError, Launch};
+use crate::device::{Address, Device, DeviceError, Graph, Lane, Launch};
 
 unsafe extern "C" {
     fn plimsoll_fibers_launch(
@@ -30,6 +30,41 @@ pub struct Fibers {
     allowed: Option<Vec<(Address, u64)>>,
     /// Blocks in the second and third direction of a grid, where not as many as on a GPU.
     most_blocks: Option<u32>,
+    /// Whether it checks though kernels are not stopped.
+    strict: bool,
+    graphs: Vec<Vec<Kernel>>,
+    now: Now,
+    lane: Lane,
+    /// The lane whose work is done as late as may be, and what waits there.
+    late: Option<Lane>,
+    waiting: Vec<Work>,
+}
+
+/// What waits on a lane.
+#[derive(Debug)]
+enum Work {
+    Upload(Address, Vec<u8>),
+    Copy(Address, Address, usize),
+    Allow(Vec<(Address, u64)>),
+    Start(Kernel),
+}
+
+/// A kernel that was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kernel {
+    name: &'static str,
+    how: Launch,
+    args: Vec<u8>,
+}
+
+/// What becomes of kernels.
+#[derive(Debug, Default)]
+enum Now {
+    #[default]
+    Starts,
+    Records(Vec<Kernel>),
+    /// They are started, and must be those of a graph: how many were.
+    Compares(Graph, usize),
 }
 
 impl Fibers {
@@ -45,6 +80,108 @@ impl Fibers {
         let mut fibers = Self::new();
         fibers.most_blocks = Some(most);
         fibers
+    }
+
+    /// One that compares kernels with those that were recorded, as it does where it is built to check.
+    #[must_use]
+    pub fn strict() -> Self {
+        let mut fibers = Self::new();
+        fibers.strict = true;
+        fibers
+    }
+
+    /// One that does what is asked for on a lane when somebody waits for it, and not before: who does not wait finds what
+    /// was there.
+    #[must_use]
+    pub fn late(lane: Lane) -> Self {
+        let mut fibers = Self::new();
+        fibers.late = Some(lane);
+        fibers
+    }
+
+    /// Does some work, or notes it.
+    fn ask(&mut self, work: Work) -> Result<(), DeviceError> {
+        if self.late == Some(self.lane) {
+            self.waiting.push(work);
+            return Ok(());
+        }
+        self.carry_out(work)
+    }
+
+    fn carry_out(&mut self, work: Work) -> Result<(), DeviceError> {
+        match work {
+            Work::Upload(to, bytes) => self.write(to, &bytes),
+            Work::Copy(from, to, len) => self.move_bytes(from, to, len),
+            Work::Allow(parts) => self.open_only(parts),
+            Work::Start(kernel) => return start(&kernel),
+        }
+        Ok(())
+    }
+
+    /// Does what waits.
+    fn catch_up(&mut self) -> Result<(), DeviceError> {
+        for work in std::mem::take(&mut self.waiting) {
+            self.carry_out(work)?;
+        }
+        Ok(())
+    }
+
+    /// The same, where it waits on the lane at hand.
+    fn catch_up_here(&mut self) -> Result<(), DeviceError> {
+        if self.late == Some(self.lane) {
+            return self.catch_up();
+        }
+        Ok(())
+    }
+
+    /// Writes bytes, whose place was checked.
+    fn write(&self, to: Address, bytes: &[u8]) {
+        self.touch(to, bytes.len(), true);
+        // SAFETY: inside one of our blocks, as checked, which no slice is of.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        self.touch(to, bytes.len(), false);
+    }
+
+    /// Copies bytes, whose places were checked.
+    fn move_bytes(&self, from: Address, to: Address, len: usize) {
+        for at in [from, to] {
+            self.touch(at, len, true);
+        }
+        // SAFETY: inside our blocks, as checked.
+        unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, len) };
+        for at in [from, to] {
+            self.touch(at, len, false);
+        }
+    }
+
+    /// Lets kernels use these parts alone.
+    fn open_only(&mut self, parts: Vec<(Address, u64)>) {
+        match &mut self.allowed {
+            None => {
+                for (block, layout) in &self.blocks {
+                    Self::open(Address(*block), layout.size() as u64, false);
+                }
+            }
+            Some(before) => {
+                for (at, bytes) in before.drain(..) {
+                    Self::open(at, bytes, false);
+                }
+            }
+        }
+        for (at, bytes) in &parts {
+            Self::open(*at, *bytes, true);
+        }
+        self.allowed = Some(parts);
+    }
+
+    /// Whether something else than kernels may be asked for.
+    fn between(&self) -> Result<(), DeviceError> {
+        let what = match &self.now {
+            Now::Starts => return Ok(()),
+            Now::Records(_) => "only kernels are recorded".to_owned(),
+            Now::Compares(graph, n) => format!("of {graph:?} only {n} kernels were started"),
+        };
+        Err(DeviceError::Failed(what))
     }
 
     /// Lets kernels use some bytes, or not.
@@ -104,16 +241,15 @@ impl Device for Fibers {
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.between()?;
         self.check(to, bytes.len())?;
-        self.touch(to, bytes.len(), true);
-        // SAFETY: inside one of our blocks, as checked, which no slice is of.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
-        self.touch(to, bytes.len(), false);
-        Ok(())
+        self.ask(Work::Upload(to, bytes.to_vec()))
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.between()?;
         self.check(from, bytes.len())?;
+        self.catch_up_here()?;
         self.touch(from, bytes.len(), true);
         // SAFETY: as above.
         unsafe {
@@ -128,7 +264,9 @@ impl Device for Fibers {
     }
 
     fn host(&mut self, at: Address, len: usize) -> Result<&mut [u8], DeviceError> {
+        self.between()?;
         self.check(at, len)?;
+        self.catch_up_here()?;
         if let Some(allowed) = &mut self.allowed {
             Self::open(at, len as u64, true);
             // Until kernels are allowed something else.
@@ -143,40 +281,20 @@ impl Device for Fibers {
     }
 
     fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
+        self.between()?;
         let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
-        for at in [from, to] {
-            self.check(at, len)?;
-            self.touch(at, len, true);
-        }
-        // SAFETY: inside our blocks, as checked.
-        unsafe { std::ptr::copy(from.0 as *const u8, to.0 as *mut u8, len) };
-        for at in [from, to] {
-            self.touch(at, len, false);
-        }
-        Ok(())
+        self.check(from, len)?;
+        self.check(to, len)?;
+        self.ask(Work::Copy(from, to, len))
     }
 
     fn checks(&self) -> bool {
-        plimsoll_fibers_checks() != 0
+        self.strict || plimsoll_fibers_checks() != 0
     }
 
     fn allow(&mut self, parts: &[(Address, u64)]) {
-        match &mut self.allowed {
-            None => {
-                for (block, layout) in &self.blocks {
-                    Self::open(Address(*block), layout.size() as u64, false);
-                }
-            }
-            Some(before) => {
-                for (at, bytes) in before.drain(..) {
-                    Self::open(at, bytes, false);
-                }
-            }
-        }
-        for (at, bytes) in parts {
-            Self::open(*at, *bytes, true);
-        }
-        self.allowed = Some(parts.to_vec());
+        // Nothing of it fails.
+        let _ = self.ask(Work::Allow(parts.to_vec()));
     }
 
     fn launch(
@@ -185,36 +303,111 @@ impl Device for Fibers {
         how: Launch,
         args: &[u8],
     ) -> Result<(), DeviceError> {
-        let fail = |reason: &str| DeviceError::Kernel {
-            kernel: kernel.to_owned(),
-            reason: reason.to_owned(),
+        let this = Kernel {
+            name: kernel,
+            how,
+            args: args.to_vec(),
         };
-        let name = CString::new(kernel).map_err(|_| fail("its name has a zero"))?;
-        // SAFETY: the arguments are as long as the kernel's, which is checked there; that addresses in them are of this
-        // device is what kernels are trusted with.
-        let rc = unsafe {
-            plimsoll_fibers_launch(
-                name.as_ptr(),
-                how.grid.as_ptr(),
-                how.threads,
-                how.shared,
-                args.as_ptr().cast(),
-                args.len(),
-            )
-        };
-        match rc {
-            0 => Ok(()),
-            1 => Err(fail("there is none of that name")),
-            2 => Err(fail("its arguments have another size")),
-            3 => Err(fail("its threads wait for each other")),
-            4 => Err(fail("no memory for fibers")),
-            6 => Err(fail("more copies are on their way than a thread keeps")),
-            _ => Err(fail("a block has at most 1024 threads")),
+        match &mut self.now {
+            Now::Starts => {}
+            Now::Records(kernels) => {
+                kernels.push(this);
+                return Ok(());
+            }
+            Now::Compares(graph, n) => {
+                let kernels = &self.graphs[graph.0];
+                if kernels.get(*n) != Some(&this) {
+                    return Err(DeviceError::Kernel {
+                        kernel: kernel.to_owned(),
+                        reason: format!("is not the one that was recorded: {:?}", kernels.get(*n)),
+                    });
+                }
+                *n += 1;
+                if *n == kernels.len() {
+                    self.now = Now::Starts;
+                }
+            }
+        }
+        self.ask(Work::Start(this))
+    }
+
+    fn record(&mut self) -> Result<(), DeviceError> {
+        self.between()?;
+        self.now = Now::Records(Vec::new());
+        Ok(())
+    }
+
+    fn recorded(&mut self) -> Result<Graph, DeviceError> {
+        match std::mem::take(&mut self.now) {
+            Now::Records(kernels) if !kernels.is_empty() => {
+                self.graphs.push(kernels);
+                Ok(Graph(self.graphs.len() - 1))
+            }
+            _ => Err(DeviceError::Failed("nothing was recorded".to_owned())),
         }
     }
 
+    fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError> {
+        self.between()?;
+        let unknown = || DeviceError::Failed(format!("there is no {graph:?}"));
+        let kernels = self.graphs.get(graph.0).ok_or_else(unknown)?.clone();
+        if self.checks() {
+            self.now = Now::Compares(graph, 0);
+            return Ok(false);
+        }
+        for k in kernels {
+            self.ask(Work::Start(k))?;
+        }
+        Ok(true)
+    }
+
+    fn on(&mut self, lane: Lane) {
+        self.lane = lane;
+    }
+
+    fn after_all(&mut self) -> Result<(), DeviceError> {
+        self.between()?;
+        if self.late == Some(self.lane) {
+            // What it waits for is done.
+            return Ok(());
+        }
+        self.catch_up()
+    }
+
     fn wait(&mut self) -> Result<(), DeviceError> {
-        Ok(())
+        self.between()?;
+        self.catch_up()
+    }
+}
+
+/// Carries a kernel out.
+fn start(kernel: &Kernel) -> Result<(), DeviceError> {
+    let Kernel { name, how, args } = kernel;
+    let fail = |reason: &str| DeviceError::Kernel {
+        kernel: (*name).to_owned(),
+        reason: reason.to_owned(),
+    };
+    let name = CString::new(*name).map_err(|_| fail("its name has a zero"))?;
+    // SAFETY: the arguments are as long as the kernel's, which is checked there; that addresses in them are of this
+    // device is what kernels are trusted with.
+    let rc = unsafe {
+        plimsoll_fibers_launch(
+            name.as_ptr(),
+            how.grid.as_ptr(),
+            how.threads,
+            how.shared,
+            args.as_ptr().cast(),
+            args.len(),
+        )
+    };
+    match rc {
+        0 => Ok(()),
+        1 => Err(fail("there is none of that name")),
+        2 => Err(fail("its arguments have another size")),
+        3 => Err(fail("its threads wait for each other")),
+        4 => Err(fail("no memory for fibers")),
+        6 => Err(fail("more copies are on their way than a thread keeps")),
+        _ => Err(fail("a block has at most 1024 threads")),
     }
 }
 

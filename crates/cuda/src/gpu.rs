@@ -7,10 +7,13 @@ use std::ffi::{CString, c_void};
 
 use cudarc::driver::{DriverError, result, sys};
 
-use crate::device::{Address, Device, DeviceError, Launch};
+use crate::device::{Address, Device, DeviceError, Graph, Lane, Launch};
 
 /// Bytes that the threads of a block share without being asked for specially.
 const SHARED: u32 = 48 << 10;
+
+/// Bytes of a kernel's arguments at most.
+const ARGUMENTS: usize = 256;
 
 /// Why there is no GPU to be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,12 +55,17 @@ pub struct Gpu {
     capability: u32,
     device: sys::CUdevice,
     context: sys::CUcontext,
-    stream: sys::CUstream,
+    /// The stream of each lane, and what says how far it was when another began to wait for it.
+    lanes: [(sys::CUstream, sys::CUevent); 2],
+    lane: Lane,
     module: Option<sys::CUmodule>,
     functions: BTreeMap<&'static str, (sys::CUfunction, u32)>,
     memory: Vec<sys::CUdeviceptr>,
     /// Where the host's memory lies, and how long it is.
     host: Vec<(u64, usize)>,
+    graphs: Vec<sys::CUgraphExec>,
+    /// Whether kernels are recorded: the stream is captured.
+    records: bool,
 }
 
 // SAFETY: handles of the driver, which any thread may use; each call makes the context current first.
@@ -115,19 +123,28 @@ impl Gpu {
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(start("a context"))?;
         // SAFETY: retained above.
         unsafe { result::ctx::set_current(context) }.map_err(start("its context"))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(start("a stream"))?;
+        let lane = || -> Result<_, DriverError> {
+            Ok((
+                result::stream::create(result::stream::StreamKind::NonBlocking)?,
+                result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)?,
+            ))
+        };
+        let made = || lane().map_err(start("a stream"));
+        let lanes = [made()?, made()?];
         Ok(Self {
             number,
             name,
             capability,
             device,
             context,
-            stream,
+            lanes,
+            lane: Lane::default(),
             module: None,
             functions: BTreeMap::new(),
             memory: Vec::new(),
             host: Vec::new(),
+            graphs: Vec::new(),
+            records: false,
         })
     }
 
@@ -177,6 +194,25 @@ impl Gpu {
     fn current(&self) -> Result<(), DeviceError> {
         // SAFETY: retained at the start.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed)
+    }
+
+    const fn stream(&self) -> sys::CUstream {
+        self.lanes[self.lane as usize].0
+    }
+
+    /// Waits for a lane.
+    fn wait_for(&self, lane: Lane) -> Result<(), DeviceError> {
+        self.unrecorded()?;
+        // SAFETY: the stream is ours.
+        unsafe { result::stream::synchronize(self.lanes[lane as usize].0) }.map_err(failed)
+    }
+
+    /// The context, for what is no kernel: copies would be recorded with addresses of the host that are gone by then.
+    fn unrecorded(&self) -> Result<(), DeviceError> {
+        if self.records {
+            return Err(DeviceError::Failed("only kernels are recorded".to_owned()));
+        }
+        self.current()
     }
 
     fn function(&mut self, kernel: &'static str, shared: u32) -> Result<sys::CUfunction, String> {
@@ -231,32 +267,32 @@ impl Device for Gpu {
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         let fail = |reason: String| DeviceError::Memory { bytes, reason };
-        self.current()?;
+        self.unrecorded()?;
         let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
         // SAFETY: the context is current; the memory is freed once, when this is dropped.
         let at = unsafe { result::malloc_sync(size) }.map_err(|e| fail(text(e)))?;
         self.memory.push(at);
         // SAFETY: inside what was just allocated.
-        unsafe { result::memset_d8_async(at, 0, size, self.stream) }.map_err(failed)?;
+        unsafe { result::memset_d8_async(at, 0, size, self.stream()) }.map_err(failed)?;
         Ok(Address(at))
     }
 
     fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.current()?;
+        self.unrecorded()?;
         // SAFETY: the address is of this device; the driver is done with pageable bytes when it returns.
-        unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }.map_err(failed)
+        unsafe { result::memcpy_htod_async(to.0, bytes, self.stream()) }.map_err(failed)
     }
 
     fn download(&mut self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        self.current()?;
+        self.unrecorded()?;
         // SAFETY: the address is of this device; the bytes are waited for.
-        unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }.map_err(failed)?;
-        self.wait()
+        unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream()) }.map_err(failed)?;
+        self.wait_for(self.lane)
     }
 
     fn allocate_host(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         let fail = |reason: String| DeviceError::Memory { bytes, reason };
-        self.current()?;
+        self.unrecorded()?;
         let size = usize::try_from(bytes.max(1)).map_err(|e| fail(e.to_string()))?;
         // SAFETY: the context is current; the memory is freed once, when this is dropped.
         let at = unsafe { result::malloc_host(size, 0) }.map_err(|e| fail(text(e)))?;
@@ -277,17 +313,17 @@ impl Device for Gpu {
                 "no {len} bytes of the host at {at:?}"
             )));
         }
-        self.wait()?;
-        // SAFETY: inside what was allocated, as checked; what the device was asked for is done, and nothing more is while
-        // the slice lives, which borrows the device.
+        self.wait_for(self.lane)?;
+        // SAFETY: inside what was allocated, as checked; what was asked for on this lane is done, whoever uses another one has
+        // it wait, and nothing more is asked for while the slice lives, which borrows the device.
         Ok(unsafe { std::slice::from_raw_parts_mut(at.0 as *mut u8, len) })
     }
 
     fn copy(&mut self, from: Address, to: Address, bytes: u64) -> Result<(), DeviceError> {
-        self.current()?;
+        self.unrecorded()?;
         let len = usize::try_from(bytes).map_err(|e| DeviceError::Failed(e.to_string()))?;
         // SAFETY: both are of this device, or of memory of the host that it was given; the driver knows which.
-        let done = unsafe { sys::cuMemcpyAsync(to.0, from.0, len, self.stream) };
+        let done = unsafe { sys::cuMemcpyAsync(to.0, from.0, len, self.stream()) };
         done.result().map_err(failed)
     }
 
@@ -305,7 +341,10 @@ impl Device for Gpu {
         let function = self.function(kernel, how.shared).map_err(fail)?;
         let [x, y, z] = how.grid;
         // The driver reads a struct of the kernel's own size from there, at a multiple of eight.
-        let mut words = vec![0_u64; args.len().div_ceil(8)];
+        let mut words = [0_u64; ARGUMENTS / 8];
+        if args.len() > ARGUMENTS {
+            return Err(fail(format!("{} bytes of arguments", args.len())));
+        }
         for (word, bytes) in words.iter_mut().zip(args.chunks(8)) {
             let mut whole = [0; 8];
             whole[..bytes.len()].copy_from_slice(bytes);
@@ -320,17 +359,77 @@ impl Device for Gpu {
                 (x, y, z),
                 (how.threads, 1, 1),
                 how.shared,
-                self.stream,
+                self.stream(),
                 &mut params,
             )
         }
         .map_err(|e| fail(text(e)))
     }
 
-    fn wait(&mut self) -> Result<(), DeviceError> {
-        self.current()?;
+    fn record(&mut self) -> Result<(), DeviceError> {
+        self.unrecorded()?;
+        // Relaxed: a kernel that is met for the first time is loaded meanwhile, and nobody else uses this stream.
+        let how = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is ours.
-        unsafe { result::stream::synchronize(self.stream) }.map_err(failed)
+        unsafe { result::stream::begin_capture(self.stream(), how) }.map_err(failed)?;
+        self.records = true;
+        Ok(())
+    }
+
+    fn recorded(&mut self) -> Result<Graph, DeviceError> {
+        self.current()?;
+        self.records = false;
+        // SAFETY: the stream is ours.
+        let graph = unsafe { result::stream::end_capture(self.stream()) }.map_err(failed)?;
+        if graph.is_null() {
+            return Err(DeviceError::Failed("nothing was recorded".to_owned()));
+        }
+        // SAFETY: given above, and released once; what was made of it is released when this is dropped.
+        let made = unsafe {
+            let made = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let released = result::graph::destroy(graph);
+            made.and_then(|made| released.map(|()| made))
+        };
+        self.graphs.push(made.map_err(failed)?);
+        Ok(Graph(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: Graph) -> Result<bool, DeviceError> {
+        self.unrecorded()?;
+        let unknown = || DeviceError::Failed(format!("there is no {graph:?}"));
+        let graph = *self.graphs.get(graph.0).ok_or_else(unknown)?;
+        // SAFETY: made above; addresses in it are of this device, which outlives the kernels.
+        unsafe { result::graph::launch(graph, self.stream()) }.map_err(failed)?;
+        Ok(true)
+    }
+
+    fn free(&self) -> Option<u64> {
+        self.memory().ok().map(|(free, _)| free)
+    }
+
+    fn on(&mut self, lane: Lane) {
+        self.lane = lane;
+    }
+
+    fn after_all(&mut self) -> Result<(), DeviceError> {
+        self.unrecorded()?;
+        let other = match self.lane {
+            Lane::Compute => Lane::Transfers,
+            Lane::Transfers => Lane::Compute,
+        };
+        let (stream, event) = self.lanes[other as usize];
+        let how = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: streams and events are ours. The wait is for what the event says now: it may say something else later.
+        unsafe {
+            result::event::record(event, stream)
+                .and_then(|()| result::stream::wait_event(self.stream(), event, how))
+        }
+        .map_err(failed)
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        self.wait_for(Lane::Compute)?;
+        self.wait_for(Lane::Transfers)
     }
 }
 
@@ -340,7 +439,12 @@ impl Drop for Gpu {
         // SAFETY: each was made once, and nobody has it any more.
         unsafe {
             let _ = result::ctx::set_current(self.context);
-            let _ = result::stream::synchronize(self.stream);
+            for (stream, _) in self.lanes {
+                let _ = result::stream::synchronize(stream);
+            }
+            for graph in self.graphs.drain(..) {
+                let _ = result::graph::exec_destroy(graph);
+            }
             for at in self.memory.drain(..) {
                 let _ = result::free_sync(at);
             }
@@ -350,7 +454,10 @@ impl Drop for Gpu {
             if let Some(module) = self.module.take() {
                 let _ = result::module::unload(module);
             }
-            let _ = result::stream::destroy(self.stream);
+            for (stream, event) in self.lanes {
+                let _ = result::stream::destroy(stream);
+                let _ = result::event::destroy(event);
+            }
             let _ = result::primary_ctx::release(self.device);
         }
     }

@@ -12,7 +12,9 @@ mod fibers;
 mod gpu;
 mod nvrtc;
 
-pub use device::{Address, Device, DeviceError, Launch, TENSOR_CORES, floats, words};
+pub use device::{
+    Address, Device, DeviceError, Graph, Lane, Launch, TENSOR_CORES, bytes_of, floats, words,
+};
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};

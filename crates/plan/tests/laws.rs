@@ -6,7 +6,9 @@ use plimsoll_plan::{
     Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, STAGED_WEIGHTS, Settings,
     Verdict, evaluate, max_context, max_users, total,
 };
-use plimsoll_program::{KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank};
+use plimsoll_program::{
+    Buckets, KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank,
+};
 use plimsoll_units::{Bytes, DType, WeightType};
 use proptest::prelude::*;
 
@@ -316,6 +318,17 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
         large += u32::from(largest > STAGED_WEIGHTS);
         let inputs = StepInputs::of(&program, 1024).and_then(|i| i.bytes());
         assert_eq!(Ok(named("step inputs").bytes), inputs, "{}", entry.name);
+        let graphs = Buckets::of(&program, 1024, true).and_then(|b| b.bytes(&program));
+        let term = named("graphs of decode steps");
+        let planned = (Ok(term.bytes), term.kind);
+        assert_eq!(planned, (graphs, Kind::Bound), "{}", entry.name);
+        let eager = Settings {
+            enforce_eager: true,
+            ..settings.clone()
+        };
+        let eager = evaluate(&spec, &deployment, &eager, &load).expect("a plan");
+        let graphs = |t: &plimsoll_plan::Term| t.region == Region::Graphs;
+        assert!(!eager.stages[0].terms.iter().any(graphs), "{}", entry.name);
         let weights = terms.iter().filter(|t| t.region == Region::Weights);
         assert_eq!(
             total(weights).expect("no overflow"),

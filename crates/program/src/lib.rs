@@ -5,6 +5,7 @@
 //! stores, and no rank is described twice in different words: planner and runtime both sum these functions. It does
 //! not know devices, budgets or other engines' rules.
 
+mod buckets;
 mod inputs;
 mod lower;
 mod parallel;
@@ -12,9 +13,10 @@ mod pool;
 mod program;
 mod weights;
 
+pub use buckets::{Buckets, RECORDED_KERNEL};
 pub use inputs::{
-    ATTENTION_PART, BRIEF_WORDS, ROW_WORDS, SHORT_HEAD, SHORT_KEYS, StepInputs, part_words,
-    short_words,
+    ATTENTION_PART, BRIEF_WORDS, BUSY, LATENT_ROWS, Parted, ROW_WORDS, SHORT_HEAD, SHORT_KEYS,
+    StepInputs, short_words,
 };
 pub use lower::{Limits, LowerError, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use plimsoll_cuda::Fibers;
+use plimsoll_cuda::{Fibers, Lane};
 use plimsoll_kernels::Inputs;
 use plimsoll_plan::Region;
 use plimsoll_program::Op;
@@ -201,9 +201,14 @@ fn pages_that_went_and_came_back_and_copies_change_no_bit() {
         let mut prompts = crowd(&tokens);
         prompts.insert(1, (tokens[..16].to_vec(), 24, beam));
         let mut both = [0, 0];
-        for preempt in [Preempt::Swap, Preempt::Recompute] {
+        // What moves beside steps moves as late as may be, or steps do.
+        for (preempt, fibers) in [
+            (Preempt::Swap, Fibers::late(Lane::Transfers)),
+            (Preempt::Swap, Fibers::late(Lane::Compute)),
+            (Preempt::Recompute, Fibers::new()),
+        ] {
             let server = crowded(&model, preempt);
-            let stats = same(&model, &server, &prompts, name);
+            let stats = same_on(fibers, &model, &server, &prompts, name);
             both[0] += stats.swaps;
             both[1] += stats.recomputes;
             assert!(stats.pages_copied > 0, "{name}: {stats:?}");

@@ -79,6 +79,9 @@ pub(crate) struct EngineArgs {
     /// On a GPU, compute what the processors compute, to the bit, without tensor cores: slower. Processors always do
     #[arg(long)]
     pub(crate) batch_invariant: bool,
+    /// On a GPU, start kernels one by one: decode steps are not recorded before the first (CUDA graphs)
+    #[arg(long)]
+    pub(crate) enforce_eager: bool,
     /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: WeightType,

@@ -3,7 +3,8 @@
 
 use plimsoll_model::{Ffn, LayerSpec, Mixer};
 use plimsoll_program::{
-    KvRules, Limits, PackedLayout, PoolGeometry, Program, Rank, StepInputs, WeightRules, lower_rank,
+    Buckets, KvRules, Limits, PackedLayout, PoolGeometry, Program, RECORDED_KERNEL, Rank,
+    StepInputs, WeightRules, lower_rank,
 };
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
@@ -28,7 +29,7 @@ const BATCHED_TOKENS: u64 = 2048;
 const SEQUENCES: u64 = 256;
 /// Activations are f32 (DESIGN, invariant 5).
 const F32: u64 = 4;
-/// Context, modules, cuBLASLt handles and graphs on a GPU, until warm-up measures them: about twice
+/// Context, modules and cuBLASLt handles on a GPU, until warm-up measures them: about twice
 /// what contexts with lazily loaded modules were seen to take (FORMULAS section 3.3: 0.3 GB).
 pub(crate) const DRIVER_BOUND_MIB: u64 = 640;
 
@@ -199,8 +200,28 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
             .input("longest sequence", context.max_model_len)
             .source("plimsoll-program: inputs.rs"),
         );
+        terms.extend(graphs(context, program)?);
     }
     Ok(terms)
+}
+
+/// Decode steps that are recorded, if they are.
+fn graphs(context: &Context<'_>, program: &Program) -> Result<Option<Term>, SizeOverflow> {
+    if context.settings.enforce_eager {
+        return Ok(None);
+    }
+    let buckets = Buckets::of(program, context.max_model_len, true)?;
+    let bytes = buckets.bytes(program)?;
+    Ok((bytes > Bytes::ZERO).then(|| {
+        Term::exact(Region::Graphs, "graphs of decode steps", bytes)
+            .kind(Kind::Bound)
+            .formula(format!(
+                "kernels of all sizes of decode steps x {RECORDED_KERNEL}"
+            ))
+            .input("sizes: rows, and parts of attention", buckets.all().count())
+            .input("sizes of the head: rows", buckets.all_rows().count())
+            .source("plimsoll-program: buckets.rs; measured on an H200")
+    }))
 }
 
 /// What holds for models that do not lower: weights as stored, in panels, and the widest layer.

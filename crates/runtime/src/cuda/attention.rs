@@ -1,10 +1,10 @@
 //! Attention on a device, over keys and values or latents: on tensor cores or as the processors do.
 
 use plimsoll_cuda::{Launch, args};
-use plimsoll_program::{ATTENTION_PART, AttentionOp, GroupKind, LatentOp, part_words};
+use plimsoll_program::{ATTENTION_PART, AttentionOp, GroupKind, LATENT_ROWS, LatentOp, Parted};
 use plimsoll_units::{Bytes, DType};
 
-use super::ops::{BUSY, Step, THREADS};
+use super::ops::{Step, THREADS};
 use super::{Cuda, elements, word};
 use crate::backend::BackendError;
 
@@ -15,7 +15,6 @@ const CHUNK: u64 = 128;
 const TILES: u64 = 8;
 const LANES: u64 = 16;
 /// Rows of latents on tensor cores, and as many keys of a tile; values and dimensions at most.
-const LATENT_ROWS: u64 = 32;
 const LATENT_VALUES: u64 = 512;
 const LATENT_DIMS: u64 = 640;
 /// The kernel for a type of cached elements.
@@ -158,10 +157,9 @@ impl Cuda {
         };
         let halves =
             QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8) + scales);
-        let blocks = step.tokens.saturating_mul(a.kv_heads);
-        let (parts, partials) = self.parts(step, blocks, part_words(a.q_heads, a.v_dim));
+        let partials = self.parts_apart(step, a.parted());
         kv.split = word(ATTENTION_PART);
-        (kv.splits, kv.partials) = (word(parts), partials.unwrap_or(0));
+        (kv.splits, kv.partials) = (word(self.lists.parts), partials.unwrap_or(0));
         let how = Launch {
             grid: [
                 word(step.tokens),
@@ -178,17 +176,13 @@ impl Cuda {
         }
     }
 
-    /// Parts of the longest sequence, and where they are kept apart: long sequences of few tokens are treated in parts, so that
-    /// enough blocks run, as far as there is room for them.
-    fn parts(&mut self, step: Step, blocks: u64, each: u64) -> (u64, Option<u64>) {
-        let parts = self.lists.longest.div_ceil(ATTENTION_PART).max(1);
-        let words = step.tokens.saturating_mul(parts).saturating_mul(each);
-        if parts == 1 || blocks >= BUSY || words > self.sizes.partials {
-            return (parts, None);
-        }
+    /// Where the parts of the longest sequence are kept apart: long sequences of few tokens are treated in parts, so that enough
+    /// blocks run, as far as there is room for them.
+    fn parts_apart(&mut self, step: Step, of: Parted) -> Option<u64> {
+        let words = self.sizes.apart(of, step.tokens, self.lists.parts)?;
         let from = self.sizes.before_partials();
         self.inputs.mark(Bytes::new(4 * (from + words)));
-        (parts, Some(self.told(from, words)))
+        Some(self.told(from, words))
     }
 
     /// Puts parts together that were kept apart.
@@ -222,15 +216,18 @@ impl Cuda {
     ) -> Result<(), BackendError> {
         let wide = (a.rank + a.rope_dim).next_multiple_of(16) + 8;
         let heads = a.heads.div_ceil(LATENT_ROWS);
-        let blocks = step.tokens.saturating_mul(heads);
-        let (parts, partials) = self.parts(step, blocks, part_words(a.heads, a.rank));
+        let partials = self.parts_apart(step, a.parted());
         latents.split = word(ATTENTION_PART);
-        (latents.splits, latents.partials) = (word(parts), partials.unwrap_or(0));
+        (latents.splits, latents.partials) = (word(self.lists.parts), partials.unwrap_or(0));
         let how = Launch {
             grid: [
                 word(step.tokens),
                 word(heads),
-                if partials.is_some() { word(parts) } else { 1 },
+                if partials.is_some() {
+                    latents.splits
+                } else {
+                    1
+                },
             ],
             threads: THREADS,
             // Queries and a tile of keys.

@@ -1,10 +1,10 @@
 //! Linear layers on a device: which kernel multiplies how many rows, on tensor cores or as the processors do.
 
 use plimsoll_cuda::{Launch, args};
-use plimsoll_program::{WeightId, WeightLayout};
+use plimsoll_program::{BUSY, WeightId, WeightLayout};
 use plimsoll_units::WeightType;
 
-use super::ops::{BUSY, THREADS};
+use super::ops::THREADS;
 use super::{Cuda, elements, word};
 use crate::backend::BackendError;
 

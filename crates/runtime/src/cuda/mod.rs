@@ -2,30 +2,39 @@
 //!
 //! It holds an arena for each region of its map on the device, and swap space on the host. With every step its rows are
 //! told once: tokens, positions, block tables, in one list ([`StepInputs`]). Then the program's operations are started
-//! one after the other, over all rows; only what tokens are chosen by comes back.
+//! one after the other, over all rows, or all at once where they were [recorded](Cuda::record); only what tokens are
+//! chosen by comes back.
 
 mod attention;
+mod graphs;
 mod linear;
+mod lists;
 mod ops;
 mod speeds;
+mod transfers;
 mod weights;
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, floats};
+use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, bytes_of, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs, short_words};
+use plimsoll_program::{Op, Program, StepInputs, short_words};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
-use crate::cpu::{StartError, check_sizes, positions, swap_usage};
+use crate::cpu::{StartError, check_sizes, positions};
 use crate::sample::{Brief, Shortlists};
 use crate::swap::SwapSpace;
 
+use self::graphs::Graphs;
+pub use self::graphs::Recordings;
+use self::lists::Lists;
 pub use self::speeds::{Sizes, Speed, Unit, speeds};
+use self::transfers::Places;
 pub use self::weights::load;
 
 /// Query heads that share one KV head at most: their scores lie in what a block's threads share.
@@ -92,6 +101,8 @@ pub struct DeviceSizes {
     pub activations: Bytes,
     /// What is told with every step.
     pub inputs: Bytes,
+    /// Places of pages in the host's memory.
+    pub swap: Bytes,
 }
 
 impl DeviceSizes {
@@ -105,6 +116,7 @@ impl DeviceSizes {
             pages: map.region(Region::KvCache),
             activations: map.region(Region::Activations),
             inputs: StepInputs::of(program, context)?.bytes()?,
+            swap: map.region(Region::Swap),
         })
     }
 }
@@ -128,34 +140,11 @@ pub fn check(program: &Program) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Where the lists of the step that began last lie, in words from the beginning of its inputs.
-#[derive(Clone, Debug, Default)]
-struct Lists {
-    tokens: u64,
-    positions: u64,
-    /// The row that each token is of.
-    of: u64,
-    /// For each group, its rows.
-    rows: Vec<u64>,
-    tables: u64,
-    wanted: u64,
-    /// Tokens of the longest sequence.
-    longest: u64,
-    /// For each group, and where the device asks: the pages that kernels may use, and where their tables lie.
-    seen: Vec<Seen>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Seen {
-    pages: Vec<u32>,
-    tables: Vec<Range<u64>>,
-}
-
 /// A program on a device.
 #[derive(Debug)]
 pub struct Cuda {
     device: Box<dyn Device>,
-    program: Program,
+    program: Arc<Program>,
     sizes: StepInputs,
     /// Whether tensor cores are used: the same for every step.
     fast: bool,
@@ -167,23 +156,26 @@ pub struct Cuda {
     inputs: Block,
     /// What the next kernels use, where the device asks.
     allowed: Option<Vec<(Address, u64)>>,
-    swap: SwapSpace,
+    swap: Places,
     /// Where the constants of each operation lie, in words.
     constants: Vec<u64>,
     lists: Lists,
     positions: Vec<u32>,
-    /// The words of a step, as they go to the device.
+    /// The words of a step, as they go to the device, and before they are among them, its tables.
     words: Vec<u32>,
-    /// Logits of R rows, and pages on their way to swap space and back: on the host.
+    tables: Vec<u32>,
+    graphs: Graphs,
+    /// The longest sequence.
+    context: u64,
+    /// Logits of R rows, on the host.
     logits: Block,
-    staging: Block,
     /// What rows of logits come to, on the host.
     shortlists: Block,
 }
 
 impl Cuda {
-    /// `program` on `device`, for sequences of at most `context` tokens: takes all memory that it will have. Weights are to
-    /// be [loaded](load).
+    /// `program` on `device`, for sequences of at most `context` tokens: takes all memory that it will have. Pages go to
+    /// the host's memory, or to a `file`. Weights are to be [loaded](load).
     ///
     /// # Errors
     /// [`StartError`].
@@ -191,7 +183,7 @@ impl Cuda {
         mut device: Box<dyn Device>,
         program: Program,
         sizes: DeviceSizes,
-        swap: SwapSpace,
+        file: Option<SwapSpace>,
         context: u64,
         arithmetic: Arithmetic,
     ) -> Result<Self, StartError> {
@@ -201,7 +193,10 @@ impl Cuda {
             [
                 (Region::Weights, sizes.weights),
                 (Region::KvCache, sizes.pages),
-                (Region::Swap, swap.bytes()),
+                (
+                    Region::Swap,
+                    file.as_ref().map_or(sizes.swap, SwapSpace::bytes),
+                ),
                 (Region::Activations, sizes.activations),
             ],
         )?;
@@ -228,31 +223,40 @@ impl Cuda {
         });
         let constants = constants.collect();
         device
-            .upload(inputs.at, &bytes_of(&words))
+            .upload(inputs.at, bytes_of(&words))
             .map_err(BackendError::from)?;
         let page = program.geometry.page;
         let logits = Bytes::product([program.outputs, program.vocab, 4])?;
         let shortlists = Bytes::product([program.outputs, short_words(program.vocab), 8])?;
-        let staged = page.times(swap.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?;
+        let host = match &file {
+            None => sizes.swap,
+            Some(file) => page.times(file.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?,
+        };
         Ok(Self {
             logits: Block::on_host(device.as_mut(), logits)?,
-            staging: Block::on_host(device.as_mut(), staged)?,
             shortlists: Block::on_host(device.as_mut(), shortlists)?,
+            swap: Places {
+                host: Block::on_host(device.as_mut(), host)?,
+                file,
+                leaving: false,
+            },
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
             sizes: lists,
             fast: arithmetic == Arithmetic::Fast && device.capability() >= TENSOR_CORES,
             staged: device.capability() >= TENSOR_CORES,
             words: Vec::new(),
+            tables: Vec::new(),
+            graphs: Graphs::default(),
+            context,
             constants,
             allowed: device.checks().then(Vec::new),
             device,
-            program,
+            program: Arc::new(program),
             weights,
             pages,
             activations,
             inputs,
-            swap,
         })
     }
 
@@ -303,73 +307,6 @@ impl Cuda {
         Ok(self.device.launch(kernel, how, args)?)
     }
 
-    /// Adds a list to the words of a step; where it begins.
-    fn list(&mut self, from: u64, most: u64, list: &[u32]) -> Result<u64, BackendError> {
-        let at = self.words.len();
-        self.words.extend_from_slice(list);
-        self.words.resize(self.words.len().next_multiple_of(4), 0);
-        if self.words.len() as u64 > most {
-            return Err(BackendError::Step(
-                "more is told of a step than was planned".to_owned(),
-            ));
-        }
-        Ok(from + at as u64)
-    }
-
-    /// Sends what was listed, to be found from word `from` on.
-    fn send(&mut self, from: u64) -> Result<(), BackendError> {
-        let end = from + self.words.len() as u64;
-        self.inputs.mark(Bytes::new(end.saturating_mul(4)));
-        let to = self.inputs.at.plus(4 * from);
-        Ok(self.device.upload(to, &bytes_of(&self.words))?)
-    }
-
-    /// Pages go to the host, or come from there, where they lie one after the other.
-    fn move_pages(&mut self, pages: &[u32], out: bool) -> Result<(), BackendError> {
-        for &page in pages {
-            self.fits(page)?;
-        }
-        let from = self.sizes.before_copies();
-        self.words.clear();
-        let numbers = self.list(from, self.sizes.copies, pages)?;
-        self.send(from)?;
-        let bytes = self.program.geometry.page.get();
-        self.allowed.iter_mut().for_each(Vec::clear);
-        for &page in pages {
-            self.allow(self.pages.at.plus(self.page(page)), bytes);
-        }
-        let staged = Bytes::new(bytes * pages.len() as u64);
-        self.allow(self.staging.at, staged.get());
-        self.staging.mark(staged);
-        let args = args::MovePages {
-            pages: self.pages.at.0,
-            numbers: self.told(numbers, pages.len() as u64),
-            host: self.staging.at.0,
-            bytes,
-            out: out.into(),
-            none: 0,
-        };
-        self.start("move_pages", by_pages(bytes, pages.len()), args.bytes())
-    }
-
-    /// Pages that move together at most.
-    pub(super) fn staged(&self) -> usize {
-        let pages = self.staging.bytes.whole(self.program.geometry.page);
-        elements(pages.min(self.sizes.copies))
-    }
-
-    /// Marks the pages that the step's tokens are written to.
-    fn mark_pages(&mut self, step: &Step, tables: &Tables) {
-        let last = step.rows.iter().flat_map(|r| {
-            (0..self.program.geometry.groups.len())
-                .filter_map(|g| tables.get(r.seq, g).iter().max())
-        });
-        if let Some(page) = last.max() {
-            let end = self.page(page.saturating_add(1));
-            self.pages.mark(Bytes::new(end));
-        }
-    }
-
     fn fits(&self, page: u32) -> Result<(), BackendError> {
         let end = self
             .page(page)
@@ -381,11 +318,6 @@ impl Cuda {
             "page {page} is none of the pool's"
         )))
     }
-}
-
-/// Words as they lie in the device's memory.
-fn bytes_of(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
 /// Blocks that copy so many pages side by side.
@@ -430,67 +362,15 @@ impl Backend for Cuda {
     }
 
     fn swap_out(&mut self, pool: &mut Pool, outs: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
-        let (most, bytes) = (
-            self.staged().max(1),
-            elements(self.program.geometry.page.get()),
-        );
-        let mut lost = Vec::new();
-        for (from, some) in (0..).step_by(most).zip(outs.chunks(most)) {
-            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
-            self.move_pages(&pages, true)?;
-            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
-            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
-            let all = places.zip(staged.chunks(bytes)).collect();
-            let failed = self.swap.write(pool, all)?;
-            lost.extend(failed.into_iter().map(|i| from + i));
-        }
-        Ok(lost)
+        self.pages_out(pool, outs)
     }
 
     fn swap_in(&mut self, pool: &mut Pool, ins: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
-        let (most, bytes) = (
-            self.staged().max(1),
-            elements(self.program.geometry.page.get()),
-        );
-        let mut lost = Vec::new();
-        for (from, some) in (0..).step_by(most).zip(ins.chunks(most)) {
-            let staged = self.device.host(self.staging.at, some.len() * bytes)?;
-            let places = some.iter().map(|s| u64::from(s.slot) * bytes as u64);
-            let all = places.zip(staged.chunks_mut(bytes)).collect();
-            let failed = self.swap.read(pool, all)?;
-            // A page that did not arrive is not used: what came in its place does no harm.
-            let pages: Vec<u32> = some.iter().map(|s| s.page.0).collect();
-            self.move_pages(&pages, false)?;
-            lost.extend(failed.into_iter().map(|i| from + i));
-        }
-        Ok(lost)
+        self.pages_in(pool, ins)
     }
 
     fn copy(&mut self, copies: &[BlockCopy]) -> Result<(), BackendError> {
-        let most = elements(self.sizes.copies / 2).max(1);
-        let from = self.sizes.before_copies();
-        for copies in copies.chunks(most) {
-            for c in copies {
-                self.fits(c.from.0)?;
-                self.fits(c.to.0)?;
-            }
-            let pairs: Vec<u32> = copies.iter().flat_map(|c| [c.from.0, c.to.0]).collect();
-            self.words.clear();
-            let list = self.list(from, self.sizes.copies, &pairs)?;
-            self.send(from)?;
-            let bytes = self.program.geometry.page.get();
-            self.allowed.iter_mut().for_each(Vec::clear);
-            for &page in &pairs {
-                self.allow(self.pages.at.plus(self.page(page)), bytes);
-            }
-            let args = args::CopyPages {
-                pages: self.pages.at.0,
-                pairs: self.told(list, pairs.len() as u64),
-                bytes,
-            };
-            self.start("copy_pages", by_pages(bytes, copies.len()), args.bytes())?;
-        }
-        Ok(())
+        self.copy_pages(copies)
     }
 
     fn begin(&mut self, step: &Step, tables: &Tables) -> Result<(), BackendError> {
@@ -503,62 +383,14 @@ impl Backend for Cuda {
                 self.program.outputs
             )));
         }
-        self.mark_pages(step, tables);
-        self.words.clear();
-        let base = self.sizes.constants;
-        let ends = step
-            .rows
-            .iter()
-            .map(|r| u64::from(r.start) + u64::from(r.tokens.end - r.tokens.start));
-        let longest = ends.max().unwrap_or(0);
-        let most = self.sizes.tokens + self.sizes.rows + self.sizes.tables;
-        let mut lists = Lists {
-            tokens: self.list(base, most, &step.tokens)?,
-            positions: self.list(base, most, &at)?,
-            longest,
-            ..Lists::default()
-        };
         self.positions = at;
-        let mut of = vec![0; step.tokens.len()];
-        for (i, r) in step.rows.iter().enumerate() {
-            of[r.tokens.start as usize..r.tokens.end as usize].fill(word(i as u64));
+        if step.kv.swaps_out.is_empty() {
+            self.have_left()?;
         }
-        lists.of = self.list(base, most, &of)?;
-        let groups = self.program.geometry.groups.len();
-        let mut rows = vec![Vec::with_capacity(step.rows.len() * 4); groups];
-        let mut all = Vec::new();
-        for (group, rows) in rows.iter_mut().enumerate() {
-            let mut seen = Seen::default();
-            for r in &step.rows {
-                let table = tables.get(r.seq, group);
-                for page in table {
-                    self.fits(*page)?;
-                }
-                self.covers(group, r, table)?;
-                let count = r.tokens.end - r.tokens.start;
-                rows.extend([r.tokens.start, r.start, count, word(all.len() as u64)]);
-                if self.allowed.is_some() {
-                    let from = all.len() as u64;
-                    seen.tables.push(from..from + table.len() as u64);
-                    // The null page is nobody's.
-                    seen.pages.extend(table.iter().filter(|page| **page != 0));
-                }
-                all.extend_from_slice(table);
-                all.resize(all.len().next_multiple_of(4), 0);
-            }
-            lists.seen.push(seen);
-        }
-        debug_assert!(
-            rows.iter()
-                .all(|r| r.len() as u64 == ROW_WORDS * step.rows.len() as u64)
-        );
-        for rows in rows {
-            let list = self.list(base, most, &rows)?;
-            lists.rows.push(list);
-        }
-        lists.tables = self.list(base, most, &all)?;
-        self.lists = lists;
-        self.send(base)
+        let one =
+            step.rows.len() == step.tokens.len() && step.rows.iter().all(|r| r.tokens.len() == 1);
+        let bucket = one.then(|| self.graphs.rows(step.rows.len())).flatten();
+        self.tell(step, tables, bucket)
     }
 
     fn run(
@@ -569,19 +401,18 @@ impl Backend for Cuda {
         ops: Range<usize>,
         wanted: &[u32],
     ) -> Result<(), BackendError> {
+        let outputs = self.graphs.outputs(&ops, wanted.len());
+        let outputs = outputs.unwrap_or(wanted.len() as u64);
         if !wanted.is_empty() {
-            let from =
-                self.sizes.constants + self.sizes.tokens + self.sizes.rows + self.sizes.tables;
-            self.words.clear();
-            self.lists.wanted = self.list(from, self.sizes.wanted, wanted)?;
-            self.send(from)?;
+            self.wanted(wanted, outputs)?;
         }
-        self.walk(
-            step.tokens.len() as u64,
-            step.rows.len() as u64,
-            wanted.len() as u64,
-            ops,
-        )
+        let bucket = self.lists.bucket;
+        let step = ops::Step {
+            tokens: bucket.unwrap_or(step.tokens.len() as u64),
+            rows: bucket.unwrap_or(step.rows.len() as u64),
+            outputs,
+        };
+        self.carry_out(step, ops)
     }
 
     fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
@@ -613,9 +444,11 @@ impl Backend for Cuda {
     }
 
     fn usage(&self) -> Vec<Usage> {
-        let workspace = [&self.inputs, &self.logits, &self.staging, &self.shortlists];
+        let staged = self.swap.file.as_ref().map(|_| &self.swap.host);
         let sum = |of: fn(&Block) -> Bytes| {
-            let all = workspace.iter().map(|b| of(b).get());
+            let all = [&self.inputs, &self.logits, &self.shortlists];
+            let all = all.into_iter().chain(staged);
+            let all = all.map(|b| of(b).get());
             Bytes::new(all.sum())
         };
         vec![
@@ -627,7 +460,7 @@ impl Backend for Cuda {
                 committed: sum(|b| b.bytes),
                 high_water: sum(|b| b.used),
             },
-            swap_usage(&self.swap),
+            self.swap.usage(),
         ]
     }
 

@@ -1,6 +1,7 @@
 //! The program's operations, each one or two kernels.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use plimsoll_cuda::{Launch, args, words};
 use plimsoll_program::{
@@ -11,14 +12,13 @@ use plimsoll_schedule::Row;
 use plimsoll_units::Bytes;
 
 use super::linear::form;
+use super::lists::end_of;
 use super::{Cuda, elements, word};
 use crate::backend::BackendError;
 use crate::sample::{Brief, Shortlists};
 
 /// Threads of a block that treats a row.
 pub(super) const THREADS: u32 = 128;
-/// Blocks that keep a large GPU busy.
-pub(super) const BUSY: u64 = 256;
 const fn function(kind: ActivationKind) -> u32 {
     match kind {
         ActivationKind::Silu => 0,
@@ -38,7 +38,7 @@ pub(super) struct Step {
 }
 
 impl Cuda {
-    /// Carries some operations out.
+    /// Carries some operations out, one after the other.
     pub(super) fn walk(
         &mut self,
         tokens: u64,
@@ -51,11 +51,10 @@ impl Cuda {
             rows,
             outputs,
         };
+        let program = Arc::clone(&self.program);
         for i in ops {
-            // The program stays as it is; operations are small next to what they start.
-            let op = self.program.ops[i].clone();
             self.allowed.iter_mut().for_each(Vec::clear);
-            self.op(step, i, &op)?;
+            self.op(step, i, &program.ops[i])?;
         }
         Ok(())
     }
@@ -68,10 +67,9 @@ impl Cuda {
         table: &[u32],
     ) -> Result<(), BackendError> {
         let of = &self.program.geometry.groups[group];
-        let end = u64::from(row.start) + u64::from(row.tokens.end - row.tokens.start);
         let needed = match of.kind {
             GroupKind::State => of.state_pages,
-            _ => end.div_ceil(of.slots.max(1)),
+            _ => end_of(row).div_ceil(of.slots.max(1)),
         };
         if table.len() as u64 >= needed {
             return Ok(());

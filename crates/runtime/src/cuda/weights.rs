@@ -73,19 +73,19 @@ pub fn load(
 pub(super) fn measured(cuda: &mut Cuda) -> Result<Measured, BackendError> {
     let page = cuda.program.geometry.page.get();
     let there = cuda.pages.bytes.whole(cuda.program.geometry.page);
-    let moved = super::word(there).min(super::word(cuda.staged() as u64));
-    let pages: Vec<u32> = (0..moved).collect();
+    let moved = super::word(there).min(super::word(cuda.together() as u64));
+    let pages = || (0..moved).map(|i| [i; 2]);
     let mut swap = 0;
     if moved > 0 {
         // Once before, so that nothing is loaded for the first time.
-        cuda.move_pages(&pages, true)?;
+        cuda.move_pages(pages(), true)?;
         cuda.device.wait()?;
         let began = Instant::now();
-        cuda.move_pages(&pages, true)?;
-        cuda.move_pages(&pages, false)?;
+        cuda.move_pages(pages(), true)?;
+        cuda.move_pages(pages(), false)?;
         cuda.device.wait()?;
         swap = per_s(2 * u64::from(moved) * page, began);
-        cuda.staging.used = Bytes::ZERO;
+        cuda.swap.host.used = Bytes::ZERO;
     }
     // The largest matrix that every token passes, for one token and for many.
     let ops = cuda.program.ops.iter().enumerate();

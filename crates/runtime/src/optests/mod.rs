@@ -164,10 +164,10 @@ pub fn on_device(device: Box<dyn Device>, made: Made) -> Result<Cuda, StartError
         pages: made.pages,
         activations: made.program.activation_bytes,
         inputs: StepInputs::of(&made.program, made.context)?.bytes()?,
+        swap: made.swap,
     };
-    let swap = Arena::new("swap space", made.swap)?.into();
     let arithmetic = crate::cuda::Arithmetic::Exact;
-    Cuda::new(device, made.program, sizes, swap, made.context, arithmetic)
+    Cuda::new(device, made.program, sizes, None, made.context, arithmetic)
 }
 
 /// Carries every operation out on what `made` and `oracle` make, and compares all that it wrote.

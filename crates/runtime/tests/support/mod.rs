@@ -253,6 +253,11 @@ impl Model {
         self
     }
 
+    /// Tokens of the longest sequence.
+    pub(crate) fn longest_context(&self) -> u64 {
+        self.spec.max_context.unwrap()
+    }
+
     pub(crate) fn program(&self, server: &Server) -> Program {
         self.lowered(server, 0).unwrap()
     }
@@ -339,6 +344,16 @@ impl Model {
         chooser: S,
         arithmetic: Arithmetic,
     ) -> Engine<Runner<Cuda, S>, NoLog> {
+        let cuda = self.cuda(server, device, arithmetic);
+        self.engine_on(server, cuda, chooser)
+    }
+
+    pub(crate) fn cuda(
+        &self,
+        server: &Server,
+        device: Box<dyn Device>,
+        arithmetic: Arithmetic,
+    ) -> Cuda {
         let program = self.program(server);
         let page = program.geometry.page;
         let context = self.spec.max_context.unwrap();
@@ -347,13 +362,14 @@ impl Model {
             pages: page.times(server.pages.into()).unwrap(),
             activations: program.activation_bytes,
             inputs: StepInputs::of(&program, context).unwrap().bytes().unwrap(),
+            swap: page.times(server.swap.into()).unwrap(),
         };
-        let swap = server.disk.space(page.times(server.swap.into()).unwrap());
-        let mut cuda = Cuda::new(device, program, sizes, swap, context, arithmetic).unwrap();
+        let file = (server.disk != Disk::Memory).then(|| server.disk.space(sizes.swap));
+        let mut cuda = Cuda::new(device, program, sizes, file, context, arithmetic).unwrap();
         // As many parts as there are large weights: each finds what others have left.
         let staged = Bytes::new(4096);
         cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
-        self.engine_on(server, cuda, chooser)
+        cuda
     }
 
     fn checkpoint(&self) -> Checkpoint {

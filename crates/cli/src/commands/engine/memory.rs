@@ -92,6 +92,7 @@ pub(crate) fn plan(
             max_num_seqs: Some(s.sequences),
             max_num_batched_tokens: Some(s.tokens),
             kv_memory,
+            enforce_eager: args.enforce_eager,
             swap: args.swap_space,
             swap_file: args.swap_dir.is_some(),
             threads: Some(threads),

@@ -8,7 +8,7 @@ mod weights;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -256,12 +256,15 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         Some(_) => Region::SwapFile,
         None => Region::Swap,
     });
+    let swap_file = |folder: &PathBuf| {
+        SwapSpace::file(folder, swap_bytes).map_err(|e| {
+            Failure::new(Exit::Failure, "E-IO-005", e.to_string())
+                .hint("name a folder on a disk with room, or lower `--swap-space`")
+        })
+    };
     let swap_space = || -> Result<SwapSpace, Failure> {
         match &args.swap_dir {
-            Some(folder) => SwapSpace::file(folder, swap_bytes).map_err(|e| {
-                Failure::new(Exit::Failure, "E-IO-005", e.to_string())
-                    .hint("name a folder on a disk with room, or lower `--swap-space`")
-            }),
+            Some(folder) => swap_file(folder),
             None => match Arena::new("swap space", swap_bytes) {
                 Ok(arena) => Ok(arena.into()),
                 Err(e) => Err(too_large(&e)),
@@ -287,6 +290,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     };
     let broken = |e: WeightsError| Failure::new(Exit::Corrupt, "E-GEN-008", e.to_string());
     let why = place.why;
+    let mut notes = notes(spec, args.weights, context);
     let backend: Box<dyn Backend> = match place.gpu {
         None => {
             let meeting = Meeting::new(programs.len());
@@ -306,17 +310,22 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
             }
         }
         Some(gpu) => {
-            let (program, swap) = (programs.remove(0), swap_space()?);
+            let program = programs.remove(0);
+            let file = args.swap_dir.as_ref().map(swap_file).transpose()?;
             let sizes = DeviceSizes::of(&map.rank, &program, context).map_err(|e| too_large(&e))?;
             let arithmetic = if args.batch_invariant {
                 Arithmetic::Exact
             } else {
                 Arithmetic::Fast
             };
-            let cuda = Cuda::new(gpu, program, sizes, swap, context, arithmetic);
+            let cuda = Cuda::new(gpu, program, sizes, file, context, arithmetic);
             let mut cuda = cuda.map_err(|e| too_large(&e))?;
             let staged = plimsoll_plan::STAGED_WEIGHTS;
             cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
+            if !args.enforce_eager {
+                let taken = cuda.record().map_err(|e| too_large(&e))?.bytes;
+                notes.extend(taken.and_then(|n| recorded(n, map.rank.region(Region::Graphs))));
+            }
             Box::new(cuda)
         }
     };
@@ -379,7 +388,18 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         inputs,
         cost,
         device: why,
-        note: notes(spec, args.weights, context),
+        note: (!notes.is_empty()).then(|| notes.join("\n")),
+    })
+}
+
+/// What recordings of decode steps took, where it is more than was planned.
+fn recorded(taken: Bytes, planned: Bytes) -> Option<String> {
+    (taken > planned).then(|| {
+        format!(
+            "note: CUDA graphs took {}, where {} were planned: `--enforce-eager` does without",
+            short_bytes(taken.get()),
+            short_bytes(planned.get())
+        )
     })
 }
 
@@ -480,13 +500,12 @@ fn lowered(
 }
 
 /// What a user should know of how the model is run, if anything.
-fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Option<String> {
+fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Vec<String> {
     let longer = spec.max_context.filter(|trained| context > *trained);
     let longer = longer.map(|trained| {
         format!("note: sequences may have {context} tokens, and the model was trained for {trained}: what comes after them is often worse")
     });
-    let all: Vec<String> = converted(spec, weights).into_iter().chain(longer).collect();
-    (!all.is_empty()).then(|| all.join("\n"))
+    converted(spec, weights).into_iter().chain(longer).collect()
 }
 
 /// Matrices that are stored in another type than the one they are packed in, if any.

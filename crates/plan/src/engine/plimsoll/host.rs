@@ -18,7 +18,7 @@ const PROCESS_MIB: u64 = 24;
 const THREAD_KIB: u64 = 512;
 /// Weights that are packed on the host together before they go to a GPU; one of them, where that is more.
 pub const STAGED_WEIGHTS: Bytes = Bytes::new(256 << 20);
-/// Pages that a GPU moves together to swap space or back, by way of its host.
+/// Pages that a GPU moves together to a file of swap space or back, by way of its host.
 pub const STAGED_PAGES: u64 = 32;
 /// A thread while weights load: 4 MiB of a file and the same as f32, each up to twice that as it grows.
 const LOADING_MIB: u64 = 16;
@@ -118,7 +118,7 @@ pub(super) fn terms(
         );
     }
     let places = context.settings.swap.whole(page);
-    if !is_cpu(context) && places > 0 {
+    if !is_cpu(context) && context.settings.swap_file && places > 0 {
         terms.push(
             Term::exact(
                 Region::Workspace,
