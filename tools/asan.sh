@@ -12,5 +12,5 @@ host="$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')"
 export PLIMSOLL_ASAN=1 CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/asan"
 # Only tests, not the compiler, have it before all other libraries. Threads of tests end without freeing their fibers.
 export "CARGO_TARGET_${host}_RUNNER=env LD_PRELOAD=$library ASAN_OPTIONS=detect_leaks=0"
-[ $# -gt 0 ] || set -- -p plimsoll-cuda --features plimsoll-cuda/fibers -p plimsoll-runtime --test asan --test optests
+[ $# -gt 0 ] || set -- -p plimsoll-cuda --features plimsoll-cuda/fibers -p plimsoll-runtime --test asan --test optests --test graphs --test transfers
 exec cargo test --locked "$@"

@@ -506,13 +506,13 @@ fn memory_in_use_is_not_planned_twice() {
 
 /// What is planned is what the printed commands ask for: `serve` has a type of its own to begin with.
 #[test]
-fn commands_to_paste_name_the_type_of_the_cache() {
+fn commands_to_paste_name_the_type_of_the_cache_and_that_nothing_is_recorded() {
     for (kv, own, vllm) in [
         ("int8", "int8", "int8_per_token_head"),
         ("f16", "f16", "float16"),
     ] {
         let shown = text(&format!(
-            "plan llama-3.1-8b --engine plimsoll --gpu h100 --context 8k --users 2 --kv-cache-dtype {kv}"
+            "plan llama-3.1-8b --engine plimsoll --gpu h100 --context 8k --users 2 --kv-cache-dtype {kv} --enforce-eager"
         ));
         let line = |start: &str| {
             let mut lines = shown.lines().map(str::trim);
@@ -526,6 +526,9 @@ fn commands_to_paste_name_the_type_of_the_cache() {
             serve.contains(&format!("--kv-cache-dtype {own} ")),
             "{serve}"
         );
+        for command in [&serve, &other] {
+            assert!(command.contains(" --enforce-eager"), "{command}");
+        }
         assert!(
             other.contains(&format!("--kv-cache-dtype {vllm}")),
             "{other}"

@@ -123,6 +123,9 @@ fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
             own.push(format!("--{flag} {n}"));
         }
     }
+    if settings.enforce_eager {
+        own.push("--enforce-eager".to_owned());
+    }
     if let Some(kv) = settings.kv_memory {
         own.push(format!("--kv-memory {}", kv.get()));
     } else if q.device.is_some()
@@ -161,6 +164,9 @@ fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
     ];
     if ranks > 1 {
         own.push(format!("--tp {ranks}"));
+    }
+    if settings.enforce_eager && !on_cpu {
+        own.push("--enforce-eager".to_owned());
     }
     if settings.weights != WeightType::Bf16 {
         own.push(format!("--weights {}", settings.weights));

@@ -323,7 +323,9 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
             let staged = plimsoll_plan::STAGED_WEIGHTS;
             cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
             if !args.enforce_eager {
-                let taken = cuda.record().map_err(|e| too_large(&e))?.bytes;
+                let eager = "`--enforce-eager` starts kernels one by one";
+                let made = cuda.record().map_err(|e| too_large(&e).hint(eager))?;
+                let taken = made.bytes;
                 notes.extend(taken.and_then(|n| recorded(n, map.rank.region(Region::Graphs))));
             }
             Box::new(cuda)
