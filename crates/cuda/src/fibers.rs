@@ -5,7 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_int, c_void};
 
-use crate::device::{Address, Device, DeviceError, Launch};
+use crate::device::{Address, Device, DeviceError, Launch, Stream};
 
 unsafe extern "C" {
     fn plimsoll_fibers_launch(
@@ -30,6 +30,8 @@ pub struct Fibers {
     allowed: Option<Vec<(Address, u64)>>,
     /// Blocks in the second and third direction of a grid, where not as many as on a GPU.
     most_blocks: Option<u32>,
+    /// Its number among several.
+    number: u32,
 }
 
 impl Fibers {
@@ -44,6 +46,14 @@ impl Fibers {
     pub fn with_blocks(most: u32) -> Self {
         let mut fibers = Self::new();
         fibers.most_blocks = Some(most);
+        fibers
+    }
+
+    /// One of several, of this number.
+    #[must_use]
+    pub fn numbered(number: u32) -> Self {
+        let mut fibers = Self::new();
+        fibers.number = number;
         fibers
     }
 
@@ -80,6 +90,13 @@ impl Device for Fibers {
 
     fn capability(&self) -> u32 {
         crate::TENSOR_CORES
+    }
+
+    fn stream(&self) -> Stream {
+        Stream {
+            gpu: self.number,
+            handle: 0,
+        }
     }
 
     fn most_blocks(&self) -> [u32; 2] {

@@ -7,7 +7,7 @@ use std::ffi::{CString, c_void};
 
 use cudarc::driver::{DriverError, result, sys};
 
-use crate::device::{Address, Device, DeviceError, Launch};
+use crate::device::{Address, Device, DeviceError, Launch, Stream};
 
 /// Bytes that the threads of a block share without being asked for specially.
 const SHARED: u32 = 48 << 10;
@@ -227,6 +227,13 @@ impl Device for Gpu {
 
     fn capability(&self) -> u32 {
         self.capability
+    }
+
+    fn stream(&self) -> Stream {
+        Stream {
+            gpu: self.number,
+            handle: self.stream as u64,
+        }
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {

@@ -5,6 +5,7 @@
 //! stores, and no rank is described twice in different words: planner and runtime both sum these functions. It does
 //! not know devices, budgets or other engines' rules.
 
+mod exchange;
 mod inputs;
 mod lower;
 mod parallel;
@@ -12,6 +13,7 @@ mod pool;
 mod program;
 mod weights;
 
+pub use exchange::Exchange;
 pub use inputs::{ATTENTION_PART, ROW_WORDS, StepInputs, part_words};
 pub use lower::{Limits, LowerError, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};

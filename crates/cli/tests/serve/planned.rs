@@ -134,11 +134,7 @@ fn committed(device: &str) {
         maybe("--threads", &["1", "7"]);
         maybe("--kv-memory", &["300MiB"]);
         maybe("--swap-space", &["64MiB"]);
-        // Ranks are on processors, so far.
-        let ranks = match device {
-            "cpu" => draws.of(&["1", "2", "4"]),
-            _ => "1",
-        };
+        let ranks = draws.of(&["1", "2", "4"]);
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
             "plan", &path, "--engine", "plimsoll", "--tp", ranks, "--json",

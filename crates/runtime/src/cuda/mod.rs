@@ -7,6 +7,7 @@
 mod attention;
 mod linear;
 mod ops;
+mod ranks;
 mod speeds;
 mod weights;
 
@@ -16,7 +17,7 @@ use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, args, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::{Op, Program, ROW_WORDS, StepInputs};
+use plimsoll_program::{Exchange, Op, Program, ROW_WORDS, StepInputs};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
@@ -24,6 +25,7 @@ use crate::backend::{Backend, BackendError, Inside, Measured, Peaks, Usage};
 use crate::cpu::{StartError, check_sizes, positions, swap_usage};
 use crate::swap::SwapSpace;
 
+pub use self::ranks::seated;
 pub use self::speeds::{Sizes, Speed, Unit, speeds};
 pub use self::weights::load;
 
@@ -67,6 +69,20 @@ impl Block {
         })
     }
 
+    /// Its first `bytes`, and the rest.
+    fn split(self, bytes: Bytes) -> (Self, Self) {
+        let rest = self.bytes.saturating_sub(bytes);
+        let at = self.at.plus(bytes.get());
+        (
+            Self { bytes, ..self },
+            Self {
+                at,
+                bytes: rest,
+                ..self
+            },
+        )
+    }
+
     fn mark(&mut self, end: Bytes) {
         self.used = self.used.max(end.min(self.bytes));
     }
@@ -91,6 +107,8 @@ pub struct DeviceSizes {
     pub activations: Bytes,
     /// What is told with every step.
     pub inputs: Bytes,
+    /// What ranks meet by.
+    pub collectives: Bytes,
 }
 
 impl DeviceSizes {
@@ -104,6 +122,7 @@ impl DeviceSizes {
             pages: map.region(Region::KvCache),
             activations: map.region(Region::Activations),
             inputs: StepInputs::of(program, context)?.bytes()?,
+            collectives: map.region(Region::Collectives),
         })
     }
 }
@@ -111,12 +130,9 @@ impl DeviceSizes {
 /// Whether kernels can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// As [`crate::check`], [`StartError::Group`] and [`StartError::Ranks`].
+/// As [`crate::check`], and [`StartError::Group`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     crate::cpu::check(program)?;
-    if program.rank.of > 1 {
-        return Err(StartError::Ranks);
-    }
     for op in &program.ops {
         if let Op::Attention(a) = op
             && a.q_heads / a.kv_heads.max(1) > GROUP_MAX
@@ -176,6 +192,12 @@ pub struct Cuda {
     /// Logits of R rows, and pages on their way to swap space and back: on the host.
     logits: Block,
     staging: Block,
+    /// Where it meets the other ranks, if it is one of several.
+    seat: Option<ranks::Seat>,
+    /// What it shows them, on the host: logits lie behind it.
+    exchange: Block,
+    /// What all of them have, before it is added up.
+    sums: Block,
 }
 
 impl Cuda {
@@ -203,17 +225,23 @@ impl Cuda {
             ],
         )?;
         let lists = StepInputs::of(&program, context)?;
-        if lists.bytes()? != sizes.inputs {
-            return Err(StartError::Map {
-                region: Region::Workspace,
-                committed: sizes.inputs,
-                needed: lists.bytes()?,
-            });
+        let exchange = Exchange::of(&program)?;
+        for (region, committed, needed) in [
+            (Region::Workspace, sizes.inputs, lists.bytes()?),
+            (Region::Collectives, sizes.collectives, exchange.bytes()?),
+        ] {
+            if committed != needed {
+                return Err(StartError::Map {
+                    region,
+                    committed,
+                    needed,
+                });
+            }
         }
         let mut block = |bytes| Block::new(device.as_mut(), bytes);
         let weights = block(sizes.weights)?;
         let (pages, activations) = (block(sizes.pages)?, block(sizes.activations)?);
-        let inputs = block(sizes.inputs)?;
+        let (inputs, sums) = (block(sizes.inputs)?, block(exchange.device)?);
         let mut words: Vec<u32> = Vec::new();
         let constants = program.ops.iter().map(|op| {
             let at = words.len() as u64;
@@ -229,9 +257,16 @@ impl Cuda {
             .map_err(BackendError::from)?;
         let page = program.geometry.page;
         let logits = Bytes::product([program.outputs, program.vocab, 4])?;
+        let (exchange, logits) = {
+            let both = Block::on_host(device.as_mut(), exchange.host.add(logits)?)?;
+            both.split(exchange.host)
+        };
         let staged = page.times(swap.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?;
         Ok(Self {
-            logits: Block::on_host(device.as_mut(), logits)?,
+            logits,
+            seat: None,
+            exchange,
+            sums,
             staging: Block::on_host(device.as_mut(), staged)?,
             positions: Vec::with_capacity(elements(program.tokens)),
             lists: Lists::default(),
@@ -576,7 +611,8 @@ impl Backend for Cuda {
             step.rows.len() as u64,
             wanted.len() as u64,
             ops,
-        )
+        )?;
+        self.ended()
     }
 
     fn logits(&mut self, rows: usize) -> Result<&mut [f32], BackendError> {
@@ -588,29 +624,36 @@ impl Backend for Cuda {
         }
         let at = self.program.buffer(self.program.logits).offset;
         let from = self.activations.at.plus(at.get());
-        self.device.copy(from, self.logits.at, bytes.get())?;
+        if !self.gathers_on_host() {
+            self.device.copy(from, self.logits.at, bytes.get())?;
+        }
         self.logits.mark(bytes);
         let bytes = self.device.host(self.logits.at, elements(bytes.get()))?;
         Ok(floats(bytes)?)
     }
 
     fn usage(&self) -> Vec<Usage> {
-        let workspace = [&self.inputs, &self.logits, &self.staging];
-        let sum = |of: fn(&Block) -> Bytes| {
-            let all = workspace.iter().map(|b| of(b).get());
-            Bytes::new(all.sum())
+        let sum = |region, blocks: &[&Block]| {
+            let all = |of: fn(&Block) -> Bytes| blocks.iter().map(|b| of(b).get()).sum();
+            Usage {
+                region,
+                committed: Bytes::new(all(|b| b.bytes)),
+                high_water: Bytes::new(all(|b| b.used)),
+            }
         };
-        vec![
+        let workspace = [&self.inputs, &self.logits, &self.staging];
+        let mut all = vec![
             self.weights.usage(Region::Weights),
             self.pages.usage(Region::KvCache),
             self.activations.usage(Region::Activations),
-            Usage {
-                region: Region::Workspace,
-                committed: sum(|b| b.bytes),
-                high_water: sum(|b| b.used),
-            },
-            swap_usage(&self.swap),
-        ]
+            sum(Region::Workspace, &workspace),
+        ];
+        if self.program.rank.of > 1 {
+            let collectives = [&self.sums, &self.exchange];
+            all.push(sum(Region::Collectives, &collectives));
+        }
+        all.push(swap_usage(&self.swap));
+        all
     }
 
     fn measure(&mut self, _: &mut Pool) -> Result<Measured, BackendError> {

@@ -158,6 +158,7 @@ pub fn on_device(device: Box<dyn Device>, made: Made) -> Result<Cuda, StartError
         pages: made.pages,
         activations: made.program.activation_bytes,
         inputs: StepInputs::of(&made.program, made.context)?.bytes()?,
+        collectives: Bytes::ZERO,
     };
     let swap = Arena::new("swap space", made.swap)?.into();
     let arithmetic = crate::cuda::Arithmetic::Exact;

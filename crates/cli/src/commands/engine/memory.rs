@@ -36,18 +36,7 @@ pub(crate) struct Map {
 impl Map {
     /// What all ranks have together, region by region.
     pub(crate) fn regions(&self) -> Result<Vec<(Region, Bytes)>, SizeOverflow> {
-        let all = |&(region, bytes): &(Region, Bytes)| {
-            let of_each = match region {
-                Region::Weights
-                | Region::KvCache
-                | Region::Activations
-                | Region::Swap
-                | Region::SwapFile => self.ranks,
-                _ => 1,
-            };
-            Ok((region, bytes.times(of_each)?))
-        };
-        self.rank.regions().iter().map(all).collect()
+        self.rank.together(self.ranks)
     }
 
     fn of(&self) -> String {
