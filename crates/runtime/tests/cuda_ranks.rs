@@ -147,10 +147,11 @@ fn tensor_cores_of_several_ranks_do_not_see_batches_chunks_or_preemption() {
             ..server
         };
         let some = |from: usize, n: usize, fan| (tokens[from..from + n].to_vec(), 24, fan);
-        let three = Fan::Sample { n: 3, best_of: 4 };
+        let n = |n, best_of| Fan::Sample { n, best_of };
         let all = [
-            some(0, 16, three),
+            some(0, 16, n(3, 4)),
             some(2, 9, Fan::ONE),
+            some(1, 12, n(2, 2)),
             some(5, 10, Fan::ONE),
         ];
         let fast =
