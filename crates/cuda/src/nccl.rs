@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -28,7 +29,7 @@ const PATIENCE: u32 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NcclError {
     /// The library is not there.
-    #[error("NCCL (libnccl.so.2) is not on the loader's path: {0}")]
+    #[error("NCCL (libnccl.so.2) cannot be loaded: {0}")]
     Missing(String),
     /// It is another library, or an old one.
     #[error("NCCL has no `{0}`: use version 2.7 or later")]
@@ -111,7 +112,10 @@ impl Calls {
             match unsafe { Library::new(*name) } {
                 Ok(library) => return Self::of(library),
                 // Of the first name, which is the usual one.
-                Err(e) if why.is_empty() => why = e.to_string(),
+                Err(e) if why.is_empty() => {
+                    // What the loader says stands below what was asked of it.
+                    why = e.source().map_or_else(|| e.to_string(), ToString::to_string);
+                }
                 Err(_) => {}
             }
         }
