@@ -114,7 +114,9 @@ impl Calls {
                 // Of the first name, which is the usual one.
                 Err(e) if why.is_empty() => {
                     // What the loader says stands below what was asked of it.
-                    why = e.source().map_or_else(|| e.to_string(), ToString::to_string);
+                    why = e
+                        .source()
+                        .map_or_else(|| e.to_string(), ToString::to_string);
                 }
                 Err(_) => {}
             }

@@ -100,11 +100,13 @@ fn stand_in(instead: &str) -> Result<Box<dyn CudaDevice>, Failure> {
 fn fibers(args: &EngineArgs) -> Result<Place, Failure> {
     let gpus = (0..args.tp).map(|_| stand_in("--device auto"));
     let gpus = gpus.collect::<Result<Vec<_>, _>>()?;
-    let usable = args.memory.map_or_else(|| Bytes::from_mib(1024), Ok);
+    // What a driver and NCCL would take is counted.
+    let mib = if args.tp > 1 { 2048 } else { 1024 };
+    let usable = args.memory.map_or_else(|| Bytes::from_mib(mib), Ok);
     let usable = usable.map_err(|e| Failure::new(Exit::Usage, "E-DEVICE-006", e.to_string()))?;
     Ok(Place {
         device: Device {
-            memory_source: "given, or 1 GiB".to_owned(),
+            memory_source: "given, or little".to_owned(),
             ..Device::of_size(usable)
         },
         in_use: Bytes::ZERO,
