@@ -69,6 +69,23 @@ fn a_device_says_what_the_processors_say() {
 }
 
 #[test]
+fn ranks_on_devices_say_what_ranks_on_processors_say() {
+    for (family, tp) in [("llama", "2"), ("mixtral", "4"), ("deepseek_v3", "2")] {
+        let dir = Dir::new();
+        let model = dir.model(family);
+        let prompt = words(1, 20);
+        let asked = [&model, "-p", &prompt, "-n", "12", "--ignore-eos", "--json"];
+        let how = ["--samples", "2", "--seed", "1", "--tp", tp, "--threads", tp];
+        let said = |device: &[&str]| -> Value {
+            let out = generate(&[&asked[..], &how, device].concat());
+            let answer: Value = serde_json::from_str(&out).unwrap();
+            answer["choices"].clone()
+        };
+        assert_eq!(said(&FIBERS), said(&PROCESSORS), "{family}");
+    }
+}
+
+#[test]
 fn pages_that_leave_a_device_come_back_as_they_were() {
     let dir = Dir::new();
     let model = dir.model("llama");
@@ -79,23 +96,20 @@ fn pages_that_leave_a_device_come_back_as_they_were() {
         let all = [&["--ignore-eos", "--seed", "3"][..], device, more].concat();
         answers(&dir, &model, &lines, &all)
     };
-    let tight = [
-        "--kv-memory",
-        "96KiB",
-        "--swap-space",
-        "1MiB",
-        "--preempt",
-        "swap",
-    ];
-    let roomy = run(&PROCESSORS, &[]);
-    let swapped = run(&FIBERS, &tight);
-    let preempted: u64 = swapped
-        .iter()
-        .map(|v| v["preemptions"].as_u64().unwrap())
-        .sum();
-    assert!(preempted > 0, "{swapped:?}");
-    for (a, b) in roomy.iter().zip(&swapped) {
-        assert_eq!(a["choices"], b["choices"]);
+    // Of two ranks each has half of a page.
+    for (tp, pool) in [("1", "96KiB"), ("2", "48KiB")] {
+        let tight = ["--kv-memory", pool, "--swap-space", "1MiB"];
+        let tight = [&["--tp", tp, "--preempt", "swap"][..], &tight].concat();
+        let roomy = run(&PROCESSORS, &["--tp", tp]);
+        let swapped = run(&FIBERS, &tight);
+        let preempted: u64 = swapped
+            .iter()
+            .map(|v| v["preemptions"].as_u64().unwrap())
+            .sum();
+        assert!(preempted > 0, "{swapped:?}");
+        for (a, b) in roomy.iter().zip(&swapped) {
+            assert_eq!(a["choices"], b["choices"]);
+        }
     }
 }
 
@@ -104,22 +118,25 @@ fn every_region_of_a_device_is_committed_as_planned() {
     let dir = Dir::new();
     let model = dir.model("llama");
     let map = dir.path("map.json");
-    let flags = ["--swap-space", "1MiB", "--max-num-seqs", "4"];
-    let run = ["-p", "w5 w6", "-n", "3", "--memory-map", &map];
-    generate(&[&[&model[..]], &run[..], &flags, &FIBERS].concat());
-    let map: Value = serde_json::from_slice(&std::fs::read(&map).unwrap()).unwrap();
-    let mut committed = 0;
-    for r in map["regions"].as_array().unwrap() {
-        // What a driver and a process take beside their arenas is bounded, and nobody commits it.
-        if ["reserve", "driver", "graphs"].contains(&r["region"].as_str().unwrap()) {
-            assert!(r["committed_bytes"].is_null(), "{r}");
-            continue;
+    for (tp, regions) in [("1", 5), ("2", 6), ("4", 6)] {
+        let flags = ["--swap-space", "1MiB", "--max-num-seqs", "4", "--tp", tp];
+        let run = ["-p", "w5 w6", "-n", "3", "--memory-map", &map];
+        generate(&[&[&model[..]], &run[..], &flags, &FIBERS].concat());
+        let map: Value = serde_json::from_slice(&std::fs::read(&map).unwrap()).unwrap();
+        assert_eq!(map["ranks"].to_string(), tp);
+        let mut committed = 0;
+        for r in map["regions"].as_array().unwrap() {
+            // What a driver and a process take beside their arenas is bounded, and nobody commits it.
+            if ["reserve", "driver", "graphs"].contains(&r["region"].as_str().unwrap()) {
+                assert!(r["committed_bytes"].is_null(), "{r}");
+                continue;
+            }
+            assert_eq!(r["planned_bytes"], r["committed_bytes"], "{tp} ranks: {r}");
+            assert!(r["high_water_bytes"].as_u64() <= r["committed_bytes"].as_u64());
+            committed += 1;
         }
-        assert_eq!(r["planned_bytes"], r["committed_bytes"], "{r}");
-        assert!(r["high_water_bytes"].as_u64() <= r["committed_bytes"].as_u64());
-        committed += 1;
+        assert_eq!(committed, regions, "{map}");
     }
-    assert!(committed >= 5, "{map}");
 }
 
 #[test]

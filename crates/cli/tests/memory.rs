@@ -302,11 +302,20 @@ fn ranks_that_cannot_be_are_refused_in_one_sentence() {
         "recurrent layers do not run on several ranks yet",
     );
     refused(&folder, &["--tp", "0"], "--tp");
-    refused(
-        &folder,
-        &["--tp", "2", "--device", "cuda"],
-        "ranks are not on GPUs yet",
+    let names = |gpus: &str, tp: &str, says: &str| {
+        refused(&folder, &["--device", gpus, "--tp", tp], says);
+    };
+    names(
+        "cuda:0",
+        "2",
+        "`--device cuda:0` names no GPU for each of 2 ranks",
     );
+    names(
+        "cuda:0,1",
+        "1",
+        "`--device cuda:0,1` names more GPUs than there are ranks",
+    );
+    names("cuda:0,", "2", "cuda:N,M");
 }
 
 #[test]

@@ -2,10 +2,12 @@
 
 KERNEL(embed, Embed) {
   u64 row = block_x();
-  u32 token = at<u32>(a.tokens)[row];
+  u32 token = at<u32>(a.tokens)[row] - a.from;
   float* out = at<float>(a.out) + row * a.width;
+  // Before the first row is far behind the last one. Another rank's are zeros.
+  bool here = token < a.rows;
   for (u32 i = thread_id(); i < a.k; i += block_threads())
-    out[i] = mul_rn(element(a.form, at<u32>(a.words), a.k, token, i), a.scale);
+    out[i] = here ? mul_rn(element(a.form, at<u32>(a.words), a.k, token, i), a.scale) : 0.0f;
 }
 
 KERNEL(add_position, AddPosition) {
@@ -168,8 +170,26 @@ KERNEL(add_weighted, AddWeighted) {
   for (u32 i = thread_id(); i < a.width; i += block_threads()) {
     float sum = 0.0f;
     for (u32 j = 0; j < a.count; j++) sum = add_rn(sum, mul_rn(weights[j], x[(u64)j * a.width + i]));
-    out[i] = add_rn(out[i], mul_rn(sum, a.scale));
+    out[i] = add_rn(a.add ? out[i] : 0.0f, mul_rn(sum, a.scale));
   }
+}
+
+// In the order of ranks, as threads of one process add up (`plimsoll-runtime`, collective).
+KERNEL(sum_ranks, SumRanks) {
+  u64 i = (u64)block_x() * block_threads() + thread_id();
+  if (i >= a.len) return;
+  const float* parts = at<float>(a.parts) + i;
+  float sum = parts[0];
+  for (u32 rank = 1; rank < a.ranks; rank++) sum = add_rn(sum, parts[rank * a.len]);
+  at<float>(a.out)[i] = sum;
+}
+
+KERNEL(join_ranks, JoinRanks) {
+  u64 row = block_x();
+  const float* parts = at<float>(a.parts) + row * a.each;
+  float* out = at<float>(a.out) + row * a.width;
+  for (u32 i = thread_id(); i < a.width; i += block_threads())
+    out[i] = parts[(u64)(i / a.each) * a.rows * a.each + i % a.each];
 }
 
 KERNEL(gather, Gather) {

@@ -37,8 +37,8 @@ pub type ptr = u64;
 
 // Wide fields first: no padding, so that every byte is one of a field.
 arguments! {
-    /// `embed`: rows of a packed table, by tokens.
-    Embed { ptr words, ptr tokens, ptr out, u32 form, u32 k, u32 width, f32 scale, }
+    /// `embed`: rows of a packed table, by tokens; those from `from` on are there.
+    Embed { ptr words, ptr tokens, ptr out, u32 form, u32 k, u32 width, u32 from, u32 rows, f32 scale, }
     /// `add_position`: rows of a packed table, by positions, added.
     AddPosition { ptr words, ptr positions, ptr x, u32 form, u32 k, u32 width, u32 offset, }
     /// `rotary`: cosines, then sines.
@@ -53,8 +53,8 @@ arguments! {
     ClampedSwiglu { ptr x, ptr out, u32 width, f32 limit, f32 alpha, u32 none, }
     /// `add`: `out += x · scale`.
     Add { ptr x, ptr out, u64 len, f32 scale, u32 none, }
-    /// `add_weighted`: `out += scale · Σ weight · x`.
-    AddWeighted { ptr x, ptr weights, ptr out, u32 width, u32 wide, u32 from, u32 count, f32 scale, u32 none, }
+    /// `add_weighted`: `out += scale · Σ weight · x`, or `out =`.
+    AddWeighted { ptr x, ptr weights, ptr out, u32 width, u32 wide, u32 from, u32 count, f32 scale, u32 add, }
     /// `gather`: rows by their numbers.
     Gather { ptr x, ptr wanted, ptr out, u32 width, u32 none, }
     /// `cap`: in place.
@@ -77,6 +77,10 @@ arguments! {
     Steps { ptr x, ptr bias, ptr decay, ptr out, u32 wide, u32 from, u32 heads, f32 least, f32 most, u32 none, }
     /// `shorten`: what rows of logits come to, each as its brief asks.
     Shorten { ptr logits, ptr briefs, ptr out, u32 vocab, u32 words, }
+    /// `sum_ranks`: what all ranks have of some elements, one after the other.
+    SumRanks { ptr parts, ptr out, u64 len, u32 ranks, u32 none, }
+    /// `join_ranks`: rows of all ranks, one after the other, into rows of all elements.
+    JoinRanks { ptr parts, ptr out, u32 rows, u32 each, u32 width, u32 none, }
     /// `copy_pages`: pairs of pages.
     CopyPages { ptr pages, ptr pairs, u64 bytes, }
     /// `move_pages`: pairs of a page and a place in the host's memory, to it or from there.

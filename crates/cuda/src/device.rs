@@ -55,6 +55,15 @@ pub enum Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Graph(pub(crate) usize);
 
+/// Where a device does what it is asked for: told to libraries that work there, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// The device's number among GPUs.
+    pub gpu: u32,
+    /// What the driver calls the stream.
+    pub handle: u64,
+}
+
 /// What a device could not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
@@ -122,6 +131,9 @@ pub trait Device: std::fmt::Debug + Send {
 
     /// Its compute capability, ten times the major number and the minor one: 90 is sm_90.
     fn capability(&self) -> u32;
+
+    /// The stream on which it does what it is asked for.
+    fn stream(&self) -> Stream;
 
     /// Blocks of a grid at most, in its first direction and in each of the others.
     fn most_blocks(&self) -> [u32; 2] {

@@ -5,7 +5,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ffi::{CString, c_char, c_int, c_void};
 
-use crate::device::{Address, Device, DeviceError, Graph, Lane, Launch};
+use crate::device::{Address, Device, DeviceError, Graph, Lane, Launch, Stream};
 
 unsafe extern "C" {
     fn plimsoll_fibers_launch(
@@ -38,6 +38,8 @@ pub struct Fibers {
     /// The lane whose work is done as late as may be, and what waits there.
     late: Option<Lane>,
     waiting: Vec<Work>,
+    /// Its number among several.
+    number: u32,
 }
 
 /// What waits on a lane.
@@ -79,6 +81,14 @@ impl Fibers {
     pub fn with_blocks(most: u32) -> Self {
         let mut fibers = Self::new();
         fibers.most_blocks = Some(most);
+        fibers
+    }
+
+    /// One of several, of this number.
+    #[must_use]
+    pub fn numbered(number: u32) -> Self {
+        let mut fibers = Self::new();
+        fibers.number = number;
         fibers
     }
 
@@ -217,6 +227,13 @@ impl Device for Fibers {
 
     fn capability(&self) -> u32 {
         crate::TENSOR_CORES
+    }
+
+    fn stream(&self) -> Stream {
+        Stream {
+            gpu: self.number,
+            handle: 0,
+        }
     }
 
     fn most_blocks(&self) -> [u32; 2] {

@@ -7,7 +7,7 @@ use std::ffi::{CString, c_void};
 
 use cudarc::driver::{DriverError, result, sys};
 
-use crate::device::{Address, Device, DeviceError, Graph, Lane, Launch};
+use crate::device::{Address, Device, DeviceError, Graph, Lane, Launch, Stream};
 
 /// Bytes that the threads of a block share without being asked for specially.
 const SHARED: u32 = 48 << 10;
@@ -263,6 +263,14 @@ impl Device for Gpu {
 
     fn capability(&self) -> u32 {
         self.capability
+    }
+
+    fn stream(&self) -> Stream {
+        Stream {
+            gpu: self.number,
+            // Steps are there, and messages between ranks among them.
+            handle: self.lanes[Lane::Compute as usize].0 as u64,
+        }
     }
 
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {

@@ -3,21 +3,24 @@
 //! Kernels compute what `plimsoll-kernels` computes, operation by operation in the same order, so that what a GPU answers
 //! is what a processor answers, to the bit, and depends on batches no more than there. Their sources (`cu/`) need no
 //! header of NVIDIA's; NVRTC compiles them for the machine's own architecture. A [`Device`] is a GPU through its driver
-//! ([`Gpu`]), or, in tests, fibers on this machine's processors (`Fibers`).
+//! ([`Gpu`]), or, in tests, fibers on this machine's processors (`Fibers`). Several GPUs pass messages by [`Nccl`].
 
 pub mod args;
 mod device;
 #[cfg(feature = "fibers")]
 mod fibers;
 mod gpu;
+mod nccl;
 mod nvrtc;
 
 pub use device::{
-    Address, Device, DeviceError, Graph, Lane, Launch, TENSOR_CORES, bytes_of, floats, words,
+    Address, Device, DeviceError, Graph, Lane, Launch, Stream, TENSOR_CORES, bytes_of, floats,
+    words,
 };
 #[cfg(feature = "fibers")]
 pub use fibers::Fibers;
 pub use gpu::{Gpu, GpuError};
+pub use nccl::{Message, Nccl, NcclError, Station};
 pub use nvrtc::{ARCHITECTURES, CompileError, compile, compiler_version};
 
 const PARTS: [&str; 9] = [

@@ -114,6 +114,8 @@ pub struct Term {
     pub inputs: Vec<(String, String)>,
     /// Where the formula comes from: paper section, or engine file and function.
     pub source: String,
+    /// Whether the ranks of one process have it together, once.
+    pub shared: bool,
 }
 
 impl Term {
@@ -127,7 +129,15 @@ impl Term {
             formula: String::new(),
             inputs: Vec::new(),
             source: String::new(),
+            shared: false,
         }
+    }
+
+    /// Once for all ranks of a process.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
     }
 
     /// With another kind.

@@ -6,6 +6,7 @@
 //! not know devices, budgets or other engines' rules.
 
 mod buckets;
+mod exchange;
 mod inputs;
 mod lower;
 mod parallel;
@@ -14,6 +15,7 @@ mod program;
 mod weights;
 
 pub use buckets::{Buckets, RECORDED_KERNEL};
+pub use exchange::Exchange;
 pub use inputs::{
     ATTENTION_PART, BRIEF_WORDS, BUSY, LATENT_ROWS, Parted, ROW_WORDS, SHORT_HEAD, SHORT_KEYS,
     StepInputs, short_words,

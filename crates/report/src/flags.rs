@@ -89,7 +89,7 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
         llama.push(format!("-ub {u}"));
     }
 
-    let own = on_one_device(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
+    let own = of_one_process(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
     let of = |engine: &str, parts: &[String]| EngineFlags {
         engine: engine.to_owned(),
         command: parts.join(" "),
@@ -137,15 +137,14 @@ fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
     own
 }
 
-/// The flags of our own server on processors, however many ranks, or on one GPU, where that is what is planned: those that make it commit this
+/// The flags of our own server, where one process is what is planned, of however many ranks: those that make it commit this
 /// very map.
-fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
+fn of_one_process(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
     let settings = &q.settings;
     let deployment = &a.evaluation.deployment;
     let device = &deployment.device;
     let on_cpu = device.vendor == "cpu";
-    // Ranks are on processors, so far.
-    let ranks = if on_cpu { deployment.parallel.tp } else { 1 };
+    let ranks = deployment.parallel.tp;
     let divided = Parallel {
         tp: ranks,
         ..Parallel::default()

@@ -76,6 +76,9 @@ pub enum BackendError {
     /// A rank could not go on without another.
     #[error(transparent)]
     Lost(#[from] crate::collective::Lost),
+    /// What ranks on GPUs meet by.
+    #[error(transparent)]
+    Nccl(#[from] plimsoll_cuda::NcclError),
     /// What a rank could not do.
     #[error("rank {rank} of {ranks}: {source}")]
     Rank {

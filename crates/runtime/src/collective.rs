@@ -1,5 +1,5 @@
 //! [`Collective`]: how a rank that holds a part of a model meets the others; [`Meeting`]: ranks that are threads of this
-//! process.
+//! process, which may have NCCL as well.
 //!
 //! Promises: sums go over ranks in their order, element by element, so no bit depends on who came when; whoever waits
 //! for a rank that failed is told so and waits no longer; nothing is copied on the way and nothing allocated. Every
@@ -11,6 +11,8 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use plimsoll_cuda::{Nccl, NcclError};
 
 /// Turns of a spin before a rank sleeps: about what it takes to wake one, since ranks may be more than processors.
 const SPINS: u32 = 2_000;
@@ -36,6 +38,15 @@ pub trait Collective: Debug + Send {
     /// # Errors
     /// [`Lost`].
     fn all_gather(&mut self, x: &[f32], out: &mut [f32], widths: [usize; 2]) -> Result<(), Lost>;
+
+    /// Waits until all ranks are here, so that whatever they then begin together is not waited for in vain.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    fn arrive(&mut self) -> Result<(), Lost>;
+
+    /// Whether a rank was lost.
+    fn is_lost(&self) -> bool;
 }
 
 /// What a rank shows the others while they meet.
@@ -55,6 +66,8 @@ struct Shared {
     turns: AtomicUsize,
     /// Whether a rank failed: set under the lock.
     lost: AtomicBool,
+    /// What else they wait for each other by.
+    nccl: Option<Arc<Nccl>>,
 }
 
 /// The ranks of a model, as threads of this process.
@@ -65,6 +78,12 @@ impl Meeting {
     /// Of so many ranks.
     #[must_use]
     pub fn new(ranks: usize) -> Self {
+        Self::with_nccl(ranks, None)
+    }
+
+    /// The same for ranks that pass messages by NCCL, too.
+    #[must_use]
+    pub fn with_nccl(ranks: usize, nccl: Option<Arc<Nccl>>) -> Self {
         let mut shown = Vec::new();
         shown.resize_with(ranks, Shown::default);
         Self(Arc::new(Shared {
@@ -73,6 +92,7 @@ impl Meeting {
             wake: Condvar::new(),
             turns: AtomicUsize::new(0),
             lost: AtomicBool::new(false),
+            nccl,
         }))
     }
 
@@ -94,16 +114,27 @@ impl Meeting {
 
     /// A rank failed: whoever waits for it goes, and whoever comes.
     pub fn fail(&self) {
-        let _waiting = self.0.lock();
-        self.0.lost.store(true, Ordering::Release);
+        let waiting = self.0.lock();
+        let known = self.0.lost.swap(true, Ordering::AcqRel);
         self.0.wake.notify_all();
+        drop(waiting);
+        if let Some(nccl) = self.0.nccl.as_ref().filter(|_| !known) {
+            nccl.cut();
+        }
     }
 
     /// All ranks begin anew; none of them is waiting.
-    pub fn renew(&self) {
+    ///
+    /// # Errors
+    /// Where NCCL was cut and does not connect again: they stay lost.
+    pub fn renew(&self) -> Result<(), NcclError> {
+        if let Some(nccl) = self.0.nccl.as_ref().filter(|_| self.0.is_lost()) {
+            nccl.connect()?;
+        }
         let waiting = self.0.lock();
         debug_assert_eq!(*waiting, 0);
         self.0.lost.store(false, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -112,9 +143,13 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
     /// Waits until all ranks are here. Where `all` must come, nobody goes before that.
     fn wait(&self, all: bool) -> Result<(), Lost> {
-        let gone = || !all && self.lost.load(Ordering::Acquire);
+        let gone = || !all && self.is_lost();
         let turn = {
             let mut waiting = self.lock();
             if gone() {
@@ -256,6 +291,14 @@ impl Collective for Seat {
         drop(here);
         Ok(())
     }
+
+    fn arrive(&mut self) -> Result<(), Lost> {
+        self.shared.wait(false)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.shared.is_lost()
+    }
 }
 
 #[cfg(test)]
@@ -337,7 +380,7 @@ mod tests {
                     all.into_iter().map(|t| t.join().unwrap()).collect()
                 });
                 assert_eq!(got, [Err(Lost); 3]);
-                meeting.renew();
+                meeting.renew().unwrap();
             }
         }
     }

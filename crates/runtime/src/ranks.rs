@@ -69,7 +69,7 @@ impl<B: Backend> Ranks<B> {
         f: impl Fn(&mut B, &mut Pool) -> Result<T, BackendError> + Sync,
     ) -> Result<Vec<T>, BackendError> {
         let meeting = &self.meeting;
-        meeting.renew();
+        meeting.renew()?;
         let ranks = self.backends.iter_mut().zip(&mut self.pools);
         let ranks: Vec<_> = ranks.map(|r| Mutex::new((r, None))).collect();
         // Each call waits for the others, so there is a thread for each of them.
@@ -119,6 +119,13 @@ impl<B: Backend> Ranks<B> {
             all.push(f(&mut self.backends[rank]).map_err(|e| self.of_rank(rank, e))?);
         }
         Ok(all)
+    }
+}
+
+impl<B> Drop for Ranks<B> {
+    fn drop(&mut self) {
+        // What they meet by ends before they do.
+        self.meeting.fail();
     }
 }
 

@@ -27,13 +27,13 @@ pub(crate) enum InputsArg {
 }
 
 /// Where steps are carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceArg {
-    /// The first GPU, where it can be used, else the processors.
+    /// The first GPUs, where they can be used, else the processors.
     Auto,
     Cpu,
-    /// A GPU by its number.
-    Cuda(u32),
+    /// A GPU for each rank, by its number; the first ones where none is named.
+    Cuda(Vec<u32>),
     /// A GPU's kernels on the processors, in builds that have them.
     Fibers,
 }
@@ -45,12 +45,15 @@ impl std::str::FromStr for DeviceArg {
         match s {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::Cuda(Vec::new())),
             "fibers" => Ok(Self::Fibers),
             _ => {
-                let number = s.strip_prefix("cuda:").and_then(|n| n.parse().ok());
-                let number = number.ok_or_else(|| "use auto, cpu, cuda or cuda:N".to_owned());
-                number.map(Self::Cuda)
+                let numbers = s.strip_prefix("cuda:").and_then(|all| {
+                    let all = all.split(',').map(|n| n.parse().ok());
+                    all.collect::<Option<Vec<u32>>>()
+                });
+                let how = "use auto, cpu, cuda, cuda:N, or cuda:N,M for ranks";
+                numbers.map(Self::Cuda).ok_or_else(|| how.to_owned())
             }
         }
     }
@@ -61,7 +64,13 @@ impl std::fmt::Display for DeviceArg {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Cuda(numbers) => {
+                f.write_str("cuda")?;
+                for (i, n) in numbers.iter().enumerate() {
+                    write!(f, "{}{n}", if i == 0 { ':' } else { ',' })?;
+                }
+                Ok(())
+            }
             Self::Fibers => f.write_str("fibers"),
         }
     }
@@ -70,10 +79,11 @@ impl std::fmt::Display for DeviceArg {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
-    /// Where steps are carried out: auto (the first GPU that can be used, else the processors), cpu, cuda or cuda:N
+    /// Where steps are carried out: auto (the first GPU that can be used, or --tp of them, else the processors), cpu, cuda or
+    /// cuda:N; of several ranks cuda:N,M names each one's GPU
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceArg::Auto)]
     pub(crate) device: DeviceArg,
-    /// Ranks that share the model: each has a part of the weights and of the KV cache, and threads of its own
+    /// Ranks that share the model: each has a part of the weights and of the KV cache, and a GPU or threads of its own
     #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) tp: u64,
     /// On a GPU, compute what the processors compute, to the bit, without tensor cores: slower. Processors always do

@@ -21,6 +21,7 @@ mod overload;
 mod page;
 mod parameters;
 mod planned;
+mod ranks;
 mod server;
 mod structured;
 mod tenants;

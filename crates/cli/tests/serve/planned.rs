@@ -131,14 +131,13 @@ fn committed(device: &str) {
         maybe("--kv-cache-dtype", &["bf16", "f16", "f32", "int8"]);
         maybe("--weights", &["bf16", "int8", "int4"]);
         maybe("--block-size", &["16", "32"]);
-        maybe("--threads", &["1", "7"]);
+        if device == "cpu" {
+            // Elsewhere it says nothing, and a plan refuses it.
+            maybe("--threads", &["1", "7"]);
+        }
         maybe("--kv-memory", &["300MiB"]);
         maybe("--swap-space", &["64MiB"]);
-        // Ranks are on processors, so far.
-        let ranks = match device {
-            "cpu" => draws.of(&["1", "2", "4"]),
-            _ => "1",
-        };
+        let ranks = draws.of(&["1", "2", "4"]);
         let path = path.to_str().unwrap().to_owned();
         let mut plan: Vec<String> = [
             "plan", &path, "--engine", "plimsoll", "--tp", ranks, "--json",

@@ -3,7 +3,7 @@
 
 use plimsoll_model::{Ffn, LayerSpec, Mixer};
 use plimsoll_program::{
-    Buckets, KvRules, Limits, PackedLayout, PoolGeometry, Program, RECORDED_KERNEL, Rank,
+    Buckets, Exchange, KvRules, Limits, PackedLayout, PoolGeometry, Program, RECORDED_KERNEL, Rank,
     StepInputs, WeightRules, lower_rank,
 };
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
@@ -32,12 +32,17 @@ const F32: u64 = 4;
 /// Context, modules and cuBLASLt handles on a GPU, until warm-up measures them: about twice
 /// what contexts with lazily loaded modules were seen to take (FORMULAS section 3.3: 0.3 GB).
 pub(crate) const DRIVER_BOUND_MIB: u64 = 640;
+/// What NCCL takes on each GPU: about three times what others count for its buffers (FORMULAS section 3.3: 342 to 392 MB). It is not asked
+/// to add up in a switch, which would take more.
+const NCCL_BOUND_MIB: u64 = 1024;
+const EXCHANGE: &str = "plimsoll-program: exchange.rs";
 
 pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
     let mut notes = Vec::new();
     let on_cpu = host::is_cpu(context);
     let ranks = context.deployment.parallel.tp;
     let mut largest_weight = Bytes::ZERO;
+    let mut host = Vec::new();
     let mut terms = match program(context)? {
         Ok(program) => {
             largest_weight = program.largest_weight();
@@ -45,8 +50,9 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
                 notes.push("what the driver takes is a bound".to_owned());
             }
             if !on_cpu && ranks > 1 {
+                host.extend(exchanged(&program)?);
                 notes.push(
-                    "ranks run on processors so far, not on GPUs; what they exchange by is not planned"
+                    "ranks are threads of one process: each has logits, pages on their way and what it shows the others on the host; everything else there is there once"
                         .to_owned(),
                 );
             }
@@ -83,12 +89,11 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         Takes::Blocks
     };
     terms.extend(extras::adapters(context)?);
-    let mut host = Vec::new();
     let beside = host::terms(context, &geometry, largest_weight)?;
     let mut budget = whole_device(context);
     if on_cpu {
         // What several ranks have together is beside them, once.
-        let own = |t: &Term| ranks == 1 || t.region == Region::Swap;
+        let own = |t: &Term| ranks == 1 || !t.shared;
         let (mine, shared): (Vec<Term>, Vec<Term>) = beside.into_iter().partition(own);
         if ranks > 1 {
             notes.push(
@@ -102,7 +107,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         terms.extend(mine);
         host.extend(shared);
     } else {
-        terms.extend(driver()?);
+        terms.extend(driver(ranks)?);
         host.extend(beside);
     }
     if context.settings.swap_file {
@@ -201,6 +206,19 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
             .source("plimsoll-program: inputs.rs"),
         );
         terms.extend(graphs(context, program)?);
+        if program.rank.of > 1 {
+            terms.push(
+                Term::exact(
+                    Region::Collectives,
+                    "what ranks have, before it is added up",
+                    Exchange::of(program)?.device,
+                )
+                .formula("ranks x (T x hidden / ranks, up to a multiple of 16; a row of the vocabulary's part, if more) x 4")
+                .input("ranks", program.rank.of)
+                .input("T", program.tokens)
+                .source(EXCHANGE),
+            );
+        }
     }
     Ok(terms)
 }
@@ -221,6 +239,18 @@ fn graphs(context: &Context<'_>, program: &Program) -> Result<Option<Term>, Size
             .input("sizes: rows, and parts of attention", buckets.all().count())
             .input("sizes of the head: rows", buckets.all_rows().count())
             .source("plimsoll-program: buckets.rs; measured on an H200")
+    }))
+}
+
+/// What a rank on a GPU shows the others by way of the host.
+fn exchanged(program: &Program) -> Result<Option<Term>, SizeOverflow> {
+    let bytes = Exchange::of(program)?.host;
+    Ok((bytes > Bytes::ZERO).then(|| {
+        Term::exact(Region::Collectives, "what ranks show each other", bytes)
+            .formula("the larger of T x hidden and R x the vocabulary's part, x 4")
+            .input("T", program.tokens)
+            .input("R", program.outputs)
+            .source(EXCHANGE)
     }))
 }
 
@@ -370,16 +400,24 @@ fn logits(context: &Context<'_>) -> Result<Term, PlanError> {
         .source("plimsoll-plan: engine/plimsoll.rs"))
 }
 
-/// What a GPU's driver takes.
-fn driver() -> Result<Vec<Term>, SizeOverflow> {
-    Ok(vec![
-        Term::exact(
-            Region::Driver,
-            "context and modules",
-            Bytes::from_mib(DRIVER_BOUND_MIB)?,
-        )
-        .kind(Kind::Bound)
-        .formula("fixed bound: a context, its kernels, a stream, and allocations in whole 2 MiB")
-        .source("plimsoll-plan: engine/plimsoll.rs"),
-    ])
+/// What a GPU's driver takes, and where ranks meet the library by which they do.
+fn driver(ranks: u64) -> Result<Vec<Term>, SizeOverflow> {
+    let bound = |name: &str, mib, formula: &str| -> Result<Term, SizeOverflow> {
+        let term = Term::exact(Region::Driver, name, Bytes::from_mib(mib)?);
+        let source = "plimsoll-plan: engine/plimsoll.rs";
+        Ok(term.kind(Kind::Bound).formula(formula).source(source))
+    };
+    let mut all = vec![bound(
+        "context and modules",
+        DRIVER_BOUND_MIB,
+        "fixed bound: a context, its kernels, a stream, and allocations in whole 2 MiB",
+    )?];
+    if ranks > 1 {
+        all.push(bound(
+            "NCCL",
+            NCCL_BOUND_MIB,
+            "fixed bound: a communicator and its connections",
+        )?);
+    }
+    Ok(all)
 }

@@ -98,9 +98,6 @@ pub enum StartError {
     /// More query heads for each KV head than a GPU's kernels have room for.
     #[error("{0} query heads that share one KV head cannot be served on a GPU yet: at most 32 can")]
     Group(u64),
-    /// A model that is divided over GPUs.
-    #[error("a model cannot be divided over GPUs yet, only over ranks on processors")]
-    Ranks,
     /// What a device could not do.
     #[error(transparent)]
     Device(#[from] BackendError),

@@ -79,7 +79,7 @@ pub(super) const fn form(weights: WeightType) -> u32 {
 pub(super) struct Matrices {
     pub(super) words: u64,
     pub(super) form: WeightType,
-    n: u64,
+    pub(super) n: u64,
     pub(super) k: u64,
     /// How many there are.
     count: u64,

@@ -10,6 +10,7 @@ mod graphs;
 mod linear;
 mod lists;
 mod ops;
+mod ranks;
 mod speeds;
 mod transfers;
 mod weights;
@@ -21,7 +22,7 @@ use plimsoll_cuda::{Address, Device, Launch, TENSOR_CORES, bytes_of, floats};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{BlockCopy, SwapOp};
 use plimsoll_plan::{MemoryMap, Region};
-use plimsoll_program::{Op, Program, StepInputs, short_words};
+use plimsoll_program::{Exchange, Op, Program, StepInputs, short_words};
 use plimsoll_schedule::{Step, Tables};
 use plimsoll_units::{Bytes, SizeOverflow};
 
@@ -33,6 +34,7 @@ use crate::swap::SwapSpace;
 use self::graphs::Graphs;
 pub use self::graphs::Recordings;
 use self::lists::Lists;
+pub use self::ranks::seated;
 pub use self::speeds::{Sizes, Speed, Unit, speeds};
 use self::transfers::Places;
 pub use self::weights::load;
@@ -77,6 +79,20 @@ impl Block {
         })
     }
 
+    /// Its first `bytes`, and the rest.
+    fn split(self, bytes: Bytes) -> (Self, Self) {
+        let rest = self.bytes.saturating_sub(bytes);
+        let at = self.at.plus(bytes.get());
+        (
+            Self { bytes, ..self },
+            Self {
+                at,
+                bytes: rest,
+                ..self
+            },
+        )
+    }
+
     fn mark(&mut self, end: Bytes) {
         self.used = self.used.max(end.min(self.bytes));
     }
@@ -103,6 +119,8 @@ pub struct DeviceSizes {
     pub inputs: Bytes,
     /// Places of pages in the host's memory.
     pub swap: Bytes,
+    /// What ranks meet by.
+    pub collectives: Bytes,
 }
 
 impl DeviceSizes {
@@ -117,6 +135,7 @@ impl DeviceSizes {
             activations: map.region(Region::Activations),
             inputs: StepInputs::of(program, context)?.bytes()?,
             swap: map.region(Region::Swap),
+            collectives: map.region(Region::Collectives),
         })
     }
 }
@@ -124,12 +143,9 @@ impl DeviceSizes {
 /// Whether kernels can carry `program` out: known before any memory is taken.
 ///
 /// # Errors
-/// As [`crate::check`], [`StartError::Group`] and [`StartError::Ranks`].
+/// As [`crate::check`], and [`StartError::Group`].
 pub fn check(program: &Program) -> Result<(), StartError> {
     crate::cpu::check(program)?;
-    if program.rank.of > 1 {
-        return Err(StartError::Ranks);
-    }
     for op in &program.ops {
         if let Op::Attention(a) = op
             && a.q_heads / a.kv_heads.max(1) > GROUP_MAX
@@ -171,6 +187,12 @@ pub struct Cuda {
     logits: Block,
     /// What rows of logits come to, on the host.
     shortlists: Block,
+    /// Where it meets the other ranks, if it is one of several.
+    seat: Option<ranks::Seat>,
+    /// What it shows them, on the host: logits lie behind it.
+    exchange: Block,
+    /// What all of them have, before it is added up.
+    sums: Block,
 }
 
 impl Cuda {
@@ -201,17 +223,23 @@ impl Cuda {
             ],
         )?;
         let lists = StepInputs::of(&program, context)?;
-        if lists.bytes()? != sizes.inputs {
-            return Err(StartError::Map {
-                region: Region::Workspace,
-                committed: sizes.inputs,
-                needed: lists.bytes()?,
-            });
+        let exchange = Exchange::of(&program)?;
+        for (region, committed, needed) in [
+            (Region::Workspace, sizes.inputs, lists.bytes()?),
+            (Region::Collectives, sizes.collectives, exchange.bytes()?),
+        ] {
+            if committed != needed {
+                return Err(StartError::Map {
+                    region,
+                    committed,
+                    needed,
+                });
+            }
         }
         let mut block = |bytes| Block::new(device.as_mut(), bytes);
         let weights = block(sizes.weights)?;
         let (pages, activations) = (block(sizes.pages)?, block(sizes.activations)?);
-        let inputs = block(sizes.inputs)?;
+        let (inputs, sums) = (block(sizes.inputs)?, block(exchange.device)?);
         let mut words: Vec<u32> = Vec::new();
         let constants = program.ops.iter().map(|op| {
             let at = words.len() as u64;
@@ -232,8 +260,15 @@ impl Cuda {
             None => sizes.swap,
             Some(file) => page.times(file.bytes().whole(page).min(plimsoll_plan::STAGED_PAGES))?,
         };
+        let (exchange, logits) = {
+            let both = Block::on_host(device.as_mut(), exchange.host.add(logits)?)?;
+            both.split(exchange.host)
+        };
         Ok(Self {
-            logits: Block::on_host(device.as_mut(), logits)?,
+            logits,
+            seat: None,
+            exchange,
+            sums,
             shortlists: Block::on_host(device.as_mut(), shortlists)?,
             swap: Places {
                 host: Block::on_host(device.as_mut(), host)?,
@@ -412,7 +447,8 @@ impl Backend for Cuda {
             rows: bucket.unwrap_or(step.rows.len() as u64),
             outputs,
         };
-        self.carry_out(step, ops)
+        self.carry_out(step, ops)?;
+        self.ended()
     }
 
     fn logits(&mut self, rows: Range<usize>) -> Result<&mut [f32], BackendError> {
@@ -429,14 +465,17 @@ impl Backend for Cuda {
         let at = self.program.buffer(self.program.logits).offset;
         let of = self.activations.at.plus(at.get() + from.get());
         let to = self.logits.at.plus(from.get());
-        self.device.copy(of, to, len)?;
+        if !self.gathers_on_host() {
+            self.device.copy(of, to, len)?;
+        }
         self.logits.mark(end);
         let bytes = self.device.host(to, elements(len))?;
         Ok(floats(bytes)?)
     }
 
     fn shortens(&self) -> bool {
-        true
+        // Elsewhere whole rows are there already.
+        !self.gathers_on_host()
     }
 
     fn shortlists(&mut self, briefs: &[Option<Brief>]) -> Result<Shortlists<'_>, BackendError> {
@@ -444,24 +483,29 @@ impl Backend for Cuda {
     }
 
     fn usage(&self) -> Vec<Usage> {
-        let staged = self.swap.file.as_ref().map(|_| &self.swap.host);
-        let sum = |of: fn(&Block) -> Bytes| {
-            let all = [&self.inputs, &self.logits, &self.shortlists];
-            let all = all.into_iter().chain(staged);
-            let all = all.map(|b| of(b).get());
-            Bytes::new(all.sum())
+        let sum = |region, blocks: &[&Block]| {
+            let all = |of: fn(&Block) -> Bytes| blocks.iter().map(|b| of(b).get()).sum();
+            Usage {
+                region,
+                committed: Bytes::new(all(|b| b.bytes)),
+                high_water: Bytes::new(all(|b| b.used)),
+            }
         };
-        vec![
+        let mut workspace = vec![&self.inputs, &self.logits, &self.shortlists];
+        // Pages on their way to a file.
+        workspace.extend(self.swap.file.as_ref().map(|_| &self.swap.host));
+        let mut all = vec![
             self.weights.usage(Region::Weights),
             self.pages.usage(Region::KvCache),
             self.activations.usage(Region::Activations),
-            Usage {
-                region: Region::Workspace,
-                committed: sum(|b| b.bytes),
-                high_water: sum(|b| b.used),
-            },
-            self.swap.usage(),
-        ]
+            sum(Region::Workspace, &workspace),
+        ];
+        if self.program.rank.of > 1 {
+            let collectives = [&self.sums, &self.exchange];
+            all.push(sum(Region::Collectives, &collectives));
+        }
+        all.push(self.swap.usage());
+        all
     }
 
     fn measure(&mut self, _: &mut Pool) -> Result<Measured, BackendError> {

@@ -191,7 +191,10 @@ impl Cuda {
         let scratch = self.program.scratch[number];
         match *op {
             Op::Embed {
-                table, out, scale, ..
+                table,
+                from,
+                out,
+                scale,
             } => {
                 let m = self.matrices(&[table])?;
                 let a = args::Embed {
@@ -201,6 +204,8 @@ impl Cuda {
                     form: form(m.form),
                     k: word(m.k),
                     width: self.width(out),
+                    from: word(from),
+                    rows: word(m.n),
                     scale,
                 };
                 self.each("embed", step.tokens, a.bytes())
@@ -435,7 +440,7 @@ impl Cuda {
                 from,
                 out,
                 scale,
-                ..
+                add,
             } => {
                 let wide = self.width(weights);
                 let a = args::AddWeighted {
@@ -447,15 +452,13 @@ impl Cuda {
                     from: word(from),
                     count: wide - word(from),
                     scale,
-                    none: 0,
+                    add: add.into(),
                 };
                 let rows = self.rows(out, step);
                 self.each("add_weighted", rows, a.bytes())
             }
-            // Only programs of one rank are taken.
-            Op::AllReduce { .. } | Op::AllGather { .. } => Err(BackendError::Step(
-                "GPUs do not meet other ranks yet".to_owned(),
-            )),
+            Op::AllReduce { x } => self.all_reduce(step, x),
+            Op::AllGather { x, out } => self.all_gather(step, x, out),
             Op::Gather { x, out } => {
                 let a = args::Gather {
                     x: self.buffer(x, step),

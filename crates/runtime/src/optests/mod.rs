@@ -165,6 +165,7 @@ pub fn on_device(device: Box<dyn Device>, made: Made) -> Result<Cuda, StartError
         activations: made.program.activation_bytes,
         inputs: StepInputs::of(&made.program, made.context)?.bytes()?,
         swap: made.swap,
+        collectives: Bytes::ZERO,
     };
     let arithmetic = crate::cuda::Arithmetic::Exact;
     Cuda::new(device, made.program, sizes, None, made.context, arithmetic)

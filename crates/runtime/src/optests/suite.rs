@@ -290,16 +290,20 @@ impl Making {
             m.op(Op::Gather { x, out });
         });
         for form in FORMS {
-            for scale in [1.0, 1.25] {
-                self.case(format!("{form}, times {scale}"), |m| {
-                    let (table, out) = (m.matrix(form, VOCAB, 77), m.each(77));
-                    m.op(Op::Embed {
-                        table,
-                        from: 0,
-                        out,
-                        scale,
-                    });
-                });
+            // The last ones are a rank's part.
+            for (from, rows, scale) in [(0, VOCAB, 1.0), (0, VOCAB, 1.25), (15, 20, 1.25)] {
+                self.case(
+                    format!("{form}, {rows} from {from} on, times {scale}"),
+                    |m| {
+                        let (table, out) = (m.matrix(form, rows, 77), m.each(77));
+                        m.op(Op::Embed {
+                            table,
+                            from,
+                            out,
+                            scale,
+                        });
+                    },
+                );
             }
             self.case(form.to_string(), |m| {
                 let (table, x) = (m.matrix(form, CONTEXT + 2, 77), m.each(77));
@@ -515,18 +519,23 @@ impl Making {
                 });
             }
         }
-        self.case("of three experts", |m| {
-            let weights = m.route(true, true, false);
-            let (x, out) = (m.buffer(routed, 77), m.each(77));
-            m.op(Op::AddWeighted {
-                x,
-                weights,
-                from: 3,
-                out,
-                scale: 1.5,
-                add: true,
-            });
-        });
+        for add in [true, false] {
+            self.case(
+                format!("of three experts, to what lies there: {add}"),
+                |m| {
+                    let weights = m.route(true, true, false);
+                    let (x, out) = (m.buffer(routed, 77), m.each(77));
+                    m.op(Op::AddWeighted {
+                        x,
+                        weights,
+                        from: 3,
+                        out,
+                        scale: 1.5,
+                        add,
+                    });
+                },
+            );
+        }
     }
 
     fn states(&mut self) {

@@ -5,14 +5,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use plimsoll_cuda::Device;
+use plimsoll_cuda::{Device, Fibers, Nccl, Station};
 use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_program::{
-    KvRules, Limits as Sizes, LowerError, Program, Rank, StepInputs, lower_rank,
+    Exchange, KvRules, Limits as Sizes, LowerError, Program, Rank, StepInputs, lower_rank,
 };
 use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::weights::{Checkpoint, load};
@@ -234,6 +235,10 @@ impl Model {
         }
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// `model.gguf` of a folder.
     pub(crate) fn gguf(folder: &Path) -> Self {
         let path = folder.join("model.gguf");
@@ -344,17 +349,20 @@ impl Model {
         chooser: S,
         arithmetic: Arithmetic,
     ) -> Engine<Runner<Cuda, S>, NoLog> {
-        let cuda = self.cuda(server, device, arithmetic);
+        assert_eq!(server.ranks, 1);
+        let cuda = self.cuda(server, 0, device, arithmetic);
         self.engine_on(server, cuda, chooser)
     }
 
+    /// A rank on a device.
     pub(crate) fn cuda(
         &self,
         server: &Server,
+        rank: usize,
         device: Box<dyn Device>,
         arithmetic: Arithmetic,
     ) -> Cuda {
-        let program = self.program(server);
+        let program = self.lowered(server, rank as u64).unwrap();
         let page = program.geometry.page;
         let context = self.spec.max_context.unwrap();
         let sizes = DeviceSizes {
@@ -363,6 +371,7 @@ impl Model {
             activations: program.activation_bytes,
             inputs: StepInputs::of(&program, context).unwrap().bytes().unwrap(),
             swap: page.times(server.swap.into()).unwrap(),
+            collectives: Exchange::of(&program).unwrap().bytes().unwrap(),
         };
         let file = (server.disk != Disk::Memory).then(|| server.disk.space(sizes.swap));
         let mut cuda = Cuda::new(device, program, sizes, file, context, arithmetic).unwrap();
@@ -370,6 +379,21 @@ impl Model {
         let staged = Bytes::new(4096);
         cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
         cuda
+    }
+
+    /// Ranks on fibers, which meet through the host's memory or as `nccl` connects them.
+    pub(crate) fn cudas(
+        &self,
+        server: &Server,
+        arithmetic: Arithmetic,
+        nccl: impl FnOnce(Vec<Station>) -> Option<Arc<Nccl>>,
+    ) -> (Vec<Cuda>, Meeting) {
+        let fibers = |rank| Box::new(Fibers::numbered(rank));
+        let ranks = (0..server.ranks).zip(0..);
+        let ranks = ranks.map(|(rank, number)| self.cuda(server, rank, fibers(number), arithmetic));
+        let ranks: Vec<Cuda> = ranks.collect();
+        let nccl = nccl(ranks.iter().map(Cuda::station).collect());
+        cuda::seated(ranks, nccl)
     }
 
     fn checkpoint(&self) -> Checkpoint {

@@ -1,4 +1,4 @@
-//! Where steps are carried out: this machine's processors, or a GPU.
+//! Where steps are carried out: this machine's processors, or GPUs.
 
 use plimsoll_cuda::{CompileError, Device as CudaDevice, Gpu, GpuError};
 use plimsoll_device::Device;
@@ -11,64 +11,70 @@ use crate::commands::doctor;
 use crate::error::{Exit, Failure};
 use crate::progress::Progress;
 
-/// A device that carries steps out.
+/// What carries steps out.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// What the plan knows of it.
+    /// What the plan knows of a rank's device.
     pub(crate) device: Device,
     /// What others have of it.
     pub(crate) in_use: Bytes,
-    /// The GPU, where it is one.
-    pub(crate) gpu: Option<Box<dyn CudaDevice>>,
-    /// Which was taken and why, in words.
+    /// The GPU of each rank, where they are on GPUs.
+    pub(crate) gpus: Vec<Box<dyn CudaDevice>>,
+    /// Which were taken and why, in words.
     pub(crate) why: String,
 }
 
-/// The device that flags ask for. Its memory is not taken yet.
+/// The devices that flags ask for. Their memory is not taken yet.
 pub(crate) fn place(args: &EngineArgs) -> Result<Place, Failure> {
-    if args.tp > 1 {
-        return ranks(args);
-    }
-    match args.device {
+    match &args.device {
         DeviceArg::Cpu => cpu(args, "asked for"),
-        DeviceArg::Cuda(n) => {
-            gpu(args, n, "asked for").map_err(|e| e.failure(&format!("--device cuda:{n}")))
+        DeviceArg::Cuda(named) => {
+            let numbers = if named.is_empty() {
+                first(args.tp)
+            } else {
+                named.clone()
+            };
+            let flag = format!("--device {}", args.device);
+            if numbers.len() as u64 != args.tp {
+                let what = if args.tp > numbers.len() as u64 {
+                    format!("no GPU for each of {} ranks", args.tp)
+                } else {
+                    "more GPUs than there are ranks".to_owned()
+                };
+                let what = format!("`{flag}` names {what}");
+                return Err(Failure::new(Exit::Usage, "E-DEVICE-006", what)
+                    .hint("name a GPU for each of the `--tp` ranks, as `cuda:0,1`"));
+            }
+            gpus(args, &numbers, "asked for").map_err(|e| e.failure(&flag))
         }
         DeviceArg::Fibers => fibers(args),
-        DeviceArg::Auto => match gpu(args, 0, "found") {
+        DeviceArg::Auto => match gpus(args, &first(args.tp), "found") {
             Ok(place) => Ok(place),
-            // A GPU that is there and cannot be used is not passed over in silence.
+            // GPUs that are there and cannot be used are not passed over in silence.
             Err(why) => cpu(args, &why.to_string()),
         },
     }
 }
 
-/// Several ranks are on processors, so far.
-fn ranks(args: &EngineArgs) -> Result<Place, Failure> {
-    let place = match args.device {
-        DeviceArg::Cpu => cpu(args, "asked for")?,
-        DeviceArg::Auto => cpu(args, "ranks are not on GPUs yet")?,
-        DeviceArg::Cuda(_) | DeviceArg::Fibers => {
-            let what = format!(
-                "`--tp {}` is for processors: ranks are not on GPUs yet",
-                args.tp
-            );
-            return Err(Failure::new(Exit::Usage, "E-DEVICE-006", what)
-                .hint("leave `--tp` out, or use `--device cpu`"));
-        }
-    };
-    Ok(Place {
-        why: format!("{} ranks on {}", args.tp, place.why),
-        ..place
-    })
+/// The numbers of the first GPUs.
+fn first(ranks: u64) -> Vec<u32> {
+    (0..u32::try_from(ranks).unwrap_or(u32::MAX)).collect()
+}
+
+/// Some ranks on something, in words.
+fn ranks_on(ranks: u64, what: &str) -> String {
+    match ranks {
+        1 => what.to_owned(),
+        n => format!("{n} ranks on {what}"),
+    }
 }
 
 fn cpu(args: &EngineArgs, why: &str) -> Result<Place, Failure> {
     Ok(Place {
         device: doctor::cpu(args.memory)?,
         in_use: Bytes::ZERO,
-        gpu: None,
-        why: format!("cpu ({why})"),
+        gpus: Vec::new(),
+        why: ranks_on(args.tp, &format!("cpu ({why})")),
     })
 }
 
@@ -92,17 +98,20 @@ fn stand_in(instead: &str) -> Result<Box<dyn CudaDevice>, Failure> {
 
 /// Kernels of a GPU on this machine's processors: only in builds that have them, for tests.
 fn fibers(args: &EngineArgs) -> Result<Place, Failure> {
-    let fibers = stand_in("--device auto")?;
-    let usable = args.memory.map_or_else(|| Bytes::from_mib(1024), Ok);
+    let gpus = (0..args.tp).map(|_| stand_in("--device auto"));
+    let gpus = gpus.collect::<Result<Vec<_>, _>>()?;
+    // What a driver and NCCL would take is counted.
+    let mib = if args.tp > 1 { 2048 } else { 1024 };
+    let usable = args.memory.map_or_else(|| Bytes::from_mib(mib), Ok);
     let usable = usable.map_err(|e| Failure::new(Exit::Usage, "E-DEVICE-006", e.to_string()))?;
     Ok(Place {
         device: Device {
-            memory_source: "given, or 1 GiB".to_owned(),
+            memory_source: "given, or little".to_owned(),
             ..Device::of_size(usable)
         },
         in_use: Bytes::ZERO,
-        why: format!("{} (asked for)", fibers.name()),
-        gpu: Some(fibers),
+        why: ranks_on(args.tp, &format!("{} (asked for)", gpus[0].name())),
+        gpus,
     })
 }
 
@@ -137,17 +146,45 @@ fn load(gpu: &mut Gpu) -> Result<String, NoGpu> {
     Ok(architecture)
 }
 
-fn gpu(args: &EngineArgs, number: u32, why: &str) -> Result<Place, NoGpu> {
-    let mut gpu = Gpu::new(number)?;
-    let (free, total) = gpu.memory()?;
-    let architecture = load(&mut gpu)?;
-    let name = gpu.name();
-    let total = Bytes::new(total);
+fn gpus(args: &EngineArgs, numbers: &[u32], why: &str) -> Result<Place, NoGpu> {
     let driver = plimsoll_plan::driver_bound();
-    let known = plimsoll_device::find(&name)
-        .filter(|d| d.driver_total.get().abs_diff(total.get()) < 1 << 30);
+    let (mut gpus, mut names) = (Vec::<Box<dyn CudaDevice>>::new(), Vec::new());
+    let mut least: Option<(Device, Bytes)> = None;
+    for &number in numbers {
+        let mut gpu = Gpu::new(number)?;
+        let (free, total) = gpu.memory()?;
+        let architecture = load(&mut gpu)?;
+        let name = gpu.name();
+        // Ranks of one GPU have equal shares of it.
+        let sharing = numbers.iter().filter(|n| **n == number).count() as u64;
+        let device = described(args, &name, total, sharing);
+        // What the plan counts as the driver's is not that of others.
+        let in_use = Bytes::new(total.saturating_sub(free) / sharing).saturating_sub(driver);
+        // Ranks are alike, so all are planned for the GPU that has least.
+        let left = |(d, used): &(Device, Bytes)| d.usable.saturating_sub(*used);
+        let this = (device, in_use);
+        if least.as_ref().is_none_or(|l| left(&this) < left(l)) {
+            least = Some(this);
+        }
+        names.push(format!("cuda:{number}, {name}, sm_{architecture}"));
+        gpus.push(Box::new(gpu));
+    }
+    let (device, in_use) = least.ok_or(GpuError::None(0, 0))?;
+    Ok(Place {
+        device,
+        in_use,
+        gpus,
+        why: ranks_on(args.tp, &format!("{} ({why})", names.join("; "))),
+    })
+}
+
+/// What the plan knows of a GPU that so many ranks share.
+fn described(args: &EngineArgs, name: &str, total: u64, sharing: u64) -> Device {
+    let known = plimsoll_device::find(name)
+        .filter(|d| sharing == 1 && d.driver_total.get().abs_diff(total) < 1 << 30);
+    let total = Bytes::new(total / sharing);
     let mut device = known.cloned().unwrap_or_else(|| Device {
-        name: name.clone(),
+        name: name.to_owned(),
         memory_source: "the driver's total on this machine".to_owned(),
         ..Device::of_size(total)
     });
@@ -155,15 +192,7 @@ fn gpu(args: &EngineArgs, number: u32, why: &str) -> Result<Place, NoGpu> {
         device.usable = given.min(total);
         device.memory_source = "given (--memory)".to_owned();
     }
-    Ok(Place {
-        // What the plan counts as the driver's is not that of others.
-        in_use: total
-            .saturating_sub(Bytes::new(free))
-            .saturating_sub(driver),
-        device,
-        why: format!("cuda:{number}, {name}, sm_{architecture} ({why})"),
-        gpu: Some(Box::new(gpu)),
-    })
+    device
 }
 
 /// Machine code of the kernels: from the cache, or compiled now and kept there.

@@ -36,18 +36,7 @@ pub(crate) struct Map {
 impl Map {
     /// What all ranks have together, region by region.
     pub(crate) fn regions(&self) -> Result<Vec<(Region, Bytes)>, SizeOverflow> {
-        let all = |&(region, bytes): &(Region, Bytes)| {
-            let of_each = match region {
-                Region::Weights
-                | Region::KvCache
-                | Region::Activations
-                | Region::Swap
-                | Region::SwapFile => self.ranks,
-                _ => 1,
-            };
-            Ok((region, bytes.times(of_each)?))
-        };
-        self.rank.regions().iter().map(all).collect()
+        self.rank.together(self.ranks)
     }
 
     fn of(&self) -> String {
@@ -119,22 +108,34 @@ pub(crate) fn plan(
         rank: MemoryMap::of(rank).map_err(PlanError::from)?,
         ranks: args.tp,
     };
-    let regions = map.regions().map_err(PlanError::from)?;
     if evaluation.verdict != Verdict::No {
         return Ok(map);
     }
+    // Ranks on processors share a budget; on GPUs each has its own.
+    let together = place.gpus.is_empty();
+    let (regions, ranks, each) = if together {
+        (
+            map.regions().map_err(PlanError::from)?,
+            args.tp,
+            String::new(),
+        )
+    } else {
+        let each = (args.tp > 1).then(|| format!(" on each of {} GPUs", args.tp));
+        let of_one = map.rank.regions().to_vec();
+        (of_one, 1, each.unwrap_or_default())
+    };
     let mut parts = String::new();
     for (region, bytes) in regions.iter().filter(|r| r.0 != Region::KvCache) {
         let _ = write!(parts, "{} {bytes}, ", region.name().replace('_', " "));
     }
     let need = args.kv_memory.unwrap_or(rank.need.pool);
-    let need = need.times(args.tp).map_err(PlanError::from)?;
+    let need = need.times(ranks).map_err(PlanError::from)?;
     let fits = |s: Sizes, kv| judge(s, kv).is_ok_and(|e| e.verdict != Verdict::No);
     Err(Failure::new(
         Exit::DoesNotFit,
         "E-FIT-001",
         format!(
-            "{parts}and KV cache of {need} for one sequence of {} tokens do not fit into {}",
+            "{parts}and KV cache of {need} for one sequence of {} tokens do not fit into {}{each}",
             thousands(context),
             deployment.device.usable
         ),

@@ -2,6 +2,7 @@
 
 pub(crate) mod device;
 pub(crate) mod memory;
+mod ranks;
 mod source;
 mod weights;
 
@@ -228,7 +229,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let Prepared {
         context,
         threads,
-        mut programs,
+        programs,
         geometry,
         layout,
         map,
@@ -289,10 +290,9 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         });
     };
     let broken = |e: WeightsError| Failure::new(Exit::Corrupt, "E-GEN-008", e.to_string());
-    let why = place.why;
     let mut notes = notes(spec, args.weights, context);
-    let backend: Box<dyn Backend> = match place.gpu {
-        None => {
+    let (backend, how): (Box<dyn Backend>, Option<String>) = match place.gpus {
+        gpus if gpus.is_empty() => {
             let meeting = Meeting::new(programs.len());
             let mut ranks = Vec::new();
             for (rank, program) in programs.into_iter().enumerate() {
@@ -304,33 +304,40 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
                 ranks.push(cpu.seated(meeting.seat(rank)));
             }
             if ranks.len() == 1 {
-                Box::new(ranks.remove(0))
+                (Box::new(ranks.remove(0)), None)
             } else {
-                Box::new(Ranks::new(ranks, meeting, threads).map_err(|e| too_large(&e))?)
+                let ranks = Ranks::new(ranks, meeting, threads).map_err(|e| too_large(&e))?;
+                let how = "ranks meet in this process's memory";
+                (Box::new(ranks), Some(how.to_owned()))
             }
         }
-        Some(gpu) => {
-            let program = programs.remove(0);
-            let file = args.swap_dir.as_ref().map(swap_file).transpose()?;
-            let sizes = DeviceSizes::of(&map.rank, &program, context).map_err(|e| too_large(&e))?;
+        gpus => {
             let arithmetic = if args.batch_invariant {
                 Arithmetic::Exact
             } else {
                 Arithmetic::Fast
             };
-            let cuda = Cuda::new(gpu, program, sizes, file, context, arithmetic);
-            let mut cuda = cuda.map_err(|e| too_large(&e))?;
-            let staged = plimsoll_plan::STAGED_WEIGHTS;
-            cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
-            if !args.enforce_eager {
-                let eager = "`--enforce-eager` starts kernels one by one";
-                let made = cuda.record().map_err(|e| too_large(&e).hint(eager))?;
-                let taken = made.bytes;
-                notes.extend(taken.and_then(|n| recorded(n, map.rank.region(Region::Graphs))));
+            let mut ranks = Vec::new();
+            for (gpu, program) in gpus.into_iter().zip(programs) {
+                let file = args.swap_dir.as_ref().map(swap_file).transpose()?;
+                let sizes = DeviceSizes::of(&map.rank, &program, context);
+                let sizes = sizes.map_err(|e| too_large(&e))?;
+                let cuda = Cuda::new(gpu, program, sizes, file, context, arithmetic);
+                let mut cuda = cuda.map_err(|e| too_large(&e))?;
+                let staged = plimsoll_plan::STAGED_WEIGHTS;
+                cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
+                if !args.enforce_eager {
+                    let eager = "`--enforce-eager` starts kernels one by one";
+                    let made = cuda.record().map_err(|e| too_large(&e).hint(eager))?;
+                    let taken = made.bytes;
+                    notes.extend(taken.and_then(|n| recorded(n, map.rank.region(Region::Graphs))));
+                }
+                ranks.push(cuda);
             }
-            Box::new(cuda)
+            ranks::together(ranks, threads).map_err(|e| too_large(&e))?
         }
     };
+    let device = [place.why].into_iter().chain(how).collect::<Vec<_>>();
     drop(progress);
 
     let vocab = u32::try_from(spec.vocab).unwrap_or(u32::MAX);
@@ -389,7 +396,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         level,
         inputs,
         cost,
-        device: why,
+        device: device.join("; "),
         note: (!notes.is_empty()).then(|| notes.join("\n")),
     })
 }
@@ -485,14 +492,14 @@ fn lowered(
         };
         Failure::new(exit, "E-GEN-010", e.to_string()).hint(hint)
     })?;
-    let check = match place.gpu {
-        None => plimsoll_runtime::check,
-        Some(_) => cuda::check,
+    let check = if place.gpus.is_empty() {
+        plimsoll_runtime::check
+    } else {
+        cuda::check
     };
     check(&programs[0]).map_err(|e| {
         let hint = match e {
             StartError::KvType(_) | StartError::LatentType(_) => "set `--kv-cache-dtype`",
-            StartError::Ranks => "leave `--tp` out, or divide it on processors: `--device cpu`",
             StartError::Group(_) => "run it on processors: `--device cpu`",
             _ => "choose a model that the processor can run",
         };

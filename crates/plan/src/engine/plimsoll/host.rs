@@ -93,7 +93,8 @@ pub(super) fn terms(
         )
         .formula("min(threads, R) x vocabulary x (4 logits of a row, as changed + 8 sorting keys)")
         .input("min(threads, R)", samplers)
-        .input("vocabulary", vocab),
+        .input("vocabulary", vocab)
+        .shared(),
     ];
     if !is_cpu(context) {
         terms.push(
@@ -136,8 +137,10 @@ pub(super) fn terms(
     if !context.settings.swap_file {
         terms.extend(swap.clone());
     }
-    let bound =
-        |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
+    let bound = |name: &str, bytes: Bytes| {
+        let term = Term::exact(Region::Reserve, name, bytes);
+        term.kind(Kind::Bound).shared()
+    };
     terms.push(
         bound("process", Bytes::from_mib(PROCESS_MIB)?)
             .formula("fixed: the program, its libraries, the model's description"),
@@ -148,7 +151,7 @@ pub(super) fn terms(
             .input("vocabulary", vocab),
     );
     let ranks = context.deployment.parallel.tp;
-    if is_cpu(context) && ranks > 1 {
+    if ranks > 1 {
         let each = (threads / ranks).max(1);
         let all = ranks.saturating_mul(each).saturating_add(threads);
         terms.push(

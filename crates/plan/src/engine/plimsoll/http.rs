@@ -96,8 +96,10 @@ pub(super) fn terms(
     pages: u64,
 ) -> Result<Vec<Term>, SizeOverflow> {
     let limits = http.limits(sequences, length)?;
-    let bound =
-        |name: &str, bytes: Bytes| Term::exact(Region::Reserve, name, bytes).kind(Kind::Bound);
+    let bound = |name: &str, bytes: Bytes| {
+        let term = Term::exact(Region::Reserve, name, bytes);
+        term.kind(Kind::Bound).shared()
+    };
     let threads = THREADS + WORKERS;
     let parsed = Bytes::product([limits.workers, limits.body.get(), PARSED])?;
     let encoded = Bytes::product([limits.workers, limits.text.get(), ENCODED])?;
