@@ -624,9 +624,7 @@ impl Backend for Cuda {
         }
         let at = self.program.buffer(self.program.logits).offset;
         let from = self.activations.at.plus(at.get());
-        if !self.gathers_on_host() {
-            self.device.copy(from, self.logits.at, bytes.get())?;
-        }
+        self.device.copy(from, self.logits.at, bytes.get())?;
         self.logits.mark(bytes);
         let bytes = self.device.host(self.logits.at, elements(bytes.get()))?;
         Ok(floats(bytes)?)
