@@ -2,7 +2,7 @@
 //! `cargo bench -p plimsoll-runtime --bench decode`.
 
 use divan::Bencher;
-use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Lane, Launch};
+use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Lane, Launch, Stream};
 use plimsoll_kernels::Pool;
 use plimsoll_kv::{Delta, DeltaOp};
 use plimsoll_model::{Assume, from_config};
@@ -31,6 +31,10 @@ impl Device for Idle {
     fn name(&self) -> String {
         "nothing".to_owned()
     }
+    fn stream(&self) -> Stream {
+        Stream { gpu: 0, handle: 0 }
+    }
+
     fn capability(&self) -> u32 {
         90
     }
@@ -108,6 +112,7 @@ fn runner(records: bool) -> (Runner<Cuda, Any>, Step) {
     let pages = 1 + u64::from(SEQUENCES) * blocks;
     let inputs = StepInputs::of(&program, context).expect("they fit");
     let sizes = DeviceSizes {
+        collectives: Bytes::ZERO,
         weights: program.weight_bytes,
         pages: program.geometry.page.times(pages).expect("they fit"),
         activations: program.activation_bytes,

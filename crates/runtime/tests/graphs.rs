@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Lane, Launch};
+use plimsoll_cuda::{Address, Device, DeviceError, Fibers, Graph, Lane, Launch, Stream};
 use plimsoll_program::{Buckets, RECORDED_KERNEL};
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
@@ -39,6 +39,9 @@ struct Watched {
 impl Device for Watched {
     fn name(&self) -> String {
         self.fibers.name()
+    }
+    fn stream(&self) -> Stream {
+        self.fibers.stream()
     }
     fn capability(&self) -> u32 {
         self.fibers.capability()
@@ -122,7 +125,7 @@ fn same(
             asked: Arc::clone(&asked),
             records: false,
         });
-        let mut cuda = model.cuda(server, device, arithmetic);
+        let mut cuda = model.cuda(server, 0, device, arithmetic);
         let mut made = 0;
         if records {
             let before = cuda_usage(&cuda);

@@ -28,7 +28,7 @@ fn swaps() -> Server {
 
 fn cuda(server: &Server, fibers: Fibers) -> Cuda {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama");
-    Model::open(&folder).cuda(server, Box::new(fibers), Arithmetic::Exact)
+    Model::open(&folder).cuda(server, 0, Box::new(fibers), Arithmetic::Exact)
 }
 
 fn page_bytes(cuda: &Cuda) -> usize {

@@ -465,17 +465,14 @@ impl Backend for Cuda {
         let at = self.program.buffer(self.program.logits).offset;
         let of = self.activations.at.plus(at.get() + from.get());
         let to = self.logits.at.plus(from.get());
-        if !self.gathers_on_host() {
-            self.device.copy(of, to, len)?;
-        }
+        self.device.copy(of, to, len)?;
         self.logits.mark(end);
         let bytes = self.device.host(to, elements(len))?;
         Ok(floats(bytes)?)
     }
 
     fn shortens(&self) -> bool {
-        // Elsewhere whole rows are there already.
-        !self.gathers_on_host()
+        true
     }
 
     fn shortlists(&mut self, briefs: &[Option<Brief>]) -> Result<Shortlists<'_>, BackendError> {

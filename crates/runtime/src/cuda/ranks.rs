@@ -70,11 +70,6 @@ impl Cuda {
         self.seat().map(|s| s.nccl.clone())
     }
 
-    /// Whether logits are on the host as soon as they are put together.
-    pub(super) fn gathers_on_host(&self) -> bool {
-        self.seat.as_ref().is_some_and(|s| s.nccl.is_none())
-    }
-
     /// Waits until this rank's part of a step is over, where it is one of several: what it cannot do is to be known before
     /// another waits for it without end.
     pub(super) fn ended(&mut self) -> Result<(), BackendError> {
@@ -110,27 +105,29 @@ impl Cuda {
     ) -> Result<(), BackendError> {
         let rows = self.rows(x, step);
         let (each, width) = (self.width(x), self.width(out));
-        let from = Address(self.buffer(x, step));
+        let [from, to] = [x, out].map(|b| Address(self.buffer(b, step)));
         if let Some(nccl) = self.nccl()? {
-            let to = Address(self.buffer(out, step));
             return self.join(&nccl, [from, to], rows, [each, width]);
         }
-        if out != self.program.logits {
-            let what = "what is not read on the host is put together there";
-            return Err(BackendError::Step(what.to_owned()));
-        }
         self.show(from, rows * u64::from(each))?;
+        // Where logits will lie for whoever reads them there is room for all of them.
+        let bytes = F32.saturating_mul(rows).saturating_mul(width.into());
+        if bytes > self.logits.bytes.get() {
+            return Err(BackendError::Step(
+                "ranks put together more than was planned".to_owned(),
+            ));
+        }
         // What is shown, and then logits.
         let all = elements(self.exchange.bytes.get() + self.logits.bytes.get());
         let all = floats(self.device.host(self.exchange.at, all)?)?;
-        let (shown, logits) = all.split_at_mut(elements(self.exchange.bytes.get() / F32));
+        let (shown, joined) = all.split_at_mut(elements(self.exchange.bytes.get() / F32));
         let (each, width) = (elements(each.into()), elements(width.into()));
         let rows = elements(rows);
         if let Some(seat) = &mut self.seat {
-            let (shown, logits) = (&shown[..rows * each], &mut logits[..rows * width]);
-            seat.meeting.all_gather(shown, logits, [each, width])?;
+            let (shown, joined) = (&shown[..rows * each], &mut joined[..rows * width]);
+            seat.meeting.all_gather(shown, joined, [each, width])?;
         }
-        Ok(())
+        Ok(self.device.copy(self.logits.at, to, bytes)?)
     }
 
     /// Copies `len` elements to where the others see them; how many bytes they are.
