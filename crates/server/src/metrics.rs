@@ -370,7 +370,11 @@ impl Planned {
                 region: name.clone(),
                 planned_bytes: planned.get(),
                 committed_bytes: used.map(|u| u.committed.get()),
-                high_water_bytes: used.map_or(beside, |u| Some(u.high_water.get())),
+                high_water_bytes: match used {
+                    Some(u) => Some(u.high_water.get()),
+                    // What a driver takes, for graphs too, is not the process's.
+                    None => beside.filter(|_| name == "reserve"),
+                },
             }
         };
         self.regions.iter().map(region).collect()
