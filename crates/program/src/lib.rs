@@ -10,6 +10,7 @@ mod lower;
 mod parallel;
 mod pool;
 mod program;
+mod quantised;
 mod weights;
 
 pub use inputs::{ATTENTION_PART, ROW_WORDS, StepInputs, part_words};
@@ -20,4 +21,5 @@ pub use program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, LatentOp, NormKind,
     Op, Program, RotaryTable, Rows, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
 };
+pub use quantised::{Grid, Number, Packed, Quantised, Zero};
 pub use weights::{LocalTensor, PackedLayout, RoleBytes, WeightRules, rank_tensors, rank_weights};

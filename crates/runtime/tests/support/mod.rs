@@ -26,13 +26,23 @@ use plimsoll_schedule::{
 use plimsoll_units::{Bytes, DType, WeightType};
 
 pub(crate) fn fixtures() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    folders("tests/fixtures")
+}
+
+/// Checkpoints that are quantised.
+pub(crate) fn quantised() -> Vec<PathBuf> {
+    folders("tests/quantised")
+}
+
+fn folders(of: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(of);
     let mut all: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().path())
         .filter(|p| p.is_dir())
         .collect();
     all.sort();
+    assert!(all.len() >= 12, "{all:?}");
     all
 }
 

@@ -492,10 +492,14 @@ fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Option<String> 
 /// Matrices that are stored in another type than the one they are packed in, if any.
 fn converted(spec: &ModelSpec, weights: WeightType) -> Option<String> {
     let matrices = spec.tensors.iter().filter(|t| t.linear.is_some());
+    let plain = [DType::F32, DType::F16, DType::Bf16];
     let mut types: Vec<String> = matrices
         .map(|t| t.dtype)
         .filter(|d| weights != WeightType::Bf16 || *d != DType::Bf16)
-        .map(|d| d.to_string())
+        .map(|d| match &spec.quant {
+            Some(scheme) if !plain.contains(&d) => scheme.format.name(),
+            _ => d.to_string(),
+        })
         .collect();
     types.sort();
     types.dedup();
