@@ -6,6 +6,7 @@ mod support;
 
 use plimsoll_cuda::Fibers;
 use plimsoll_plan::Region;
+use plimsoll_runtime::Inside;
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::Fan;
 use plimsoll_units::{DType, WeightType};
