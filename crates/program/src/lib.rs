@@ -14,7 +14,7 @@ mod quantised;
 mod weights;
 
 pub use inputs::{ATTENTION_PART, ROW_WORDS, StepInputs, part_words};
-pub use lower::{Limits, LowerError, lower, lower_rank};
+pub use lower::{Limits, LowerError, is_read, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
 pub use program::{

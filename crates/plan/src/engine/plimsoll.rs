@@ -3,7 +3,8 @@
 
 use plimsoll_model::{Ffn, LayerSpec, Mixer};
 use plimsoll_program::{
-    KvRules, Limits, PackedLayout, PoolGeometry, Program, Rank, StepInputs, WeightRules, lower_rank,
+    KvRules, Limits, PackedLayout, PoolGeometry, Program, Rank, StepInputs, WeightRules, is_read,
+    lower_rank,
 };
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
@@ -203,12 +204,14 @@ fn program_terms(context: &Context<'_>, program: &Program) -> Result<Vec<Term>, 
     Ok(terms)
 }
 
-/// What holds for models that do not lower: weights as stored, in panels, and the widest layer.
+/// What holds for models that do not lower: weights as stored, in panels, and the widest layer. Quantised matrices are
+/// multiplied out where we read their layout.
 fn bounds(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     let rules = WeightRules {
         dtype: context.settings.dtype,
         packed: Some(PackedLayout { rows: PANEL_ROWS }),
         keep_order_index: false,
+        widened: is_read(context.spec).then_some(DType::Bf16),
         ..WeightRules::stored()
     };
     let source = "plimsoll-program: weights.rs, panels of 32 rows";

@@ -68,6 +68,13 @@ pub enum LowerError {
     Size(#[from] SizeOverflow),
 }
 
+/// Whether the layout that a checkpoint's weights are stored in can be read.
+#[must_use]
+pub fn is_read(spec: &ModelSpec) -> bool {
+    let scheme = spec.quant.as_ref();
+    scheme.is_none_or(|scheme| quantised::check(scheme).is_ok())
+}
+
 /// `spec` as one device carries it out, with the pool's geometry under the same rules as in a plan.
 ///
 /// # Errors
