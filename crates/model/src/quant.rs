@@ -45,6 +45,8 @@ pub struct Extras {
     pub fine_grained: bool,
     /// Whether bitsandbytes' 4-bit type is `fp4`, not `nf4`: part of a tensor's name.
     pub fp4: bool,
+    /// Whether GPTQ's groups are of inputs anywhere (`desc_act`), not of neighbours.
+    pub by_activation: bool,
     /// What the zero points of GPTQ's layout stand for.
     pub gptq_zeros: GptqZeros,
     /// Whether words are packed in another order than that of GPTQ and of AWQ's `gemm`.
@@ -305,6 +307,7 @@ impl QuantScheme {
             "gptq" | "gptq_marlin" => {
                 extras.head = q.flag("lm_head", false)?;
                 targets = blocks(q)?;
+                extras.by_activation = q.flag("desc_act", false)?;
                 let form = q.str("checkpoint_format").or(q.str("format"));
                 match form.unwrap_or("gptq") {
                     "gptq" => {}

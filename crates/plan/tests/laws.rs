@@ -7,7 +7,7 @@ use plimsoll_plan::{
     Verdict, evaluate, max_context, max_users, total,
 };
 use plimsoll_program::{KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank};
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType, Weights};
 use proptest::prelude::*;
 
 fn builtin(name: &str) -> ModelSpec {
@@ -289,7 +289,7 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
             tokens: 512,
             outputs: 16,
             context: 1024,
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         let rules = KvRules {
             dtype: spec.dtype,
@@ -386,7 +386,7 @@ fn a_plan_of_ranks_sums_the_program_of_each() {
                 tokens: 64,
                 outputs: 4,
                 context: 256,
-                weights: WeightType::Bf16,
+                weights: Weights::default(),
             };
             let rules = KvRules::plimsoll(DType::Bf16, 16);
             let ranks: Result<Vec<Program>, _> = Rank::all(tp)

@@ -21,5 +21,5 @@ pub use program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, LatentOp, NormKind,
     Op, Program, RotaryTable, Rows, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
 };
-pub use quantised::{Grid, Number, Packed, Quantised, Zero};
+pub use quantised::{Grid, Number, Order, Packed, Quantised, Zero};
 pub use weights::{LocalTensor, PackedLayout, RoleBytes, WeightRules, rank_tensors, rank_weights};

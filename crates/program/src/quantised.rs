@@ -5,7 +5,7 @@
 //! in one word. Which layout has which is known to `lower/quantised.rs` alone.
 
 use plimsoll_model::Axis;
-use plimsoll_units::{DType, SizeOverflow};
+use plimsoll_units::{DType, GroupSize, SizeOverflow};
 
 /// A matrix whose elements are `scale × (code − zero)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +18,17 @@ pub struct Quantised {
     pub scales: Grid,
     /// What codes are less.
     pub zero: Zero,
-    /// The last part of the name of the tensor (I32) that says which group each input is of, where that does not follow
-    /// from its number.
-    pub order: Option<&'static str>,
+    /// Where it is said which group each input is of, where that does not follow from its number.
+    pub order: Option<Order>,
+}
+
+/// A tensor (I32) with the group of each input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// What its name ends with.
+    pub leaf: &'static str,
+    /// Whether the config says that inputs of a group are together, in order.
+    pub sorted: bool,
 }
 
 /// What codes are less.
@@ -154,8 +162,20 @@ impl Quantised {
     /// The tensors beside that of the codes.
     pub fn others(&self, codes: &str) -> impl Iterator<Item = String> {
         let zeros = self.zeros().map(|g| g.leaf);
-        let leaves = [Some(self.scales.leaf), zeros, self.order];
+        let order = self.order.map(|o| o.leaf);
+        let leaves = [Some(self.scales.leaf), zeros, order];
         leaves.into_iter().flatten().map(|l| self.beside(codes, l))
+    }
+
+    /// The groups in which it can be kept as it is: of four bits, inputs in order, scales of 16 bits.
+    #[must_use]
+    pub fn group_size(&self) -> Option<GroupSize> {
+        let four = matches!(self.codes.number, Number::Whole(p) if p.bits == 4);
+        let narrow = matches!(self.scales.dtype, DType::F16 | DType::Bf16);
+        let sorted = self.order.is_none_or(|o| o.sorted);
+        let [outputs, inputs] = self.scales.block;
+        let size = GroupSize::of(inputs).filter(|_| outputs == 1);
+        size.filter(|_| four && narrow && sorted)
     }
 
     /// Groups of inputs that have a scale of their own.

@@ -8,7 +8,7 @@ use plimsoll_program::{
     ActivationKind, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rank, Rows,
     Weight, lower, lower_rank,
 };
-use plimsoll_units::{DType, WeightType};
+use plimsoll_units::{DType, WeightType, Weights};
 use support::{Reader, Tensors, fixtures, name, quantised, spec, tensors, together};
 
 /// Share of the largest logit. transformers computes in float32 what is computed here in f64, which leaves less than
@@ -41,7 +41,7 @@ impl Case {
             tokens: tokens.len() as u64,
             outputs: tokens.len() as u64,
             context: spec.max_context.expect("a context"),
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         Self {
             program: lower(&spec, &limits, &rules).unwrap_or_else(|e| panic!("{name}: {e}")),
@@ -109,7 +109,7 @@ fn ranks_together_compute_the_logits_of_transformers() {
             tokens: whole.tokens,
             outputs: whole.outputs,
             context: case.spec.max_context.expect("a context"),
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         let ranks = |of| -> Result<Vec<Program>, LowerError> {
             Rank::all(of)

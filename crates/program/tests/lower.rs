@@ -17,7 +17,7 @@ use plimsoll_program::{
     AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Number, Op, Parallel,
     PoolGeometry, Program, Quantised, Rows, Weight, WeightId, WeightLayout, Zero, lower,
 };
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType, Weights};
 use serde_json::{Value, json};
 use support::{Reader, fixtures, name, spec, tensors};
 
@@ -31,7 +31,7 @@ const LIMITS: Limits = Limits {
     tokens: 48,
     outputs: 4,
     context: 64,
-    weights: WeightType::Bf16,
+    weights: Weights::As(WeightType::Bf16),
 };
 
 fn config(json: &Value) -> ModelSpec {
@@ -52,7 +52,7 @@ fn programs() -> Vec<(String, ModelSpec, Program)> {
             tokens: 2048,
             outputs: 256,
             context: spec.max_context.unwrap(),
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         match lower(&spec, &limits, &RULES) {
             Ok(program) => all.push((entry.name.clone(), spec, program)),
@@ -108,7 +108,9 @@ fn scaled(q: &Quantised, codes: &str) -> String {
         Zero::Same(n) => format!(" less {n}"),
         Zero::Stored(g) => format!(" less {}", g.leaf),
     };
-    let order = q.order.map_or_else(String::new, |o| format!(" by {o}"));
+    let order = q
+        .order
+        .map_or_else(String::new, |o| format!(" by {}", o.leaf));
     let scales = q.beside(codes, q.scales.leaf);
     format!("{zero} x {power}{scales}{order}")
 }
@@ -561,7 +563,7 @@ fn dead_buffers_give_their_space_back() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
-        weights: WeightType::Bf16,
+        weights: Weights::default(),
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place, the feed-forward: residual and angles, gate and up, and their product.
@@ -576,7 +578,7 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
-        weights: WeightType::Bf16,
+        weights: Weights::default(),
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place: residual, angles and routes, and for two experts gate and up, and their product.
@@ -592,7 +594,11 @@ fn quantised_inputs_have_room_of_their_own() {
     for (folder, spec, plain) in programs() {
         assert!(plain.scratch.iter().all(Option::is_none));
         for weights in [WeightType::Int8, WeightType::Int4] {
-            let p = lower(&spec, &Limits { weights, ..LIMITS }, &RULES).unwrap();
+            let p = {
+                let weights = Weights::As(weights);
+                lower(&spec, &Limits { weights, ..LIMITS }, &RULES)
+            }
+            .unwrap();
             assert!(p.weight_bytes < plain.weight_bytes, "{folder}");
             let mut some = 0;
             for (op, scratch) in p.ops.iter().zip(&p.scratch) {

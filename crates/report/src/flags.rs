@@ -2,7 +2,7 @@
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
 use plimsoll_program::Parallel;
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, Weights};
 
 use crate::build::ModelFacts;
 use crate::wire::EngineFlags;
@@ -162,7 +162,7 @@ fn on_one_device(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
     if ranks > 1 {
         own.push(format!("--tp {ranks}"));
     }
-    if settings.weights != WeightType::Bf16 {
+    if settings.weights != Weights::default() {
         own.push(format!("--weights {}", settings.weights));
     }
     if let KvType::Plain(d) = settings.kv_type {

@@ -102,7 +102,7 @@ fn map(spec: &ModelSpec, weights: WeightType, kv: DType, ranks: u64) -> MemoryMa
         in_use: Bytes::ZERO,
     };
     let settings = Settings {
-        weights,
+        weights: weights.into(),
         kv_type: KvType::Plain(kv),
         block_size: Some(BLOCK),
         max_model_len: Some(LENGTH.into()),
@@ -132,7 +132,7 @@ fn lowered(
         tokens: TOKENS,
         outputs: SEQUENCES.into(),
         context: LENGTH.into(),
-        weights,
+        weights: weights.into(),
     };
     lower_rank(spec, rank, &sizes, &rules)
 }

@@ -6,7 +6,7 @@ use plimsoll_program::{
     KvRules, Limits, PackedLayout, PoolGeometry, Program, Rank, StepInputs, WeightRules, is_read,
     lower_rank,
 };
-use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
+use plimsoll_units::{Bytes, DType, SizeOverflow, Weights};
 
 pub(crate) mod host;
 pub(crate) mod http;
@@ -59,7 +59,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         }
         Err(why) => {
             let weights = context.settings.weights;
-            if weights != WeightType::Bf16 {
+            if weights != Weights::default() {
                 return Err(PlanError::Refused {
                     engine: "plimsoll".to_owned(),
                     setting: format!("--weights {weights}"),

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use plimsoll_model::quant::QuantScheme;
 use plimsoll_model::{ModelSpec, Role, TensorSpec};
-use plimsoll_units::{Bytes, SizeOverflow, WeightType};
+use plimsoll_units::{Bytes, SizeOverflow, WeightType, Weights};
 
 use super::place::place;
 use super::quantised::Stored;
@@ -228,13 +228,24 @@ impl<'a> Builder<'a> {
         Ok(WeightId(id))
     }
 
-    fn packed(&self, role: Role, n: u64, k: u64) -> WeightLayout {
-        // Which experts a token takes changes at once where their scores change a little, and these are small.
-        let form = match role {
-            Role::Router => WeightType::Bf16,
-            _ => self.limits.weights,
+    fn packed(
+        &self,
+        role: Role,
+        n: u64,
+        inputs: &Inputs,
+        sources: &[Source],
+    ) -> Result<WeightLayout, LowerError> {
+        let form = match (role, self.limits.weights) {
+            // Which experts a token takes changes at once where their scores change a little, and these are small.
+            (Role::Router, _) => WeightType::Bf16,
+            (_, Weights::As(form)) => form,
+            (_, Weights::Stored) => stored_form(sources),
         };
-        WeightLayout::Packed { form, n, k }
+        if let (WeightType::Grouped(group), [source, ..]) = (form, sources) {
+            whole(&source.tensor, "groups", group.columns(), inputs)?;
+        }
+        let k = inputs.count();
+        Ok(WeightLayout::Packed { form, n, k })
     }
 
     /// The matrix of `parts`, one below the other, with these columns of what is stored.
@@ -269,7 +280,7 @@ impl<'a> Builder<'a> {
                 });
             }
         }
-        let layout = self.packed(role, n, inputs.count());
+        let layout = self.packed(role, n, &inputs, &sources)?;
         self.weight(named(layer, name), role, layout, sources, padding)
     }
 
@@ -356,7 +367,7 @@ impl<'a> Builder<'a> {
                     });
                 }
             }
-            let layout = self.packed(role, n, inputs.count());
+            let layout = self.packed(role, n, &inputs, &sources)?;
             let name = named(Some(layer), &format!("experts.{e}.{name}"));
             all.push(self.weight(name, role, layout, sources, 0)?);
         }
@@ -546,16 +557,29 @@ impl<'a> Builder<'a> {
 
 /// Checks that no rank begins inside a block of a row that is stored in blocks.
 fn whole_blocks(t: &TensorSpec, inputs: &Inputs) -> Result<(), LowerError> {
-    let block = t.dtype.block_elements();
+    whole(&t.name, "blocks", t.dtype.block_elements(), inputs)
+}
+
+fn whole(tensor: &str, what: &str, block: u64, inputs: &Inputs) -> Result<(), LowerError> {
     let cut = |at: u64| at != inputs.stored && !at.is_multiple_of(block);
     if cut(inputs.taken.start) || cut(inputs.taken.end) {
         return Err(LowerError::Divided(format!(
-            "`{}` has blocks of {block} elements, and ranks of {} columns would cut them",
-            t.name,
+            "`{tensor}` has {what} of {block} elements, and ranks of {} columns would cut them",
             inputs.count()
         )));
     }
     Ok(())
+}
+
+/// What a matrix of these parts is kept as where it is kept as it is stored.
+fn stored_form(sources: &[Source]) -> WeightType {
+    let mut sizes = sources
+        .iter()
+        .map(|s| s.quantised.as_ref().and_then(|q| q.group_size()));
+    match sizes.next().flatten() {
+        Some(size) if sizes.all(|s| s == Some(size)) => WeightType::Grouped(size),
+        _ => WeightType::Bf16,
+    }
 }
 
 fn named(layer: Option<usize>, name: &str) -> String {

@@ -15,7 +15,7 @@ mod state;
 
 use plimsoll_model::quant::QuantScheme;
 use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec, quant};
-use plimsoll_units::{SizeOverflow, WeightType};
+use plimsoll_units::{SizeOverflow, Weights};
 
 use crate::parallel::{Parallel, Rank};
 use crate::pool::{KvRules, PoolGeometry};
@@ -34,7 +34,7 @@ pub struct Limits {
     /// trained: by the request, as transformers does, logits would depend on who is served.
     pub context: u64,
     /// What matrices are kept as; those that choose experts are always bfloat16.
-    pub weights: WeightType,
+    pub weights: Weights,
 }
 
 /// Why a model does not lower.

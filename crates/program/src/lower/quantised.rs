@@ -13,7 +13,7 @@ use plimsoll_units::{DType, SizeOverflow};
 
 use super::LowerError;
 use super::build::Builder;
-use crate::quantised::{Grid, Number, Packed, Quantised, Zero};
+use crate::quantised::{Grid, Number, Order, Packed, Quantised, Zero};
 
 /// Elements that share a scale in MXFP4.
 const MXFP4_BLOCK: u64 = 32;
@@ -298,7 +298,10 @@ impl<'a> Builder<'a> {
                         Some(_) => stored,
                         None => middle(bits),
                     },
-                    order: Some(self.order(layer, stem, ".g_idx", inp)?),
+                    order: Some(Order {
+                        leaf: self.order(layer, stem, ".g_idx", inp)?,
+                        sorted: !scheme.extras.by_activation,
+                    }),
                 }
             }
             QuantFormat::Awq { group, .. } => {
@@ -336,7 +339,10 @@ impl<'a> Builder<'a> {
                     scales: find(scales(".weight_scale", block, false))?,
                     zero,
                     order: match g_idx {
-                        true => Some(self.order(layer, stem, ".weight_g_idx", inp)?),
+                        true => Some(Order {
+                            leaf: self.order(layer, stem, ".weight_g_idx", inp)?,
+                            sorted: false,
+                        }),
                         false => None,
                     },
                 }

@@ -182,7 +182,9 @@ fn quantised_element(tensors: &Tensors, source: &Source, q: &Quantised, [o, i]: 
         grid_number(tensor, grid, q.size, at)
     };
     let group = match q.order {
-        Some(leaf) => number(tensors[&q.beside(&source.tensor, leaf)].values[index(i)]) as u64,
+        Some(order) => {
+            number(tensors[&q.beside(&source.tensor, order.leaf)].values[index(i)]) as u64
+        }
         None => i / q.scales.block[1],
     };
     let at = [o / q.scales.block[0], group];

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use plimsoll_kernels::{PANEL, bf16_from_f32, pack_columns, pack_rows, quantise_row};
+use plimsoll_kernels::{
+    PANEL, bf16_from_f32, pack_columns, pack_group_row, pack_rows, quantise_row,
+};
 use plimsoll_model::json::printable;
 use plimsoll_units::{Bytes, DType, WeightType};
 
@@ -285,6 +287,20 @@ impl Rows<'_> {
         } = scratch;
         grids.read(self.checkpoint, tensor, from..from + count, k, rectangle)?;
         let width = index(k);
+        if let WeightType::Grouped(group) = form {
+            let (mut numbers, mut of_groups) = (Vec::new(), Vec::new());
+            let mut result = Ok(());
+            self.for_panels(words, form, width, |panel, lane, done, n| {
+                for (i, row) in (from + done as u64..).take(n).enumerate() {
+                    let found = grids.grouped(rectangle, tensor, row, &mut numbers, &mut of_groups);
+                    match found {
+                        Ok(()) => pack_group_row(group, panel, lane + i, &numbers, &of_groups),
+                        Err(e) => result = Err(e),
+                    }
+                }
+            });
+            return result;
+        }
         let mut finite = true;
         self.for_panels(words, form, width, |panel, lane, done, n| {
             floats.resize(n * width, 0.0);

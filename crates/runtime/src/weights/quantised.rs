@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use plimsoll_kernels::f32_from_f16;
+use plimsoll_kernels::{f32_from_f16, group_word};
 use plimsoll_model::Axis;
 use plimsoll_model::json::printable;
 use plimsoll_program::{Grid, Number, Quantised, Source, Weight, WeightLayout, Zero};
@@ -103,7 +103,7 @@ pub(super) fn resolve(
             codes,
             scales: grid(&what.scales)?,
             zeros: what.zeros().map(grid).transpose()?,
-            order: what.order.map(order).transpose()?,
+            order: what.order.map(|o| order(o.leaf)).transpose()?,
             transposed: source.transposed,
             first,
         })),
@@ -269,7 +269,7 @@ impl Grids {
         let all = self.what.groups();
         let block = self.what.scales.block[1].max(1);
         let mut groups = inputs.start / block..inputs.end.div_ceil(block);
-        let order = self.what.order.map(|leaf| self.what.beside(tensor, leaf));
+        let order = self.what.order.map(|o| self.what.beside(tensor, o.leaf));
         if let (Some(stored), Some(order)) = (&self.order, &order) {
             into.bytes.resize(index((inputs.end - inputs.start) * 4), 0);
             let begin = stored.begin + inputs.start * 4;
@@ -387,6 +387,51 @@ impl Grids {
             }
         }
         finite
+    }
+
+    /// The numbers of a row of the weight, of those that were read, and the word of each of its groups.
+    pub(super) fn grouped(
+        &self,
+        from: &Rectangle,
+        tensor: &str,
+        row: u64,
+        numbers: &mut Vec<u8>,
+        words: &mut Vec<u32>,
+    ) -> Result<(), WeightsError> {
+        let (line, low) = from.outputs[index(row - from.origin[0])];
+        let number = |(at, shift): &(usize, u32)| self.code(from, line + at, low + shift);
+        numbers.clear();
+        numbers.extend(from.inputs.iter().map(number));
+        let parameters = &from.parameters[index(row - from.origin[0]) * from.groups..];
+        words.clear();
+        let each = index(self.what.scales.block[1]);
+        for (i, (end, group)) in from.runs.iter().enumerate() {
+            // Whole groups, one after the other, as the config says.
+            if (*end, *group) != (((i + 1) * each).min(numbers.len()), i) {
+                let order = self.what.order.map_or("", |o| o.leaf);
+                return Err(WeightsError::Values {
+                    tensor: printable(&self.what.beside(tensor, order)),
+                    problem:
+                        "has inputs of a group apart, and the config says that they are together"
+                            .to_owned(),
+                });
+            }
+            let [scale, zero] = parameters[*group];
+            // A zero point has four bits.
+            let word = group_word(scale, zero as u8).filter(|_| scale.is_finite());
+            words.push(word.ok_or_else(|| self.not_finite(tensor))?);
+        }
+        Ok(())
+    }
+
+    /// The code that begins at a byte and a bit.
+    fn code(&self, from: &Rectangle, at: usize, shift: u32) -> u8 {
+        let bits = self.what.codes.packed().map_or(8, |p| p.bits);
+        let word = match from.codes[at..].first_chunk() {
+            Some(word) if self.codes.element == 4 => u32::from_le_bytes(*word) >> shift,
+            _ => u32::from(from.codes[at]) >> shift,
+        };
+        word.to_le_bytes()[0] & mask(bits)
     }
 
     /// What is said of a matrix with elements that are none.

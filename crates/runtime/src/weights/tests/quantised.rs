@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use plimsoll_model::Axis;
-use plimsoll_program::{Grid, Number, Packed, Quantised, Zero};
+use plimsoll_program::{Grid, Number, Order, Packed, Quantised, Zero};
 
 use super::*;
 
@@ -163,16 +163,21 @@ fn awq() -> Layout {
 }
 
 /// Zero points less one where `less`, in which some of 0 borrow from the one beside them.
-fn gptq(bits: u8, less: bool) -> Layout {
+fn gptq(bits: u8, less: bool, sorted: bool) -> Layout {
     let width = u32::from(bits);
     let q = codes(4, OUT * INP, width);
     let mut z = codes(5, OUT * GROUPS, width);
     z.iter_mut().step_by(3).for_each(|z| *z = 0);
     let (half, scale) = scales(6, GROUPS);
-    // Inputs of a group are everywhere.
-    let order: Vec<u32> = (0..INP)
-        .map(|i| ((i * 7 + i / 5) % GROUPS) as u32)
-        .collect();
+    // Inputs of a group are everywhere, or together.
+    let group = |i: usize| {
+        if sorted {
+            i / GROUP
+        } else {
+            (i * 7 + i / 5) % GROUPS
+        }
+    };
+    let order: Vec<u32> = (0..INP).map(|i| group(i) as u32).collect();
     let code_words: Vec<Vec<u32>> = lines(&q, INP, false)
         .iter()
         .map(|l| words_of(l, width, None))
@@ -208,7 +213,10 @@ fn gptq(bits: u8, less: bool) -> Layout {
                 BLOCK,
                 true,
             )),
-            order: Some(".g_idx"),
+            order: Some(Order {
+                leaf: ".g_idx",
+                sorted,
+            }),
         },
         tensors: vec![
             (".qweight", "I32", shape(&code_words), bytes_of(&code_words)),
@@ -430,9 +438,9 @@ fn mxfp4() -> Layout {
 fn layouts() -> Vec<Layout> {
     vec![
         awq(),
-        gptq(4, true),
-        gptq(8, true),
-        gptq(2, false),
+        gptq(4, true, false),
+        gptq(8, true, false),
+        gptq(2, false, false),
         packed_words(4, true),
         packed_words(8, false),
         packed_words(2, true),
@@ -516,6 +524,57 @@ fn every_part_of_every_layout_is_what_it_stands_for() {
     }
 }
 
+/// Groups of four bits are kept as they are stored: each element is what it stands for, to the bit.
+#[test]
+fn groups_of_four_bits_lose_nothing() {
+    let mut kept = 0;
+    let mut all = layouts();
+    all.push(gptq(4, true, true));
+    for layout in all {
+        let Some(group) = layout.what.group_size() else {
+            continue;
+        };
+        kept += 1;
+        let folder = Folder::new();
+        layout.write(&folder);
+        let form = WeightType::Grouped(group);
+        for (rows, columns) in [(0..OUT, 0..INP), (5..40, GROUP..INP)] {
+            let [r, c] = [&rows, &columns].map(|r| r.start as u64..r.end as u64);
+            let p = layout.part(form, r, c, false);
+            let arena = loaded(&p, &folder.0, FILES, 2).unwrap();
+            let words = words(&arena, &p.weights[0]);
+            let (n, k) = (rows.len(), columns.len());
+            let matrix = plimsoll_kernels::Linear::new(&words, form, n, k);
+            let mut row = vec![f32::NAN; k];
+            for (i, o) in rows.enumerate() {
+                matrix.row(i, &mut row);
+                assert_eq!(row, layout.elements[o][columns.clone()], "{}", layout.name);
+            }
+        }
+        // What is no number, and inputs elsewhere than the config says.
+        let mut bad = layout;
+        let scales = bad.what.scales.leaf;
+        let tensor = bad.tensors.iter_mut().find(|t| t.0 == scales).unwrap();
+        tensor.3[..2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+        bad.write(&folder);
+        let p = bad.part(form, 0..OUT as u64, 0..INP as u64, false);
+        let e = loaded(&p, &folder.0, FILES, 1).unwrap_err().to_string();
+        assert!(e.contains("no finite"), "{e}");
+    }
+    assert_eq!(kept, 3);
+    let folder = Folder::new();
+    let mut apart = gptq(4, true, false);
+    apart.what.order = Some(Order {
+        leaf: ".g_idx",
+        sorted: true,
+    });
+    apart.write(&folder);
+    let form = WeightType::Grouped(plimsoll_units::GroupSize::G32);
+    let p = apart.part(form, 0..OUT as u64, 0..INP as u64, false);
+    let e = loaded(&p, &folder.0, FILES, 1).unwrap_err().to_string();
+    assert!(e.contains("`x.g_idx` has inputs of a group apart"), "{e}");
+}
+
 #[test]
 fn damaged_layouts_are_told_by_tensor() {
     let error = |layout: &Layout| {
@@ -552,7 +611,7 @@ fn damaged_layouts_are_told_by_tensor() {
     let e = damaged(&mxfp4, "_scales", &|t| t.3[5] = 255);
     assert!(e.contains("no finite"), "{e}");
     for group in [GROUPS as i32, -1, i32::MIN] {
-        let e = damaged(&|| gptq(4, true), ".g_idx", &|t| {
+        let e = damaged(&|| gptq(4, true, false), ".g_idx", &|t| {
             t.3[4 * 90..][..4].copy_from_slice(&group.to_le_bytes());
         });
         let says = format!("`x.g_idx` puts input 90 into group {group}, and there are {GROUPS}");
@@ -565,7 +624,7 @@ fn damaged_layouts_are_told_by_tensor() {
     assert!(e.contains("`x.qzeros`") && e.contains("[3, 9]"), "{e}");
     let e = damaged(&awq, ".scales", &|t| t.1 = "I16");
     assert!(e.contains("`x.scales` is stored as i16"), "{e}");
-    let mut without = gptq(4, false);
+    let mut without = gptq(4, false, false);
     without.tensors.retain(|t| t.0 != ".g_idx");
     assert!(error(&without).contains("`x.g_idx`"));
 
