@@ -179,6 +179,20 @@ fn the_map_of_a_run_is_the_one_that_plan_prints() {
     }
 }
 
+/// Groups of four bits that are kept as they are stored.
+#[test]
+fn the_map_of_weights_as_they_are_stored_is_the_one_that_plan_prints() {
+    let folder = copied("quantised/awq", "stored");
+    let [stored, _] = compare_maps(&folder, "64", ("auto", "bf16"));
+    let [wide, _] = compare_maps(&folder, "64", ("bf16", "bf16"));
+    assert!(stored < wide, "{stored}, {wide}");
+    let flags = ["-p", "w5", "--tp", "2", "--weights", "auto"];
+    let out = plimsoll("generate", &folder.0, &flags);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+    let says = "has groups of 32 elements, and ranks of 48 columns would cut them";
+    assert!(text(&out.stderr).contains(says), "{}", text(&out.stderr));
+}
+
 /// Bytes of weights, and of all that the KV cache can use.
 fn compare_maps(folder: &Folder, length: &str, (weights, kv): (&str, &str)) -> [u64; 2] {
     let mut bytes = [0; 2];

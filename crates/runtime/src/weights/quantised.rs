@@ -405,9 +405,11 @@ impl Grids {
         let parameters = &from.parameters[index(row - from.origin[0]) * from.groups..];
         words.clear();
         let each = index(self.what.scales.block[1]);
+        // Where groups are stored, all of them were read.
+        let first = self.what.order.map_or(0, |_| index(from.origin[1]) / each);
         for (i, (end, group)) in from.runs.iter().enumerate() {
             // Whole groups, one after the other, as the config says.
-            if (*end, *group) != (((i + 1) * each).min(numbers.len()), i) {
+            if (*end, *group) != (((i + 1) * each).min(numbers.len()), first + i) {
                 let order = self.what.order.map_or("", |o| o.leaf);
                 return Err(WeightsError::Values {
                     tensor: printable(&self.what.beside(tensor, order)),
