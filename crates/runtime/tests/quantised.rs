@@ -10,7 +10,7 @@ use plimsoll_runtime::Inside;
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::Fan;
 use plimsoll_units::{DType, WeightType};
-use support::{Greedy, Model, Server, exact, expected, quantised};
+use support::{Greedy, Model, Seen, Server, exact, expected, quantised};
 
 /// Largest difference over largest logit: weights are the same bfloat16 on both sides, so only the order of sums in
 /// float32 differs (`logits.rs`).
@@ -102,15 +102,18 @@ fn published_groups_stay_as_they_are() {
         let want = exact(&folder);
         let request = (prompt.clone(), 1, Fan::ONE);
         let (_, seen, _) = model.serve(&stored, std::slice::from_ref(&request));
-        let (mut off, mut size) = (0.0, 0.0);
-        for (i, want) in (0..).zip(want.chunks(want.len() / prompt.len())) {
-            for (g, w) in seen[&(0, 0, i)].iter().zip(want) {
-                let (g, w) = (f64::from(f32::from_bits(*g)), f64::from(*w));
-                off += (g - w).powi(2);
-                size += w * w;
+        let error = |seen: &Seen| {
+            let (mut off, mut size) = (0.0, 0.0);
+            for (i, want) in (0..).zip(want.chunks(want.len() / prompt.len())) {
+                for (g, w) in seen[&(0, 0, i)].iter().zip(want) {
+                    let (g, w) = (f64::from(f32::from_bits(*g)), f64::from(*w));
+                    off += (g - w).powi(2);
+                    size += w * w;
+                }
             }
-        }
-        let off = (off / size).sqrt();
+            (off / size).sqrt()
+        };
+        let off = error(&seen);
         println!("{name}: {off:.4}");
         assert!(off > 0.0 && off < 0.1, "{name}: {off}");
         // The same to the bit without SIMD, and on a device.
@@ -125,6 +128,13 @@ fn published_groups_stay_as_they_are() {
         );
         let device = Box::new(Fibers::new());
         let gpu = model.engine_of(&stored, device, Greedy::default(), Arithmetic::Exact);
-        assert_eq!(model.serve_on(gpu, &[request]).1, seen, "{name}");
+        let there = model.serve_on(gpu, std::slice::from_ref(&request)).1;
+        assert_eq!(there, seen, "{name}");
+        // Tensor cores multiply what they stand for, rounded to bfloat16 as inputs are.
+        let device = Box::new(Fibers::new());
+        let gpu = model.engine_of(&stored, device, Greedy::default(), Arithmetic::Fast);
+        let off = error(&model.serve_on(gpu, &[request]).1);
+        println!("{name} on tensor cores: {off:.4}");
+        assert!(off > 0.0 && off < 0.03, "{name} on tensor cores: {off}");
     }
 }
