@@ -205,7 +205,7 @@ impl Form {
                 Self::Int8 if line % 33 == 0 => (numbers.float().abs() / 127.0).to_bits(),
                 Self::Int4 if line % 9 == 0 => half() | half() << 16,
                 Self::G128 | Self::G64 | Self::G32 if line % (self.group() / 8 + 1) == 0 => {
-                    half() << 16 | numbers.word() % 16
+                    (half() << 16) | (numbers.word() % 16)
                 }
                 _ => numbers.word(),
             };

@@ -7,7 +7,7 @@ use plimsoll_plan::{
     Verdict, evaluate, max_context, max_users, total,
 };
 use plimsoll_program::{KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank};
-use plimsoll_units::{Bytes, DType, WeightType, Weights};
+use plimsoll_units::{Bytes, DType, Weights};
 use proptest::prelude::*;
 
 fn builtin(name: &str) -> ModelSpec {

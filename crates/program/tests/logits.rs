@@ -8,7 +8,7 @@ use plimsoll_program::{
     ActivationKind, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rank, Rows,
     Weight, lower, lower_rank,
 };
-use plimsoll_units::{DType, WeightType, Weights};
+use plimsoll_units::{DType, Weights};
 use support::{Reader, Tensors, fixtures, name, quantised, spec, tensors, together};
 
 /// Share of the largest logit. transformers computes in float32 what is computed here in f64, which leaves less than
