@@ -18,7 +18,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use plimsoll_plan::{Engine, KvType};
 use plimsoll_simulate::Slo;
 use plimsoll_simulate::paged::Branching;
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, Weights};
 
 pub(crate) use self::sweep::Sweep;
 pub(crate) use self::workload::WorkloadArgs;
@@ -254,9 +254,9 @@ pub(crate) struct EngineArgs {
     /// Quantise while loading: fp8, int8, int4, bitsandbytes
     #[arg(long, value_name = "FORMAT", value_parser = quantization)]
     pub(crate) quantization: Option<plimsoll_model::quant::QuantFormat>,
-    /// What matrices are kept as (plimsoll): bf16, int8 or int4
+    /// What matrices are kept as (plimsoll): bf16, int8 or int4, or auto: 4-bit groups as they are stored, others bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
-    pub(crate) weights: WeightType,
+    pub(crate) weights: Weights,
     /// Type of the KV cache
     #[arg(long, visible_aliases = ["kv-dtype", "cache-type-k"], value_name = "TYPE")]
     pub(crate) kv_cache_dtype: Option<KvType>,

@@ -20,8 +20,8 @@ impl Drop for Folder {
 const VOCAB: u64 = 256;
 
 /// One word per token.
-fn tokenizer() -> Vec<u8> {
-    let vocab: BTreeMap<String, u64> = (0..VOCAB).map(|i| (format!("w{i}"), i)).collect();
+fn tokenizer(vocab: u64) -> Vec<u8> {
+    let vocab: BTreeMap<String, u64> = (0..vocab).map(|i| (format!("w{i}"), i)).collect();
     let tokenizer = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
@@ -32,14 +32,21 @@ fn tokenizer() -> Vec<u8> {
 
 /// A checkpoint whose layers keep states of f32 beside keys and values of bfloat16.
 fn hybrid(name: &str) -> Folder {
+    copied("fixtures/granite_hybrid", name)
+}
+
+/// A checkpoint of the runtime's tests, with a tokenizer.
+fn copied(from: &str, name: &str) -> Folder {
     let path = std::env::temp_dir().join(format!("plimsoll-memory-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&path).expect("a folder");
-    let root =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/fixtures/granite_hybrid");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests");
     for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(root.join(file), path.join(file)).expect("a copy");
+        std::fs::copy(root.join(from).join(file), path.join(file)).expect("a copy");
     }
-    std::fs::write(path.join("tokenizer.json"), tokenizer()).expect("written");
+    let config = std::fs::read(path.join("config.json")).expect("a config");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let vocab = config["vocab_size"].as_u64().expect("a size");
+    std::fs::write(path.join("tokenizer.json"), tokenizer(vocab)).expect("written");
     Folder(path)
 }
 
@@ -57,7 +64,7 @@ fn model(name: &str, layers: u64, hidden: u64) -> Folder {
         "bos_token_id": 0, "eos_token_id": 1,
     });
     write("config.json", config.to_string().into_bytes());
-    write("tokenizer.json", tokenizer());
+    write("tokenizer.json", tokenizer(VOCAB));
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCAB, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
@@ -160,12 +167,30 @@ fn run(folder: &Folder, flags: &[&str]) -> Value {
 
 #[test]
 fn the_map_of_a_run_is_the_one_that_plan_prints() {
-    for (folder, length) in [(model("map", 2, 64), "256"), (hybrid("states"), "128")] {
+    for (folder, length) in [
+        (model("map", 2, 64), "256"),
+        (hybrid("states"), "128"),
+        (copied("quantised/awq", "awq"), "64"),
+    ] {
         let types = [("bf16", "f32"), ("int8", "f16"), ("int4", "int8")];
         let [a, b, c] = types.map(|types| compare_maps(&folder, length, types));
         let falls = |i: usize| a[i] > b[i] && b[i] > c[i];
         assert!(falls(0) && falls(1), "{a:?}, {b:?}, {c:?}");
     }
+}
+
+/// Groups of four bits that are kept as they are stored.
+#[test]
+fn the_map_of_weights_as_they_are_stored_is_the_one_that_plan_prints() {
+    let folder = copied("quantised/awq", "stored");
+    let [stored, _] = compare_maps(&folder, "64", ("auto", "bf16"));
+    let [wide, _] = compare_maps(&folder, "64", ("bf16", "bf16"));
+    assert!(stored < wide, "{stored}, {wide}");
+    let flags = ["-p", "w5", "--tp", "2", "--weights", "auto"];
+    let out = plimsoll("generate", &folder.0, &flags);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+    let says = "has groups of 32 elements, and ranks of 48 columns would cut them";
+    assert!(text(&out.stderr).contains(says), "{}", text(&out.stderr));
 }
 
 /// Bytes of weights, and of all that the KV cache can use.
@@ -227,13 +252,16 @@ fn compare_maps(folder: &Folder, length: &str, (weights, kv): (&str, &str)) -> [
 /// Ranks commit what the plan says of each of them, and what they share once; a dry run says so before.
 #[test]
 fn the_map_of_ranks_is_the_one_that_plan_prints() {
-    let folder = model("ranks", 2, 64);
-    for (ranks, sizes) in [
-        ("2", &["--kv-memory", "3MiB"][..]),
-        ("4", &["--memory", "2GiB"]),
-        ("2", &["--memory", "2GiB", "--weights", "int8"]),
+    let plain = (model("ranks", 2, 64), "256");
+    let quantised = (copied("quantised/gptq", "gptq-ranks"), "64");
+    for ((folder, length), ranks, sizes) in [
+        (&plain, "2", &["--kv-memory", "3MiB"][..]),
+        (&plain, "4", &["--memory", "2GiB"]),
+        (&plain, "2", &["--memory", "2GiB", "--weights", "int8"]),
+        (&quantised, "2", &["--memory", "2GiB"]),
     ] {
-        let mut flags = SETTINGS.to_vec();
+        let of_length = |f| if f == "256" { *length } else { f };
+        let mut flags = SETTINGS.map(of_length).to_vec();
         flags.extend(sizes);
         flags.extend(["--tensor-parallel-size", ranks]);
         let asked = |command: &str, more: &[&str]| -> Value {
@@ -249,7 +277,7 @@ fn the_map_of_ranks_is_the_one_that_plan_prints() {
             "--gpu",
             "cpu",
             "--context",
-            "256",
+            length,
             "--json",
         ];
         let plan = asked("plan", &[&question[..], &["--generate"]].concat());
@@ -259,7 +287,7 @@ fn the_map_of_ranks_is_the_one_that_plan_prints() {
         assert!(!shared.is_empty() && of_each.keys().all(|k| !shared.contains_key(k)));
         let mut all = of_each.clone();
         all.extend(shared.clone());
-        let map = run(&folder, &flags);
+        let map = run(folder, &flags);
         assert_eq!(terms(&map["terms"]), all);
         assert_eq!(map["ranks"].to_string(), ranks);
         let mut regions: BTreeMap<&str, u64> = BTreeMap::new();

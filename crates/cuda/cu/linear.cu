@@ -117,6 +117,37 @@ template <u32 ROWS> DEVICE void linear_int4(const Linear& a) {
   finish(w);
 }
 
+template <u32 ROWS, u32 FORM> DEVICE void linear_group(const Linear& a) {
+  Work<ROWS> w = work_of<ROWS>(a);
+  if (!w.any) return;
+  const u32 GROUP = GROUP_COLUMNS(FORM);
+  const u32* words = w.panel;
+  for (u32 k = 0; k < a.k; k += GROUP) {
+    u32 group = k / 128, first = k % 128 / 4, left = a.k - k, lines = left < GROUP ? (left + 7) / 8 : GROUP / 8;
+    float scale = float_of(*words & ~GROUP_BELOW);
+    u32 zeros = (*words & GROUP_ZERO) * 0x01010101u;
+    words += PANEL;
+    int c[ROWS];
+    for (u32 i = 0; i < ROWS; i++) c[i] = 0;
+    for (u32 line = 0; line < lines; line++, words += PANEL) {
+      u32 eight = *words;
+      for (u32 high = 0; high < 2; high++) {
+        // Numbers of 0 to 15 and 128 more, less at most 31: bytes do not borrow from each other.
+        u32 four = (((eight >> (4 * high) & 0x0f0f0f0fu) | 0x80808080u) - zeros) ^ 0x80808080u;
+        for (u32 i = 0; i < ROWS; i++)
+          c[i] = dot4(four, bits_of(w.x[i][group * INPUT_WORDS + INPUT_HEAD + first + 2 * line + high]), c[i]);
+      }
+    }
+    for (u32 i = 0; i < ROWS; i++)
+      w.acc[i] = fma_rn((float)c[i], mul_rn(scale, w.x[i][group * INPUT_WORDS]), w.acc[i]);
+  }
+  finish(w);
+}
+
+template <u32 ROWS> DEVICE void linear_g128(const Linear& a) { linear_group<ROWS, WEIGHT_G128>(a); }
+template <u32 ROWS> DEVICE void linear_g64(const Linear& a) { linear_group<ROWS, WEIGHT_G64>(a); }
+template <u32 ROWS> DEVICE void linear_g32(const Linear& a) { linear_group<ROWS, WEIGHT_G32>(a); }
+
 #define LINEAR(form)                                       \
   KERNEL(linear_##form##_1, Linear) { linear_##form<1>(a); } \
   KERNEL(linear_##form##_4, Linear) { linear_##form<4>(a); } \
@@ -125,6 +156,9 @@ template <u32 ROWS> DEVICE void linear_int4(const Linear& a) {
 LINEAR(bf16)
 LINEAR(int8)
 LINEAR(int4)
+LINEAR(g128)
+LINEAR(g64)
+LINEAR(g32)
 
 // A warp for 128 elements of a row of inputs (`plimsoll-kernels`, quantise).
 KERNEL(quantise, Quantise) {

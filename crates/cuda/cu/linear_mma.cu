@@ -38,7 +38,7 @@ template <u32 ROWS> DEVICE u32 rows_of_tile(const Linear& a, u32 tile, u32* rows
 // k that a word has, and lines of a step of STEP of k: of scales, each for so many of k, then of words.
 template <u32 FORM, u32 STEP> struct Lines {
   static const u32 each = FORM == WEIGHT_BF16 ? 2 : FORM == WEIGHT_INT8 ? 4 : 8;
-  static const u32 scaled = FORM == WEIGHT_INT4 ? 64 : 128;
+  static const u32 scaled = FORM == WEIGHT_INT4 ? 64 : FORM < WEIGHT_INT4 ? 128 : GROUP_COLUMNS(FORM);
   static const u32 scales = FORM == WEIGHT_BF16 ? 0 : STEP > scaled ? STEP / scaled : 1;
   static const u32 all = scales + STEP / each;
 };
@@ -80,8 +80,12 @@ template <u32 FORM, u32 COLUMNS, u32 STEP> DEVICE u32 two_of(const u32* w, u32 s
     float scale = float_of(scales);
     return pair_of(mul_rn((float)(signed char)word, scale), mul_rn((float)(signed char)(word >> 8), scale), bf16());
   }
-  // Numbers of 0 to 15, eight more than what is meant; a scale is for 32 of them, two are in a word.
   word >>= 8 * (k % 4) + 4 * (k % 8 / 4);
+  if (FORM != WEIGHT_INT4) {
+    float zero = (float)(scales & GROUP_ZERO), scale = float_of(scales & ~GROUP_BELOW);
+    return pair_of(mul_rn((float)(word & 15) - zero, scale), mul_rn((float)(word >> 8 & 15) - zero, scale), bf16());
+  }
+  // Numbers of 0 to 15, eight more than what is meant; a scale is for 32 of them, two are in a word.
   float scale = float_of(scales >> (16 * ((step * STEP + k) % 64 / 32)) << 16);
   return pair_of(mul_rn((float)(word & 15) - 8.0f, scale), mul_rn((float)(word >> 8 & 15) - 8.0f, scale), bf16());
 }
@@ -211,5 +215,8 @@ DEVICE void linear_mma(const Linear& a) {
 LINEAR_MMA(bf16, WEIGHT_BF16)
 LINEAR_MMA(int8, WEIGHT_INT8)
 LINEAR_MMA(int4, WEIGHT_INT4)
+LINEAR_MMA(g128, WEIGHT_G128)
+LINEAR_MMA(g64, WEIGHT_G64)
+LINEAR_MMA(g32, WEIGHT_G32)
 
 #endif

@@ -348,13 +348,23 @@ struct Seq { u32 row, start, count, table; };
 #define WEIGHT_BF16 0
 #define WEIGHT_INT8 1
 #define WEIGHT_INT4 2
+#define WEIGHT_G128 3
+#define WEIGHT_G64 4
+#define WEIGHT_G32 5
+// Of the word before a published group of four bits: what its numbers are less, and bits that are none of its scale.
+#define GROUP_ZERO 31u
+#define GROUP_BELOW 0x1fffu
 #define PANEL 32
+
+// Columns of a published group of four bits.
+#define GROUP_COLUMNS(form) ((form) == WEIGHT_G128 ? 128u : (form) == WEIGHT_G64 ? 64u : 32u)
 
 // 32-bit words that `k` columns take of each row of a panel.
 DEVICE u64 row_words(u32 form, u64 k) {
   if (form == WEIGHT_BF16) return (k + 1) / 2;
   if (form == WEIGHT_INT8) return (k + 3) / 4 + (k + 127) / 128;
-  return (k + 7) / 8 + (k + 63) / 64;
+  u32 group = form == WEIGHT_INT4 ? 64 : GROUP_COLUMNS(form);
+  return (k + 7) / 8 + (k + group - 1) / group;
 }
 
 // The element of row `row` and column `i` of a packed matrix.
@@ -368,6 +378,13 @@ DEVICE float element(u32 form, const u32* words, u64 k, u32 row, u32 i) {
     u32 w = panel[(u64)(i / 4 + i / 128 + 1) * PANEL];
     float scale = float_of(panel[(u64)(i / 128 * 33) * PANEL]);
     return mul_rn((float)(signed char)((w >> (8 * (i % 4)) & 0xff) ^ 0x80), scale);
+  }
+  if (form != WEIGHT_INT4) {
+    u32 group = GROUP_COLUMNS(form);
+    u64 first = (u64)(i / group) * (group / 8 + 1);
+    u32 q = panel[(first + 1 + i % group / 8) * PANEL] >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
+    u32 w = panel[first * PANEL];
+    return mul_rn(sub_rn((float)q, (float)(w & GROUP_ZERO)), float_of(w & ~GROUP_BELOW));
   }
   u64 line = (u64)(i / 64) * 9;
   u32 w = panel[(line + 1 + i % 64 / 8) * PANEL] >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;

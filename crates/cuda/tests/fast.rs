@@ -156,14 +156,36 @@ enum Form {
     Bf16,
     Int8,
     Int4,
+    G128,
+    G64,
+    G32,
 }
 
+const FORMS: [Form; 6] = [
+    Form::Bf16,
+    Form::Int8,
+    Form::Int4,
+    Form::G128,
+    Form::G64,
+    Form::G32,
+];
+
 impl Form {
+    /// Columns of a published group.
+    fn group(self) -> usize {
+        match self {
+            Self::G128 => 128,
+            Self::G64 => 64,
+            _ => 32,
+        }
+    }
+
     fn row_words(self, k: usize) -> usize {
         match self {
             Self::Bf16 => k.div_ceil(2),
             Self::Int8 => k.div_ceil(4) + k.div_ceil(128),
             Self::Int4 => k.div_ceil(8) + k.div_ceil(64),
+            _ => k.div_ceil(8) + k.div_ceil(self.group()),
         }
     }
 
@@ -182,6 +204,9 @@ impl Form {
                 Self::Bf16 => half() | half() << 16,
                 Self::Int8 if line % 33 == 0 => (numbers.float().abs() / 127.0).to_bits(),
                 Self::Int4 if line % 9 == 0 => half() | half() << 16,
+                Self::G128 | Self::G64 | Self::G32 if line % (self.group() / 8 + 1) == 0 => {
+                    (half() << 16) | (numbers.word() % 16)
+                }
                 _ => numbers.word(),
             };
         }
@@ -203,6 +228,15 @@ impl Form {
                 let word = words[panel + (line + 1 + i % 64 / 8) * 32];
                 let four = word >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
                 (four as f32 - 8.0) * scale
+            }
+            _ => {
+                let group = self.group();
+                let line = i / group * (group / 8 + 1);
+                let parameters = words[panel + line * 32];
+                let word = words[panel + (line + 1 + i % group / 8) * 32];
+                let four = word >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
+                let zero = (parameters & 31) as f32;
+                (four as f32 - zero) * f32::from_bits(parameters & !0x1fff)
             }
         }
     }
@@ -232,6 +266,21 @@ fn kernel(form: Form, tile: usize) -> &'static str {
             "linear_mma_int4_64",
             "linear_mma_int4_128",
         ],
+        [
+            "linear_mma_g128_16",
+            "linear_mma_g128_64",
+            "linear_mma_g128_128",
+        ],
+        [
+            "linear_mma_g64_16",
+            "linear_mma_g64_64",
+            "linear_mma_g64_128",
+        ],
+        [
+            "linear_mma_g32_16",
+            "linear_mma_g32_64",
+            "linear_mma_g32_128",
+        ],
     ];
     let name = names[form as usize][tile];
     assert!(name.ends_with(TILES[tile].0));
@@ -245,6 +294,7 @@ fn multiply(device: &mut Fibers, form: Form, tile: usize, mut a: Linear, matrice
         Form::Bf16 => step / 2,
         Form::Int8 => 1 + step / 4,
         Form::Int4 => step.div_ceil(64) + step / 8,
+        _ => step.div_ceil(form.group() as u32) + step / 8,
     };
     let how = Launch {
         // Fewer blocks than tiles of rows, where rows are routed.
@@ -281,7 +331,7 @@ fn near(y: f32, start: f32, products: impl Iterator<Item = f64>, what: &str) {
 fn matrices_of_any_size_meet_rounded_inputs() {
     let mut device = Fibers::new();
     let mut numbers = Numbers(2);
-    for form in [Form::Bf16, Form::Int8, Form::Int4] {
+    for form in FORMS {
         for (rows, n, k) in [
             (1, 1, 1),
             (3, 40, 16),

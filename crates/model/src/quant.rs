@@ -45,6 +45,26 @@ pub struct Extras {
     pub fine_grained: bool,
     /// Whether bitsandbytes' 4-bit type is `fp4`, not `nf4`: part of a tensor's name.
     pub fp4: bool,
+    /// Whether GPTQ's groups are of inputs anywhere (`desc_act`), not of neighbours.
+    pub by_activation: bool,
+    /// What the zero points of GPTQ's layout stand for.
+    pub gptq_zeros: GptqZeros,
+    /// Whether words are packed in another order than that of GPTQ and of AWQ's `gemm`.
+    pub other_packing: bool,
+}
+
+/// What the zero points of GPTQ's layout stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GptqZeros {
+    /// Themselves and one more: a stored word is one less in each of its numbers (AutoGPTQ, "v1").
+    #[default]
+    LessOne,
+    /// Themselves (`checkpoint_format: gptq_v2`).
+    Own,
+    /// The middle of the numbers that there are, whatever is stored (symmetric auto-round, which stores either).
+    Middle,
+    /// Nobody says: auto-round stores them in both ways.
+    Unknown,
 }
 
 /// One layout of a quantised weight matrix `[out, inp]`.
@@ -287,16 +307,31 @@ impl QuantScheme {
             "gptq" | "gptq_marlin" => {
                 extras.head = q.flag("lm_head", false)?;
                 targets = blocks(q)?;
+                extras.by_activation = q.flag("desc_act", false)?;
+                let form = q.str("checkpoint_format").or(q.str("format"));
+                match form.unwrap_or("gptq") {
+                    "gptq" => {}
+                    "gptq_v2" => extras.gptq_zeros = GptqZeros::Own,
+                    _ => extras.other_packing = true,
+                }
                 QuantFormat::Gptq {
                     bits: bits(q)?,
                     group: group(q)?,
                 }
             }
-            "awq" | "awq_marlin" => awq(q)?,
+            "awq" | "awq_marlin" => {
+                let version = q.str("version").or(q.str("format")).unwrap_or("gemm");
+                extras.other_packing = !version.eq_ignore_ascii_case("gemm");
+                awq(q)?
+            }
             "auto-round" | "auto_round" | "intel/auto-round" => {
                 if q.str("packing_format").is_some_and(|f| f.contains("awq")) {
                     awq(q)?
                 } else {
+                    extras.gptq_zeros = match q.flag("sym", true)? {
+                        true => GptqZeros::Middle,
+                        false => GptqZeros::Unknown,
+                    };
                     QuantFormat::Gptq {
                         bits: bits(q)?,
                         group: group(q)?,
@@ -390,7 +425,8 @@ impl QuantScheme {
     }
 
     /// compressed-tensors keeps scales in the model's type; the others in 32 bits.
-    fn is_compressed(&self) -> bool {
+    #[must_use]
+    pub fn is_compressed(&self) -> bool {
         self.method.starts_with("compressed") || self.method.is_empty()
     }
 }

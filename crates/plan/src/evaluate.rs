@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use plimsoll_model::{Ffn, ModelSpec, quant};
 use plimsoll_program::Stage;
-use plimsoll_units::{Bytes, WeightType};
+use plimsoll_units::{Bytes, Weights};
 
 use crate::engine::plimsoll::{batched_tokens_of, outputs_of};
 use crate::engine::{self, Budget, Context, Engine, EngineStage, Takes};
@@ -186,7 +186,7 @@ pub fn prepared<'a>(
     spec: &'a ModelSpec,
     settings: &Settings,
 ) -> Result<Cow<'a, ModelSpec>, PlanError> {
-    if settings.weights != WeightType::Bf16 && settings.engine != Engine::Plimsoll {
+    if settings.weights != Weights::default() && settings.engine != Engine::Plimsoll {
         return Err(PlanError::Refused {
             engine: settings.engine.to_string(),
             setting: format!("--weights {}", settings.weights),

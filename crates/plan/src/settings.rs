@@ -8,7 +8,7 @@ use plimsoll_device::Device;
 use plimsoll_model::ModelSpec;
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_program::Parallel;
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType, Weights};
 
 use crate::engine::Engine;
 use crate::kv::Lengths;
@@ -144,7 +144,7 @@ pub struct Settings {
     /// `--quantization`: quantise an unquantised checkpoint while loading.
     pub quantization: Option<QuantFormat>,
     /// `--weights`: what matrices are kept as (plimsoll).
-    pub weights: WeightType,
+    pub weights: Weights,
     /// `--kv-cache-dtype`, for K (and V unless `kv_type_v` is set).
     pub kv_type: KvType,
     /// `--cache-type-v` (llama.cpp).
@@ -221,7 +221,7 @@ impl Settings {
             engine,
             dtype: None,
             quantization: None,
-            weights: WeightType::Bf16,
+            weights: Weights::As(WeightType::Bf16),
             kv_type: KvType::Auto,
             kv_type_v: None,
             block_size: None,

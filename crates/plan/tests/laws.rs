@@ -9,7 +9,7 @@ use plimsoll_plan::{
 use plimsoll_program::{
     Buckets, KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank,
 };
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, Weights};
 use proptest::prelude::*;
 
 fn builtin(name: &str) -> ModelSpec {
@@ -291,7 +291,7 @@ fn a_plan_of_plimsoll_sums_the_program_that_runs() {
             tokens: 512,
             outputs: 16,
             context: 1024,
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         let rules = KvRules {
             dtype: spec.dtype,
@@ -399,7 +399,7 @@ fn a_plan_of_ranks_sums_the_program_of_each() {
                 tokens: 64,
                 outputs: 4,
                 context: 256,
-                weights: WeightType::Bf16,
+                weights: Weights::default(),
             };
             let rules = KvRules::plimsoll(DType::Bf16, 16);
             let ranks: Result<Vec<Program>, _> = Rank::all(tp)

@@ -12,6 +12,7 @@ mod lower;
 mod parallel;
 mod pool;
 mod program;
+mod quantised;
 mod weights;
 
 pub use buckets::{Buckets, RECORDED_KERNEL};
@@ -20,11 +21,12 @@ pub use inputs::{
     ATTENTION_PART, BRIEF_WORDS, BUSY, LATENT_ROWS, Parted, ROW_WORDS, SHORT_HEAD, SHORT_KEYS,
     StepInputs, short_words,
 };
-pub use lower::{Limits, LowerError, lower, lower_rank};
+pub use lower::{Limits, LowerError, is_read, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};
 pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
 pub use program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, LatentOp, NormKind,
     Op, Program, RotaryTable, Rows, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
 };
+pub use quantised::{Grid, Number, Order, Packed, Quantised, Zero};
 pub use weights::{LocalTensor, PackedLayout, RoleBytes, WeightRules, rank_tensors, rank_weights};

@@ -4,11 +4,14 @@
 //! `width` elements for each token of a step ([`Rows::Tokens`]), for each of its experts ([`Rows::Routes`]) or for each
 //! row whose logits are wanted ([`Rows::Outputs`]). Weights say where their elements come from in the checkpoint and how they lie here.
 
+use std::sync::Arc;
+
 use plimsoll_model::Role;
 use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
 
 use crate::parallel::Rank;
 use crate::pool::PoolGeometry;
+use crate::quantised::Quantised;
 
 /// A buffer, by its place in [`Program::buffers`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,9 +90,8 @@ pub struct Source {
     pub transposed: bool,
     /// Where only some of its inputs are taken, the first; there are as many as the weight has columns.
     pub input: Option<u64>,
-    /// Where it is stored as MXFP4, the tensor with a power of two for each 32 elements of a row; the stored tensor then
-    /// has two elements a byte.
-    pub scales: Option<String>,
+    /// Where it is quantised, what its elements come of; the stored tensor is that of the codes.
+    pub quantised: Option<Arc<Quantised>>,
     /// Added to every element (norms whose gain is stored as 1 + w).
     pub plus: i8,
 }

@@ -1,7 +1,7 @@
 //! What one rank loads: the inventory, split and padded by an engine's rules.
 
 use plimsoll_model::{ModelSpec, Role, Shard, ShardError, TensorSpec, quant};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::parallel::{Parallel, Stage};
 
@@ -33,6 +33,8 @@ pub struct WeightRules {
     pub keep_order_index: bool,
     /// Plimsoll's packed panels instead of plain matrices.
     pub packed: Option<PackedLayout>,
+    /// What quantised matrices become as they are loaded; `None` keeps codes and scales.
+    pub widened: Option<DType>,
 }
 
 impl WeightRules {
@@ -47,6 +49,7 @@ impl WeightRules {
             encoder_replicated: false,
             keep_order_index: true,
             packed: None,
+            widened: None,
         }
     }
 }
@@ -195,10 +198,21 @@ fn one_copy(
         let unit = rules.vocab_multiple.max(1);
         rows.div_ceil(unit).saturating_mul(unit)
     };
-    let local = shard.local_elements(tensor.elements()?, parallel.tp, pad)?;
+    let plain = [DType::F32, DType::F16, DType::Bf16].contains(&tensor.dtype);
+    let widened = rules.widened.filter(|_| spec.quant.is_some());
+    if widened.is_some() && tensor.linear.is_none() && quant::is_auxiliary(&tensor.name) {
+        return Ok(Bytes::ZERO);
+    }
+    let widened = widened.filter(|_| !plain).zip(tensor.linear);
+    let elements = match widened {
+        Some((_, linear)) => linear.out.checked_mul(linear.inp).ok_or(SizeOverflow)?,
+        None => tensor.elements()?,
+    };
+    let local = shard.local_elements(elements, parallel.tp, pad)?;
     let casts = tensor.dtype == spec.dtype && tensor.dtype.is_scalar();
-    let dtype = match rules.dtype {
-        Some(d) if casts && !quant::is_auxiliary(&tensor.name) => d,
+    let dtype = match (widened, rules.dtype) {
+        (Some((dtype, _)), _) => dtype,
+        (None, Some(d)) if casts && !quant::is_auxiliary(&tensor.name) => d,
         _ => tensor.dtype,
     };
     let elements = match (rules.packed, tensor.linear) {

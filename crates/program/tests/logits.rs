@@ -8,8 +8,8 @@ use plimsoll_program::{
     ActivationKind, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Program, Rank, Rows,
     Weight, lower, lower_rank,
 };
-use plimsoll_units::{DType, WeightType};
-use support::{Reader, Tensors, fixtures, name, spec, tensors, together};
+use plimsoll_units::{DType, Weights};
+use support::{Reader, Tensors, fixtures, name, quantised, spec, tensors, together};
 
 /// Share of the largest logit. transformers computes in float32 what is computed here in f64, which leaves less than
 /// a third of this; `small_mistakes_show` holds what small mistakes give against it.
@@ -27,31 +27,33 @@ struct Case {
 
 impl Case {
     fn all() -> Vec<Self> {
+        fixtures().iter().map(|f| Self::read(f, "logits")).collect()
+    }
+
+    /// A fixture with these logits of those that are there.
+    fn read(folder: &std::path::Path, logits: &str) -> Self {
         let rules = KvRules::plimsoll(DType::Bf16, 16);
-        let read = |folder: &std::path::PathBuf| {
-            let name = name(folder);
-            let spec = spec(folder);
-            let mut expected = tensors(&folder.join("expected.safetensors"));
-            let tokens = expected.remove("tokens").expect("a prompt").values;
-            let limits = Limits {
-                tokens: tokens.len() as u64,
-                outputs: tokens.len() as u64,
-                context: spec.max_context.expect("a context"),
-                weights: WeightType::Bf16,
-            };
-            Self {
-                program: lower(&spec, &limits, &rules).unwrap_or_else(|e| panic!("{name}: {e}")),
-                name,
-                spec,
-                tensors: tensors(&folder.join("model.safetensors")),
-                prompt: tokens
-                    .iter()
-                    .map(|t| format!("{t}").parse().expect("an id"))
-                    .collect(),
-                want: expected.remove("logits").expect("logits").values,
-            }
+        let name = name(folder);
+        let spec = spec(folder);
+        let mut expected = tensors(&folder.join("expected.safetensors"));
+        let tokens = expected.remove("tokens").expect("a prompt").values;
+        let limits = Limits {
+            tokens: tokens.len() as u64,
+            outputs: tokens.len() as u64,
+            context: spec.max_context.expect("a context"),
+            weights: Weights::default(),
         };
-        fixtures().iter().map(read).collect()
+        Self {
+            program: lower(&spec, &limits, &rules).unwrap_or_else(|e| panic!("{name}: {e}")),
+            name,
+            spec,
+            tensors: tensors(&folder.join("model.safetensors")),
+            prompt: tokens
+                .iter()
+                .map(|t| format!("{t}").parse().expect("an id"))
+                .collect(),
+            want: expected.remove(logits).expect("logits").values,
+        }
     }
 
     /// The largest difference of any logit of any position, as a share of the largest logit.
@@ -76,10 +78,19 @@ fn programs_compute_the_logits_of_transformers() {
     }
 }
 
+/// Quantised matrices, as they are stored, not rounded: every layout's codes, scales, zero points and orders.
+#[test]
+fn quantised_checkpoints_are_what_they_stand_for() {
+    for folder in quantised() {
+        let case = Case::read(&folder, "logits_exact");
+        let d = case.difference(&case.program);
+        println!("{}: {d:.1e}", case.name);
+        assert!(d <= TOLERANCE, "{}: {d:e}", case.name);
+    }
+}
+
 /// What does not divide over two ranks or four, and what is said.
-const REFUSED: [&str; 6] = [
-    "gpt_oss_mxfp4 on 2: this model cannot be divided so: `model.layers.0.mlp.experts.down_proj_blocks` has blocks of 32 elements, and ranks of 16 columns would cut them",
-    "gpt_oss_mxfp4 on 4: this model cannot be divided so: `model.layers.0.mlp.experts.down_proj_blocks` has blocks of 32 elements, and ranks of 8 columns would cut them",
+const REFUSED: [&str; 4] = [
     "granite_hybrid on 2: this model cannot be divided so: recurrent layers do not run on several ranks yet",
     "granite_hybrid on 4: this model cannot be divided so: recurrent layers do not run on several ranks yet",
     "granite_hybrid_moe on 2: this model cannot be divided so: recurrent layers do not run on several ranks yet",
@@ -91,13 +102,14 @@ const REFUSED: [&str; 6] = [
 fn ranks_together_compute_the_logits_of_transformers() {
     let rules = KvRules::plimsoll(DType::Bf16, 16);
     let mut refused = Vec::new();
-    for case in Case::all() {
+    let read = |f: &std::path::PathBuf| Case::read(f, "logits_exact");
+    for case in Case::all().into_iter().chain(quantised().iter().map(read)) {
         let whole = &case.program;
         let limits = Limits {
             tokens: whole.tokens,
             outputs: whole.outputs,
             context: case.spec.max_context.expect("a context"),
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         let ranks = |of| -> Result<Vec<Program>, LowerError> {
             Rank::all(of)

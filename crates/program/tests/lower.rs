@@ -6,7 +6,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -14,10 +14,10 @@ use plimsoll_model::gguf;
 use plimsoll_model::read_at::{ReadAt, ReadError};
 use plimsoll_model::{Assume, Mixer, ModelSpec, Role, TensorSpec, catalogue, from_config};
 use plimsoll_program::{
-    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Op, Parallel,
-    PoolGeometry, Program, Rows, Weight, WeightId, WeightLayout, lower,
+    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Number, Op, Parallel,
+    PoolGeometry, Program, Quantised, Rows, Weight, WeightId, WeightLayout, Zero, lower,
 };
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType, Weights};
 use serde_json::{Value, json};
 use support::{Reader, fixtures, name, spec, tensors};
 
@@ -31,7 +31,7 @@ const LIMITS: Limits = Limits {
     tokens: 48,
     outputs: 4,
     context: 64,
-    weights: WeightType::Bf16,
+    weights: Weights::As(WeightType::Bf16),
 };
 
 fn config(json: &Value) -> ModelSpec {
@@ -52,7 +52,7 @@ fn programs() -> Vec<(String, ModelSpec, Program)> {
             tokens: 2048,
             outputs: 256,
             context: spec.max_context.unwrap(),
-            weights: WeightType::Bf16,
+            weights: Weights::default(),
         };
         match lower(&spec, &limits, &RULES) {
             Ok(program) => all.push((entry.name.clone(), spec, program)),
@@ -95,6 +95,25 @@ fn one_token_reads_every_matrix_that_it_passes() {
 // ---------------------------------------------------------------- golden files
 
 struct Dump<'a>(&'a Program);
+
+/// What the codes of a tensor are multiplied by and less.
+fn scaled(q: &Quantised, codes: &str) -> String {
+    let power = if q.scales.number == Number::Power {
+        "2^"
+    } else {
+        ""
+    };
+    let zero = match q.zero {
+        Zero::Same(0) => String::new(),
+        Zero::Same(n) => format!(" less {n}"),
+        Zero::Stored(g) => format!(" less {}", g.leaf),
+    };
+    let order = q
+        .order
+        .map_or_else(String::new, |o| format!(" by {}", o.leaf));
+    let scales = q.beside(codes, q.scales.leaf);
+    format!("{zero} x {power}{scales}{order}")
+}
 
 impl Dump<'_> {
     fn buffer(&self, id: BufferId) -> &'static str {
@@ -393,8 +412,8 @@ impl Dump<'_> {
                 } else {
                     format!(" + {}", part.plus)
                 };
-                let scales = part.scales.as_ref();
-                let scales = scales.map_or_else(String::new, |s| format!(" x 2^{s}"));
+                let scales = part.quantised.as_ref();
+                let scales = scales.map_or_else(String::new, |q| scaled(q, &part.tensor));
                 write!(
                     s,
                     " {}[{}..{}]{turned}{plus}{scales}",
@@ -544,7 +563,7 @@ fn dead_buffers_give_their_space_back() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
-        weights: WeightType::Bf16,
+        weights: Weights::default(),
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place, the feed-forward: residual and angles, gate and up, and their product.
@@ -559,7 +578,7 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
         tokens: 2048,
         outputs: 16,
         context: 8192,
-        weights: WeightType::Bf16,
+        weights: Weights::default(),
     };
     let p = lower(&spec, &limits, &RULES).unwrap();
     // At the widest place: residual, angles and routes, and for two experts gate and up, and their product.
@@ -575,7 +594,11 @@ fn quantised_inputs_have_room_of_their_own() {
     for (folder, spec, plain) in programs() {
         assert!(plain.scratch.iter().all(Option::is_none));
         for weights in [WeightType::Int8, WeightType::Int4] {
-            let p = lower(&spec, &Limits { weights, ..LIMITS }, &RULES).unwrap();
+            let p = {
+                let weights = Weights::As(weights);
+                lower(&spec, &Limits { weights, ..LIMITS }, &RULES)
+            }
+            .unwrap();
             assert!(p.weight_bytes < plain.weight_bytes, "{folder}");
             let mut some = 0;
             for (op, scratch) in p.ops.iter().zip(&p.scratch) {
@@ -615,16 +638,39 @@ fn quantised_inputs_have_room_of_their_own() {
     }
 }
 
+/// What says how inputs, keys and values were quantised when the checkpoint was made.
+const UNREAD: [&str; 7] = [
+    "input_scale",
+    "activation_scale",
+    "input_global_scale",
+    "input_zero_point",
+    "k_scale",
+    "v_scale",
+    "weight_shape",
+];
+
+fn last(t: &TensorSpec) -> &str {
+    t.name.rsplit('.').next().unwrap()
+}
+
 #[test]
 fn every_stored_element_is_used_once() {
-    for (name, spec, p) in programs() {
+    let quantised = support::quantised().into_iter().map(|folder| {
+        let spec = spec(&folder);
+        let program = lower(&spec, &LIMITS, &RULES).unwrap();
+        (name(&folder), spec, program)
+    });
+    for (name, spec, p) in programs().into_iter().chain(quantised) {
         let mut end = 0;
         // Rows and columns of the stored tensors, higher ranks as matrices one below the other.
         let turned = spec.tensors.iter().filter(|t| t.shape.len() == 2);
         let widths: BTreeMap<&str, u64> = turned.map(|t| (&*t.name, t.shape[1])).collect();
-        let row = |t: &TensorSpec| t.shape[1..].iter().product();
+        let row = |t: &TensorSpec| t.shape.iter().skip(1).product();
         let rows: BTreeMap<&str, u64> = spec.tensors.iter().map(|t| (&*t.name, row(t))).collect();
         let mut used: BTreeMap<&str, Vec<[std::ops::Range<u64>; 2]>> = BTreeMap::new();
+        // Outputs and inputs of quantised matrices, and what is stored beside their codes.
+        let mut sizes: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
+        let mut beside: BTreeSet<String> = BTreeSet::new();
         for w in &p.weights {
             assert_eq!(
                 w.offset.get(),
@@ -642,8 +688,19 @@ fn every_stored_element_is_used_once() {
             for s in &w.sources {
                 // Experts with inputs first lie one below the other.
                 let width = widths.get(s.tensor.as_str()).copied().unwrap_or(u64::MAX);
-                let taken = match &s.scales {
-                    _ if s.transposed => {
+                let taken = match &s.quantised {
+                    Some(q) => {
+                        sizes.insert(&s.tensor, q.size);
+                        beside.extend(q.others(&s.tensor));
+                        let first = s.input.unwrap_or(0);
+                        let (rows, columns) = (s.rows.clone(), first..first + k);
+                        if s.transposed {
+                            [columns, rows]
+                        } else {
+                            [rows, columns]
+                        }
+                    }
+                    None if s.transposed => {
                         let from = s.rows.start / width * k + s.input.unwrap_or(0);
                         let column = s.rows.start % width;
                         let end = column + (s.rows.end - s.rows.start);
@@ -656,12 +713,6 @@ fn every_stored_element_is_used_once() {
                         [s.rows.start / row..s.rows.end / row, 0..row]
                     }
                     None => [s.rows.clone(), 0..k],
-                    // Two elements a byte, and a scale for 32.
-                    Some(scales) => {
-                        let of = [s.rows.clone(), 0..k / 32];
-                        used.entry(scales).or_default().push(of);
-                        [s.rows.clone(), 0..k / 2]
-                    }
                 };
                 used.entry(&s.tensor).or_default().push(taken);
             }
@@ -677,6 +728,9 @@ fn every_stored_element_is_used_once() {
             // Experts' matrices lie one below the other where one tensor has all of them.
             let together = t.experts.filter(|_| !t.name.contains("{e}")).unwrap_or(1);
             for (stored, _) in t.stored() {
+                if beside.remove(&stored) || (spec.quant.is_some() && UNREAD.contains(&last(t))) {
+                    continue;
+                }
                 let mut taken = used.remove(stored.as_str()).unwrap_or_default();
                 taken.sort_unstable_by_key(|[rows, columns]| (rows.start, columns.start));
                 // Nothing twice, and as many elements as there are.
@@ -694,16 +748,16 @@ fn every_stored_element_is_used_once() {
                 let area = |[rows, columns]: &[std::ops::Range<u64>; 2]| {
                     (rows.end - rows.start) * (columns.end - columns.start)
                 };
-                let elements = t.shape.iter().product::<u64>() * together;
+                let plain = [t.shape[0] * together, t.shape[1..].iter().product()];
+                let [rows, columns] = sizes.get(&*stored).copied().unwrap_or(plain);
                 let sum: u64 = taken.iter().map(area).sum();
-                assert_eq!(sum, elements, "{name}: {stored} {taken:?}");
-                let rows = t.shape[0] * together;
-                let columns = t.shape[1..].iter().product();
+                assert_eq!(sum, rows * columns, "{name}: {stored} {taken:?}");
                 let inside = |[r, c]: &[std::ops::Range<u64>; 2]| r.end <= rows && c.end <= columns;
                 assert!(taken.iter().all(inside), "{name}: {stored} {taken:?}");
             }
         }
         assert!(used.is_empty(), "{name}: {used:?}");
+        assert!(beside.is_empty(), "{name}: {beside:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
 use plimsoll_program::Parallel;
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, Weights};
 
 use crate::build::ModelFacts;
 use crate::wire::EngineFlags;
@@ -167,7 +167,7 @@ fn of_one_process(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> 
     if settings.enforce_eager && !on_cpu {
         own.push("--enforce-eager".to_owned());
     }
-    if settings.weights != WeightType::Bf16 {
+    if settings.weights != Weights::default() {
         own.push(format!("--weights {}", settings.weights));
     }
     if let KvType::Plain(d) = settings.kv_type {

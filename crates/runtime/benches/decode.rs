@@ -105,7 +105,7 @@ fn runner(records: bool) -> (Runner<Cuda, Any>, Step) {
         tokens: 2048,
         outputs: u64::from(SEQUENCES),
         context,
-        weights: WeightType::Bf16,
+        weights: WeightType::Bf16.into(),
     };
     let program = lower(&spec, &limits, &rules).expect("a family that runs");
     let blocks = u64::from(TOKENS).div_ceil(SLOTS);

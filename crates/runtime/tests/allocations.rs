@@ -36,7 +36,7 @@ use plimsoll_schedule::{
     Fan, Limits, NoLog, Notice, Request, RequestId, Scheduler, SchedulerConfig,
 };
 use plimsoll_units::{Bytes, DType, WeightType};
-use support::fixtures;
+use support::{fixtures, quantised};
 
 struct Counting;
 
@@ -102,7 +102,7 @@ fn map(spec: &ModelSpec, weights: WeightType, kv: DType, ranks: u64) -> MemoryMa
         in_use: Bytes::ZERO,
     };
     let settings = Settings {
-        weights,
+        weights: weights.into(),
         kv_type: KvType::Plain(kv),
         block_size: Some(BLOCK),
         max_model_len: Some(LENGTH.into()),
@@ -132,7 +132,7 @@ fn lowered(
         tokens: TOKENS,
         outputs: SEQUENCES.into(),
         context: LENGTH.into(),
-        weights,
+        weights: weights.into(),
     };
     lower_rank(spec, rank, &sizes, &rules)
 }
@@ -252,11 +252,12 @@ fn a_worst_case_step_uses_every_arena_to_its_last_byte() {
         (WeightType::Int4, DType::I8),
     ];
     let each = |folder| types.map(|types| (PathBuf::clone(folder), types));
-    for (folder, (weights, kv)) in fixtures().iter().flat_map(each) {
+    let all = fixtures().into_iter().chain(quantised());
+    for (folder, (weights, kv)) in all.collect::<Vec<_>>().iter().flat_map(each) {
         let name = folder.file_name().unwrap().to_str().unwrap();
         let spec = support::spec(&folder);
         // Latents are not kept as int8.
-        let latent = kv == DType::I8 && name.starts_with("deepseek");
+        let latent = kv == DType::I8 && (name.starts_with("deepseek") || name == "fp8_block");
         let kv = if latent { DType::F16 } else { kv };
         let name = format!("{name}, {weights}, {kv} cache");
         let (program, map) = planned(&spec, weights, kv);
@@ -346,7 +347,8 @@ fn a_worst_case_step_uses_every_arena_of_every_rank() {
             assert_eq!(u.committed, planned, "{name}: {}", u.region);
         }
     }
-    assert_eq!(divided, 2 * (fixtures().len() - 3));
+    // Those with recurrent layers do not divide.
+    assert_eq!(divided, 2 * (fixtures().len() - 2));
 }
 
 /// The most bytes alive after the first rounds of 5,000 steps, the most in 10,000 steps more, and the most ever beside

@@ -12,7 +12,7 @@ mod weight;
 pub use bytes::{Bytes, ParseBytesError, SizeOverflow};
 pub use dtype::{DType, ParseDTypeError};
 pub use ids::{BlockId, Blocks, LayerId, Nanos, SeqId, Tokens};
-pub use weight::{ParseWeightTypeError, WeightType};
+pub use weight::{GroupSize, ParseWeightsError, WeightType, Weights};
 
 /// `a / b` rounded up. `b` is a constant or already checked to be non-zero by the caller's type.
 ///

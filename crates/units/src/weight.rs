@@ -9,6 +9,9 @@ const INPUT_GROUP: u64 = 128;
 /// 32-bit words of such a group: its scale, the sums of its quarters, its elements as bytes.
 const INPUT_WORDS: u64 = 1 + 4 + INPUT_GROUP / 4;
 
+/// What [`Weights::Stored`] is called in flags and reports.
+const AUTO: &str = "auto";
+
 /// What the elements of a packed matrix are kept as (`plimsoll-kernels`, linear).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum WeightType {
@@ -19,11 +22,52 @@ pub enum WeightType {
     Int8,
     /// Four bits, and a bfloat16 scale for each row and 32 columns.
     Int4,
+    /// Four bits as they are published: numbers of 0 to 15, and for each row and group of columns a word with a scale and
+    /// what numbers are less.
+    Grouped(GroupSize),
+}
+
+/// Columns that share a scale and a zero point in published weights of four bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GroupSize {
+    /// 32.
+    G32,
+    /// 64.
+    G64,
+    /// 128.
+    G128,
+}
+
+impl GroupSize {
+    /// All, the smallest first.
+    pub const ALL: [Self; 3] = [Self::G32, Self::G64, Self::G128];
+
+    /// That of so many columns, if there is one.
+    #[must_use]
+    pub fn of(columns: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|g| g.columns() == columns)
+    }
+
+    /// How many columns.
+    #[must_use]
+    pub const fn columns(self) -> u64 {
+        match self {
+            Self::G32 => 32,
+            Self::G64 => 64,
+            Self::G128 => 128,
+        }
+    }
 }
 
 impl WeightType {
-    /// All, widest first.
+    /// Those that any matrix can be made, widest first.
     pub const ALL: [Self; 3] = [Self::Bf16, Self::Int8, Self::Int4];
+    /// Those that matrices are published as.
+    pub const GROUPED: [Self; 3] = [
+        Self::Grouped(GroupSize::G128),
+        Self::Grouped(GroupSize::G64),
+        Self::Grouped(GroupSize::G32),
+    ];
 
     /// Its name in flags and reports.
     #[must_use]
@@ -32,6 +76,9 @@ impl WeightType {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+            Self::Grouped(GroupSize::G128) => "int4-g128",
+            Self::Grouped(GroupSize::G64) => "int4-g64",
+            Self::Grouped(GroupSize::G32) => "int4-g32",
         }
     }
 
@@ -42,6 +89,7 @@ impl WeightType {
             Self::Bf16 => k.div_ceil(2),
             Self::Int8 => k.div_ceil(4) + k.div_ceil(128),
             Self::Int4 => k.div_ceil(8) + k.div_ceil(64),
+            Self::Grouped(group) => k.div_ceil(8) + k.div_ceil(group.columns()),
         }
     }
 
@@ -61,23 +109,58 @@ impl WeightType {
         match self {
             Self::Bf16 => 0,
             // No more than the elements of the row, or little: it fits.
-            Self::Int8 | Self::Int4 => k.div_ceil(INPUT_GROUP).saturating_mul(INPUT_WORDS),
+            _ => k.div_ceil(INPUT_GROUP).saturating_mul(INPUT_WORDS),
         }
     }
 }
 
-/// A word that names no type of weights.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no type of weights: use bf16, int8 or int4")]
-pub struct ParseWeightTypeError(String);
+/// What matrices are to be kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Weights {
+    /// This, whatever they are stored as.
+    As(WeightType),
+    /// Published groups of four bits as they are stored, everything else as bfloat16.
+    Stored,
+}
 
-impl std::str::FromStr for WeightType {
-    type Err = ParseWeightTypeError;
+impl Default for Weights {
+    fn default() -> Self {
+        Self::As(WeightType::default())
+    }
+}
+
+impl From<WeightType> for Weights {
+    fn from(form: WeightType) -> Self {
+        Self::As(form)
+    }
+}
+
+/// A word that names nothing that weights are kept as.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no type of weights: use bf16, int8, int4 or auto")]
+pub struct ParseWeightsError(String);
+
+impl std::str::FromStr for Weights {
+    type Err = ParseWeightsError;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let named = |w: &Self| w.name().eq_ignore_ascii_case(s);
-        let found = Self::ALL.into_iter().find(named);
-        found.ok_or_else(|| ParseWeightTypeError(s.to_owned()))
+        if s.eq_ignore_ascii_case(AUTO) {
+            return Ok(Self::Stored);
+        }
+        let named = |w: &WeightType| w.name().eq_ignore_ascii_case(s);
+        let found = WeightType::ALL.into_iter().find(named);
+        found
+            .map(Self::As)
+            .ok_or_else(|| ParseWeightsError(s.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::As(form) => form.fmt(f),
+            Self::Stored => f.write_str(AUTO),
+        }
     }
 }
 
@@ -100,10 +183,18 @@ mod tests {
         // Whole panels, and no more columns than there are.
         assert_eq!(bytes(WeightType::Int8, 33, 130), 64 * (132 + 2 * 4));
         assert_eq!(bytes(WeightType::Int4, 1, 1), 32 * (4 + 4));
+        let grouped = |g| WeightType::Grouped(g);
+        assert_eq!(bytes(grouped(GroupSize::G128), 32, 256), 32 * (128 + 2 * 4));
+        assert_eq!(bytes(grouped(GroupSize::G32), 32, 96), 32 * (48 + 3 * 4));
         assert!(WeightType::Int8.bytes(u64::MAX, 1).is_err());
-        for t in WeightType::ALL {
-            assert_eq!(t.name().parse(), Ok(t));
+        for group in GroupSize::ALL {
+            assert_eq!(GroupSize::of(group.columns()), Some(group));
         }
-        assert!("int3".parse::<WeightType>().is_err());
+        for t in WeightType::ALL {
+            assert_eq!(t.name().parse(), Ok(Weights::As(t)));
+        }
+        assert_eq!("auto".parse(), Ok(Weights::Stored));
+        assert!("int3".parse::<Weights>().is_err());
+        assert!("int4-g128".parse::<Weights>().is_err());
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, Weights};
 
 use super::{PreemptArg, tokens};
 
@@ -92,9 +92,10 @@ pub(crate) struct EngineArgs {
     /// On a GPU, start kernels one by one: decode steps are not recorded before the first (CUDA graphs)
     #[arg(long)]
     pub(crate) enforce_eager: bool,
-    /// What matrices are kept as: bf16, int8 or int4; quantised as they are loaded
+    /// What matrices are kept as: bf16, int8 or int4, quantised as they are loaded; auto: groups of 4 bits (AWQ, GPTQ,
+    /// compressed-tensors) as they are stored, others bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
-    pub(crate) weights: WeightType,
+    pub(crate) weights: Weights,
     /// What bf16 weights are multiplied with: their inputs rounded to bf16, or in f32, closer to the model's own arithmetic in
     /// f32 and slower where the processor multiplies bf16 by itself; results differ
     #[arg(long, value_enum, default_value_t = InputsArg::Auto)]

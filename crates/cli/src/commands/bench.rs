@@ -11,7 +11,7 @@ use plimsoll_runtime::Peaks;
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::Stops;
 use plimsoll_schedule::{CostModel, Fan, Notice, Request, RequestId, StepLoad};
-use plimsoll_units::WeightType;
+use plimsoll_units::{WeightType, Weights};
 use serde_json::{Value, json};
 
 use super::engine::{Start, Started, start};
@@ -108,9 +108,9 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         .collect();
     let rates = Rates::new("prefill", prefill, rates);
     all.push(match args.engine.weights {
-        WeightType::Bf16 => rates.computes(&bench.server.cost, peaks),
+        Weights::As(WeightType::Bf16) => rates.computes(&bench.server.cost, peaks),
         // Their products are of whole numbers, whose peak is another that is not measured.
-        WeightType::Int8 | WeightType::Int4 => rates,
+        Weights::As(_) | Weights::Stored => rates,
     });
     for &requests in &args.concurrency {
         let case = Case {

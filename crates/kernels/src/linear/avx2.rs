@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::quantise::{GROUP, HEAD, NIBBLES, WORDS};
-use super::{PANEL, ROW};
+use super::quantise::{BELOW_SCALE, GROUP, HEAD, NIBBLES, WORDS, ZERO};
+use super::{EIGHT, FOUR, PANEL, ROW, has_line, part_columns, per_word};
 
 /// Rows that a pass computes: what 16 registers hold the sums of, with what they wait for.
 const PASS: usize = 4;
@@ -87,20 +87,24 @@ unsafe fn some<const R: usize>(
 ///
 /// # Safety
 /// That of a [kernel](super::Kernel); AVX2 and FMA.
-pub(super) unsafe fn multiply_whole<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+pub(super) unsafe fn multiply_whole<const KIND: usize>(
+    words: &[&[u32]],
+    x: &[f32],
+    y: &[*mut f32],
+) {
     assert!(x.len() >= y.len() * ROW);
     for (panel, words) in words.iter().enumerate() {
-        let groups = (words.len() / PANEL).div_ceil(super::group_lines(FOUR));
+        let groups = (words.len() / PANEL).div_ceil(super::group_lines(KIND));
         assert!(WORDS * groups <= ROW);
         for (y, x) in y.chunks(PASS).zip(x.chunks(PASS * ROW)) {
             for half in [0, 16] {
                 // SAFETY: the caller's; sizes are checked above.
                 unsafe {
                     match y.len() {
-                        4 => whole::<4, FOUR>(words, x, y, panel, half),
-                        3 => whole::<3, FOUR>(words, x, y, panel, half),
-                        2 => whole::<2, FOUR>(words, x, y, panel, half),
-                        _ => whole::<1, FOUR>(words, x, y, panel, half),
+                        4 => whole::<4, KIND>(words, x, y, panel, half),
+                        3 => whole::<3, KIND>(words, x, y, panel, half),
+                        2 => whole::<2, KIND>(words, x, y, panel, half),
+                        _ => whole::<1, KIND>(words, x, y, panel, half),
                     }
                 }
             }
@@ -114,7 +118,7 @@ pub(super) unsafe fn multiply_whole<const FOUR: bool>(words: &[&[u32]], x: &[f32
 /// AVX2 and FMA; `x` has `R` rows, [`ROW`] words apart, of as many groups as `words`, and `y` `R` rows with these
 /// outputs, which nobody else touches.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn whole<const R: usize, const FOUR: bool>(
+unsafe fn whole<const R: usize, const KIND: usize>(
     words: &[u32],
     x: &[f32],
     y: &[*mut f32],
@@ -124,6 +128,8 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
     // SAFETY: pointers stay inside the slices, by the caller's word.
     unsafe {
         let (low, even) = (_mm256_set1_epi8(15), _mm256_set1_epi16(255));
+        let zeros = _mm256_set1_epi32(ZERO.cast_signed());
+        let below = _mm256_set1_epi32(BELOW_SCALE.cast_signed());
         let high = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
         let mut w = words.as_ptr().add(half);
         let mut x = x.as_ptr();
@@ -131,43 +137,45 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
         let mut left = words.len() / PANEL;
         while left > 0 {
             let mut scales = w;
-            for part in 0..if FOUR { GROUP / NIBBLES } else { 1 } {
+            for part in 0..GROUP / part_columns(KIND) {
                 if left == 0 {
                     break;
                 }
-                if !FOUR || part % 2 == 0 {
+                if has_line(KIND, part) {
                     scales = w;
                     w = w.add(PANEL);
                     left -= 1;
                 }
-                let lines = left.min(if FOUR { NIBBLES / 8 } else { GROUP / 4 });
+                let lines = left.min(part_columns(KIND) / per_word(KIND));
                 left -= lines;
                 let mut c = [[_mm256_setzero_si256(); 2]; R];
+                let quarters = part_columns(KIND) / NIBBLES;
                 for r in 0..R {
                     let sum = |i: usize| (*x.add(r * ROW + i)).to_bits().cast_signed();
-                    let before = if FOUR {
-                        sum(1 + part).wrapping_mul(-8)
-                    } else {
-                        (1..HEAD)
-                            .fold(0, |a: i32, i| a.wrapping_add(sum(i)))
-                            .wrapping_mul(-128)
-                    };
-                    c[r] = [_mm256_set1_epi32(before); 2];
+                    let first = 1 + part * quarters;
+                    let all = (first..first + quarters).fold(0, |a: i32, i| a.wrapping_add(sum(i)));
+                    c[r] = [0, 8].map(|half| match KIND {
+                        EIGHT => _mm256_set1_epi32(all.wrapping_mul(-128)),
+                        FOUR => _mm256_set1_epi32(all.wrapping_mul(-8)),
+                        _ => {
+                            let word = _mm256_loadu_si256(scales.add(half).cast());
+                            let zero = _mm256_and_si256(word, zeros);
+                            _mm256_mullo_epi32(zero, _mm256_set1_epi32(-all))
+                        }
+                    });
                 }
-                let mut at = x.add(HEAD + part * (NIBBLES / 4)).cast::<i32>();
+                let mut at = x.add(HEAD + part * (part_columns(KIND) / 4)).cast::<i32>();
                 for _ in 0..lines {
                     let loaded = [
                         _mm256_loadu_si256(w.cast()),
                         _mm256_loadu_si256(w.add(8).cast()),
                     ];
                     w = w.add(PANEL);
-                    for quad in 0..if FOUR { 2 } else { 1 } {
-                        let bytes = match (FOUR, quad) {
-                            (false, _) => loaded,
-                            (true, 0) => loaded.map(|w| _mm256_and_si256(w, low)),
-                            (true, _) => {
-                                loaded.map(|w| _mm256_and_si256(_mm256_srli_epi32::<4>(w), low))
-                            }
+                    for quad in 0..per_word(KIND) / 4 {
+                        let bytes = match (KIND, quad) {
+                            (EIGHT, _) => loaded,
+                            (_, 0) => loaded.map(|w| _mm256_and_si256(w, low)),
+                            _ => loaded.map(|w| _mm256_and_si256(_mm256_srli_epi32::<4>(w), low)),
                         };
                         let evens = bytes.map(|w| _mm256_and_si256(w, even));
                         let odds = bytes.map(|w| _mm256_srli_epi16::<8>(w));
@@ -188,10 +196,11 @@ unsafe fn whole<const R: usize, const FOUR: bool>(
                 }
                 for h in 0..2 {
                     let s = _mm256_loadu_si256(scales.add(8 * h).cast());
-                    let s = match (FOUR, part % 2) {
-                        (false, _) => s,
-                        (true, 0) => _mm256_slli_epi32::<16>(s),
-                        (true, _) => _mm256_and_si256(s, high),
+                    let s = match (KIND, part % 2) {
+                        (EIGHT, _) => s,
+                        (FOUR, 0) => _mm256_slli_epi32::<16>(s),
+                        (FOUR, _) => _mm256_and_si256(s, high),
+                        _ => _mm256_andnot_si256(below, s),
                     };
                     let s = _mm256_castsi256_ps(s);
                     for r in 0..R {

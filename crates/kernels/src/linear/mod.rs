@@ -8,7 +8,9 @@
 //! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
 //! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than
 //! what is meant. Four bits: a line of two bfloat16 scales before each 64 columns, those of the first 32 in the low
-//! half, eight columns in a word, 8 more than what is meant, the first four in the low halves of its bytes. Products
+//! half, eight columns in a word, 8 more than what is meant, the first four in the low halves of its bytes. Published
+//! groups of four bits: a line of words before each group, which have a scale in their 19 highest bits (f16 and bfloat16
+//! both fit) and in their lowest five what the group's numbers are less. Products
 //! under one scale are added as whole numbers, which is exact in any order; those sums, times both scales, are one
 //! chain of fused multiply-adds over k.
 
@@ -60,13 +62,13 @@ mod vnni;
 pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
-pub use quantise::quantise_row;
+pub use quantise::{group_word, pack_group_row, quantise_row};
 pub(crate) use quantise::{scale, whole};
 pub(crate) use rounded::chains as dot_chains;
 
 use std::ops::Range;
 
-use plimsoll_units::WeightType;
+use plimsoll_units::{GroupSize, WeightType};
 
 use crate::cpu::Level;
 use crate::pool::Pool;
@@ -136,13 +138,34 @@ pub struct Linear<'a> {
     k: usize,
 }
 
-/// Lines of a panel that meet one group of quantised inputs.
-const fn group_lines(four: bool) -> usize {
-    if four {
-        GROUP_K / 8 + GROUP_K / (2 * NIBBLES)
-    } else {
-        GROUP_K / 4 + 1
+/// Kernels of whole numbers are made for eight bits, for our four bits, or for the columns of a published group.
+const EIGHT: usize = 8;
+/// As [`EIGHT`].
+const FOUR: usize = 4;
+
+/// Columns whose products are added before a scale meets them.
+const fn part_columns(kind: usize) -> usize {
+    match kind {
+        EIGHT => GROUP_K,
+        FOUR => NIBBLES,
+        group => group,
     }
+}
+
+/// Columns in a word.
+const fn per_word(kind: usize) -> usize {
+    if kind == EIGHT { 4 } else { 8 }
+}
+
+/// Whether a part begins with a line of scales: of our four bits two parts share one.
+const fn has_line(kind: usize, part: usize) -> bool {
+    kind != FOUR || part.is_multiple_of(2)
+}
+
+/// Lines of a panel that meet one group of quantised inputs.
+const fn group_lines(kind: usize) -> usize {
+    let parts = GROUP_K / part_columns(kind);
+    GROUP_K / per_word(kind) + if kind == FOUR { parts / 2 } else { parts }
 }
 
 /// Packs output row `row`, whose elements are `values` in order, into `words` of an `n` × `k` matrix.
@@ -281,7 +304,7 @@ impl<'a> Linear<'a> {
     fn input_before(&self, k: usize) -> usize {
         match self.form {
             WeightType::Bf16 => k,
-            WeightType::Int8 | WeightType::Int4 => k.div_ceil(GROUP_K) * WORDS,
+            _ => k.div_ceil(GROUP_K) * WORDS,
         }
     }
 
@@ -289,7 +312,7 @@ impl<'a> Linear<'a> {
     const fn tile_panels(&self) -> usize {
         match self.form {
             WeightType::Bf16 => TILE,
-            WeightType::Int8 | WeightType::Int4 => 2 * TILE,
+            _ => 2 * TILE,
         }
     }
 
@@ -297,7 +320,7 @@ impl<'a> Linear<'a> {
     const fn block_columns(&self) -> usize {
         match self.form {
             WeightType::Bf16 => BLOCK,
-            WeightType::Int8 | WeightType::Int4 => BLOCK_WHOLE,
+            _ => BLOCK_WHOLE,
         }
     }
 
@@ -570,19 +593,22 @@ impl Level {
                 Self::Avx2 => avx2::multiply,
                 _ => scalar::multiply,
             },
-            WeightType::Int8 => self.whole::<false>(),
-            WeightType::Int4 => self.whole::<true>(),
+            WeightType::Int8 => self.whole::<EIGHT>(),
+            WeightType::Int4 => self.whole::<FOUR>(),
+            WeightType::Grouped(GroupSize::G128) => self.whole::<128>(),
+            WeightType::Grouped(GroupSize::G64) => self.whole::<64>(),
+            WeightType::Grouped(GroupSize::G32) => self.whole::<32>(),
         }
     }
 
-    fn whole<const FOUR: bool>(self) -> Kernel {
+    fn whole<const KIND: usize>(self) -> Kernel {
         match self {
             // The first processors with AVX-512 have no VNNI.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 if is_x86_feature_detected!("avx512vnni") => vnni::multiply::<FOUR>,
+            Self::Avx512 if is_x86_feature_detected!("avx512vnni") => vnni::multiply::<KIND>,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx2 => avx2::multiply_whole::<FOUR>,
-            _ => scalar::multiply_whole::<FOUR>,
+            Self::Avx512 | Self::Avx2 => avx2::multiply_whole::<KIND>,
+            _ => scalar::multiply_whole::<KIND>,
         }
     }
 

@@ -10,7 +10,7 @@
 use super::PANEL;
 use crate::bf16::{bf16_from_f32, f32_from_bf16};
 use crate::cpu::Level;
-use plimsoll_units::WeightType;
+use plimsoll_units::{GroupSize, WeightType};
 
 /// Elements of an input that share a scale, and columns of eight-bit weights.
 pub(super) const GROUP: usize = 128;
@@ -18,6 +18,10 @@ pub(super) const GROUP: usize = 128;
 pub(super) const NIBBLES: usize = 32;
 /// Where the elements of a group of inputs begin: after its scale and the sums of its quarters.
 pub(super) const HEAD: usize = 1 + GROUP / NIBBLES;
+/// Of the word before a group of four bits as published, what its numbers are less.
+pub(super) const ZERO: u32 = 31;
+/// Bits of that word that are none of its scale.
+pub(super) const BELOW_SCALE: u32 = (1 << 13) - 1;
 /// Words of a group of inputs.
 pub(super) const WORDS: usize = HEAD + GROUP / 4;
 
@@ -109,11 +113,18 @@ pub(super) fn input(level: Level, x: &[f32], out: &mut [f32]) {
 pub fn quantise_row(form: WeightType, panel: &mut [u32], lane: usize, values: &[f32]) {
     let lines = form.row_words(values.len() as u64);
     assert!(lane < PANEL && panel.len() as u64 == lines * PANEL as u64);
+    if let WeightType::Grouped(group) = form {
+        let mut numbers = vec![0; values.len()];
+        let each = columns(group);
+        let groups = values.chunks(each).zip(numbers.chunks_mut(each));
+        let words: Vec<u32> = groups.map(|(v, n)| grouped(v, n)).collect();
+        return pack_group_row(group, panel, lane, &numbers, &words);
+    }
     let mut lines = panel.chunks_exact_mut(PANEL).map(|line| &mut line[lane]);
     // The words are as many as were counted.
     let mut next = || lines.next().expect("counted above");
     match form {
-        WeightType::Bf16 => panic!("bfloat16 is packed, not quantised"),
+        WeightType::Bf16 | WeightType::Grouped(_) => panic!("bfloat16 is packed, not quantised"),
         WeightType::Int8 => {
             for values in values.chunks(GROUP) {
                 let (q, scale) = group(values);
@@ -142,6 +153,63 @@ pub fn quantise_row(form: WeightType, panel: &mut [u32], lane: usize, values: &[
             }
         }
     }
+}
+
+/// The word before a group of four bits: its scale, and what its numbers are less. None where the scale has more than
+/// the ten bits of a mantissa that f16 and bfloat16 have, or the zero is more than 31.
+#[must_use]
+pub fn group_word(scale: f32, zero: u8) -> Option<u32> {
+    let (bits, zero) = (scale.to_bits(), u32::from(zero));
+    (bits & BELOW_SCALE == 0 && zero <= ZERO).then_some(bits | zero)
+}
+
+/// Packs output row `lane` of a panel of published groups of four bits: numbers of 0 to 15, and the word of each group.
+///
+/// # Panics
+/// Where the panel has not the words of as many columns as there are numbers.
+pub fn pack_group_row(
+    group: GroupSize,
+    panel: &mut [u32],
+    lane: usize,
+    numbers: &[u8],
+    words: &[u32],
+) {
+    let lines = WeightType::Grouped(group).row_words(numbers.len() as u64);
+    assert!(lane < PANEL && panel.len() as u64 == lines * PANEL as u64);
+    let mut lines = panel.chunks_exact_mut(PANEL).map(|line| &mut line[lane]);
+    let mut next = |word| *lines.next().expect("counted above") = word;
+    for (numbers, word) in numbers.chunks(columns(group)).zip(words) {
+        next(*word);
+        for eight in numbers.chunks(8) {
+            let number = |i: usize| u32::from(eight.get(i).copied().unwrap_or(0) & 15);
+            let byte = |i: usize| (number(i) | number(i + 4) << 4) << (8 * i);
+            next((0..4).fold(0, |word, i| word | byte(i)));
+        }
+    }
+}
+
+fn columns(group: GroupSize) -> usize {
+    match group {
+        GroupSize::G32 => 32,
+        GroupSize::G64 => 64,
+        GroupSize::G128 => 128,
+    }
+}
+
+/// The word of a group of elements, and their numbers: between the smallest and the largest of them and 0.
+fn grouped(values: &[f32], numbers: &mut [u8]) -> u32 {
+    let low = values.iter().fold(0.0_f32, |a, x| a.min(*x));
+    let high = values.iter().fold(0.0_f32, |a, x| a.max(*x));
+    let bad = values.iter().any(|x| !x.is_finite());
+    let scale = if bad { f32::NAN } else { (high - low) / 15.0 };
+    let scale = f32_from_bf16(bf16_from_f32(scale));
+    let inverse = if scale > TINY { 1.0 / scale } else { 0.0 };
+    let zero = whole((-low * inverse).clamp(0.0, 15.0)).to_le_bytes()[0];
+    for (q, x) in numbers.iter_mut().zip(values) {
+        // What NaN becomes does not matter.
+        *q = whole((x * inverse + f32::from(zero)).clamp(0.0, 15.0)).to_le_bytes()[0] & 15;
+    }
+    scale.to_bits() & !BELOW_SCALE | u32::from(zero)
 }
 
 /// Numbers of 0 to 15, 8 more than what is meant, and the bits of their scale. The number that is largest becomes −8,
@@ -179,6 +247,15 @@ pub(super) fn element(form: WeightType, panel: &[u32], lane: usize, i: usize) ->
             let nibble = word(scales + 1 + i % 64 / 8) >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
             let scale = word(scales) >> (16 * (i % 64 / NIBBLES));
             (nibble as f32 - 8.0) * f32_from_bf16(scale as u16)
+        }
+        WeightType::Grouped(group) => {
+            let each = columns(group);
+            let first = i / each * (each / 8 + 1);
+            let word_of = word(first + 1 + i % each / 8);
+            let nibble = word_of >> (8 * (i % 4) + 4 * (i % 8 / 4)) & 15;
+            let group = word(first);
+            let zero = (group & ZERO) as f32;
+            (nibble as f32 - zero) * f32::from_bits(group & !BELOW_SCALE)
         }
     }
 }

@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)]
 
-use super::quantise::{HEAD, NIBBLES, WORDS};
-use super::{PANEL, ROW, sums};
+use super::quantise::{BELOW_SCALE, GROUP, HEAD, WORDS, ZERO};
+use super::{EIGHT, FOUR, PANEL, ROW, has_line, part_columns, per_word, sums};
 
 /// # Safety
 /// That of a [kernel](super::Kernel).
@@ -27,52 +27,69 @@ pub(super) unsafe fn multiply(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
 ///
 /// # Safety
 /// That of a [kernel](super::Kernel).
-pub(super) unsafe fn multiply_whole<const FOUR: bool>(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+pub(super) unsafe fn multiply_whole<const KIND: usize>(
+    words: &[&[u32]],
+    x: &[f32],
+    y: &[*mut f32],
+) {
     for i in 0..words.len() * y.len() {
         let (panel, r) = (i / y.len(), i % y.len());
         // SAFETY: the caller's.
         let acc = unsafe { sums(y[r], panel) };
         let (words, x) = (words[panel], &x[r * ROW..]);
         let x = |word: usize| x[word];
-        let groups = words.chunks(PANEL * super::group_lines(FOUR));
-        for (group, words) in groups.enumerate() {
+        let groups = words.chunks(PANEL * super::group_lines(KIND));
+        for (group, mut words) in groups.enumerate() {
             let (scale, first) = (x(group * WORDS), group * WORDS + HEAD);
-            if FOUR {
-                let parts = words.chunks(PANEL * (1 + 2 * NIBBLES / 8));
-                for (pair, words) in parts.enumerate() {
-                    let (scales, words) = words.split_at(PANEL);
-                    for (part, words) in words.chunks(PANEL * NIBBLES / 8).enumerate() {
-                        let mut c = [0; PANEL];
-                        let first = first + (2 * pair + part) * (NIBBLES / 4);
-                        for (line, words) in words.chunks_exact(PANEL).enumerate() {
-                            for (quad, shift) in [(2 * line, 0), (2 * line + 1, 4)] {
-                                let nibbles = words.iter().map(|w| w >> shift & 0x0f0f_0f0f);
-                                products(&mut c, nibbles, 8, x(first + quad));
-                            }
-                        }
-                        let bits = |w: u32| f32::from_bits(w >> (16 * part) << 16);
-                        add(acc, &c, scales.iter().map(|w| bits(*w)), scale);
+            let mut scales = words;
+            for part in 0..GROUP / part_columns(KIND) {
+                if words.is_empty() {
+                    break;
+                }
+                if has_line(KIND, part) {
+                    (scales, words) = words.split_at(PANEL);
+                }
+                let lines = PANEL * part_columns(KIND) / per_word(KIND);
+                let (mine, rest) = words.split_at(lines.min(words.len()));
+                words = rest;
+                let mut zeros = [0; PANEL];
+                for (zero, word) in zeros.iter_mut().zip(scales) {
+                    *zero = match KIND {
+                        EIGHT => 128,
+                        FOUR => 8,
+                        _ => (word & ZERO).cast_signed(),
+                    };
+                }
+                let mut c = [0; PANEL];
+                let first = first + part * part_columns(KIND) / 4;
+                for (line, words) in mine.chunks_exact(PANEL).enumerate() {
+                    for quad in 0..per_word(KIND) / 4 {
+                        let bytes = words.iter().map(|w| match KIND {
+                            EIGHT => *w,
+                            _ => w >> (4 * quad) & 0x0f0f_0f0f,
+                        });
+                        let x = x(first + line * per_word(KIND) / 4 + quad);
+                        products(&mut c, bytes, &zeros, x);
                     }
                 }
-            } else {
-                let (scales, words) = words.split_at(PANEL);
-                let mut c = [0; PANEL];
-                for (quad, words) in words.chunks_exact(PANEL).enumerate() {
-                    products(&mut c, words.iter().copied(), 128, x(first + quad));
-                }
-                add(acc, &c, scales.iter().map(|w| f32::from_bits(*w)), scale);
+                let scales = scales.iter().map(|w| match KIND {
+                    EIGHT => f32::from_bits(*w),
+                    FOUR => f32::from_bits(w >> (16 * (part % 2)) << 16),
+                    _ => f32::from_bits(w & !BELOW_SCALE),
+                });
+                add(acc, &c, scales, scale);
             }
         }
     }
 }
 
-/// Adds four products to each sum: bytes less `zero` times bytes with signs.
-fn products(c: &mut [i32; PANEL], words: impl Iterator<Item = u32>, zero: i32, x: f32) {
+/// Adds four products to each sum: bytes less their zero times bytes with signs.
+fn products(c: &mut [i32; PANEL], words: impl Iterator<Item = u32>, zeros: &[i32; PANEL], x: f32) {
     let x = x
         .to_bits()
         .to_le_bytes()
         .map(|x| i32::from(x.cast_signed()));
-    for (c, word) in c.iter_mut().zip(words) {
+    for ((c, word), zero) in c.iter_mut().zip(words).zip(zeros) {
         for (w, x) in word.to_le_bytes().into_iter().zip(x) {
             *c += (i32::from(w) - zero) * x;
         }

@@ -34,7 +34,20 @@ fn scratch(form: WeightType, m: usize, k: usize) -> Vec<f32> {
     vec![f32::NAN; m * usize::try_from(form.input_words(k as u64)).unwrap()]
 }
 
-const WHOLE: [WeightType; 2] = [WeightType::Int8, WeightType::Int4];
+const WHOLE: [WeightType; 5] = [
+    WeightType::Int8,
+    WeightType::Int4,
+    WeightType::GROUPED[0],
+    WeightType::GROUPED[1],
+    WeightType::GROUPED[2],
+];
+
+/// All types, with inputs that they meet.
+fn forms() -> impl Iterator<Item = (WeightType, Inputs)> + Clone {
+    let all = WeightType::ALL.into_iter().chain(WeightType::GROUPED);
+    let all = all.map(|f| (f, Inputs::F32));
+    all.chain([(WeightType::Bf16, Inputs::Bf16)])
+}
 
 /// Sums of products of what inputs and weights are as whole numbers, in f64, from the definition.
 #[test]
@@ -114,7 +127,13 @@ fn whole_numbers_give_the_products_of_what_they_stand_for() {
 fn a_weight_is_no_further_than_its_scale_allows() {
     let k = 300;
     let w = numbers(9, 4 * k);
-    for (form, group, steps) in [(WeightType::Int8, 128, 254.0), (WeightType::Int4, 32, 16.0)] {
+    for (form, group, steps) in [
+        (WeightType::Int8, 128, 254.0),
+        (WeightType::Int4, 32, 16.0),
+        (WeightType::Grouped(GroupSize::G128), 128, 15.0),
+        (WeightType::Grouped(GroupSize::G64), 64, 15.0),
+        (WeightType::Grouped(GroupSize::G32), 32, 15.0),
+    ] {
         let words = packed(form, &w, 4, k);
         let linear = Linear::new(&words, form, 4, k);
         let mut got = vec![0.0; k];
@@ -125,8 +144,9 @@ fn a_weight_is_no_further_than_its_scale_allows() {
             for (got, w) in got.chunks(group).zip(w.chunks(group)) {
                 let largest = w.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
                 for (got, x) in got.iter().zip(w) {
-                    // Of four bits, what is largest with the other sign has no number of its own: a whole step.
-                    let step = if form == WeightType::Int4 { 2.0 } else { 1.0 };
+                    // Of four bits, what is largest with the other sign has no number of its own, and published
+                    // groups go from the smallest to the largest: a whole step.
+                    let step = if form == WeightType::Int8 { 1.0 } else { 2.0 };
                     assert!(
                         (got - x).abs() <= step * largest / steps * 1.01,
                         "{form}: {got}, {x}"
@@ -174,6 +194,34 @@ fn nothing_hides_what_is_no_number() {
         Linear::new(&words, form, 1, 32).row(0, &mut row);
         assert!(row.iter().all(|x| *x == 0.0), "{form}: {row:?}");
     }
+}
+
+/// A row as it is published: its elements are its scale times its numbers less its zero point, to the bit.
+#[test]
+fn published_groups_are_what_they_stand_for() {
+    for group in GroupSize::ALL {
+        let (form, k) = (WeightType::Grouped(group), 300_usize);
+        let each = usize::try_from(group.columns()).unwrap();
+        let numbers: Vec<u8> = (0..k).map(|i| (i * i / 3 % 16) as u8).collect();
+        let scale = |g: usize| crate::f16::f32_from_f16(0x0001 + 977 * g as u16);
+        let zero = |g: usize| (15 - g % 16) as u8;
+        let words: Vec<u32> = (0..k.div_ceil(each))
+            .map(|g| group_word(scale(g), zero(g)).unwrap())
+            .collect();
+        let mut panel = vec![0; PANEL * usize::try_from(form.row_words(k as u64)).unwrap()];
+        pack_group_row(group, &mut panel, 7, &numbers, &words);
+        let mut row = vec![f32::NAN; k];
+        Linear::new(&panel, form, 8, k).row(7, &mut row);
+        for (i, x) in row.into_iter().enumerate() {
+            let g = i / each;
+            let want = (f32::from(numbers[i]) - f32::from(zero(g))) * scale(g);
+            assert_eq!(x.to_bits(), want.to_bits(), "{form}, column {i}");
+        }
+    }
+    // More of a mantissa than a word has room for, and a zero point that is none.
+    assert_eq!(group_word(1.0 + 2.0_f32.powi(-11), 0), None);
+    assert!(group_word(1.0 + 2.0_f32.powi(-10), 31).is_some());
+    assert_eq!(group_word(1.0, 32), None);
 }
 
 /// The scalar kernel alone, a row at a time, is what all others are compared with.
@@ -379,8 +427,7 @@ fn rounded_inputs_give_the_products_of_what_they_stand_for() {
 #[test]
 fn many_rows_have_the_bits_that_each_has_alone() {
     let (n, k, m) = (70, 65, 2 * CHUNK + 13);
-    let forms = WeightType::ALL.map(|f| (f, Inputs::F32));
-    for (form, inputs) in forms.into_iter().chain([(WeightType::Bf16, Inputs::Bf16)]) {
+    for (form, inputs) in forms() {
         let words = packed(form, &numbers(4, n * k), n, k);
         let linear = Linear::new(&words, form, n, k).with_inputs(inputs);
         let (bias, x) = (numbers(7, n), numbers(3, m * k));
@@ -413,8 +460,7 @@ fn many_rows_have_the_bits_that_each_has_alone() {
 #[test]
 fn a_row_that_is_no_number_hurts_no_other() {
     let (n, k, m) = (40, BLOCK + 3, 3 * ROWS);
-    let forms = WeightType::ALL.map(|f| (f, Inputs::F32));
-    for (form, inputs) in forms.into_iter().chain([(WeightType::Bf16, Inputs::Bf16)]) {
+    for (form, inputs) in forms() {
         let words = packed(form, &numbers(4, n * k), n, k);
         let linear = Linear::new(&words, form, n, k).with_inputs(inputs);
         let good = numbers(3, m * k);
@@ -445,9 +491,7 @@ fn a_row_that_is_no_number_hurts_no_other() {
 fn rows_of_experts_have_the_bits_of_their_own_matrix_alone() {
     let (experts, share) = (5, 3);
     let sizes = [(1, 1), (33, 65), (150, 1030)];
-    let forms = WeightType::ALL.map(|f| (f, Inputs::F32));
-    let forms = forms.into_iter().chain([(WeightType::Bf16, Inputs::Bf16)]);
-    for ((form, inputs), (n, k)) in forms.flat_map(|f| sizes.map(|s| (f, s))) {
+    for ((form, inputs), (n, k)) in forms().flat_map(|f| sizes.map(|s| (f, s))) {
         let words: Vec<Vec<u32>> = (0..experts)
             .map(|e| packed(form, &numbers(e as u64 + 1, n * k), n, k))
             .collect();

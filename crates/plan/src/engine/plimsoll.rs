@@ -4,9 +4,9 @@
 use plimsoll_model::{Ffn, LayerSpec, Mixer};
 use plimsoll_program::{
     Buckets, Exchange, KvRules, Limits, PackedLayout, PoolGeometry, Program, RECORDED_KERNEL, Rank,
-    StepInputs, WeightRules, lower_rank,
+    StepInputs, WeightRules, is_read, lower_rank,
 };
-use plimsoll_units::{Bytes, DType, SizeOverflow, WeightType};
+use plimsoll_units::{Bytes, DType, SizeOverflow, Weights};
 
 pub(crate) mod host;
 pub(crate) mod http;
@@ -65,7 +65,7 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         }
         Err(why) => {
             let weights = context.settings.weights;
-            if weights != WeightType::Bf16 {
+            if weights != Weights::default() {
                 return Err(PlanError::Refused {
                     engine: "plimsoll".to_owned(),
                     setting: format!("--weights {weights}"),
@@ -254,12 +254,14 @@ fn exchanged(program: &Program) -> Result<Option<Term>, SizeOverflow> {
     }))
 }
 
-/// What holds for models that do not lower: weights as stored, in panels, and the widest layer.
+/// What holds for models that do not lower: weights as stored, in panels, and the widest layer. Quantised matrices are
+/// multiplied out where we read their layout.
 fn bounds(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     let rules = WeightRules {
         dtype: context.settings.dtype,
         packed: Some(PackedLayout { rows: PANEL_ROWS }),
         keep_order_index: false,
+        widened: is_read(context.spec).then_some(DType::Bf16),
         ..WeightRules::stored()
     };
     let source = "plimsoll-program: weights.rs, panels of 32 rows";

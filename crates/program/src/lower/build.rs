@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use plimsoll_model::quant::QuantScheme;
 use plimsoll_model::{ModelSpec, Role, TensorSpec};
-use plimsoll_units::{Bytes, SizeOverflow, WeightType};
+use plimsoll_units::{Bytes, SizeOverflow, WeightType, Weights};
 
 use super::place::place;
+use super::quantised::Stored;
 use super::{Inventory, Limits, LowerError};
 use crate::parallel::Rank;
 use crate::pool::{KvRules, PoolGeometry};
@@ -84,16 +86,6 @@ impl Inputs {
     }
 }
 
-/// Elements that share a scale in MXFP4.
-const MXFP4_BLOCK: u64 = 32;
-
-/// A tensor of experts' matrices, and how it lies.
-struct ExpertMatrices<'a> {
-    tensor: &'a TensorSpec,
-    transposed: bool,
-    scales: Option<&'a TensorSpec>,
-}
-
 pub(super) struct Builder<'a> {
     tensors: &'a Inventory<'a>,
     used: BTreeSet<&'a str>,
@@ -168,6 +160,15 @@ impl<'a> Builder<'a> {
         self.tensors.find(layer, name).is_some()
     }
 
+    /// How the checkpoint's matrices are quantised, where they are.
+    pub(super) fn scheme(&self) -> Option<&'a QuantScheme> {
+        self.tensors.quant
+    }
+
+    pub(super) fn find(&self, layer: Option<usize>, name: &str) -> Option<&'a TensorSpec> {
+        self.tensors.find(layer, name)
+    }
+
     /// Says that a tensor is left out on purpose.
     pub(super) fn unread(&mut self, name: &str) {
         if let Some(t) = self.tensors.find(None, name) {
@@ -175,23 +176,33 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn take(
+    /// The tensor of this name, which is read.
+    pub(super) fn found(
         &mut self,
         layer: Option<usize>,
         name: &str,
-        shape: &[u64],
     ) -> Result<&'a TensorSpec, LowerError> {
         let place = layer.map_or_else(String::new, |i| format!(" in layer {i}"));
         let Some(t) = self.tensors.find(layer, name) else {
             return Err(LowerError::Tensor(format!("no `{name}`{place}")));
         };
+        self.used.insert(&t.name);
+        Ok(t)
+    }
+
+    pub(super) fn take(
+        &mut self,
+        layer: Option<usize>,
+        name: &str,
+        shape: &[u64],
+    ) -> Result<&'a TensorSpec, LowerError> {
+        let t = self.found(layer, name)?;
         if t.shape != shape {
             return Err(LowerError::Tensor(format!(
                 "`{}` is {:?}, expected {shape:?}",
                 t.name, t.shape
             )));
         }
-        self.used.insert(&t.name);
         Ok(t)
     }
 
@@ -217,13 +228,24 @@ impl<'a> Builder<'a> {
         Ok(WeightId(id))
     }
 
-    fn packed(&self, role: Role, n: u64, k: u64) -> WeightLayout {
-        // Which experts a token takes changes at once where their scores change a little, and these are small.
-        let form = match role {
-            Role::Router => WeightType::Bf16,
-            _ => self.limits.weights,
+    fn packed(
+        &self,
+        role: Role,
+        n: u64,
+        inputs: &Inputs,
+        sources: &[Source],
+    ) -> Result<WeightLayout, LowerError> {
+        let form = match (role, self.limits.weights) {
+            // Which experts a token takes changes at once where their scores change a little, and these are small.
+            (Role::Router, _) => WeightType::Bf16,
+            (_, Weights::As(form)) => form,
+            (_, Weights::Stored) => stored_form(sources),
         };
-        WeightLayout::Packed { form, n, k }
+        if let (WeightType::Grouped(group), [source, ..]) = (form, sources) {
+            whole(&source.tensor, "groups", group.columns(), inputs)?;
+        }
+        let k = inputs.count();
+        Ok(WeightLayout::Packed { form, n, k })
     }
 
     /// The matrix of `parts`, one below the other, with these columns of what is stored.
@@ -240,12 +262,8 @@ impl<'a> Builder<'a> {
         let (mut sources, mut role, mut n) = (Vec::new(), Role::Other, 0_u64);
         let mut padding = 0;
         for part in parts {
-            let shape = if transposed {
-                [columns, part.rows]
-            } else {
-                [part.rows, columns]
-            };
-            let t = self.take(layer, &format!("{}.weight", part.module), &shape)?;
+            let stored = self.stored(layer, part.module, [part.rows, columns], transposed)?;
+            let t = stored.tensor;
             whole_blocks(t, &inputs)?;
             role = t.role;
             n = n.checked_add(part.padding).ok_or(SizeOverflow)?;
@@ -255,14 +273,14 @@ impl<'a> Builder<'a> {
                 sources.push(Source {
                     tensor: t.name.clone(),
                     rows: rows.clone(),
-                    transposed,
+                    transposed: stored.transposed,
                     input: inputs.first(),
-                    scales: None,
+                    quantised: stored.quantised.clone(),
                     plus: 0,
                 });
             }
         }
-        let layout = self.packed(role, n, inputs.count());
+        let layout = self.packed(role, n, &inputs, &sources)?;
         self.weight(named(layer, name), role, layout, sources, padding)
     }
 
@@ -277,7 +295,8 @@ impl<'a> Builder<'a> {
     ) -> Result<[Vec<WeightId>; 2], LowerError> {
         let each = key.checked_add(value).ok_or(SizeOverflow)?;
         let rows = heads.checked_mul(each).ok_or(SizeOverflow)?;
-        let t = self.take(Some(layer), up, &[rows, rank])?;
+        let stored = self.stored(Some(layer), up, [rows, rank], false)?;
+        let t = stored.tensor;
         let mut ways = [Vec::new(), Vec::new()];
         for h in taken {
             let from = h * each;
@@ -287,7 +306,7 @@ impl<'a> Builder<'a> {
                 rows: 0..rank,
                 transposed: true,
                 input: Some(from),
-                scales: None,
+                quantised: stored.quantised.clone(),
                 plus: 0,
             };
             let back = Source {
@@ -343,12 +362,12 @@ impl<'a> Builder<'a> {
                         rows: shift(rows.start)?..shift(rows.end)?,
                         transposed: stored.transposed,
                         input: inputs.first(),
-                        scales: stored.scales.map(|t| t.name.clone()),
+                        quantised: stored.quantised.clone(),
                         plus: 0,
                     });
                 }
             }
-            let layout = self.packed(role, n, inputs.count());
+            let layout = self.packed(role, n, &inputs, &sources)?;
             let name = named(Some(layer), &format!("experts.{e}.{name}"));
             all.push(self.weight(name, role, layout, sources, 0)?);
         }
@@ -363,37 +382,28 @@ impl<'a> Builder<'a> {
         experts: u64,
         part: &Part,
         inputs: &Inputs,
-    ) -> Result<ExpertMatrices<'a>, LowerError> {
-        let columns = inputs.stored;
+    ) -> Result<Stored<'a>, LowerError> {
+        let size = [part.rows, inputs.stored];
         let (at, module) = (Some(layer), part.module);
-        let blocks = format!("{module}_blocks");
-        let (tensor, transposed, scales) = if self.has(at, &blocks) {
-            let groups = columns.div_ceil(MXFP4_BLOCK);
-            let scales = self.take(at, &format!("{module}_scales"), &[part.rows, groups])?;
-            let shape = [part.rows, groups, MXFP4_BLOCK / 2];
-            (self.take(at, &blocks, &shape)?, false, Some(scales))
+        let stored = if self.has(at, &format!("{module}_blocks")) {
+            self.mxfp4(layer, module, experts, size)?
         } else if self.has(at, module) {
-            (self.take(at, module, &[columns, part.rows])?, true, None)
+            Stored {
+                tensor: self.take(at, module, &[inputs.stored, part.rows])?,
+                transposed: true,
+                quantised: None,
+            }
         } else {
-            let leaf = format!("{module}.weight");
-            (self.take(at, &leaf, &[part.rows, columns])?, false, None)
+            self.stored(at, module, size, false)?
         };
-        if scales.is_some() {
-            whole(tensor, MXFP4_BLOCK, inputs)?;
-        } else {
-            whole_blocks(tensor, inputs)?;
-        }
-        if tensor.experts != Some(experts) {
+        whole_blocks(stored.tensor, inputs)?;
+        if stored.tensor.experts != Some(experts) {
             return Err(LowerError::Tensor(format!(
                 "`{}` is not of {experts} experts",
-                tensor.name
+                stored.tensor.name
             )));
         }
-        Ok(ExpertMatrices {
-            tensor,
-            transposed,
-            scales,
-        })
+        Ok(stored)
     }
 
     /// The biases of all experts of a module, one after the other, where they have them.
@@ -547,19 +557,29 @@ impl<'a> Builder<'a> {
 
 /// Checks that no rank begins inside a block of a row that is stored in blocks.
 fn whole_blocks(t: &TensorSpec, inputs: &Inputs) -> Result<(), LowerError> {
-    whole(t, t.dtype.block_elements(), inputs)
+    whole(&t.name, "blocks", t.dtype.block_elements(), inputs)
 }
 
-fn whole(t: &TensorSpec, block: u64, inputs: &Inputs) -> Result<(), LowerError> {
+fn whole(tensor: &str, what: &str, block: u64, inputs: &Inputs) -> Result<(), LowerError> {
     let cut = |at: u64| at != inputs.stored && !at.is_multiple_of(block);
     if cut(inputs.taken.start) || cut(inputs.taken.end) {
         return Err(LowerError::Divided(format!(
-            "`{}` has blocks of {block} elements, and ranks of {} columns would cut them",
-            t.name,
+            "`{tensor}` has {what} of {block} elements, and ranks of {} columns would cut them",
             inputs.count()
         )));
     }
     Ok(())
+}
+
+/// What a matrix of these parts is kept as where it is kept as it is stored.
+fn stored_form(sources: &[Source]) -> WeightType {
+    let mut sizes = sources
+        .iter()
+        .map(|s| s.quantised.as_ref().and_then(|q| q.group_size()));
+    match sizes.next().flatten() {
+        Some(size) if sizes.all(|s| s == Some(size)) => WeightType::Grouped(size),
+        _ => WeightType::Bf16,
+    }
 }
 
 fn named(layer: Option<usize>, name: &str) -> String {
@@ -572,7 +592,7 @@ fn vector(tensor: &str, rows: Range<u64>, plus: i8) -> Source {
         rows,
         transposed: false,
         input: None,
-        scales: None,
+        quantised: None,
         plus,
     }
 }

@@ -81,9 +81,8 @@ impl Decoder<'_> {
             });
         }
 
-        let up = format!("{}.weight", names.kv_up);
         let sizes = [at.q_heads, at.nope_dim, at.v_dim, at.rank];
-        let [absorb, values] = b.latent_heads(i, &up, mine, sizes)?;
+        let [absorb, values] = b.latent_heads(i, names.kv_up, mine, sizes)?;
         let each = product(heads, at.rank)?;
         let absorbed = b.buffer("absorbed", Rows::Tokens, each)?;
         b.op(Op::Heads {

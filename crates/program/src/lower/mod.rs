@@ -9,12 +9,13 @@ mod decoder;
 mod latent;
 mod names;
 mod place;
+mod quantised;
 mod rope;
 mod state;
 
-use plimsoll_model::quant::{QuantFormat, QuantScheme};
-use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec};
-use plimsoll_units::{SizeOverflow, WeightType};
+use plimsoll_model::quant::QuantScheme;
+use plimsoll_model::{Arithmetic, ModelSpec, NotRunnable, Role, ShardError, TensorSpec, quant};
+use plimsoll_units::{SizeOverflow, Weights};
 
 use crate::parallel::{Parallel, Rank};
 use crate::pool::{KvRules, PoolGeometry};
@@ -33,7 +34,7 @@ pub struct Limits {
     /// trained: by the request, as transformers does, logits would depend on who is served.
     pub context: u64,
     /// What matrices are kept as; those that choose experts are always bfloat16.
-    pub weights: WeightType,
+    pub weights: Weights,
 }
 
 /// Why a model does not lower.
@@ -67,6 +68,13 @@ pub enum LowerError {
     Size(#[from] SizeOverflow),
 }
 
+/// Whether the layout that a checkpoint's weights are stored in can be read.
+#[must_use]
+pub fn is_read(spec: &ModelSpec) -> bool {
+    let scheme = spec.quant.as_ref();
+    scheme.is_none_or(|scheme| quantised::check(scheme).is_ok())
+}
+
 /// `spec` as one device carries it out, with the pool's geometry under the same rules as in a plan.
 ///
 /// # Errors
@@ -94,10 +102,17 @@ pub fn lower_rank(
         Err(NotRunnable::Family) => return Err(LowerError::NotYet { family }),
         Err(NotRunnable::Config(e)) => return Err(unsupported(e.to_string())),
     };
-    // MXFP4 is of experts alone, whose values bf16 has.
-    let exact = |q: &QuantScheme| q.format == QuantFormat::Mxfp4;
-    if spec.quant.as_ref().is_some_and(|q| !exact(q)) {
-        return Err(unsupported("its weights are quantised".to_owned()));
+    if let Some(scheme) = &spec.quant {
+        quantised::check(scheme).map_err(unsupported)?;
+    }
+    // Scales that no matrix is known to have.
+    let stray = |t: &&TensorSpec| t.role == Role::Other && quant::is_auxiliary(&t.name);
+    let mut strays = spec.tensors.iter().filter(stray);
+    if let Some(t) = strays.find(|t| !quantised::is_unread(&t.name)) {
+        return Err(unsupported(format!(
+            "`{}` belongs to a quantised matrix, and the config does not say how it is stored",
+            t.name
+        )));
     }
     let tensors = Inventory::new(spec);
     let Some(names) = Names::of(spec, &tensors) else {
@@ -119,6 +134,7 @@ pub fn lower_rank(
 struct Inventory<'a> {
     layers: Vec<Vec<&'a TensorSpec>>,
     outside: Vec<&'a TensorSpec>,
+    quant: Option<&'a QuantScheme>,
 }
 
 impl<'a> Inventory<'a> {
@@ -126,11 +142,13 @@ impl<'a> Inventory<'a> {
         let mut all = Self {
             layers: vec![Vec::new(); spec.layers.len()],
             outside: Vec::new(),
+            quant: spec.quant.as_ref(),
         };
         for t in &spec.tensors {
             let none = matches!(t.role, Role::Encoder | Role::Mtp | Role::Other);
             // A head that is stored beside the table it is tied to is not read.
-            if none || (t.role == Role::Head && spec.tied_embeddings) {
+            let unread = spec.quant.is_some() && quantised::is_unread(&t.name);
+            if none || unread || (t.role == Role::Head && spec.tied_embeddings) {
                 continue;
             }
             match t.layer.map(|l| all.layers.get_mut(l as usize)) {

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use plimsoll_model::safetensors::{SafetensorsHeader, spec_with_headers};
-use plimsoll_model::{Assume, ModelSpec, from_config};
+use plimsoll_model::{Assume, Axis, ModelSpec, from_config};
 use plimsoll_program::{
-    ActivationKind, AttentionOp, BufferId, ConvolveOp, GroupKind, LatentOp, NormKind, Op, Program,
-    ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
+    ActivationKind, AttentionOp, BufferId, ConvolveOp, Grid, GroupKind, LatentOp, NormKind, Number,
+    Op, Program, Quantised, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout, Zero,
 };
 use plimsoll_units::DType;
 
@@ -24,6 +24,19 @@ pub(crate) fn fixtures() -> Vec<PathBuf> {
         .collect();
     all.sort();
     assert!(all.len() >= 20, "{all:?}");
+    all
+}
+
+/// Checkpoints that are quantised, in every layout that is read.
+pub(crate) fn quantised() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/tests/quantised");
+    let mut all: Vec<PathBuf> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.is_dir())
+        .collect();
+    all.sort();
+    assert!(all.len() >= 8, "{all:?}");
     all
 }
 
@@ -66,7 +79,12 @@ pub(crate) fn tensors(path: &Path) -> Tensors {
                 .chunks_exact(4)
                 .map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap())))
                 .collect(),
+            DType::F16 => raw.chunks_exact(2).map(|b| half([b[0], b[1]])).collect(),
+            DType::F8E4m3 => raw.iter().map(|b| small_float(*b, 4, 3)).collect(),
             DType::U8 => raw.iter().map(|b| f64::from(*b)).collect(),
+            DType::I8 => raw.iter().map(|b| f64::from(b.cast_signed())).collect(),
+            // Shapes, which nothing reads.
+            DType::I64 => vec![f64::NAN; raw.len() / 8],
             other => panic!("{other}"),
         };
         let shape = t.shape.clone();
@@ -93,33 +111,100 @@ fn index(n: u64) -> usize {
     usize::try_from(n).unwrap()
 }
 
-/// MXFP4 by its definition: sign, exponent, mantissa of four bits, and a power of two for 32 of them.
-fn mxfp4(code: u8, scale: f64) -> f64 {
-    let (e, m) = (i32::from(code >> 1 & 3), f64::from(code & 1));
+/// A float of few bits: a sign, an exponent with the usual bias, a mantissa.
+fn small_float(code: u8, exponent: u32, mantissa: u32) -> f64 {
+    let m = f64::from(code & ((1 << mantissa) - 1)) / f64::from(1 << mantissa);
+    let e = i32::from(code >> mantissa & ((1 << exponent) - 1));
+    let bias = (1 << (exponent - 1)) - 1;
     let size = match e {
-        0 => m / 2.0,
-        _ => (1.0 + m / 2.0) * 2_f64.powi(e - 1),
+        0 => m * 2_f64.powi(1 - bias),
+        _ => (1.0 + m) * 2_f64.powi(e - bias),
     };
-    let sign = if code >> 3 == 1 { -1.0 } else { 1.0 };
-    sign * size * (scale - 127.0).exp2()
+    let negative = code >> (mantissa + exponent) & 1 == 1;
+    if negative { -size } else { size }
+}
+
+fn half(bytes: [u8; 2]) -> f64 {
+    let bits = u16::from_le_bytes(bytes);
+    let (e, m) = (i32::from(bits >> 10 & 31), f64::from(bits & 1023) / 1024.0);
+    let size = match e {
+        0 => m * 2_f64.powi(-14),
+        _ => (1.0 + m) * 2_f64.powi(e - 15),
+    };
+    if bits >> 15 == 1 { -size } else { size }
+}
+
+/// The number of a grid for a block of outputs and one of inputs, in a matrix of this size.
+fn grid_number(tensor: &Tensor, grid: &Grid, size: [u64; 2], [out, inp]: [u64; 2]) -> f64 {
+    let packed = match grid.number {
+        Number::Plain | Number::Power => None,
+        Number::Whole(p) | Number::E2m1(p) => Some(p),
+    };
+    let width = if grid.dtype == DType::I32 { 32 } else { 8 };
+    let per = packed.map_or(1, |p| width / u64::from(p.bits));
+    let along_out = packed.is_some_and(|p| p.along == Axis::Out);
+    let [of_out, of_in] = if along_out { [per, 1] } else { [1, per] };
+    let blocks = [0, 1].map(|i| size[i].div_ceil(grid.block[i]));
+    let place = if grid.inputs_first {
+        inp / of_in * blocks[0].div_ceil(of_out) + out / of_out
+    } else {
+        out / of_out * blocks[1].div_ceil(of_in) + inp / of_in
+    };
+    let element = tensor.values[index(place)];
+    let Some(p) = packed else {
+        return match grid.number {
+            Number::Power => (element - 127.0).exp2(),
+            _ => element,
+        };
+    };
+    let at = if along_out { out % per } else { inp % per };
+    let at = if p.interleaved {
+        [0, 4, 1, 5, 2, 6, 3, 7][index(at)]
+    } else {
+        at
+    };
+    // Elements of 32 bits have a sign, those of a byte none.
+    let word = (element + if element < 0.0 { 2_f64.powi(32) } else { 0.0 } + f64::from(p.plus))
+        .rem_euclid(2_f64.powi(32));
+    let bits = f64::from(p.bits);
+    let shifted = (word / (bits * f64::from(u32::try_from(at).unwrap())).exp2()).floor();
+    let code = shifted.rem_euclid(bits.exp2());
+    match grid.number {
+        Number::E2m1(_) => small_float(u8::try_from(number(code)).unwrap(), 2, 1),
+        _ => code,
+    }
+}
+
+/// An element of a quantised matrix.
+fn quantised_element(tensors: &Tensors, source: &Source, q: &Quantised, [o, i]: [u64; 2]) -> f64 {
+    let of = |grid: &Grid, at| {
+        let tensor = &tensors[&q.beside(&source.tensor, grid.leaf)];
+        grid_number(tensor, grid, q.size, at)
+    };
+    let group = match q.order {
+        Some(order) => {
+            number(tensors[&q.beside(&source.tensor, order.leaf)].values[index(i)]) as u64
+        }
+        None => i / q.scales.block[1],
+    };
+    let at = [o / q.scales.block[0], group];
+    let zero = match &q.zero {
+        Zero::Same(zero) => f64::from(*zero),
+        Zero::Stored(grid) => of(grid, at),
+    };
+    of(&q.scales, at) * (of(&q.codes, [o, i]) - zero)
 }
 
 fn rows(tensors: &Tensors, source: &Source, columns: u64) -> Vec<f64> {
     let tensor = &tensors[&source.tensor];
-    if let Some(scales) = &source.scales {
-        let scales = &tensors[scales].values;
-        // As many groups in a row as there are, of 32 elements.
-        let stored = tensor.shape.iter().rev().nth(1).unwrap() * 32;
+    if let Some(q) = &source.quantised {
         let first = source.input.unwrap_or(0);
-        let elements = source
-            .rows
-            .clone()
-            .flat_map(|r| (0..columns).map(move |c| r * stored + first + c));
-        let value = |i: usize| {
-            let byte = u8::try_from(number(tensor.values[i / 2])).unwrap();
-            mxfp4(byte >> (4 * (i % 2)) & 15, scales[i / 32])
-        };
-        return elements.map(|i| value(index(i))).collect();
+        let all = source.rows.clone();
+        let all = all.flat_map(|r| (first..first + columns).map(move |c| [r, c]));
+        let turned = |[r, c]: [u64; 2]| if source.transposed { [c, r] } else { [r, c] };
+        return all
+            .map(|at| quantised_element(tensors, source, q, turned(at)))
+            .collect();
     }
     // Matrices with inputs first lie one below the other.
     let width = *tensor.shape.last().unwrap();

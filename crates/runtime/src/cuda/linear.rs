@@ -2,7 +2,7 @@
 
 use plimsoll_cuda::{Launch, args};
 use plimsoll_program::{BUSY, WeightId, WeightLayout};
-use plimsoll_units::WeightType;
+use plimsoll_units::{GroupSize, WeightType};
 
 use super::ops::THREADS;
 use super::{Cuda, elements, word};
@@ -12,11 +12,43 @@ use crate::backend::BackendError;
 const WARPS: u64 = 4;
 /// Output rows of a panel.
 const PANEL: u64 = 32;
+/// Types of weights, in the order of their numbers on a device.
+const FORMS: usize = 6;
 /// Rows of x that a warp passes together, the most first, and what its kernel is called after.
-const TOGETHER: [(u64, [&str; 3]); 3] = [
-    (8, ["linear_bf16_8", "linear_int8_8", "linear_int4_8"]),
-    (4, ["linear_bf16_4", "linear_int8_4", "linear_int4_4"]),
-    (1, ["linear_bf16_1", "linear_int8_1", "linear_int4_1"]),
+const TOGETHER: [(u64, [&str; FORMS]); 3] = [
+    (
+        8,
+        [
+            "linear_bf16_8",
+            "linear_int8_8",
+            "linear_int4_8",
+            "linear_g128_8",
+            "linear_g64_8",
+            "linear_g32_8",
+        ],
+    ),
+    (
+        4,
+        [
+            "linear_bf16_4",
+            "linear_int8_4",
+            "linear_int4_4",
+            "linear_g128_4",
+            "linear_g64_4",
+            "linear_g32_4",
+        ],
+    ),
+    (
+        1,
+        [
+            "linear_bf16_1",
+            "linear_int8_1",
+            "linear_int4_1",
+            "linear_g128_1",
+            "linear_g64_1",
+            "linear_g32_1",
+        ],
+    ),
 ];
 /// The same for bfloat16 where weights are under way to shared memory while others are multiplied, a block a panel: rows of x,
 /// columns of a step (`linear_staged.cu`).
@@ -40,6 +72,9 @@ const TILES_MMA: [TileMma; 3] = [
             "linear_mma_bf16_16",
             "linear_mma_int8_16",
             "linear_mma_int4_16",
+            "linear_mma_g128_16",
+            "linear_mma_g64_16",
+            "linear_mma_g32_16",
         ],
     },
     TileMma {
@@ -52,6 +87,9 @@ const TILES_MMA: [TileMma; 3] = [
             "linear_mma_bf16_64",
             "linear_mma_int8_64",
             "linear_mma_int4_64",
+            "linear_mma_g128_64",
+            "linear_mma_g64_64",
+            "linear_mma_g32_64",
         ],
     },
     TileMma {
@@ -64,6 +102,9 @@ const TILES_MMA: [TileMma; 3] = [
             "linear_mma_bf16_128",
             "linear_mma_int8_128",
             "linear_mma_int4_128",
+            "linear_mma_g128_128",
+            "linear_mma_g64_128",
+            "linear_mma_g32_128",
         ],
     },
 ];
@@ -72,6 +113,9 @@ pub(super) const fn form(weights: WeightType) -> u32 {
         WeightType::Bf16 => 0,
         WeightType::Int8 => 1,
         WeightType::Int4 => 2,
+        WeightType::Grouped(GroupSize::G128) => 3,
+        WeightType::Grouped(GroupSize::G64) => 4,
+        WeightType::Grouped(GroupSize::G32) => 5,
     }
 }
 
@@ -94,7 +138,7 @@ struct TileMma {
     step: u64,
     stages: u64,
     threads: u32,
-    names: [&'static str; 3],
+    names: [&'static str; FORMS],
 }
 
 impl TileMma {
@@ -115,6 +159,7 @@ impl TileMma {
             WeightType::Bf16 => self.step / 2,
             WeightType::Int8 => self.step.div_ceil(128) + self.step / 4,
             WeightType::Int4 => self.step.div_ceil(64) + self.step / 8,
+            WeightType::Grouped(group) => self.step.div_ceil(group.columns()) + self.step / 8,
         };
         4 * (self.stages * lines * self.outputs + 2 * self.rows * (self.step / 2 + 4))
     }

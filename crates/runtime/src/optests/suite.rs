@@ -2,7 +2,14 @@
 
 use super::*;
 
-const FORMS: [WeightType; 3] = [WeightType::Bf16, WeightType::Int8, WeightType::Int4];
+const FORMS: [WeightType; 6] = [
+    WeightType::Bf16,
+    WeightType::Int8,
+    WeightType::Int4,
+    WeightType::GROUPED[0],
+    WeightType::GROUPED[1],
+    WeightType::GROUPED[2],
+];
 
 // Attention.
 const Q_HEADS: u64 = 6;

@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
-use plimsoll_kernels::{PANEL, f32_from_bf16, pack_columns, pack_rows, quantise_row};
+use plimsoll_kernels::{
+    PANEL, bf16_from_f32, pack_columns, pack_group_row, pack_rows, quantise_row,
+};
 use plimsoll_model::json::printable;
-use plimsoll_units::{DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::checkpoint::Checkpoint;
+use super::quantised::{Grids, Rectangle};
 use super::{SCRATCH, WeightsError, decode};
 
 /// Inputs of a stored matrix, of which k are taken.
@@ -18,7 +21,7 @@ pub(super) struct Inputs {
 }
 
 /// How the elements of a piece lie in its file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Matrix {
     /// Row by row.
     Rows(Inputs),
@@ -28,14 +31,8 @@ pub(super) enum Matrix {
         stride: u64,
         inputs: Inputs,
     },
-    /// Row by row, two elements a byte; their scales are elsewhere.
-    Mxfp4 {
-        /// The file of the scales.
-        file: usize,
-        /// Their first byte in it.
-        begin: u64,
-        inputs: Inputs,
-    },
+    /// In several tensors.
+    Quantised(Box<Grids>),
     /// One element per row.
     Vector,
 }
@@ -56,6 +53,25 @@ pub(super) struct Piece {
     pub(super) at: Range<u64>,
     /// Which row of the tensor is the first.
     pub(super) from: u64,
+}
+
+impl Piece {
+    /// Bytes that so many of its rows have in their file, without what they share.
+    pub(super) fn stored_bytes(&self, rows: u64, k: u64) -> u64 {
+        let elements = rows.saturating_mul(k);
+        match &self.matrix {
+            Matrix::Quantised(grids) => grids.code_bytes(elements),
+            _ => self.dtype.bytes(elements).map_or(0, Bytes::get),
+        }
+    }
+
+    /// Bytes that a thread holds of so many of its rows as they are stored.
+    pub(super) fn held_bytes(&self, rows: u64, k: u64) -> u64 {
+        match &self.matrix {
+            Matrix::Quantised(grids) => grids.held_bytes(rows, k),
+            _ => self.stored_bytes(rows, k),
+        }
+    }
 }
 
 /// What an item fills.
@@ -91,6 +107,7 @@ pub(super) struct Scratch {
     bytes: Vec<u8>,
     halves: Vec<u16>,
     floats: Vec<f32>,
+    rectangle: Rectangle,
 }
 
 /// Rows of a piece, and the row of the item that the first of them becomes.
@@ -129,23 +146,16 @@ pub(super) fn item(
             count: at.end - at.start,
             to: index(at.start - first),
         };
-        match (&mut dest, piece.matrix) {
+        match (&mut dest, &piece.matrix) {
             (Dest::Floats(words), _) => rows.floats(words, scratch)?,
             (Dest::Panels { words, form, k }, Matrix::Columns { stride, inputs }) => {
-                rows.columns(words, *form, *k, (stride, inputs), scratch)?;
+                rows.columns(words, *form, *k, (*stride, *inputs), scratch)?;
             }
-            (
-                Dest::Panels { words, form, k },
-                Matrix::Mxfp4 {
-                    file,
-                    begin,
-                    inputs,
-                },
-            ) => {
-                rows.mxfp4(words, *form, *k, (file, begin, inputs), scratch)?;
+            (Dest::Panels { words, form, k }, Matrix::Quantised(grids)) => {
+                rows.quantised(words, *form, *k, grids, scratch)?;
             }
             (Dest::Panels { words, form, k }, Matrix::Rows(inputs)) => {
-                rows.matrix(words, *form, *k, inputs, scratch)?;
+                rows.matrix(words, *form, *k, *inputs, scratch)?;
             }
             // A matrix was found to be none of these.
             (Dest::Panels { .. }, Matrix::Vector) => {}
@@ -258,47 +268,59 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Rows of a matrix in blocks, with their scales in another tensor.
-    fn mxfp4(
+    /// Rows of a quantised matrix.
+    fn quantised(
         &self,
         words: &mut [u32],
         form: WeightType,
         k: u64,
-        (file, begin, inputs): (usize, u64, Inputs),
+        grids: &Grids,
         scratch: &mut Scratch,
     ) -> Result<(), WeightsError> {
-        let (blocks, scales) = (k / 2, k / decode::MXFP4_BLOCK);
-        let Self { piece, count, .. } = *self;
-        let at = [inputs.stored, inputs.first, k];
-        scratch.bytes.resize(index(count * (blocks + scales)), 0);
-        let mut bytes = std::mem::take(&mut scratch.bytes);
-        let (elements, exponents) = bytes.split_at_mut(index(count * blocks));
-        let of = (piece.file, piece.begin);
-        self.read_rows(of, at.map(|n| n / 2), elements)?;
-        self.read_rows(
-            (file, begin),
-            at.map(|n| n / decode::MXFP4_BLOCK),
-            exponents,
-        )?;
-        let (k, blocks, scales) = (index(k), index(blocks), index(scales));
-        self.for_panels(words, form, k, |panel, lane, done, n| {
-            scratch.halves.resize(n * k, 0);
-            let elements = &elements[done * blocks..][..n * blocks];
-            let exponents = &exponents[done * scales..][..n * scales];
-            decode::mxfp4(elements, exponents, &mut scratch.halves);
+        let Self { from, count, .. } = *self;
+        let tensor = &self.piece.tensor;
+        let Scratch {
+            halves,
+            floats,
+            rectangle,
+            ..
+        } = scratch;
+        grids.read(self.checkpoint, tensor, from..from + count, k, rectangle)?;
+        let width = index(k);
+        if let WeightType::Grouped(group) = form {
+            let (mut numbers, mut of_groups) = (Vec::new(), Vec::new());
+            let mut result = Ok(());
+            self.for_panels(words, form, width, |panel, lane, done, n| {
+                for (i, row) in (from + done as u64..).take(n).enumerate() {
+                    let found = grids.grouped(rectangle, tensor, row, &mut numbers, &mut of_groups);
+                    match found {
+                        Ok(()) => pack_group_row(group, panel, lane + i, &numbers, &of_groups),
+                        Err(e) => result = Err(e),
+                    }
+                }
+            });
+            return result;
+        }
+        let mut finite = true;
+        self.for_panels(words, form, width, |panel, lane, done, n| {
+            floats.resize(n * width, 0.0);
+            let first = from + done as u64;
+            finite &= grids.elements(rectangle, first..first + n as u64, floats);
             if form == WeightType::Bf16 {
-                pack_rows(panel, k, lane, &scratch.halves);
+                halves.clear();
+                halves.extend(floats.iter().map(|x| bf16_from_f32(*x)));
+                pack_rows(panel, width, lane, halves);
                 return;
             }
-            scratch.floats.resize(k, 0.0);
-            for (i, row) in scratch.halves.chunks_exact(k.max(1)).enumerate() {
-                let row = row.iter().zip(&mut scratch.floats);
-                row.for_each(|(half, x)| *x = f32_from_bf16(*half));
-                quantise_row(form, panel, lane + i, &scratch.floats);
+            for (i, row) in floats.chunks_exact(width.max(1)).enumerate() {
+                quantise_row(form, panel, lane + i, row);
             }
         });
-        scratch.bytes = bytes;
-        Ok(())
+        if finite {
+            Ok(())
+        } else {
+            Err(grids.not_finite(tensor))
+        }
     }
 
     /// Columns of a matrix that is stored inputs first.

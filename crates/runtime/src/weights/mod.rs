@@ -3,7 +3,8 @@
 //! Promises: every tensor that the program names is found, and its type and shape agree, before a byte of data is
 //! read; what is read lies in scratch of [`SCRATCH`] bytes per thread (of one panel, where that is more), so the
 //! original is never resident twice; which thread packs what changes no bit. Matrices become bfloat16, rounded to
-//! the nearest, ties to even, or are quantised from their stored values; vectors become f32, exactly. Files are read,
+//! the nearest, ties to even, or are quantised from their stored values; of what is quantised already, from its elements
+//! in f32; vectors become f32, exactly. Files are read,
 //! not mapped: a mapped file counts as memory a second time, and one that shrinks ends the process.
 
 mod blocks;
@@ -11,6 +12,7 @@ mod check;
 mod checkpoint;
 mod decode;
 mod fill;
+mod quantised;
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -19,14 +21,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use plimsoll_kernels::PANEL;
 use plimsoll_model::json::printable;
 use plimsoll_model::read_at::ReadError;
-use plimsoll_program::{Program, Source, Weight, WeightLayout};
+use plimsoll_program::{Program, Weight, WeightLayout};
 use plimsoll_units::{Bytes, DType};
 
 pub use check::{TensorCheck, check};
 pub use checkpoint::Checkpoint;
 
 use crate::arena::{Arena, ArenaError, Part};
-use checkpoint::Found;
 use fill::{Dest, Inputs, Item, Matrix, Piece, Scratch};
 
 /// Bytes of a file that a thread holds at once: long enough that a disk streams, short enough for a cache.
@@ -63,6 +64,14 @@ pub enum WeightsError {
         tensor: String,
         /// Its type.
         dtype: DType,
+    },
+    /// Numbers that no matrix comes of.
+    #[error("tensor `{tensor}` {problem}; the file is damaged: fetch it again")]
+    Values {
+        /// The tensor.
+        tensor: String,
+        /// What they are.
+        problem: String,
     },
     /// Data that could not be read.
     #[error("tensor `{tensor}` in {file}: {problem}; fetch the file again, or check the disk")]
@@ -130,9 +139,11 @@ pub(crate) fn stored(program: &Program, checkpoint: &Checkpoint) -> Result<Bytes
         .weights
         .iter()
         .flat_map(|w| &w.sources)
-        .flat_map(|s| std::iter::once(&s.tensor).chain(&s.scales))
+        .flat_map(|s| {
+            let others = s.quantised.iter().flat_map(|q| q.others(&s.tensor));
+            std::iter::once(s.tensor.clone()).chain(others)
+        })
         .filter(|t| checkpoint.find(t).is_none())
-        .cloned()
         .collect();
     if !missing.is_empty() {
         return Err(WeightsError::Missing(missing));
@@ -145,15 +156,10 @@ pub(crate) fn stored(program: &Program, checkpoint: &Checkpoint) -> Result<Bytes
         };
         for piece in resolve(weight, checkpoint)? {
             let rows = piece.at.end - piece.at.start;
-            all = all.saturating_add(stored_rows(rows, k, piece.dtype));
+            all = all.saturating_add(piece.stored_bytes(rows, k));
         }
     }
     Ok(Bytes::new(all))
-}
-
-/// Bytes that rows take in their file, where they were found to lie.
-fn stored_rows(rows: u64, k: u64, dtype: DType) -> u64 {
-    dtype.bytes(rows.saturating_mul(k)).map_or(0, Bytes::get)
 }
 
 /// Fills `arena` with some weights of `program`, the first of which begins there, and tells what is done of them.
@@ -246,8 +252,8 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
             found: found.shape.to_vec(),
             wanted,
         };
-        if let Some(scales) = &source.scales {
-            let piece = mxfp4(weight, source, found, scales, checkpoint)?;
+        if let Some(what) = &source.quantised {
+            let piece = quantised::resolve(weight, source, what, checkpoint)?;
             let to = row
                 .checked_add(piece.at.end)
                 .ok_or_else(|| wrong(weight, "its rows overflow"))?;
@@ -351,70 +357,6 @@ fn resolve(weight: &Weight, checkpoint: &Checkpoint) -> Result<Vec<Piece>, Weigh
     Ok(pieces)
 }
 
-/// A source of two tensors: blocks of 32 elements, two a byte, and their scales.
-fn mxfp4(
-    weight: &Weight,
-    source: &Source,
-    blocks: Found<'_>,
-    scales: &str,
-    checkpoint: &Checkpoint,
-) -> Result<Piece, WeightsError> {
-    let Some(exponents) = checkpoint.find(scales) else {
-        return Err(WeightsError::Missing(vec![scales.to_owned()]));
-    };
-    let (rows, count) = (
-        source.rows.clone(),
-        source.rows.end.checked_sub(source.rows.start),
-    );
-    let (WeightLayout::Packed { k, .. }, Some(count)) = (weight.layout, count) else {
-        return Err(wrong(weight, "a matrix of MXFP4 needs rows"));
-    };
-    // Of all columns of a row as it is stored.
-    let groups = match source.input {
-        None => k.div_ceil(decode::MXFP4_BLOCK),
-        Some(_) => exponents.shape.last().copied().unwrap_or(0),
-    };
-    let tail = [groups, decode::MXFP4_BLOCK / 2];
-    for (found, tail) in [(blocks, &tail[..]), (exponents, &tail[..1])] {
-        let tensor = printable(found.name);
-        if found.dtype != DType::U8 {
-            let dtype = found.dtype;
-            return Err(WeightsError::DType { tensor, dtype });
-        }
-        let (lead, last) = found
-            .shape
-            .split_at(found.shape.len().saturating_sub(tail.len()));
-        let stored = Bytes::product(lead.iter().copied()).map_err(|e| wrong(weight, e))?;
-        if last != tail || lead.is_empty() || stored.get() < rows.end {
-            return Err(WeightsError::Shape {
-                tensor,
-                found: found.shape.to_vec(),
-                wanted: format!("{} rows of {tail:?} are needed", rows.end),
-            });
-        }
-    }
-    let first = source.input.unwrap_or(0);
-    let inside = |at: u64| !at.is_multiple_of(decode::MXFP4_BLOCK);
-    let stored = groups.saturating_mul(decode::MXFP4_BLOCK);
-    if inside(k) || inside(first) || first.checked_add(k).is_none_or(|to| to > stored) {
-        return Err(wrong(weight, "rows of MXFP4 end inside a block"));
-    }
-    Ok(Piece {
-        tensor: blocks.name.to_owned(),
-        file: blocks.file,
-        begin: blocks.begin,
-        dtype: DType::Mxfp4,
-        matrix: Matrix::Mxfp4 {
-            file: exponents.file,
-            begin: exponents.begin,
-            inputs: Inputs { stored, first },
-        },
-        plus: -0.0,
-        at: 0..count,
-        from: rows.start,
-    })
-}
-
 /// Divides a weight into items of whole panels, about as large as the scratch.
 fn divide<'a>(
     weight: &Weight,
@@ -431,7 +373,7 @@ fn divide<'a>(
             .iter()
             .map(|p| {
                 let n = p.at.end.min(rows.end) - p.at.start.max(rows.start);
-                stored_rows(n, k, p.dtype)
+                p.stored_bytes(n, k)
             })
             .sum();
         items.push(Item {
@@ -446,7 +388,7 @@ fn divide<'a>(
         WeightLayout::F32 { n } => push(0..n, 1, Dest::Floats(words)),
         WeightLayout::Packed { form, n, k } => {
             let panel = PANEL as u64;
-            let widest = pieces.iter().map(|p| stored_rows(panel, k, p.dtype)).max();
+            let widest = pieces.iter().map(|p| p.held_bytes(panel, k)).max();
             let panels = (SCRATCH / widest.unwrap_or(1).max(1)).max(1);
             // At most the words that there are; a panel of no columns has none.
             let len = usize::try_from(panels * panel * form.row_words(k)).unwrap_or(usize::MAX);

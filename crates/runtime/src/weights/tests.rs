@@ -7,6 +7,8 @@ use plimsoll_units::WeightType;
 use super::*;
 use crate::testing::{Folder, Meta, numbers};
 
+mod quantised;
+
 fn f32_bytes(x: &[f32]) -> Vec<u8> {
     x.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
@@ -23,7 +25,7 @@ fn source(tensor: &str, rows: std::ops::Range<u64>) -> Source {
         rows,
         transposed: false,
         input: None,
-        scales: None,
+        quantised: None,
         plus: 0,
     }
 }
@@ -322,71 +324,6 @@ fn rows_that_hold_nothing_are_left_out() {
         let e = loaded(&of(3..40, padding), &folder.0, files, 1).unwrap_err();
         assert!(e.to_string().contains("inconsistent"), "{e}");
     }
-}
-
-#[test]
-fn mxfp4_becomes_the_bf16_that_it_says() {
-    let folder = Folder::new();
-    // Two experts of forty rows of three blocks.
-    let (rows, k) = (2 * 40, 96);
-    let blocks: Vec<u8> = (0..rows * k / 2).map(|i| (i * 37 % 251) as u8).collect();
-    let scales: Vec<u8> = (0..rows * k / 32).map(|i| (100 + i % 50) as u8).collect();
-    let shape = [2, 40, 3, 16];
-    folder.safetensors(
-        "b.safetensors",
-        &[("x_blocks", "U8", &shape, blocks.clone())],
-    );
-    let others = [
-        ("x_scales", "U8", &shape[..3], scales.clone()),
-        ("few", "U8", &[2, 40, 2][..], vec![0; 160]),
-        ("floats", "F16", &shape[..3], vec![0; 480]),
-    ];
-    folder.safetensors("s.safetensors", &others);
-    let files = &["b.safetensors", "s.safetensors"];
-    let typed = |form, scales: &str, rows: std::ops::Range<u64>, k| {
-        let n = rows.end - rows.start;
-        let mut s = source("x_blocks", rows);
-        s.scales = Some(scales.to_owned());
-        program(vec![(WeightLayout::Packed { form, n, k }, vec![s])])
-    };
-    let of = |scales: &str, rows, k| typed(WeightType::Bf16, scales, rows, k);
-    // Rows of both experts, the first of a panel none of them.
-    let good = of("x_scales", 7..75, 96);
-    let arena = loaded(&good, &folder.0, files, 2).unwrap();
-    let sizes = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-    let value = |i: usize| {
-        let code = usize::from(blocks[i / 2] >> (4 * (i % 2)) & 15);
-        let sign = if code >= 8 { -1.0 } else { 1.0 };
-        sign * sizes[code % 8] * 2_f32.powi(i32::from(scales[i / 32]) - 127)
-    };
-    let want: Vec<Vec<f32>> = (7..75)
-        .map(|row| (row * 96..(row + 1) * 96).map(value).collect())
-        .collect();
-    assert_eq!(words(&arena, &good.weights[0]), packed(&want, 96));
-    for form in [WeightType::Int8, WeightType::Int4] {
-        let good = typed(form, "x_scales", 7..75, 96);
-        let arena = loaded(&good, &folder.0, files, 2).unwrap();
-        let want = quantised(form, &want, 96);
-        assert_eq!(words(&arena, &good.weights[0]), want, "{form}");
-    }
-
-    // The last two blocks of each row, and what would be cut.
-    let mut part = of("x_scales", 7..75, 64);
-    part.weights[0].sources[0].input = Some(32);
-    let arena = loaded(&part, &folder.0, files, 2).unwrap();
-    let last: Vec<Vec<f32>> = want.iter().map(|row| row[32..].to_vec()).collect();
-    assert_eq!(words(&arena, &part.weights[0]), packed(&last, 64));
-    let error = |p: &Program| loaded(p, &folder.0, files, 1).unwrap_err().to_string();
-    for input in [16, 64, u64::MAX] {
-        part.weights[0].sources[0].input = Some(input);
-        assert!(error(&part).contains("inside a block"), "{input}");
-    }
-
-    assert!(error(&of("gone", 0..4, 96)).contains("`gone`"));
-    assert!(error(&of("few", 0..4, 96)).contains("`few`"));
-    assert!(error(&of("floats", 0..4, 96)).contains("stored as f16"));
-    assert!(error(&of("x_scales", 0..81, 96)).contains("81 rows"));
-    assert!(error(&of("x_scales", 0..4, 64)).contains("`x_blocks`"));
 }
 
 #[test]

@@ -24,16 +24,26 @@ use plimsoll_schedule::{
     AttentionWork, CostModel, Draw, Fan, Limits, NoLog, Notice, Output, Rates, Request, RequestId,
     Row, RowOutput, Scheduler, SchedulerConfig, SeqEvent, Stats, Work,
 };
-use plimsoll_units::{Bytes, DType, WeightType};
+use plimsoll_units::{Bytes, DType, WeightType, Weights};
 
 pub(crate) fn fixtures() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    folders("tests/fixtures")
+}
+
+/// Checkpoints that are quantised.
+pub(crate) fn quantised() -> Vec<PathBuf> {
+    folders("tests/quantised")
+}
+
+fn folders(of: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(of);
     let mut all: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|e| e.unwrap().path())
         .filter(|p| p.is_dir())
         .collect();
     all.sort();
+    assert!(all.len() >= 12, "{all:?}");
     all
 }
 
@@ -49,6 +59,11 @@ pub(crate) fn expected(folder: &Path) -> (Vec<u32>, Vec<f32>) {
         tokens.into_iter().map(u32::from_le_bytes).collect(),
         floats(folder, "logits").unwrap(),
     )
+}
+
+/// Logits of quantised weights that are not rounded.
+pub(crate) fn exact(folder: &Path) -> Vec<f32> {
+    floats(folder, "logits_exact").unwrap()
 }
 
 /// Logits with keys and values rounded to bfloat16, where the checkpoint has experts: a rounding may change which of
@@ -110,6 +125,8 @@ impl Disk {
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     pub(crate) weights: WeightType,
+    /// Published groups of four bits as they are stored, in place of `weights`.
+    pub(crate) stored: bool,
     pub(crate) kv: DType,
     pub(crate) block: u64,
     pub(crate) pages: u32,
@@ -134,6 +151,7 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             weights: WeightType::Bf16,
+            stored: false,
             kv: DType::Bf16,
             block: 16,
             pages: 400,
@@ -278,7 +296,11 @@ impl Model {
             tokens: u64::from(server.tokens),
             outputs: u64::from(server.outputs),
             context: self.spec.max_context.unwrap(),
-            weights: server.weights,
+            weights: if server.stored {
+                Weights::Stored
+            } else {
+                server.weights.into()
+            },
         };
         lower_rank(&self.spec, rank, &sizes, &rules)
     }

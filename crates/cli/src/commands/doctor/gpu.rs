@@ -90,7 +90,7 @@ impl Found {
             Unit::Flops(form) => {
                 let of = match form {
                     WeightType::Bf16 => "bf16",
-                    WeightType::Int8 | WeightType::Int4 => "int8",
+                    _ => "int8",
                 };
                 let rates = card.dense_flops.iter();
                 rates.clone().find(|(name, _)| name == of).map(|r| r.1)

@@ -31,7 +31,7 @@ use plimsoll_runtime::{
 };
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
-use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType};
+use plimsoll_units::{Bytes, DType, SizeOverflow, Tokens, WeightType, Weights};
 
 use self::device::Place;
 use self::memory::{Map, Report};
@@ -509,7 +509,7 @@ fn lowered(
 }
 
 /// What a user should know of how the model is run, if anything.
-fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Vec<String> {
+fn notes(spec: &ModelSpec, weights: Weights, context: u64) -> Vec<String> {
     let longer = spec.max_context.filter(|trained| context > *trained);
     let longer = longer.map(|trained| {
         format!("note: sequences may have {context} tokens, and the model was trained for {trained}: what comes after them is often worse")
@@ -518,18 +518,27 @@ fn notes(spec: &ModelSpec, weights: WeightType, context: u64) -> Vec<String> {
 }
 
 /// Matrices that are stored in another type than the one they are packed in, if any.
-fn converted(spec: &ModelSpec, weights: WeightType) -> Option<String> {
+fn converted(spec: &ModelSpec, weights: Weights) -> Option<String> {
+    const KEPT: Weights = Weights::As(WeightType::Bf16);
     let matrices = spec.tensors.iter().filter(|t| t.linear.is_some());
+    let plain = [DType::F32, DType::F16, DType::Bf16];
     let mut types: Vec<String> = matrices
         .map(|t| t.dtype)
-        .filter(|d| weights != WeightType::Bf16 || *d != DType::Bf16)
-        .map(|d| d.to_string())
+        .filter(|d| *d != DType::Bf16 || !matches!(weights, KEPT | Weights::Stored))
+        .map(|d| match &spec.quant {
+            Some(scheme) if !plain.contains(&d) => scheme.format.name(),
+            _ => d.to_string(),
+        })
         .collect();
     types.sort();
     types.dedup();
     let done = match weights {
-        WeightType::Bf16 => "computed as bf16, rounded".to_owned(),
-        other => format!("quantised to {other} as they are loaded, and their inputs to int8"),
+        KEPT => "computed as bf16, rounded".to_owned(),
+        Weights::Stored => {
+            "kept so where that is 4 bits in groups, and their inputs in int8, else computed as bf16, rounded"
+                .to_owned()
+        }
+        Weights::As(other) => format!("quantised to {other} as they are loaded, and their inputs to int8"),
     };
     (!types.is_empty()).then(|| format!("note: matrices stored as {} are {done}", types.join(", ")))
 }

@@ -107,6 +107,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         encoder_replicated: false,
         keep_order_index: true,
         packed: None,
+        widened: None,
     };
     let parallel = &context.deployment.parallel;
     let parts = rank_tensors(spec, parallel, context.stage, &rules)?;
