@@ -383,9 +383,9 @@ fn what_cannot_be_run_is_one_clear_error() {
         "--max-num-seqs",
     );
     fails(
-        &[&model, "-p", "w5", "--kv-cache-dtype", "fp8"],
+        &[&model, "-p", "w5", "--kv-cache-dtype", "fp8_e5m2"],
         2,
-        "choose bf16, f16, f32 or int8",
+        "choose bf16, f16, f32, fp8 or int8",
     );
     let file = dir.path("model.safetensors");
     let bytes = std::fs::read(&file).unwrap();
