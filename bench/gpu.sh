@@ -48,6 +48,23 @@ for model in "${MODELS[@]}"; do
   done
 done
 
+step "the GPU's texts alone and together, on tensor cores"
+for flags in "" "--weights int8" "--kv-cache-dtype fp8" "--enforce-eager"; do
+  read -ra more <<< "$flags"
+  "$BIN" generate --device cuda --prompts "$OUT/prompts.jsonl" --seed 1 --json "${more[@]}" 2> "$OUT/err" > "$OUT/together" || fail "generate $flags"
+  : > "$OUT/alone"
+  # Each line by itself: what it asks for has the same place in its own run, and the same seed.
+  while read -r line; do
+    printf '%s\n' "$line" > "$OUT/one.jsonl"
+    "$BIN" generate --device cuda --prompts "$OUT/one.jsonl" --seed 1 --json "${more[@]}" 2> "$OUT/err" >> "$OUT/alone" || fail "generate $flags, alone"
+  done < "$OUT/prompts.jsonl"
+  python3 - "$OUT/together" "$OUT/alone" << 'END' || fail "$flags: texts depend on company"
+import json, sys
+texts = [[json.dumps({k: v for k, v in json.loads(line).items() if k in ("choices", "text", "tokens")}, sort_keys=True) for line in open(f)] for f in sys.argv[1:]]
+sys.exit(texts[0] != texts[1])
+END
+done
+
 step "memory of the process on the card, as the driver says"
 "$BIN" serve --device cuda --port 8099 2> "$OUT/serve.err" & server=$!
 for _ in $(seq 100); do sleep 0.3; grep -q /v1 "$OUT/serve.err" && break; done
@@ -61,10 +78,31 @@ if command -v compute-sanitizer > /dev/null; then
     step "compute-sanitizer $tool"
     compute-sanitizer --tool $tool --error-exitcode 9 "$BIN" generate --device cuda --prompts "$OUT/prompts.jsonl" --seed 1 \
       --kv-memory 2MiB --swap-space 64MiB --json > /dev/null 2> "$OUT/sanitizer" || { fail "$tool"; tail -n 20 "$OUT/sanitizer"; }
+    compute-sanitizer --tool $tool --error-exitcode 9 "$BIN" generate --device cuda --batch-invariant --enforce-eager \
+      --prompts "$OUT/prompts.jsonl" --seed 1 --kv-memory 2MiB --json > /dev/null 2> "$OUT/sanitizer" || { fail "$tool, exact"; tail -n 20 "$OUT/sanitizer"; }
   done
 fi
 
 step "speed"
-"$BIN" bench --device cuda || fail bench
+for flags in "" "--batch-invariant" "--enforce-eager"; do
+  read -ra more <<< "$flags"
+  printf -- '-- %s\n' "$flags"
+  "$BIN" bench --device cuda "${more[@]}" || fail "bench $flags"
+done
+if [ "$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)" -gt 1 ]; then
+  step "two GPUs, by NCCL"
+  answers cuda --batch-invariant --tp 2
+  cp "$OUT/cuda.text" "$OUT/nccl.text"
+  answers cpu --inputs f32 --tp 2
+  cmp -s "$OUT/cpu.text" "$OUT/nccl.text" && echo same || fail "--tp 2: texts differ"
+fi
+step "two ranks on one GPU, by the host's memory"
+OUT2=$OUT/two
+mkdir -p "$OUT2"
+"$BIN" generate --device cuda:0,0 --batch-invariant --tp 2 --prompts "$OUT/prompts.jsonl" --seed 1 --json 2> "$OUT/err" > "$OUT2/cuda.out" || fail "--device cuda:0,0 --tp 2"
+"$BIN" generate --device cpu --inputs f32 --tp 2 --prompts "$OUT/prompts.jsonl" --seed 1 --json 2> "$OUT/err" > "$OUT2/cpu.out" || fail "--tp 2"
+python3 -c 'import json, sys
+texts = [[{k: v for k, v in json.loads(line).items() if k in ("choices", "text", "tokens")} for line in open(f)] for f in sys.argv[1:]]
+sys.exit(texts[0] != texts[1])' "$OUT2/cuda.out" "$OUT2/cpu.out" && echo same || fail "two ranks: texts differ"
 [ $failed = 0 ] && echo "all holds"
 exit $failed

@@ -39,8 +39,8 @@ impl Sizes {
     pub const GPU: Self = Self {
         width: 8192,
         rows: 512,
-        sequences: 32,
-        context: 2048,
+        sequences: 64,
+        context: 4096,
         time: Duration::from_millis(30),
     };
     /// As little as shows that it works.
@@ -78,7 +78,7 @@ pub struct Speed {
 const Q_HEADS: u64 = 32;
 const KV_HEADS: u64 = 8;
 const HEAD: u64 = 128;
-const LAYERS: u64 = 8;
+const LAYERS: u64 = 4;
 const SLOTS: u64 = 16;
 const FORMS: [WeightType; 3] = [WeightType::Bf16, WeightType::Int8, WeightType::Int4];
 /// Pages that move together.

@@ -22,7 +22,7 @@ use plimsoll_units::{BlockId, Bytes, DType, SeqId, WeightType};
 use crate::arena::Arena;
 use crate::backend::{BackendError, Inside};
 use crate::cpu::{Cpu, Memory, StartError};
-use crate::cuda::{Cuda, DeviceSizes};
+use crate::cuda::{Arithmetic, Cuda, DeviceSizes};
 use both::Both;
 
 /// T and R of the programs.
@@ -158,7 +158,11 @@ pub fn on_processors(made: Made) -> Result<Cpu, StartError> {
 ///
 /// # Errors
 /// [`StartError`].
-pub fn on_device(device: Box<dyn Device>, made: Made) -> Result<Cuda, StartError> {
+pub fn on_device(
+    device: Box<dyn Device>,
+    arithmetic: Arithmetic,
+    made: Made,
+) -> Result<Cuda, StartError> {
     let sizes = DeviceSizes {
         weights: made.program.weight_bytes,
         pages: made.pages,
@@ -167,7 +171,6 @@ pub fn on_device(device: Box<dyn Device>, made: Made) -> Result<Cuda, StartError
         swap: made.swap,
         collectives: Bytes::ZERO,
     };
-    let arithmetic = crate::cuda::Arithmetic::Exact;
     Cuda::new(device, made.program, sizes, None, made.context, arithmetic)
 }
 

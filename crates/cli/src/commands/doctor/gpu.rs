@@ -7,7 +7,7 @@ use plimsoll_device::Device;
 use plimsoll_kernels::Pool;
 use plimsoll_report::thousands;
 use plimsoll_runtime::StartError;
-use plimsoll_runtime::cuda::{Cuda, Sizes, Speed, Unit, speeds};
+use plimsoll_runtime::cuda::{Arithmetic, Cuda, Sizes, Speed, Unit, speeds};
 use plimsoll_runtime::optests::{self, Made, Outcome, on_device, on_processors};
 use plimsoll_units::WeightType;
 use serde_json::{Value, json};
@@ -24,8 +24,8 @@ struct Found {
     /// The card, where the catalogue has it.
     card: Option<&'static Device>,
     operations: Vec<Outcome>,
-    /// Or why nothing could be timed.
-    speeds: Result<Vec<Speed>, String>,
+    /// In each arithmetic, or why nothing could be timed.
+    speeds: Result<Vec<(Arithmetic, Vec<Speed>)>, String>,
 }
 
 pub(super) fn run(gpu: GpuArg, json: bool, output: &mut Output) -> Result<ExitCode, Failure> {
@@ -43,17 +43,25 @@ pub(super) fn run(gpu: GpuArg, json: bool, output: &mut Output) -> Result<ExitCo
     let progress = Progress::new();
     let tell = |op: &str| progress.show(|| format!("trying: {op}"));
     // Each suite has a device of its own, whose memory goes with it.
-    let made = |made: Made| -> Result<Cuda, StartError> {
+    let made = |arithmetic, made: Made| -> Result<Cuda, StartError> {
         let device = device::open(gpu).map_err(|e| gone(&e))?;
-        on_device(device, made)
+        on_device(device, arithmetic, made)
     };
-    let operations = optests::run(&mut pool, on_processors, made, tell).map_err(failed)?;
+    // Tensor cores round what processors do not.
+    let exact = |m| made(Arithmetic::Exact, m);
+    let operations = optests::run(&mut pool, on_processors, exact, tell).map_err(failed)?;
     let sizes = match gpu {
         GpuArg::Number(_) => Sizes::GPU,
         GpuArg::Fibers => Sizes::LEAST,
     };
     progress.show(|| "timing".to_owned());
-    let speeds = speeds(&mut pool, sizes, made).map_err(|e| e.to_string());
+    let mut timed = |arithmetic| -> Result<_, StartError> {
+        let all = speeds(&mut pool, sizes, |m| made(arithmetic, m))?;
+        Ok((arithmetic, all))
+    };
+    let speeds = [Arithmetic::Fast, Arithmetic::Exact].map(&mut timed);
+    let speeds: Result<Vec<_>, _> = speeds.into_iter().collect();
+    let speeds = speeds.map_err(|e| e.to_string());
     drop(progress);
     let found = Found {
         device: name,
@@ -73,6 +81,14 @@ pub(super) fn run(gpu: GpuArg, json: bool, output: &mut Output) -> Result<ExitCo
     } else {
         crate::exit(Exit::Failure)
     })
+}
+
+/// What chooses an arithmetic.
+const fn flag(arithmetic: Arithmetic) -> &'static str {
+    match arithmetic {
+        Arithmetic::Exact => ", --batch-invariant",
+        Arithmetic::Fast => "",
+    }
 }
 
 /// A device that was there a moment ago.
@@ -130,22 +146,23 @@ impl Found {
                 let _ = write!(text, "\nnothing was timed: {e}");
             }
             Ok(speeds) => {
-                let _ = write!(
-                    text,
-                    "\n{:<46} {:>16}  of the card's most",
-                    "speed", "measured"
-                );
-                for s in speeds {
-                    let unit = match s.unit {
-                        Unit::DeviceBytes | Unit::HostBytes => "GB/s",
-                        Unit::Flops(_) => "GFLOP/s",
-                    };
-                    let measured = format!("{:.1} {unit}", s.per_s as f64 / 1e9);
-                    let _ = write!(text, "\n{:<46} {measured:>16}", s.what);
-                    if let Some(share) = self.share(s) {
-                        let _ = write!(text, "  {:.0} %", share * 100.0);
+                for (arithmetic, speeds) in speeds {
+                    let title = format!("speed{}", flag(*arithmetic));
+                    let _ = write!(text, "\n{title:<46} {:>16}  of the card's most", "measured");
+                    for s in speeds {
+                        let unit = match s.unit {
+                            Unit::DeviceBytes | Unit::HostBytes => "GB/s",
+                            Unit::Flops(_) => "GFLOP/s",
+                        };
+                        let measured = format!("{:.1} {unit}", s.per_s as f64 / 1e9);
+                        let _ = write!(text, "\n{:<46} {measured:>16}", s.what);
+                        if let Some(share) = self.share(s) {
+                            let _ = write!(text, "  {:.0} %", share * 100.0);
+                        }
                     }
+                    text.push('\n');
                 }
+                text.truncate(text.trim_end().len());
             }
         }
         text
@@ -161,12 +178,13 @@ impl Found {
                 "wrong": o.wrong,
             })
         });
-        let speed = |s: &Speed| {
+        let speed = |arithmetic: Arithmetic, s: &Speed| {
             let unit = match s.unit {
                 Unit::DeviceBytes | Unit::HostBytes => "bytes_per_s",
                 Unit::Flops(_) => "flops_per_s",
             };
-            let mut one = json!({ "what": s.what });
+            let exact = arithmetic == Arithmetic::Exact;
+            let mut one = json!({ "what": s.what, "batch_invariant": exact });
             one[unit] = s.per_s.into();
             one["share_of_catalogue"] = json!(self.share(s));
             one
@@ -177,7 +195,10 @@ impl Found {
             "device": self.device,
             "catalogue": self.card.map(|d| &d.name),
             "operations": operations.collect::<Vec<_>>(),
-            "speeds": speeds.map(|all| all.iter().map(speed).collect::<Vec<_>>()).unwrap_or_default(),
+            "speeds": speeds.map(|all| {
+                let each = all.iter().flat_map(|(a, all)| all.iter().map(|s| speed(*a, s)));
+                each.collect::<Vec<_>>()
+            }).unwrap_or_default(),
             "speeds_error": speeds.err(),
         })
     }
