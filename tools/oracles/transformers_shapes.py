@@ -13,8 +13,8 @@ attention, or that it keeps a state instead.
 Files: {"transformers", "source", "config", "saved_config", "layers", "tensors"}. `config` is what
 was given, `saved_config` what `save_pretrained` writes for it (left out where it is the same); both must give the same model. A
 tensor is [name, shape, dtype, l, e]: `{l}` and `{e}` in the name run over the numbers in `l` and
-`e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens,
-or "state".
+`e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens, "chunk",
+"state", "both" (attention beside a state) or "none".
 
 Needs torch and transformers >= 5. Nothing is downloaded.
 """
@@ -313,15 +313,35 @@ def checkpoint(model):
     return revert_weight_conversion(model, state)
 
 
+ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+STATE = ("mamba", "linear_attn", "conv")
+
+
 def layer_facts(model):
-    """What each decoder layer remembers: a window, 0 for everything, or "state"."""
+    """What each decoder layer remembers: a window, 0 for everything, "chunk", "state", "both" or "none"."""
     config = model.config.get_text_config()
-    stacks = [m for n, m in model.named_modules() if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n]
+    kinds = getattr(config, "layer_types", None) or []
+    stacks = [
+        m for n, m in model.named_modules()
+        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+    ]
     facts = []
-    for layer in stacks[0]:
-        attention = next((getattr(layer, n) for n in ("self_attn", "attention", "attn") if hasattr(layer, n)), None)
+    for i, layer in enumerate(stacks[0]):
+        attention = next((m for n in ATTENTION if (m := getattr(layer, n, None)) is not None), None)
+        mixer = getattr(layer, "mixer", None)
+        if attention is None and hasattr(mixer, "k_proj"):
+            attention = mixer
+        recurrent = any(getattr(layer, n, None) is not None for n in STATE) or hasattr(mixer, "A_log") or hasattr(attention, "slope_rate")
+        if recurrent:
+            facts.append("both" if attention is not None and not hasattr(attention, "slope_rate") else "state")
+            continue
         if attention is None:
-            facts.append("state")
+            facts.append("none")
+            continue
+        kind = kinds[i] if i < len(kinds) else None
+        if kind in ("full_attention", "chunked_attention"):
+            # The mask of a layer follows its type, whatever its module keeps.
+            facts.append(0 if kind == "full_attention" else "chunk")
             continue
         if hasattr(attention, "sliding_window"):
             window = attention.sliding_window

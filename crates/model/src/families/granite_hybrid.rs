@@ -128,18 +128,18 @@ fn step_limits(text: &Config<'_>) -> Result<[f64; 2], ModelError> {
 
 /// The shape of a Mamba 2 layer.
 #[derive(Clone, Copy, Debug)]
-struct Mamba {
-    heads: u64,
-    head_dim: u64,
-    groups: u64,
-    cols: u64,
-    taps: u64,
-    conv_bias: bool,
-    bias: bool,
+pub(super) struct Mamba {
+    pub(super) heads: u64,
+    pub(super) head_dim: u64,
+    pub(super) groups: u64,
+    pub(super) cols: u64,
+    pub(super) taps: u64,
+    pub(super) conv_bias: bool,
+    pub(super) bias: bool,
 }
 
 impl Mamba {
-    fn read(text: &Config<'_>, hidden: u64) -> Result<Self, ModelError> {
+    pub(super) fn read(text: &Config<'_>, hidden: u64) -> Result<Self, ModelError> {
         let inner = text.dim_or(&["mamba_expand"], 2)?.saturating_mul(hidden);
         let heads = text.dim_or(&["mamba_n_heads"], 128)?;
         let head_dim = match text.str("mamba_d_head") {
@@ -180,7 +180,7 @@ impl Mamba {
         self.inner().saturating_add(shared)
     }
 
-    fn state(self) -> StateSpace {
+    pub(super) fn state(self) -> StateSpace {
         StateSpace {
             kind: StateKind::Mamba2,
             conv_taps: self.taps,
@@ -193,7 +193,7 @@ impl Mamba {
         }
     }
 
-    fn tensors(self, b: &mut SpecBuilder, hidden: u64) {
+    pub(super) fn tensors(self, b: &mut SpecBuilder, hidden: u64) {
         let heads = Shard::Split {
             units: self.heads,
             what: "state heads",

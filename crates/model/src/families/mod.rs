@@ -8,7 +8,7 @@ use crate::Assume;
 use crate::builder::SpecBuilder;
 use crate::config::{Config, shorten};
 use crate::error::ModelError;
-use crate::spec::{Attention, Ffn, Moe, Reach};
+use crate::spec::{Attention, Ffn, LayerSpec, Moe, Reach};
 
 include!(concat!(env!("OUT_DIR"), "/families.rs"));
 
@@ -238,6 +238,42 @@ impl Decoder {
     }
 }
 
+/// The tensors that most decoders share: `{prefix}embed_tokens`, those of `{prefix}layers.{i}`, which `each` names,
+/// and `{prefix}norm`. The head is the caller's.
+///
+/// # Errors
+/// Those of `each`.
+pub(crate) fn stack(
+    b: &mut SpecBuilder,
+    prefix: &str,
+    d: &Decoder,
+    layers: impl IntoIterator<Item = LayerSpec>,
+    each: impl Fn(&mut SpecBuilder, u64, &LayerSpec) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
+    b.embedding(&format!("{prefix}embed_tokens.weight"), d.vocab, d.hidden);
+    for (i, layer) in (0..).zip(layers) {
+        b.layer(&format!("{prefix}layers.{i}."), layer, |b| {
+            each(b, i, &layer)
+        })?;
+    }
+    b.norm(&format!("{prefix}norm"), d.hidden);
+    Ok(())
+}
+
+/// The two norms of a layer, before its mixer and before its feed-forward, under LLaMA's names.
+pub(crate) fn norms(b: &mut SpecBuilder, hidden: u64) {
+    b.norm("input_layernorm", hidden);
+    b.norm("post_attention_layernorm", hidden);
+}
+
+/// A dense feed-forward with a gate.
+pub(crate) const fn gated(intermediate: u64) -> Ffn {
+    Ffn::Dense {
+        intermediate,
+        gated: true,
+    }
+}
+
 /// Sets whether the output head is tied, from the field or the family's default.
 pub(crate) fn tie(
     config: &Config<'_>,
@@ -285,7 +321,7 @@ pub(crate) fn layer_types(
         .map(|name| match name {
             "full_attention" | "attention" => Ok(LayerKind::Full),
             "sliding_attention" => Ok(LayerKind::Window),
-            "linear_attention" | "mamba" => Ok(LayerKind::Linear),
+            "linear_attention" | "mamba" | "conv" => Ok(LayerKind::Linear),
             other => Err(text.reject(
                 "layer_types",
                 format!(
