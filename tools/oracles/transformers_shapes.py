@@ -283,6 +283,22 @@ CASES = {
         architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", torch_dtype="bfloat16",
         text_config=text("mistral", sliding_window=None, head_dim=24), vision_config=PIXTRAL, tie_word_embeddings=False,
     ),
+    "llama4_text-small": small(
+        "llama4_text", "Llama4ForCausalLM", head_dim=24, num_local_experts=4, num_experts_per_tok=1,
+        intermediate_size_mlp=200, interleave_moe_layer_step=2, attention_chunk_size=64, num_hidden_layers=8, pad_token_id=0,
+    ),
+    "llama4-small": dict(
+        architectures=["Llama4ForConditionalGeneration"], model_type="llama4", torch_dtype="bfloat16",
+        text_config=text(
+            "llama4_text", head_dim=24, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=200,
+            interleave_moe_layer_step=1, attention_chunk_size=64, num_hidden_layers=8, pad_token_id=0,
+        ),
+        vision_config=dict(
+            model_type="llama4_vision_model", hidden_size=48, intermediate_size=192, num_hidden_layers=3,
+            num_attention_heads=4, image_size=56, patch_size=14, projector_input_dim=64, projector_output_dim=64,
+            vision_output_dim=64,
+        ),
+    ),
 }
 
 
