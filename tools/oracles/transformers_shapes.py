@@ -299,6 +299,24 @@ CASES = {
             vision_output_dim=64,
         ),
     ),
+    "qwen3_vl-small": dict(
+        architectures=["Qwen3VLForConditionalGeneration"], model_type="qwen3_vl", torch_dtype="bfloat16",
+        text_config=text("qwen3_vl_text", head_dim=24, tie_word_embeddings=True), tie_word_embeddings=True,
+        vision_config=dict(
+            depth=4, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=16,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[1, 2],
+        ),
+    ),
+    "qwen3_vl_moe-small": dict(
+        architectures=["Qwen3VLMoeForConditionalGeneration"], model_type="qwen3_vl_moe", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_vl_moe_text", head_dim=24, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        ),
+        vision_config=dict(
+            depth=4, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=16,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[1, 2],
+        ),
+    ),
 }
 
 
