@@ -317,6 +317,38 @@ CASES = {
             spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[1, 2],
         ),
     ),
+    "qwen3_5_text-small": small(
+        "qwen3_5_text", "Qwen3_5ForCausalLM", head_dim=24, num_hidden_layers=8, linear_conv_kernel_dim=4,
+        linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3, linear_num_value_heads=6,
+    ),
+    "qwen3_5_moe_text-small": small(
+        "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", head_dim=24, num_hidden_layers=8, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, shared_expert_intermediate_size=52, linear_key_head_dim=12, linear_value_head_dim=20,
+        linear_num_key_heads=3, linear_num_value_heads=6,
+    ),
+    "qwen3_5-small": dict(
+        architectures=["Qwen3_5ForConditionalGeneration"], model_type="qwen3_5", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_5_text", head_dim=24, linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3,
+            linear_num_value_heads=6,
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
+        ),
+    ),
+    "qwen3_5_moe-small": dict(
+        architectures=["Qwen3_5MoeForConditionalGeneration"], model_type="qwen3_5_moe", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_5_moe_text", head_dim=24, linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3,
+            linear_num_value_heads=6, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+            shared_expert_intermediate_size=52,
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
+        ),
+    ),
 }
 
 
