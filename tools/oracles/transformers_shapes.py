@@ -349,6 +349,9 @@ CASES = {
             spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
         ),
     ),
+    "glm4-small": small("glm4", "Glm4ForCausalLM", head_dim=24, pad_token_id=0),
+    "glm4-bias": small("glm4", "Glm4ForCausalLM", attention_bias=True, tie_word_embeddings=True, pad_token_id=0),
+    "glm-small": small("glm", "GlmForCausalLM", head_dim=24, attention_bias=True, pad_token_id=0),
 }
 
 
