@@ -352,6 +352,14 @@ CASES = {
     "glm4-small": small("glm4", "Glm4ForCausalLM", head_dim=24, pad_token_id=0),
     "glm4-bias": small("glm4", "Glm4ForCausalLM", attention_bias=True, tie_word_embeddings=True, pad_token_id=0),
     "glm-small": small("glm", "GlmForCausalLM", head_dim=24, attention_bias=True, pad_token_id=0),
+    "glm4_moe-small": small(
+        "glm4_moe", "Glm4MoeForCausalLM", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        n_shared_experts=2, first_k_dense_replace=1, use_qk_norm=True, attention_bias=True,
+    ),
+    "glm4_moe-no-qk-norm": small(
+        "glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        n_shared_experts=1, first_k_dense_replace=3, num_nextn_predict_layers=1,
+    ),
 }
 
 
