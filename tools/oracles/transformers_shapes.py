@@ -360,6 +360,14 @@ CASES = {
         "glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
         n_shared_experts=1, first_k_dense_replace=3, num_nextn_predict_layers=1,
     ),
+    "cohere-small": small("cohere", "CohereForCausalLM", pad_token_id=0),
+    "cohere-qk-norm": small(
+        "cohere", "CohereForCausalLM", use_qk_norm=True, attention_bias=True, tie_word_embeddings=False, pad_token_id=0
+    ),
+    "cohere2-small": small("cohere2", "Cohere2ForCausalLM", head_dim=24, sliding_window=64, num_hidden_layers=6, pad_token_id=0),
+    "cohere2-pattern": small(
+        "cohere2", "Cohere2ForCausalLM", sliding_window=64, sliding_window_pattern=2, attention_bias=True, pad_token_id=0
+    ),
 }
 
 
