@@ -368,6 +368,22 @@ CASES = {
     "cohere2-pattern": small(
         "cohere2", "Cohere2ForCausalLM", sliding_window=64, sliding_window_pattern=2, attention_bias=True, pad_token_id=0
     ),
+    "falcon-multi-query": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, max_position_embeddings=DROP, intermediate_size=DROP
+    ),
+    "falcon-new-decoder": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, num_kv_heads=2, new_decoder_architecture=True, bias=True,
+        max_position_embeddings=DROP, intermediate_size=DROP,
+    ),
+    "falcon-alibi": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, alibi=True, multi_query=False, bias=True,
+        parallel_attn=False, max_position_embeddings=DROP, intermediate_size=DROP,
+    ),
+    "falcon-one-norm": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, num_kv_heads=2, new_decoder_architecture=True,
+        num_ln_in_parallel_attn=1, ffn_hidden_size=200, max_position_embeddings=DROP, intermediate_size=DROP,
+        tie_word_embeddings=False,
+    ),
 }
 
 
