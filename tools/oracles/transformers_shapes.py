@@ -384,6 +384,10 @@ CASES = {
         num_ln_in_parallel_attn=1, ffn_hidden_size=200, max_position_embeddings=DROP, intermediate_size=DROP,
         tie_word_embeddings=False,
     ),
+    "bloom-small": dict(
+        architectures=["BloomForCausalLM"], model_type="bloom", vocab_size=1003, hidden_size=96, n_layer=4, n_head=6,
+        torch_dtype="bfloat16",
+    ),
 }
 
 
