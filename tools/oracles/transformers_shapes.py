@@ -388,6 +388,9 @@ CASES = {
         architectures=["BloomForCausalLM"], model_type="bloom", vocab_size=1003, hidden_size=96, n_layer=4, n_head=6,
         torch_dtype="bfloat16",
     ),
+    "minimax_m2-small": small(
+        "minimax_m2", "MiniMaxM2ForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2,
+    ),
 }
 
 
