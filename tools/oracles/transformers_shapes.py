@@ -391,6 +391,9 @@ CASES = {
     "minimax_m2-small": small(
         "minimax_m2", "MiniMaxM2ForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2,
     ),
+    "olmo2-small": small("olmo2", "Olmo2ForCausalLM"),
+    "olmo2-tied": small("olmo2", "Olmo2ForCausalLM", attention_bias=True, tie_word_embeddings=True),
+    "olmo3-small": small("olmo3", "Olmo3ForCausalLM", sliding_window=64, num_hidden_layers=6),
 }
 
 
