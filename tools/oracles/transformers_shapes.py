@@ -394,6 +394,15 @@ CASES = {
     "olmo2-small": small("olmo2", "Olmo2ForCausalLM"),
     "olmo2-tied": small("olmo2", "Olmo2ForCausalLM", attention_bias=True, tie_word_embeddings=True),
     "olmo3-small": small("olmo3", "Olmo3ForCausalLM", sliding_window=64, num_hidden_layers=6),
+    "jamba-small": small(
+        "jamba", "JambaForCausalLM", num_experts=6, num_experts_per_tok=2, num_hidden_layers=8, attn_layer_period=4,
+        attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8, mamba_dt_rank=10,
+        pad_token_id=0,
+    ),
+    "jamba-biases": small(
+        "jamba", "JambaForCausalLM", num_experts=1, num_experts_per_tok=1, num_hidden_layers=4, attn_layer_period=2,
+        attn_layer_offset=1, mamba_expand=3, mamba_d_conv=3, mamba_conv_bias=False, mamba_proj_bias=True, pad_token_id=0,
+    ),
 }
 
 
