@@ -6,7 +6,7 @@
 
 use crate::Assume;
 use crate::builder::SpecBuilder;
-use crate::config::{Config, shorten};
+use crate::config::{Config, MAX_LAYERS, shorten};
 use crate::error::ModelError;
 use crate::spec::{Attention, Ffn, LayerSpec, Moe, Reach};
 
@@ -126,6 +126,8 @@ pub(crate) struct Decoder {
 /// versions left out whatever equalled the class's default.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Defaults {
+    /// Layers where their number follows from another field.
+    pub(crate) layers: Option<u64>,
     pub(crate) vocab: Option<u64>,
     pub(crate) q_heads: Option<u64>,
     pub(crate) kv_heads: Option<u64>,
@@ -155,7 +157,11 @@ pub(crate) fn decoder_or(
         &["hidden_size", "n_embd", "d_model"],
         "it is the width of every matrix",
     )?;
-    let layers = text.layers(&["num_hidden_layers", "n_layer", "num_layers"])?;
+    let layer_keys = ["num_hidden_layers", "n_layer", "num_layers"];
+    let layers = match or.layers {
+        Some(n) if !layer_keys.iter().any(|k| text.has(k)) => n.min(MAX_LAYERS),
+        _ => text.layers(&layer_keys)?,
+    };
     let vocab = stated(
         &["vocab_size"],
         "it sizes the embedding and the output head",
