@@ -403,6 +403,10 @@ CASES = {
         "jamba", "JambaForCausalLM", num_experts=1, num_experts_per_tok=1, num_hidden_layers=4, attn_layer_period=2,
         attn_layer_offset=1, mamba_expand=3, mamba_d_conv=3, mamba_conv_bias=False, mamba_proj_bias=True, pad_token_id=0,
     ),
+    "bamba-small": small(
+        "bamba", "BambaForCausalLM", mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20, mamba_n_groups=2,
+        attn_layer_indices=[1, 3], pad_token_id=0,
+    ),
 }
 
 
