@@ -407,6 +407,15 @@ CASES = {
         "bamba", "BambaForCausalLM", mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20, mamba_n_groups=2,
         attn_layer_indices=[1, 3], pad_token_id=0,
     ),
+    "falcon_h1-small": small(
+        "falcon_h1", "FalconH1ForCausalLM", head_dim=24, mamba_d_ssm=192, mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20,
+        mamba_n_groups=2, mamba_d_conv=4, pad_token_id=0,
+    ),
+    "falcon_h1-norm": small(
+        "falcon_h1", "FalconH1ForCausalLM", mamba_d_ssm=192, mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20,
+        mamba_n_groups=1, mamba_rms_norm=True, mamba_proj_bias=True, attention_bias=True, mlp_bias=True,
+        tie_word_embeddings=True, pad_token_id=0,
+    ),
 }
 
 
