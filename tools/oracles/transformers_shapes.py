@@ -416,6 +416,15 @@ CASES = {
         mamba_n_groups=1, mamba_rms_norm=True, mamba_proj_bias=True, attention_bias=True, mlp_bias=True,
         tie_word_embeddings=True, pad_token_id=0,
     ),
+    "mamba2-small": dict(
+        architectures=["Mamba2ForCausalLM"], model_type="mamba2", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        num_heads=8, head_dim=24, state_size=20, n_groups=2, conv_kernel=4, torch_dtype="bfloat16", pad_token_id=0,
+    ),
+    "mamba2-biases": dict(
+        architectures=["Mamba2ForCausalLM"], model_type="mamba2", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        num_heads=12, head_dim=24, expand=3, state_size=20, n_groups=1, conv_kernel=3, use_bias=True, use_conv_bias=False,
+        tie_word_embeddings=True, torch_dtype="bfloat16", pad_token_id=0,
+    ),
 }
 
 
