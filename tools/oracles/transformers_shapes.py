@@ -425,6 +425,15 @@ CASES = {
         num_heads=12, head_dim=24, expand=3, state_size=20, n_groups=1, conv_kernel=3, use_bias=True, use_conv_bias=False,
         tie_word_embeddings=True, torch_dtype="bfloat16", pad_token_id=0,
     ),
+    "mamba-small": dict(
+        architectures=["MambaForCausalLM"], model_type="mamba", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        state_size=8, conv_kernel=4, torch_dtype="bfloat16", pad_token_id=0,
+    ),
+    "mamba-biases": dict(
+        architectures=["MambaForCausalLM"], model_type="mamba", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        state_size=8, conv_kernel=3, expand=3, time_step_rank=10, use_bias=True, use_conv_bias=False,
+        tie_word_embeddings=False, torch_dtype="bfloat16", pad_token_id=0,
+    ),
 }
 
 
