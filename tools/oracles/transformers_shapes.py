@@ -434,6 +434,11 @@ CASES = {
         state_size=8, conv_kernel=3, expand=3, time_step_rank=10, use_bias=True, use_conv_bias=False,
         tie_word_embeddings=False, torch_dtype="bfloat16", pad_token_id=0,
     ),
+    "nemotron_h-small": small(
+        "nemotron_h", "NemotronHForCausalLM", head_dim=24, num_hidden_layers=6, hybrid_override_pattern="MEM*M-",
+        mamba_num_heads=8, mamba_head_dim=24, ssm_state_size=20, n_groups=2, conv_kernel=4, n_routed_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, moe_shared_expert_intermediate_size=52,
+    ),
 }
 
 
