@@ -439,6 +439,7 @@ CASES = {
         mamba_num_heads=8, mamba_head_dim=24, ssm_state_size=20, n_groups=2, conv_kernel=4, n_routed_experts=6,
         num_experts_per_tok=2, moe_intermediate_size=44, moe_shared_expert_intermediate_size=52,
     ),
+    "glm4_moe_lite-small": small("glm4_moe_lite", "Glm4MoeLiteForCausalLM", **{**DEEPSEEK, "first_k_dense_replace": DROP}),
 }
 
 
