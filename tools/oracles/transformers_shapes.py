@@ -440,6 +440,10 @@ CASES = {
         num_experts_per_tok=2, moe_intermediate_size=44, moe_shared_expert_intermediate_size=52,
     ),
     "glm4_moe_lite-small": small("glm4_moe_lite", "Glm4MoeLiteForCausalLM", **{**DEEPSEEK, "first_k_dense_replace": DROP}),
+    "phimoe-small": small("phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, lm_head_bias=True),
+    "phimoe-bias": small(
+        "phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, attention_bias=True, sliding_window=64
+    ),
 }
 
 
