@@ -444,6 +444,7 @@ CASES = {
     "phimoe-bias": small(
         "phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, attention_bias=True, sliding_window=64
     ),
+    "olmoe-small": small("olmoe", "OlmoeForCausalLM", num_experts=6, num_experts_per_tok=2),
 }
 
 
