@@ -445,6 +445,10 @@ CASES = {
         "phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, attention_bias=True, sliding_window=64
     ),
     "olmoe-small": small("olmoe", "OlmoeForCausalLM", num_experts=6, num_experts_per_tok=2),
+    "smollm3-small": small("smollm3", "SmolLM3ForCausalLM", num_hidden_layers=5, pad_token_id=0),
+    "smollm3-untied": small(
+        "smollm3", "SmolLM3ForCausalLM", attention_bias=True, tie_word_embeddings=False, pad_token_id=0
+    ),
 }
 
 
