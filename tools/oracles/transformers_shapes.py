@@ -449,6 +449,7 @@ CASES = {
     "smollm3-untied": small(
         "smollm3", "SmolLM3ForCausalLM", attention_bias=True, tie_word_embeddings=False, pad_token_id=0
     ),
+    "exaone4-small": small("exaone4", "Exaone4ForCausalLM", sliding_window=64, sliding_window_pattern=4, num_hidden_layers=9),
 }
 
 
