@@ -450,6 +450,8 @@ CASES = {
         "smollm3", "SmolLM3ForCausalLM", attention_bias=True, tie_word_embeddings=False, pad_token_id=0
     ),
     "exaone4-small": small("exaone4", "Exaone4ForCausalLM", sliding_window=64, sliding_window_pattern=4, num_hidden_layers=9),
+    "ernie4_5-small": small("ernie4_5", "Ernie4_5ForCausalLM", head_dim=24),
+    "ernie4_5-bias": small("ernie4_5", "Ernie4_5ForCausalLM", use_bias=True, tie_word_embeddings=False),
 }
 
 
