@@ -452,6 +452,15 @@ CASES = {
     "exaone4-small": small("exaone4", "Exaone4ForCausalLM", sliding_window=64, sliding_window_pattern=4, num_hidden_layers=9),
     "ernie4_5-small": small("ernie4_5", "Ernie4_5ForCausalLM", head_dim=24),
     "ernie4_5-bias": small("ernie4_5", "Ernie4_5ForCausalLM", use_bias=True, tie_word_embeddings=False),
+    "ernie4_5_moe-small": small(
+        "ernie4_5_moe", "Ernie4_5_MoeForCausalLM", moe_num_experts=6, moe_k=2, moe_intermediate_size=44,
+        moe_num_shared_experts=2, moe_layer_start_index=1, num_hidden_layers=5,
+    ),
+    "ernie4_5_moe-interval": small(
+        "ernie4_5_moe", "Ernie4_5_MoeForCausalLM", moe_num_experts=6, moe_k=2, moe_intermediate_size=44, use_bias=True,
+        moe_num_shared_experts=0, moe_layer_start_index=1, moe_layer_interval=2, moe_layer_end_index=4, num_hidden_layers=6,
+        tie_word_embeddings=False,
+    ),
 }
 
 
