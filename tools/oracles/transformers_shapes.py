@@ -461,6 +461,13 @@ CASES = {
         moe_num_shared_experts=0, moe_layer_start_index=1, moe_layer_interval=2, moe_layer_end_index=4, num_hidden_layers=6,
         tie_word_embeddings=False,
     ),
+    "hunyuan_v1_dense-small": small("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", head_dim=24, pad_token_id=0),
+    "hunyuan_v1_dense-bias": small(
+        "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", head_dim=16, attention_bias=True, tie_word_embeddings=True, pad_token_id=0
+    ),
+    "hunyuan_v1_moe-small": small(
+        "hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", head_dim=24, num_experts=6, moe_topk=2, pad_token_id=0
+    ),
 }
 
 
