@@ -468,6 +468,8 @@ CASES = {
     "hunyuan_v1_moe-small": small(
         "hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", head_dim=24, num_experts=6, moe_topk=2, pad_token_id=0
     ),
+    "starcoder2-small": small("starcoder2", "Starcoder2ForCausalLM", sliding_window=64),
+    "starcoder2-no-bias": small("starcoder2", "Starcoder2ForCausalLM", use_bias=False, tie_word_embeddings=False),
 }
 
 
