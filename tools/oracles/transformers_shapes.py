@@ -470,6 +470,10 @@ CASES = {
     ),
     "starcoder2-small": small("starcoder2", "Starcoder2ForCausalLM", sliding_window=64),
     "starcoder2-no-bias": small("starcoder2", "Starcoder2ForCausalLM", use_bias=False, tie_word_embeddings=False),
+    "stablelm-small": small("stablelm", "StableLmForCausalLM"),
+    "stablelm-qk-norm": small(
+        "stablelm", "StableLmForCausalLM", use_qkv_bias=True, qk_layernorm=True, use_parallel_residual=True
+    ),
 }
 
 
