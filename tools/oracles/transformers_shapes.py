@@ -474,6 +474,11 @@ CASES = {
     "stablelm-qk-norm": small(
         "stablelm", "StableLmForCausalLM", use_qkv_bias=True, qk_layernorm=True, use_parallel_residual=True
     ),
+    "seed_oss-small": small("seed_oss", "SeedOssForCausalLM", head_dim=24),
+    "seed_oss-out-bias": small(
+        "seed_oss", "SeedOssForCausalLM", attention_bias=False, attention_out_bias=True, mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
 }
 
 
