@@ -13,8 +13,8 @@ attention, or that it keeps a state instead.
 Files: {"transformers", "source", "config", "saved_config", "layers", "tensors"}. `config` is what
 was given, `saved_config` what `save_pretrained` writes for it (left out where it is the same); both must give the same model. A
 tensor is [name, shape, dtype, l, e]: `{l}` and `{e}` in the name run over the numbers in `l` and
-`e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens,
-or "state".
+`e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens, "chunk",
+"state", "both" (attention beside a state) or "none".
 
 Needs torch and transformers >= 5. Nothing is downloaded.
 """
@@ -283,6 +283,202 @@ CASES = {
         architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", torch_dtype="bfloat16",
         text_config=text("mistral", sliding_window=None, head_dim=24), vision_config=PIXTRAL, tie_word_embeddings=False,
     ),
+    "llama4_text-small": small(
+        "llama4_text", "Llama4ForCausalLM", head_dim=24, num_local_experts=4, num_experts_per_tok=1,
+        intermediate_size_mlp=200, interleave_moe_layer_step=2, attention_chunk_size=64, num_hidden_layers=8, pad_token_id=0,
+    ),
+    "llama4-small": dict(
+        architectures=["Llama4ForConditionalGeneration"], model_type="llama4", torch_dtype="bfloat16",
+        text_config=text(
+            "llama4_text", head_dim=24, num_local_experts=4, num_experts_per_tok=1, intermediate_size_mlp=200,
+            interleave_moe_layer_step=1, attention_chunk_size=64, num_hidden_layers=8, pad_token_id=0,
+        ),
+        vision_config=dict(
+            model_type="llama4_vision_model", hidden_size=48, intermediate_size=192, num_hidden_layers=3,
+            num_attention_heads=4, image_size=56, patch_size=14, projector_input_dim=64, projector_output_dim=64,
+            vision_output_dim=64,
+        ),
+    ),
+    "qwen3_vl-small": dict(
+        architectures=["Qwen3VLForConditionalGeneration"], model_type="qwen3_vl", torch_dtype="bfloat16",
+        text_config=text("qwen3_vl_text", head_dim=24, tie_word_embeddings=True), tie_word_embeddings=True,
+        vision_config=dict(
+            depth=4, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=16,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[1, 2],
+        ),
+    ),
+    "qwen3_vl_moe-small": dict(
+        architectures=["Qwen3VLMoeForConditionalGeneration"], model_type="qwen3_vl_moe", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_vl_moe_text", head_dim=24, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        ),
+        vision_config=dict(
+            depth=4, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=16,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64, deepstack_visual_indexes=[1, 2],
+        ),
+    ),
+    "qwen3_5_text-small": small(
+        "qwen3_5_text", "Qwen3_5ForCausalLM", head_dim=24, num_hidden_layers=8, linear_conv_kernel_dim=4,
+        linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3, linear_num_value_heads=6,
+    ),
+    "qwen3_5_moe_text-small": small(
+        "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", head_dim=24, num_hidden_layers=8, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, shared_expert_intermediate_size=52, linear_key_head_dim=12, linear_value_head_dim=20,
+        linear_num_key_heads=3, linear_num_value_heads=6,
+    ),
+    "qwen3_5-small": dict(
+        architectures=["Qwen3_5ForConditionalGeneration"], model_type="qwen3_5", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_5_text", head_dim=24, linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3,
+            linear_num_value_heads=6,
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
+        ),
+    ),
+    "qwen3_5_moe-small": dict(
+        architectures=["Qwen3_5MoeForConditionalGeneration"], model_type="qwen3_5_moe", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_5_moe_text", head_dim=24, linear_key_head_dim=12, linear_value_head_dim=20, linear_num_key_heads=3,
+            linear_num_value_heads=6, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+            shared_expert_intermediate_size=52,
+        ),
+        vision_config=dict(
+            depth=3, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96, in_channels=3, patch_size=14,
+            spatial_merge_size=2, temporal_patch_size=2, num_position_embeddings=64,
+        ),
+    ),
+    "glm4-small": small("glm4", "Glm4ForCausalLM", head_dim=24, pad_token_id=0),
+    "glm4-bias": small("glm4", "Glm4ForCausalLM", attention_bias=True, tie_word_embeddings=True, pad_token_id=0),
+    "glm-small": small("glm", "GlmForCausalLM", head_dim=24, attention_bias=True, pad_token_id=0),
+    "glm4_moe-small": small(
+        "glm4_moe", "Glm4MoeForCausalLM", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        n_shared_experts=2, first_k_dense_replace=1, use_qk_norm=True, attention_bias=True,
+    ),
+    "glm4_moe-no-qk-norm": small(
+        "glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        n_shared_experts=1, first_k_dense_replace=3, num_nextn_predict_layers=1,
+    ),
+    "cohere-small": small("cohere", "CohereForCausalLM", pad_token_id=0),
+    "cohere-qk-norm": small(
+        "cohere", "CohereForCausalLM", use_qk_norm=True, attention_bias=True, tie_word_embeddings=False, pad_token_id=0
+    ),
+    "cohere2-small": small("cohere2", "Cohere2ForCausalLM", head_dim=24, sliding_window=64, num_hidden_layers=6, pad_token_id=0),
+    "cohere2-pattern": small(
+        "cohere2", "Cohere2ForCausalLM", sliding_window=64, sliding_window_pattern=2, attention_bias=True, pad_token_id=0
+    ),
+    "falcon-multi-query": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, max_position_embeddings=DROP, intermediate_size=DROP
+    ),
+    "falcon-new-decoder": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, num_kv_heads=2, new_decoder_architecture=True, bias=True,
+        max_position_embeddings=DROP, intermediate_size=DROP,
+    ),
+    "falcon-alibi": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, alibi=True, multi_query=False, bias=True,
+        parallel_attn=False, max_position_embeddings=DROP, intermediate_size=DROP,
+    ),
+    "falcon-one-norm": small(
+        "falcon", "FalconForCausalLM", num_key_value_heads=DROP, num_kv_heads=2, new_decoder_architecture=True,
+        num_ln_in_parallel_attn=1, ffn_hidden_size=200, max_position_embeddings=DROP, intermediate_size=DROP,
+        tie_word_embeddings=False,
+    ),
+    "bloom-small": dict(
+        architectures=["BloomForCausalLM"], model_type="bloom", vocab_size=1003, hidden_size=96, n_layer=4, n_head=6,
+        torch_dtype="bfloat16",
+    ),
+    "minimax_m2-small": small(
+        "minimax_m2", "MiniMaxM2ForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2,
+    ),
+    "olmo2-small": small("olmo2", "Olmo2ForCausalLM"),
+    "olmo2-tied": small("olmo2", "Olmo2ForCausalLM", attention_bias=True, tie_word_embeddings=True),
+    "olmo3-small": small("olmo3", "Olmo3ForCausalLM", sliding_window=64, num_hidden_layers=6),
+    "jamba-small": small(
+        "jamba", "JambaForCausalLM", num_experts=6, num_experts_per_tok=2, num_hidden_layers=8, attn_layer_period=4,
+        attn_layer_offset=2, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8, mamba_dt_rank=10,
+        pad_token_id=0,
+    ),
+    "jamba-biases": small(
+        "jamba", "JambaForCausalLM", num_experts=1, num_experts_per_tok=1, num_hidden_layers=4, attn_layer_period=2,
+        attn_layer_offset=1, mamba_expand=3, mamba_d_conv=3, mamba_conv_bias=False, mamba_proj_bias=True, pad_token_id=0,
+    ),
+    "bamba-small": small(
+        "bamba", "BambaForCausalLM", mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20, mamba_n_groups=2,
+        attn_layer_indices=[1, 3], pad_token_id=0,
+    ),
+    "falcon_h1-small": small(
+        "falcon_h1", "FalconH1ForCausalLM", head_dim=24, mamba_d_ssm=192, mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20,
+        mamba_n_groups=2, mamba_d_conv=4, pad_token_id=0,
+    ),
+    "falcon_h1-norm": small(
+        "falcon_h1", "FalconH1ForCausalLM", mamba_d_ssm=192, mamba_n_heads=8, mamba_d_head=24, mamba_d_state=20,
+        mamba_n_groups=1, mamba_rms_norm=True, mamba_proj_bias=True, attention_bias=True, mlp_bias=True,
+        tie_word_embeddings=True, pad_token_id=0,
+    ),
+    "mamba2-small": dict(
+        architectures=["Mamba2ForCausalLM"], model_type="mamba2", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        num_heads=8, head_dim=24, state_size=20, n_groups=2, conv_kernel=4, torch_dtype="bfloat16", pad_token_id=0,
+    ),
+    "mamba2-biases": dict(
+        architectures=["Mamba2ForCausalLM"], model_type="mamba2", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        num_heads=12, head_dim=24, expand=3, state_size=20, n_groups=1, conv_kernel=3, use_bias=True, use_conv_bias=False,
+        tie_word_embeddings=True, torch_dtype="bfloat16", pad_token_id=0,
+    ),
+    "mamba-small": dict(
+        architectures=["MambaForCausalLM"], model_type="mamba", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        state_size=8, conv_kernel=4, torch_dtype="bfloat16", pad_token_id=0,
+    ),
+    "mamba-biases": dict(
+        architectures=["MambaForCausalLM"], model_type="mamba", vocab_size=1003, hidden_size=96, num_hidden_layers=4,
+        state_size=8, conv_kernel=3, expand=3, time_step_rank=10, use_bias=True, use_conv_bias=False,
+        tie_word_embeddings=False, torch_dtype="bfloat16", pad_token_id=0,
+    ),
+    "nemotron_h-small": small(
+        "nemotron_h", "NemotronHForCausalLM", head_dim=24, num_hidden_layers=6, hybrid_override_pattern="MEM*M-",
+        mamba_num_heads=8, mamba_head_dim=24, ssm_state_size=20, n_groups=2, conv_kernel=4, n_routed_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, moe_shared_expert_intermediate_size=52,
+    ),
+    "glm4_moe_lite-small": small("glm4_moe_lite", "Glm4MoeLiteForCausalLM", **{**DEEPSEEK, "first_k_dense_replace": DROP}),
+    "phimoe-small": small("phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, lm_head_bias=True),
+    "phimoe-bias": small(
+        "phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, attention_bias=True, sliding_window=64
+    ),
+    "olmoe-small": small("olmoe", "OlmoeForCausalLM", num_experts=6, num_experts_per_tok=2),
+    "smollm3-small": small("smollm3", "SmolLM3ForCausalLM", num_hidden_layers=5, pad_token_id=0),
+    "smollm3-untied": small(
+        "smollm3", "SmolLM3ForCausalLM", attention_bias=True, tie_word_embeddings=False, pad_token_id=0
+    ),
+    "exaone4-small": small("exaone4", "Exaone4ForCausalLM", sliding_window=64, sliding_window_pattern=4, num_hidden_layers=9),
+    "ernie4_5-small": small("ernie4_5", "Ernie4_5ForCausalLM", head_dim=24),
+    "ernie4_5-bias": small("ernie4_5", "Ernie4_5ForCausalLM", use_bias=True, tie_word_embeddings=False),
+    "ernie4_5_moe-small": small(
+        "ernie4_5_moe", "Ernie4_5_MoeForCausalLM", moe_num_experts=6, moe_k=2, moe_intermediate_size=44,
+        moe_num_shared_experts=2, moe_layer_start_index=1, num_hidden_layers=5,
+    ),
+    "ernie4_5_moe-interval": small(
+        "ernie4_5_moe", "Ernie4_5_MoeForCausalLM", moe_num_experts=6, moe_k=2, moe_intermediate_size=44, use_bias=True,
+        moe_num_shared_experts=0, moe_layer_start_index=1, moe_layer_interval=2, moe_layer_end_index=4, num_hidden_layers=6,
+        tie_word_embeddings=False,
+    ),
+    "hunyuan_v1_dense-small": small("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", head_dim=24, pad_token_id=0),
+    "hunyuan_v1_dense-bias": small(
+        "hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", head_dim=16, attention_bias=True, tie_word_embeddings=True, pad_token_id=0
+    ),
+    "hunyuan_v1_moe-small": small(
+        "hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", head_dim=24, num_experts=6, moe_topk=2, pad_token_id=0
+    ),
+    "starcoder2-small": small("starcoder2", "Starcoder2ForCausalLM", sliding_window=64),
+    "starcoder2-no-bias": small("starcoder2", "Starcoder2ForCausalLM", use_bias=False, tie_word_embeddings=False),
+    "stablelm-small": small("stablelm", "StableLmForCausalLM"),
+    "stablelm-qk-norm": small(
+        "stablelm", "StableLmForCausalLM", use_qkv_bias=True, qk_layernorm=True, use_parallel_residual=True
+    ),
+    "seed_oss-small": small("seed_oss", "SeedOssForCausalLM", head_dim=24),
+    "seed_oss-out-bias": small(
+        "seed_oss", "SeedOssForCausalLM", attention_bias=False, attention_out_bias=True, mlp_bias=True,
+        tie_word_embeddings=True,
+    ),
 }
 
 
@@ -313,15 +509,35 @@ def checkpoint(model):
     return revert_weight_conversion(model, state)
 
 
+ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+STATE = ("mamba", "linear_attn", "conv")
+
+
 def layer_facts(model):
-    """What each decoder layer remembers: a window, 0 for everything, or "state"."""
+    """What each decoder layer remembers: a window, 0 for everything, "chunk", "state", "both" or "none"."""
     config = model.config.get_text_config()
-    stacks = [m for n, m in model.named_modules() if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n]
+    kinds = getattr(config, "layer_types", None) or []
+    stacks = [
+        m for n, m in model.named_modules()
+        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+    ]
     facts = []
-    for layer in stacks[0]:
-        attention = next((getattr(layer, n) for n in ("self_attn", "attention", "attn") if hasattr(layer, n)), None)
+    for i, layer in enumerate(stacks[0]):
+        attention = next((m for n in ATTENTION if (m := getattr(layer, n, None)) is not None), None)
+        mixer = getattr(layer, "mixer", None)
+        if attention is None and hasattr(mixer, "k_proj"):
+            attention = mixer
+        recurrent = any(getattr(layer, n, None) is not None for n in STATE) or hasattr(mixer, "A_log") or hasattr(attention, "slope_rate")
+        if recurrent:
+            facts.append("both" if attention is not None and not hasattr(attention, "slope_rate") else "state")
+            continue
         if attention is None:
-            facts.append("state")
+            facts.append("none")
+            continue
+        kind = kinds[i] if i < len(kinds) else None
+        if kind in ("full_attention", "chunked_attention"):
+            # The mask of a layer follows its type, whatever its module keeps.
+            facts.append(0 if kind == "full_attention" else "chunk")
             continue
         if hasattr(attention, "sliding_window"):
             window = attention.sliding_window

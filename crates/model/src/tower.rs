@@ -97,16 +97,16 @@ pub(crate) fn projector(
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Body {
     pub(crate) hidden: u64,
-    layers: u64,
-    inner: u64,
-    heads: u64,
-    image: u64,
-    patch: u64,
-    channels: u64,
+    pub(crate) layers: u64,
+    pub(crate) inner: u64,
+    pub(crate) heads: u64,
+    pub(crate) image: u64,
+    pub(crate) patch: u64,
+    pub(crate) channels: u64,
 }
 
 impl Body {
-    fn read(vision: &Config<'_>) -> Result<Self, ModelError> {
+    pub(crate) fn read(vision: &Config<'_>) -> Result<Self, ModelError> {
         let it = Self {
             hidden: vision.dim(&["hidden_size"], "it is the width of the vision tower")?,
             layers: vision.layers(&["num_hidden_layers"])?,
@@ -122,11 +122,11 @@ impl Body {
         Ok(it)
     }
 
-    fn patches(self) -> u64 {
+    pub(crate) fn patches(self) -> u64 {
         (self.image / self.patch).saturating_mul(self.image / self.patch)
     }
 
-    fn encoder(self, tokens_per_image: Option<u64>) -> Encoder {
+    pub(crate) fn encoder(self, tokens_per_image: Option<u64>) -> Encoder {
         Encoder {
             hidden: self.hidden,
             layers: self.layers,
@@ -139,7 +139,7 @@ impl Body {
         }
     }
 
-    fn norm(self, b: &mut SpecBuilder, name: &str, bias: bool) {
+    pub(crate) fn norm(self, b: &mut SpecBuilder, name: &str, bias: bool) {
         let mut part = |part: &str| {
             let name = format!("{name}.{part}");
             b.tensor(Role::Encoder, &name, &[self.hidden], Shard::Replicated);
@@ -260,7 +260,8 @@ impl Siglip {
     }
 }
 
-fn vision<'a>(config: &Config<'a>) -> Result<Config<'a>, ModelError> {
+/// `vision_config`, which no default replaces.
+pub(crate) fn vision<'a>(config: &Config<'a>) -> Result<Config<'a>, ModelError> {
     config
         .object("vision_config")?
         .ok_or_else(|| ModelError::Missing {

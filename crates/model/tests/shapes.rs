@@ -16,6 +16,7 @@ fn layers(spec: &ModelSpec) -> Vec<Value> {
     spec.layers
         .iter()
         .map(|l| match l.mixer {
+            _ if l.parallel.is_some() => Value::from("both"),
             Mixer::Attention(a) => match a.reach {
                 Reach::Full => Value::from(0),
                 Reach::Window(n) => Value::from(n),

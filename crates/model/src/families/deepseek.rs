@@ -122,7 +122,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn latent(text: &Config<'_>, d: &Decoder) -> Result<LatentAttention, ModelError> {
+pub(super) fn latent(text: &Config<'_>, d: &Decoder) -> Result<LatentAttention, ModelError> {
     Ok(LatentAttention {
         q_heads: d.q_heads,
         rank: text.dim(&["kv_lora_rank"], "it is the size of the latent vector")?,
@@ -140,7 +140,7 @@ fn latent(text: &Config<'_>, d: &Decoder) -> Result<LatentAttention, ModelError>
 }
 
 /// The projections of latent attention: down-projections whole on every rank, heads split.
-fn projections(b: &mut SpecBuilder, hidden: u64, a: &LatentAttention, bias: bool) {
+pub(super) fn projections(b: &mut SpecBuilder, hidden: u64, a: &LatentAttention, bias: bool) {
     let (at, split) = (Role::Attention, heads(a.q_heads));
     let q_out = a.q_heads * (a.nope_dim + a.rope_dim);
     if let Some(rank) = a.q_rank {

@@ -53,6 +53,7 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         kv_heads: Some(4),
         head_dim: Some(256),
         max_context: Some(131_072),
+        ..Defaults::default()
     };
     let d = decoder_or(&text, b, defaults)?;
     let inner = text.dim_or(&["intermediate_size"], 9216)?;

@@ -67,7 +67,10 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
             match mamba {
-                Some(mamba) => mamba.tensors(b, h),
+                Some(mamba) => {
+                    mamba.tensors(b, "mamba.", h);
+                    mamba.norm(b, "mamba.");
+                }
                 None => b.qkvo(h, &attention, bias, bias),
             }
             let (inner, mut role) = (columns(shared), Role::Mlp);
@@ -128,18 +131,19 @@ fn step_limits(text: &Config<'_>) -> Result<[f64; 2], ModelError> {
 
 /// The shape of a Mamba 2 layer.
 #[derive(Clone, Copy, Debug)]
-struct Mamba {
-    heads: u64,
-    head_dim: u64,
-    groups: u64,
-    cols: u64,
-    taps: u64,
-    conv_bias: bool,
-    bias: bool,
+pub(super) struct Mamba {
+    pub(super) heads: u64,
+    pub(super) head_dim: u64,
+    pub(super) groups: u64,
+    pub(super) cols: u64,
+    pub(super) taps: u64,
+    pub(super) conv_bias: bool,
+    pub(super) bias: bool,
+    pub(super) out_bias: bool,
 }
 
 impl Mamba {
-    fn read(text: &Config<'_>, hidden: u64) -> Result<Self, ModelError> {
+    pub(super) fn read(text: &Config<'_>, hidden: u64) -> Result<Self, ModelError> {
         let inner = text.dim_or(&["mamba_expand"], 2)?.saturating_mul(hidden);
         let heads = text.dim_or(&["mamba_n_heads"], 128)?;
         let head_dim = match text.str("mamba_d_head") {
@@ -167,10 +171,11 @@ impl Mamba {
             taps: text.dim_or(&["mamba_d_conv"], 4)?,
             conv_bias: text.flag("mamba_conv_bias", true)?,
             bias: text.flag("mamba_proj_bias", false)?,
+            out_bias: text.flag("mamba_proj_bias", false)?,
         })
     }
 
-    fn inner(self) -> u64 {
+    pub(super) fn inner(self) -> u64 {
         self.heads.saturating_mul(self.head_dim)
     }
 
@@ -180,7 +185,7 @@ impl Mamba {
         self.inner().saturating_add(shared)
     }
 
-    fn state(self) -> StateSpace {
+    pub(super) fn state(self) -> StateSpace {
         StateSpace {
             kind: StateKind::Mamba2,
             conv_taps: self.taps,
@@ -193,24 +198,30 @@ impl Mamba {
         }
     }
 
-    fn tensors(self, b: &mut SpecBuilder, hidden: u64) {
+    /// All but the gated norm, which some leave out, with `prefix` before their names.
+    pub(super) fn tensors(self, b: &mut SpecBuilder, prefix: &str, hidden: u64) {
         let heads = Shard::Split {
             units: self.heads,
             what: "state heads",
         };
-        let state = Role::State;
-        for name in ["mamba.dt_bias", "mamba.A_log", "mamba.D"] {
-            b.tensor(state, name, &[self.heads], heads);
+        let (state, inner) = (Role::State, self.inner());
+        let name = |part: &str| format!("{prefix}{part}");
+        for part in ["dt_bias", "A_log", "D"] {
+            b.tensor(state, &name(part), &[self.heads], heads);
         }
         let conv = [self.channels(), 1, self.taps];
-        b.tensor(state, "mamba.conv1d.weight", &conv, heads);
+        b.tensor(state, &name("conv1d.weight"), &conv, heads);
         if self.conv_bias {
-            b.tensor(state, "mamba.conv1d.bias", &[self.channels()], heads);
+            b.tensor(state, &name("conv1d.bias"), &[self.channels()], heads);
         }
         // Gate; what the heads take, B and C; steps.
-        let rows = self.inner().saturating_add(self.channels()).saturating_add(self.heads);
-        b.out_split(state, "mamba.in_proj", [rows, hidden], self.bias, heads);
-        b.norm("mamba.norm", self.inner());
-        b.in_split(state, "mamba.out_proj", [hidden, self.inner()], self.bias, heads);
+        let rows = inner.saturating_add(self.channels()).saturating_add(self.heads);
+        b.out_split(state, &name("in_proj"), [rows, hidden], self.bias, heads);
+        b.in_split(state, &name("out_proj"), [hidden, inner], self.out_bias, heads);
+    }
+
+    /// The norm in front of the output projection.
+    pub(super) fn norm(self, b: &mut SpecBuilder, prefix: &str) {
+        b.norm(&format!("{prefix}norm"), self.inner());
     }
 }

@@ -6,9 +6,9 @@
 
 use crate::Assume;
 use crate::builder::SpecBuilder;
-use crate::config::{Config, shorten};
+use crate::config::{Config, MAX_LAYERS, shorten};
 use crate::error::ModelError;
-use crate::spec::{Attention, Ffn, Moe, Reach};
+use crate::spec::{Attention, Ffn, LayerSpec, Moe, Reach};
 
 include!(concat!(env!("OUT_DIR"), "/families.rs"));
 
@@ -126,6 +126,8 @@ pub(crate) struct Decoder {
 /// versions left out whatever equalled the class's default.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Defaults {
+    /// Layers where their number follows from another field.
+    pub(crate) layers: Option<u64>,
     pub(crate) vocab: Option<u64>,
     pub(crate) q_heads: Option<u64>,
     pub(crate) kv_heads: Option<u64>,
@@ -155,7 +157,11 @@ pub(crate) fn decoder_or(
         &["hidden_size", "n_embd", "d_model"],
         "it is the width of every matrix",
     )?;
-    let layers = text.layers(&["num_hidden_layers", "n_layer", "num_layers"])?;
+    let layer_keys = ["num_hidden_layers", "n_layer", "num_layers"];
+    let layers = match or.layers {
+        Some(n) if !layer_keys.iter().any(|k| text.has(k)) => n.min(MAX_LAYERS),
+        _ => text.layers(&layer_keys)?,
+    };
     let vocab = stated(
         &["vocab_size"],
         "it sizes the embedding and the output head",
@@ -238,6 +244,42 @@ impl Decoder {
     }
 }
 
+/// The tensors that most decoders share: `{prefix}embed_tokens`, those of `{prefix}layers.{i}`, which `each` names,
+/// and `{prefix}norm`. The head is the caller's.
+///
+/// # Errors
+/// Those of `each`.
+pub(crate) fn stack(
+    b: &mut SpecBuilder,
+    prefix: &str,
+    d: &Decoder,
+    layers: impl IntoIterator<Item = LayerSpec>,
+    each: impl Fn(&mut SpecBuilder, u64, &LayerSpec) -> Result<(), ModelError>,
+) -> Result<(), ModelError> {
+    b.embedding(&format!("{prefix}embed_tokens.weight"), d.vocab, d.hidden);
+    for (i, layer) in (0..).zip(layers) {
+        b.layer(&format!("{prefix}layers.{i}."), layer, |b| {
+            each(b, i, &layer)
+        })?;
+    }
+    b.norm(&format!("{prefix}norm"), d.hidden);
+    Ok(())
+}
+
+/// The two norms of a layer, before its mixer and before its feed-forward, under LLaMA's names.
+pub(crate) fn norms(b: &mut SpecBuilder, hidden: u64) {
+    b.norm("input_layernorm", hidden);
+    b.norm("post_attention_layernorm", hidden);
+}
+
+/// A dense feed-forward with a gate.
+pub(crate) const fn gated(intermediate: u64) -> Ffn {
+    Ffn::Dense {
+        intermediate,
+        gated: true,
+    }
+}
+
 /// Sets whether the output head is tied, from the field or the family's default.
 pub(crate) fn tie(
     config: &Config<'_>,
@@ -285,7 +327,7 @@ pub(crate) fn layer_types(
         .map(|name| match name {
             "full_attention" | "attention" => Ok(LayerKind::Full),
             "sliding_attention" => Ok(LayerKind::Window),
-            "linear_attention" | "mamba" => Ok(LayerKind::Linear),
+            "linear_attention" | "mamba" | "conv" => Ok(LayerKind::Linear),
             other => Err(text.reject(
                 "layer_types",
                 format!(

@@ -72,13 +72,13 @@ pub(super) fn vision<'a>(config: &Config<'a>) -> Result<Config<'a>, ModelError> 
 pub(super) struct Visual {
     pub(super) width: u64,
     pub(super) inner: u64,
-    text: u64,
+    pub(super) text: u64,
     pub(super) depth: u64,
-    heads: u64,
-    channels: u64,
-    patch: u64,
-    frames: u64,
-    merge: u64,
+    pub(super) heads: u64,
+    pub(super) channels: u64,
+    pub(super) patch: u64,
+    pub(super) frames: u64,
+    pub(super) merge: u64,
 }
 
 impl Visual {

@@ -122,7 +122,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
 }
 
 /// Full attention whose query projection also gives a gate of the same size for the output.
-fn gated_attention(b: &mut SpecBuilder, d: &Decoder, a: &Attention, bias: bool) {
+pub(super) fn gated_attention(b: &mut SpecBuilder, d: &Decoder, a: &Attention, bias: bool) {
     let (at, h) = (Role::Attention, d.hidden);
     let (q, kv) = (d.q_heads * d.head_dim, d.kv_heads * d.head_dim);
     let kv_shard = Shard::KvHeads { heads: a.kv_heads };
@@ -136,16 +136,16 @@ fn gated_attention(b: &mut SpecBuilder, d: &Decoder, a: &Attention, bias: bool) 
 
 /// The shape of a gated-delta-rule layer.
 #[derive(Clone, Copy, Debug)]
-struct DeltaNet {
-    taps: u64,
-    key_heads: u64,
-    key_dim: u64,
-    value_heads: u64,
-    value_dim: u64,
+pub(super) struct DeltaNet {
+    pub(super) taps: u64,
+    pub(super) key_heads: u64,
+    pub(super) key_dim: u64,
+    pub(super) value_heads: u64,
+    pub(super) value_dim: u64,
 }
 
 impl DeltaNet {
-    fn read(text: &Config<'_>) -> Result<Self, ModelError> {
+    pub(super) fn read(text: &Config<'_>) -> Result<Self, ModelError> {
         let it = Self {
             taps: text.dim_or(&["linear_conv_kernel_dim"], 4)?,
             key_heads: text.dim_or(&["linear_num_key_heads"], 16)?,
@@ -162,20 +162,20 @@ impl DeltaNet {
         Ok(it)
     }
 
-    fn keys(self) -> u64 {
+    pub(super) fn keys(self) -> u64 {
         self.key_heads.saturating_mul(self.key_dim)
     }
 
-    fn values(self) -> u64 {
+    pub(super) fn values(self) -> u64 {
         self.value_heads.saturating_mul(self.value_dim)
     }
 
     /// Query, key and value pass the convolution together.
-    fn channels(self) -> u64 {
+    pub(super) fn channels(self) -> u64 {
         self.keys().saturating_mul(2).saturating_add(self.values())
     }
 
-    fn state(self) -> StateSpace {
+    pub(super) fn state(self) -> StateSpace {
         StateSpace {
             kind: StateKind::GatedDelta,
             conv_taps: self.taps,
