@@ -408,7 +408,7 @@ fn flags_that_make_no_sense() {
     refused_with(&[], 2);
     let latents = "deepseek-v3 --gpu h200 --tp 8 --kv-cache-dtype int8";
     let stderr = refused_with(&words(latents), 2);
-    assert!(stderr.contains("use bf16, f16 or f32"), "{stderr}");
+    assert!(stderr.contains("use bf16, f16, f32 or fp8"), "{stderr}");
     refused_with(&["llama-13b", "--requests", "0"], 2);
     refused_with(&["no-such-model-anywhere", "--offline"], 4);
 }
