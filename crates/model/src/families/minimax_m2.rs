@@ -43,8 +43,13 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
 
 /// Router and experts under Mixtral's names.
 pub(super) fn experts(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
-    let (inner, role) = (moe.intermediate, Role::Experts);
     b.whole(Role::Router, "block_sparse_moe.gate", [moe.experts, hidden], false);
+    routed(b, hidden, moe)
+}
+
+/// The experts alone.
+pub(super) fn routed(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
+    let (inner, role) = (moe.intermediate, Role::Experts);
     b.experts(moe.experts, |b| {
         for name in ["w1", "w3"] {
             let name = format!("block_sparse_moe.experts.{{e}}.{name}");
