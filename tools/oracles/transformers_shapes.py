@@ -480,6 +480,12 @@ CASES = {
         "seed_oss", "SeedOssForCausalLM", attention_bias=False, attention_out_bias=True, mlp_bias=True,
         tie_word_embeddings=True,
     ),
+    "kimi_linear-small": small(
+        "kimi_linear", "KimiLinearForCausalLM", num_hidden_layers=8, **{k: v for k, v in DEEPSEEK.items() if k in (
+            "num_key_value_heads", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+            "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok")},
+        num_local_experts=8, linear_head_dim=24, linear_num_heads=8, pad_token_id=0,
+    ),
 }
 
 
