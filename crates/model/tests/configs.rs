@@ -400,6 +400,28 @@ fn a_rewritten_config_is_the_same_model() {
     }
 }
 
+#[test]
+fn models_without_rotation_have_no_table() {
+    let files = golden_files("shapes");
+    let named = |name: &str| {
+        let path = files.iter().find(|p| p.file_stem().unwrap() == name);
+        let spec = spec(&read(path.unwrap())["config"]);
+        spec.rotary.len()
+    };
+    for name in [
+        "bloom-small",
+        "falcon-alibi",
+        "jamba-small",
+        "kimi_linear-small",
+        "mamba2-small",
+        "nemotron_h-small",
+    ] {
+        assert_eq!(named(name), 0, "{name}");
+    }
+    assert_eq!(named("glm4_moe_lite-small"), 1);
+    assert_eq!(named("falcon-multi-query"), 1);
+}
+
 /// Both spellings of rotary parameters mean the same, and what is silent has its class's default.
 #[test]
 fn rotary_parameters_read_in_either_spelling() {
