@@ -1,7 +1,7 @@
 //! MiniMax M2: experts chosen by biased scores in every layer, a norm over all query heads at once and one over all keys.
 //!
-//! Source: transformers `models/minimax_m2/{configuration,modeling}_minimax_m2.py`. Its multi-token-prediction modules
-//! are not in published checkpoints.
+//! Source: transformers `models/minimax_m2/{configuration,modeling}_minimax_m2.py`. Multi-token-prediction modules,
+//! which transformers does not know, are not described.
 
 use super::{Defaults, Family, decoder_or, moe, norms, stack, tie};
 use crate::builder::{attention_layer, columns};
