@@ -10,11 +10,12 @@ conversion (version 5 fuses experts in memory and splits them again on saving), 
 Beside the tensors each file has what transformers' modules say of every layer: the window of its
 attention, or that it keeps a state instead.
 
-Files: {"transformers", "source", "config", "saved_config", "layers", "tensors"}. `config` is what
+Files: {"transformers", "source", "config", "saved_config", "layers", "states", "tensors"}. `config` is what
 was given, `saved_config` what `save_pretrained` writes for it (left out where it is the same); both must give the same model. A
 tensor is [name, shape, dtype, l, e]: `{l}` and `{e}` in the name run over the numbers in `l` and
 `e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens, "chunk",
-"state", "both" (attention beside a state) or "none".
+"state", "both" (attention beside a state) or "none". `states` has the sizes of those that are kept; it is left out of
+models without any, and of files written before it was asked for.
 
 Needs torch and transformers >= 5. Nothing is downloaded.
 """
@@ -479,6 +480,12 @@ CASES = {
         "seed_oss", "SeedOssForCausalLM", attention_bias=False, attention_out_bias=True, mlp_bias=True,
         tie_word_embeddings=True,
     ),
+    "kimi_linear-small": small(
+        "kimi_linear", "KimiLinearForCausalLM", num_hidden_layers=8, **{k: v for k, v in DEEPSEEK.items() if k in (
+            "num_key_value_heads", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+            "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok")},
+        num_local_experts=8, linear_head_dim=24, linear_num_heads=8, pad_token_id=0,
+    ),
 }
 
 
@@ -527,9 +534,11 @@ def layer_facts(model):
         mixer = getattr(layer, "mixer", None)
         if attention is None and hasattr(mixer, "k_proj"):
             attention = mixer
-        recurrent = any(getattr(layer, n, None) is not None for n in STATE) or hasattr(mixer, "A_log") or hasattr(attention, "slope_rate")
-        if recurrent:
-            facts.append("both" if attention is not None and not hasattr(attention, "slope_rate") else "state")
+        if any(hasattr(attention, n) for n in ("slope_rate", "conv1d")):
+            facts.append("state")  # linear attention under attention's name
+            continue
+        if any(getattr(layer, n, None) is not None for n in STATE) or hasattr(mixer, "A_log"):
+            facts.append("state" if attention is None else "both")
             continue
         if attention is None:
             facts.append("none")
@@ -548,6 +557,32 @@ def layer_facts(model):
             source = inspect.getsource(sys.modules[type(attention).__module__])
             window = config.sliding_window if "create_sliding_window_causal_mask" in source else None
         facts.append(window or 0)
+    return facts
+
+
+def state_facts(model):
+    """[taps, channels of the convolution, heads, rows, columns] of every layer that keeps a state, else null."""
+    stacks = [
+        m for n, m in model.named_modules()
+        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+    ]
+    facts = []
+    for layer in stacks[0]:
+        mixers = [getattr(layer, n, None) for n in ("mamba", "linear_attn", "mixer", "self_attn")]
+        mixer = next((m for m in mixers if hasattr(m, "conv1d")), None)
+        if mixer is None:
+            facts.append(None)
+            continue
+        channels, _, taps = mixer.conv1d.weight.shape
+        if hasattr(mixer, "head_v_dim"):  # gated delta rule
+            state = [mixer.num_v_heads, mixer.head_v_dim, mixer.head_k_dim]
+        elif hasattr(mixer, "x_proj"):  # the first selective form: each channel by itself
+            state = [mixer.intermediate_size, 1, mixer.ssm_state_size]
+        elif hasattr(mixer, "ssm_state_size"):
+            state = [mixer.num_heads, mixer.head_dim, mixer.ssm_state_size]
+        else:  # Kimi's delta rule: keys and values of one size
+            state = [mixer.num_heads, mixer.head_dim, mixer.head_dim]
+        facts.append([taps, channels, *state])
     return facts
 
 
@@ -609,6 +644,9 @@ def write(path, source, config):
     if rewritten != config:
         body["saved_config"] = rewritten
     body["layers"] = layer_facts(model)
+    states = state_facts(model)
+    if any(states):
+        body["states"] = states
     lines = ["  " + json.dumps(k) + ": " + json.dumps(v) for k, v in body.items()]
     rows = ",\n".join("    " + json.dumps(row) for row in compress(checkpoint(model)))
     lines.append('  "tensors": [\n' + rows + "\n  ]")

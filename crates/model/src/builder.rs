@@ -435,7 +435,8 @@ fn rotary(text: &Config<'_>, builder: &SpecBuilder) -> Result<Vec<Rotary>, Model
         .or_else(|| parameters.as_ref()?.float("partial_rotary_factor"))
         .unwrap_or(builder.rotary_share);
     let dim = match text.opt("rotary_dim")? {
-        _ if latent => head,
+        // Kimi Linear has the part of a key that others rotate, and does not.
+        _ if latent && builder.rotary_share > 0.0 => head,
         Some(n) => n,
         None if (0.0..=1.0).contains(&share) => scaled(head, share),
         None => head,

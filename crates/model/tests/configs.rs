@@ -66,7 +66,7 @@ fn a_layer_more_is_a_layer_more_everywhere() {
         let want = spec(&config);
         let mut more = config.clone();
         let text = text_mut(&mut more);
-        let key = ["num_hidden_layers", "n_layer"]
+        let key = ["num_hidden_layers", "n_layer", "n_layers"]
             .into_iter()
             .find(|k| text.contains_key(*k))
             .unwrap();
@@ -75,6 +75,10 @@ fn a_layer_more_is_a_layer_more_everywhere() {
         if let Some(Value::Array(types)) = text.get_mut("layer_types") {
             let again = types.last().unwrap().clone();
             types.push(again);
+        }
+        if let Some(Value::String(pattern)) = text.get_mut("hybrid_override_pattern") {
+            let again = pattern.chars().last().unwrap();
+            pattern.push(again);
         }
         let have = spec(&more);
         assert_eq!(have.layers.len(), want.layers.len() + 1, "{name}");
@@ -347,7 +351,7 @@ fn sizes_at_every_limit_do_not_wrap() {
         raise(&mut all, &big);
         for layers in [1, 2] {
             let text = text_mut(&mut all);
-            for key in ["num_hidden_layers", "n_layer"] {
+            for key in ["num_hidden_layers", "n_layer", "n_layers"] {
                 if text.contains_key(key) {
                     text.insert(key.into(), json!(layers));
                 }
@@ -394,6 +398,28 @@ fn a_rewritten_config_is_the_same_model() {
             assert_eq!(a.max_context, b.max_context, "{}", path.display());
         }
     }
+}
+
+#[test]
+fn models_without_rotation_have_no_table() {
+    let files = golden_files("shapes");
+    let named = |name: &str| {
+        let path = files.iter().find(|p| p.file_stem().unwrap() == name);
+        let spec = spec(&read(path.unwrap())["config"]);
+        spec.rotary.len()
+    };
+    for name in [
+        "bloom-small",
+        "falcon-alibi",
+        "jamba-small",
+        "kimi_linear-small",
+        "mamba2-small",
+        "nemotron_h-small",
+    ] {
+        assert_eq!(named(name), 0, "{name}");
+    }
+    assert_eq!(named("glm4_moe_lite-small"), 1);
+    assert_eq!(named("falcon-multi-query"), 1);
 }
 
 /// Both spellings of rotary parameters mean the same, and what is silent has its class's default.

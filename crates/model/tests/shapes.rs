@@ -8,7 +8,7 @@
 mod inventory;
 
 use inventory::{differences, expected, golden_files, inventory, read};
-use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, Role, from_config};
+use plimsoll_model::{Assume, LayerSpec, Mixer, ModelSpec, Reach, Role, from_config};
 use serde_json::Value;
 
 /// Windows and states of all layers as the golden files write them.
@@ -29,6 +29,17 @@ fn layers(spec: &ModelSpec) -> Vec<Value> {
         .collect()
 }
 
+/// Taps, channels, heads, rows and columns of all layers' states as the golden files write them.
+fn states(spec: &ModelSpec) -> Vec<Value> {
+    let sizes = |l: &LayerSpec| match (l.mixer, l.parallel) {
+        (Mixer::State(s), _) | (_, Some(s)) => {
+            Value::from(vec![s.conv_taps, s.conv_channels, s.heads, s.rows, s.cols])
+        }
+        _ => Value::Null,
+    };
+    spec.layers.iter().map(sizes).collect()
+}
+
 fn without_quantisation(config: &Value) -> Value {
     let mut config = config.clone();
     config
@@ -42,6 +53,7 @@ fn without_quantisation(config: &Value) -> Value {
 fn inventories_equal_transformers() {
     let mut wrong = Vec::new();
     let mut families = std::collections::BTreeSet::new();
+    let mut sized = 0;
     let files = golden_files("shapes");
     for path in &files {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
@@ -70,6 +82,15 @@ fn inventories_equal_transformers() {
                     if !found.is_empty() {
                         wrong.push(format!("{name} ({key}):\n    {}", found.join("\n    ")));
                     }
+                    if let Some(want) = golden.get("states") {
+                        sized += 1;
+                        if Value::from(states(&spec)) != *want {
+                            wrong.push(format!(
+                                "{name} ({key}): states {:?}, want {want}",
+                                states(&spec)
+                            ));
+                        }
+                    }
                     if Value::from(layers(&spec)) != golden["layers"] {
                         wrong.push(format!(
                             "{name} ({key}): layers {:?}, want {}",
@@ -89,6 +110,7 @@ fn inventories_equal_transformers() {
         files.len(),
         wrong.join("\n")
     );
+    assert!(sized >= 28, "{sized} models with states");
     let all: std::collections::BTreeSet<_> = plimsoll_model::families::FAMILIES
         .iter()
         .map(|f| f.name)

@@ -54,7 +54,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         experts(b, d.hidden, &moe)
     })?;
     b.head("lm_head", d.vocab, d.hidden);
-    predictors(&text, b, &d, |b| {
+    predictors(&text, b, &d, 1, |b| {
         mixer(b);
         experts(b, d.hidden, &moe)
     })
@@ -84,15 +84,17 @@ pub(super) fn experts(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(),
     Ok(())
 }
 
-/// Multi-token-prediction layers: `layer` with copies of the embedding and the head, numbered on from the last.
+/// Multi-token-prediction layers: `layer` with copies of the embedding and the head, numbered on from the last;
+/// `default` of them where the config is silent.
 pub(super) fn predictors(
     text: &Config<'_>,
     b: &mut SpecBuilder,
     d: &Decoder,
+    default: u64,
     layer: impl Fn(&mut SpecBuilder) -> Result<(), ModelError>,
 ) -> Result<(), ModelError> {
     let key = "num_nextn_predict_layers";
-    let count = text.opt(key)?.unwrap_or(0);
+    let count = text.opt(key)?.unwrap_or(default);
     if count > d.layers {
         return Err(text.reject(key, "expected no more than there are layers"));
     }

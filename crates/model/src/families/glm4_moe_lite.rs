@@ -58,5 +58,5 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         Ok(())
     })?;
     b.head("lm_head", d.vocab, d.hidden);
-    predictors(&text, b, &d, sparse)
+    predictors(&text, b, &d, 0, sparse)
 }

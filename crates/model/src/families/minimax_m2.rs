@@ -1,7 +1,7 @@
 //! MiniMax M2: experts chosen by biased scores in every layer, a norm over all query heads at once and one over all keys.
 //!
-//! Source: transformers `models/minimax_m2/{configuration,modeling}_minimax_m2.py`. Its multi-token-prediction modules
-//! are not in published checkpoints.
+//! Source: transformers `models/minimax_m2/{configuration,modeling}_minimax_m2.py`. Multi-token-prediction modules,
+//! which transformers does not know, are not described.
 
 use super::{Defaults, Family, decoder_or, moe, norms, stack, tie};
 use crate::builder::{attention_layer, columns};
@@ -43,8 +43,13 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
 
 /// Router and experts under Mixtral's names.
 pub(super) fn experts(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
-    let (inner, role) = (moe.intermediate, Role::Experts);
     b.whole(Role::Router, "block_sparse_moe.gate", [moe.experts, hidden], false);
+    routed(b, hidden, moe)
+}
+
+/// The experts alone.
+pub(super) fn routed(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
+    let (inner, role) = (moe.intermediate, Role::Experts);
     b.experts(moe.experts, |b| {
         for name in ["w1", "w3"] {
             let name = format!("block_sparse_moe.experts.{{e}}.{name}");

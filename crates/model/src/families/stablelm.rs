@@ -24,6 +24,9 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let (h, inner) = (d.hidden, text.dim(&["intermediate_size"], "it sizes the feed-forward")?);
     let bias = text.flag("use_qkv_bias", false)?;
     let qk_norm = text.flag("qk_layernorm", false)?;
+    if qk_norm && d.q_heads > MOST_HEADS {
+        return Err(text.reject("num_attention_heads", format!("expected at most {MOST_HEADS}")));
+    }
     let parallel = text.flag("use_parallel_residual", false)?;
     tie(config, &text, b, false)?;
     b.rotary_share(0.25);
@@ -51,3 +54,6 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.head("lm_head", d.vocab, h);
     Ok(())
 }
+
+/// Each head's norm is a tensor of its own: more than any model has would only fill memory.
+const MOST_HEADS: u64 = 1 << 10;
