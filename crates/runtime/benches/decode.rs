@@ -1,4 +1,5 @@
-//! The host's part of a decode step on a GPU: 64 sequences of 2,000 tokens of an 8B model, on a device that does nothing.
+//! The host's part of a decode step on a GPU, greedy choices among it: 64 sequences of 2,000 tokens of an 8B model, on a device
+//! that does nothing but to say of all logits that token 1 has the largest.
 //! `cargo bench -p plimsoll-runtime --bench decode`.
 
 use divan::Bencher;
@@ -8,8 +9,10 @@ use plimsoll_kv::{Delta, DeltaOp};
 use plimsoll_model::{Assume, from_config};
 use plimsoll_program::{KvRules, Limits, StepInputs, lower};
 use plimsoll_runtime::cuda::{Arithmetic, Cuda, DeviceSizes};
-use plimsoll_runtime::{Chooser, Runner};
-use plimsoll_schedule::{Draw, Executor as _, Output, RequestId, Row, RowOutput, SeqEvent, Step};
+use plimsoll_runtime::sample::{Sampling, SamplingParams};
+use plimsoll_runtime::text::Stops;
+use plimsoll_runtime::{Choices, Runner};
+use plimsoll_schedule::{Executor as _, Output, RequestId, Row, RowOutput, SeqEvent, Step};
 use plimsoll_units::{BlockId, Bytes, DType, SeqId, WeightType};
 
 const SEQUENCES: u32 = 64;
@@ -58,8 +61,30 @@ impl Device for Idle {
     fn copy(&mut self, _: Address, _: Address, _: u64) -> Result<(), DeviceError> {
         Ok(())
     }
-    fn launch(&mut self, _: &'static str, _: Launch, args: &[u8]) -> Result<(), DeviceError> {
+    fn launch(
+        &mut self,
+        kernel: &'static str,
+        how: Launch,
+        args: &[u8],
+    ) -> Result<(), DeviceError> {
         divan::black_box(args);
+        if kernel != "shorten" {
+            return Ok(());
+        }
+        // `args::Shorten`.
+        let number = |at: usize, len: usize| {
+            let mut bytes = [0; 8];
+            bytes[..len].copy_from_slice(&args[at..at + len]);
+            u64::from_le_bytes(bytes)
+        };
+        let (out, each) = (Address(number(16, 8)), 8 * number(28, 4));
+        for row in 0..u64::from(how.grid[0]) {
+            // The likeliest token, none that is odd, none picked, the sum of weights.
+            let words = [1, u32::MAX.into(), 0, 1.0_f64.to_bits()];
+            let bytes = words.map(u64::to_le_bytes);
+            let to = self.host.host(out.plus(row * each), 32)?;
+            to.copy_from_slice(bytes.as_flattened());
+        }
         Ok(())
     }
     fn record(&mut self) -> Result<(), DeviceError> {
@@ -82,21 +107,7 @@ impl Device for Idle {
     }
 }
 
-/// The same token, always.
-struct Any;
-
-impl Chooser for Any {
-    fn row(&mut self, _: &Row, _: u32, logits: &mut [f32]) -> RowOutput {
-        RowOutput::One(Draw {
-            token: 1,
-            logprob: logits[1],
-            ends: false,
-        })
-    }
-    fn event(&mut self, _: &SeqEvent) {}
-}
-
-fn runner(records: bool) -> (Runner<Cuda, Any>, Step) {
+fn runner(records: bool) -> (Runner<Cuda, Choices>, Step) {
     let entry = plimsoll_model::catalogue::find("llama-3.1-8b").expect("a model");
     let spec = from_config(&entry.config, Assume::Nothing).expect("its shapes");
     let rules = KvRules::plimsoll(DType::Bf16, SLOTS);
@@ -151,16 +162,30 @@ fn runner(records: bool) -> (Runner<Cuda, Any>, Step) {
             output: Output::Sample { draws: 1 },
         });
     }
-    let mut runner = Runner::new(cuda, Pool::new(1).expect("a thread"), Any);
+    let vocab = u32::try_from(spec.vocab).expect("tokens are 32 bits");
+    let mut choices = Choices::new(vocab, 1, None);
+    let greedy = Sampling {
+        temperature: 0.0,
+        ..Sampling::default()
+    };
+    let params = SamplingParams::new(greedy, vocab, &[], 100).expect("greedy");
+    let prompt = vec![5; TOKENS as usize];
+    for i in 0..SEQUENCES {
+        let id = RequestId(i.into());
+        choices.expect(id, &prompt, params.clone(), Stops::default());
+    }
+    let mut runner = Runner::new(cuda, Pool::new(1).expect("a thread"), choices);
     carry_out(&mut runner, &step);
     step.events.clear();
     step.kv.deltas.clear();
     (runner, step)
 }
 
-fn carry_out(runner: &mut Runner<Cuda, Any>, step: &Step) {
+fn carry_out(runner: &mut Runner<Cuda, Choices>, step: &Step) {
     let ticket = runner.submit(step).expect("a step");
-    divan::black_box(runner.complete(ticket).expect("its end"));
+    let done = runner.complete(ticket).expect("its end");
+    assert!(matches!(&done.rows[0], RowOutput::One(d) if d.token == 1));
+    divan::black_box(done);
 }
 
 /// Kernels are started one by one; or decode steps are recorded.

@@ -37,8 +37,8 @@ pub struct Usage {
 pub struct Moved {
     /// Pages, both ways.
     pub pages: u64,
-    /// Time.
-    pub time: Nanos,
+    /// Time, where steps waited for them.
+    pub time: Option<Nanos>,
 }
 
 /// What a machine can do at most, by its own measure.
@@ -98,6 +98,11 @@ pub trait Backend: Debug + Send {
 
     /// Places of pages in swap space.
     fn places(&self) -> usize;
+
+    /// Whether pages move beside steps, so that nobody knows how long they took.
+    fn moves_beside(&self) -> bool {
+        false
+    }
 
     /// Pages go to swap space: which of them, by their place in the list, did not arrive.
     ///
@@ -193,6 +198,9 @@ impl<B: Backend + ?Sized> Backend for Box<B> {
     }
     fn places(&self) -> usize {
         (**self).places()
+    }
+    fn moves_beside(&self) -> bool {
+        (**self).moves_beside()
     }
     fn swap_out(&mut self, pool: &mut Pool, pages: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
         (**self).swap_out(pool, pages)
@@ -364,7 +372,8 @@ impl<B: Backend, S: Chooser> Runner<B, S> {
         }
         if outs.len() + ins.len() > 0 {
             self.moved.pages += (outs.len() + ins.len()) as u64;
-            self.moved.time.0 += nanos(began.elapsed());
+            let time = self.moved.time.unwrap_or_default().0 + nanos(began.elapsed());
+            self.moved.time = (!self.backend.moves_beside()).then_some(Nanos(time));
         }
         if !step.kv.copies.is_empty() {
             self.backend.copy(&step.kv.copies)?;

@@ -153,6 +153,10 @@ impl<B: Backend> Backend for Ranks<B> {
         places.min().unwrap_or(0)
     }
 
+    fn moves_beside(&self) -> bool {
+        self.backends[0].moves_beside()
+    }
+
     fn swap_out(&mut self, pool: &mut Pool, pages: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
         self.one_by_one(|b| b.swap_out(pool, pages)).map(lost)
     }

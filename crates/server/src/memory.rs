@@ -112,11 +112,12 @@ pub struct Swap {
 /// A region of memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Region {
-    /// `weights`, `kv_cache`, `activations`, `workspace`, `reserve`, `swap` or `swap_file`; the last is on a disk.
+    /// `weights`, `kv_cache`, `activations`, `workspace`, `collectives`, `graphs`, `driver`, `reserve`, `swap` or `swap_file`; the last
+    /// is on a disk.
     pub region: String,
     /// Before anything was read.
     pub planned_bytes: u64,
-    /// At the start; nothing for the reserve, which has no arena.
+    /// At the start; nothing for what has no arena: the reserve, a driver, graphs.
     pub committed_bytes: Option<u64>,
     /// Used at most so far; of the reserve, what the process had beside its arenas.
     pub high_water_bytes: Option<u64>,

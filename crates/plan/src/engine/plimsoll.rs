@@ -238,7 +238,7 @@ fn graphs(context: &Context<'_>, program: &Program) -> Result<Option<Term>, Size
             ))
             .input("sizes: rows, and parts of attention", buckets.all().count())
             .input("sizes of the head: rows", buckets.all_rows().count())
-            .source("plimsoll-program: buckets.rs; measured on an H200")
+            .source("plimsoll-program: buckets.rs: less than 2 KiB a kernel were seen, once, on an H200")
     }))
 }
 

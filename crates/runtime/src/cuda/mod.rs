@@ -396,6 +396,10 @@ impl Backend for Cuda {
         elements(self.swap.bytes().whole(self.program.geometry.page))
     }
 
+    fn moves_beside(&self) -> bool {
+        self.swap.file.is_none()
+    }
+
     fn swap_out(&mut self, pool: &mut Pool, outs: &[SwapOp]) -> Result<Vec<usize>, BackendError> {
         self.pages_out(pool, outs)
     }

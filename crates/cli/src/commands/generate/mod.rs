@@ -124,7 +124,8 @@ pub(crate) fn run(args: &GenerateArgs, output: &mut Output) -> Result<ExitCode, 
         let stepped = batch.server.engine.step(|n| notices.push(n));
         let took = step_began.elapsed();
         let (after, now_moved) = counters(&batch.server);
-        let moving = Duration::from_nanos(now_moved.time.0 - moved.time.0);
+        let [before_ns, now_ns] = [moved, now_moved].map(|m| m.time.unwrap_or_default().0);
+        let moving = Duration::from_nanos(now_ns.saturating_sub(before_ns));
         let computing = took.saturating_sub(moving);
         batch.totals.preemptions.step(&before, &after, computing);
         let chooser = batch.server.engine.executor_mut().chooser_mut();

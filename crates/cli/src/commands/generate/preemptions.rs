@@ -49,25 +49,25 @@ impl Preemptions {
         if stats.swaps + stats.recomputes + stats.cached_tokens + stats.pages_copied == 0 {
             return String::new();
         }
-        let way = |of: &Way, took: Duration| {
+        let way = |of: &Way, took: Option<Duration>| {
             if of.victims == 0 {
                 return String::new();
             }
             let each = |seconds: f64| 1e3 * seconds / of.victims as f64;
             let believed = Duration::from_nanos(of.believed_ns).as_secs_f64();
-            format!(
-                " (believed {:.3} ms each, took {:.3} ms)",
-                each(believed),
-                each(took.as_secs_f64())
-            )
+            let took = match took {
+                Some(took) => format!("took {:.3} ms", each(took.as_secs_f64())),
+                None => "beside steps".to_owned(),
+            };
+            format!(" (believed {:.3} ms each, {took})", each(believed))
         };
         format!(
             "\npreempted {} times by swap{}, {} by recompute{}\n\
              {} prompt tokens from the prefix cache, {} pages copied",
             stats.swaps,
-            way(&self.swap, Duration::from_nanos(moved.time.0)),
+            way(&self.swap, moved.time.map(|t| Duration::from_nanos(t.0))),
             stats.recomputes,
-            way(&self.recompute, self.recomputing),
+            way(&self.recompute, Some(self.recomputing)),
             thousands(stats.cached_tokens),
             thousands(stats.pages_copied)
         )
