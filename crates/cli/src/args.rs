@@ -93,6 +93,20 @@ pub(crate) enum Command {
     },
     /// Look at this machine: accelerators, memory, limits; with --gpu, whether a GPU computes what the processors do
     Doctor(doctor::DoctorArgs),
+    /// Say what an error code means and what to do, or list all codes
+    Explain {
+        /// As E-DEVICE-001, or queue_full of the server's answers
+        code: Option<String>,
+    },
+    /// Print a manual page
+    Man {
+        /// Of this command; without it, of plimsoll itself
+        #[arg(conflicts_with = "dir")]
+        command: Option<String>,
+        /// Write the pages of all commands into this folder
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
     /// Print shell completions
     Completions {
         /// Which shell
@@ -103,6 +117,7 @@ pub(crate) enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SchemaOf {
     Plan,
+    Cards,
     Simulate,
     Sweep,
     Find,
@@ -160,6 +175,12 @@ pub(crate) struct PlanArgs {
     /// Print one JSON object (see `plimsoll schema plan`)
     #[arg(long)]
     pub(crate) json: bool,
+    /// Write the plan as one page, with the memory of each device, and users by context
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write every term of the plan as CSV; of several kinds of device, a line for each
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
     /// Expand terms into formula, inputs and source: all, or those whose name contains TERM
     #[arg(long, value_name = "TERM", num_args = 0..=1, default_missing_value = "")]
     pub(crate) explain: Option<String>,
@@ -208,7 +229,8 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub(crate) struct DeviceArgs {
-    /// Kind of device; `any` for the smallest that does, `auto` to look at this machine, `cpu` for its processors
+    /// Kind of device, or several to compare, as a100,h100,l40s; `any` for the smallest that does, `auto` to look at this
+    /// machine, `cpu` for its processors
     #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
     pub(crate) gpu: Option<String>,
     /// How many there are; without it, the plan chooses the fewest

@@ -45,6 +45,8 @@ fn main() -> ExitCode {
         Command::Top(_)
         | Command::Models(_)
         | Command::Schema { .. }
+        | Command::Explain { .. }
+        | Command::Man { .. }
         | Command::Completions { .. } => false,
     };
     let result = match cli.command {
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
         Command::Compare(args) => commands::compare::run(&args, &mut output),
         Command::Accuracy(args) => commands::accuracy::run(&args, &mut output),
         Command::Schema { of } => commands::schema::run(of, &mut output),
+        Command::Explain { code } => commands::explain::run(code.as_deref(), &mut output),
+        Command::Man { command, dir } => {
+            commands::man::run(command.as_deref(), dir.as_deref(), &mut output)
+        }
         Command::Doctor(args) => commands::doctor::run(&args, &mut output),
         Command::Completions { shell } => commands::completions::run(shell, &mut output),
     };

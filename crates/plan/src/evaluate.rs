@@ -120,6 +120,23 @@ impl StageEvaluation {
         self.over_budget = false;
     }
 
+    /// What is left for the cache and for what a load takes beside it: expected; nothing where the rest is too much.
+    pub(crate) const fn room(&self) -> Bytes {
+        if self.over_budget {
+            Bytes::ZERO
+        } else {
+            self.room
+        }
+    }
+
+    /// What `load` (one replica's share) needs of it.
+    ///
+    /// # Errors
+    /// [`PlanError::Size`].
+    pub(crate) fn needs(&self, load: &Load) -> Result<Bytes, PlanError> {
+        Ok(self.kv.need(load)?.pool.add(self.kv.beside(load)?)?)
+    }
+
     /// Whether `room` bytes carry `load`: its cache and what it takes beside.
     fn carries(&self, room: Bytes, load: &Load) -> Result<bool, PlanError> {
         if self.over_budget {

@@ -4,7 +4,7 @@ use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
     Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, STAGED_WEIGHTS, Settings,
-    Verdict, evaluate, max_context, max_users, total,
+    Verdict, evaluate, grid, max_context, max_users, total,
 };
 use plimsoll_program::{
     Buckets, KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank,
@@ -70,6 +70,28 @@ proptest! {
             let base = need(Load::plain(users, context)).unwrap();
             prop_assert!(need(Load::plain(users, context + more)).unwrap() >= base, "{engine}: tokens");
             prop_assert!(need(Load::plain(users + more, context)).unwrap() >= base, "{engine}: users");
+        }
+    }
+
+    #[test]
+    fn a_grid_says_what_plans_of_its_loads_say(
+        layers in 1_u64..50, kv in prop::sample::select(vec![1_u64, 4, 16]),
+        users in 1_u64..3000, context in 1_u64..9000, pp in 1_u64..3, dp in 1_u64..3,
+    ) {
+        let spec = llama(layers.max(pp), kv, 32_000);
+        for engine in engines() {
+            let s = Settings { max_model_len: Some(16_384), ..Settings::new(engine) };
+            let d = on(&h100(), Parallel { pp, dp, ..Parallel::default() });
+            let Ok(e) = evaluate(&spec, &d, &s, &Load::plain(users, context)) else { continue };
+            let g = grid(&e, users).unwrap();
+            prop_assert!(g.users.contains(&users) && g.contexts.contains(&context), "{engine}");
+            prop_assert!(g.users.len() <= 15 && g.contexts.len() <= 15, "{engine}: {g:?}");
+            for (context, row) in g.contexts.iter().zip(&g.cells) {
+                for (users, cell) in g.users.iter().zip(row) {
+                    let load = Load::plain(users.div_ceil(dp), *context);
+                    prop_assert_eq!(cell.fits(), e.carries(&load).unwrap(), "{}: {} x {}", engine, users, context);
+                }
+            }
         }
     }
 

@@ -93,21 +93,7 @@ pub fn build(
             read_from: facts.read_from.clone(),
         },
         engine: engine_name(question.settings.engine),
-        load: Load {
-            users: facts.users_given.then_some(question.load.users),
-            context: question.load.context,
-            lengths: question
-                .settings
-                .lengths
-                .iter()
-                .flat_map(|l| l.iter())
-                .map(|&(tokens, share)| LengthShare { tokens, share })
-                .collect(),
-            prompt: question.load.prompt,
-            sequences: question.load.sequences,
-            shared_prefix: question.load.shared_prefix,
-            prefix_hit: question.load.prefix_hit,
-        },
+        load: wire_load(facts, question),
         device: question.device.as_ref().map(|d| Device {
             name: d.name.clone(),
             usable_bytes: d.usable.get(),
@@ -158,6 +144,25 @@ pub fn build(
     Ok(report)
 }
 
+/// The wire form of a question's load.
+pub(crate) fn wire_load(facts: &ModelFacts, question: &Question) -> Load {
+    Load {
+        users: facts.users_given.then_some(question.load.users),
+        context: question.load.context,
+        lengths: question
+            .settings
+            .lengths
+            .iter()
+            .flat_map(|l| l.iter())
+            .map(|&(tokens, share)| LengthShare { tokens, share })
+            .collect(),
+        prompt: question.load.prompt,
+        sequences: question.load.sequences,
+        shared_prefix: question.load.shared_prefix,
+        prefix_hit: question.load.prefix_hit,
+    }
+}
+
 fn way(w: plan::Way) -> Way {
     Way {
         bytes: w.bytes.get(),
@@ -174,7 +179,7 @@ fn confidence(c: Confidence) -> &'static str {
     }
 }
 
-fn engine_name(engine: Engine) -> EngineName {
+pub(crate) fn engine_name(engine: Engine) -> EngineName {
     let of = |name: &str, version: Option<String>| EngineName {
         name: name.to_owned(),
         version,

@@ -6,19 +6,27 @@
 //! from `plimsoll-plan`.
 
 mod build;
+mod cards;
+mod csv;
 mod explain;
 mod flags;
 mod numbers;
+mod page;
+mod plan_page;
 mod profile;
 pub mod simulation;
+mod svg;
 mod table;
 mod wire;
 mod workload;
 
 pub use build::{ModelFacts, build};
+pub use cards::{CARDS_SCHEMA, Card, CardsReport, cards_csv, cards_table};
+pub use csv::plan_csv;
 pub use explain::explain;
 pub use flags::engine_flags;
 pub use numbers::{short_bytes, thousands};
+pub use plan_page::{Planned, cards_html, plan_html};
 pub use profile::{
     PROFILE_SCHEMA, Profile, ProfileRates, ProfileStep, ProfileSwap, ProfileTimes, profile_schema,
 };
@@ -33,4 +41,10 @@ pub use workload::{Fleet, Fleets, Replay, Workload};
 #[must_use]
 pub fn plan_schema() -> serde_json::Value {
     schemars::schema_for!(PlanReport).to_value()
+}
+
+/// The JSON Schema of [`CardsReport`].
+#[must_use]
+pub fn cards_schema() -> serde_json::Value {
+    schemars::schema_for!(CardsReport).to_value()
 }

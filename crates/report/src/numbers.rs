@@ -1,4 +1,4 @@
-//! How numbers are written.
+//! How numbers, and texts of others, are written.
 
 use plimsoll_units::Bytes;
 
@@ -26,6 +26,19 @@ pub(crate) fn users(n: u64) -> String {
 #[must_use]
 pub fn short_bytes(n: u64) -> String {
     Bytes::new(n).to_string()
+}
+
+/// A user's string without what would move the cursor or break a document.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| match c {
+            '\n' | '\t' => ' ',
+            // Also the two code points that XML does not know, and overrides of the direction.
+            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => '\u{fffd}',
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+            c => c,
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::numbers::{short_bytes, thousands, users};
+use crate::cards::{fullest, region_bytes};
+use crate::numbers::{plain, short_bytes, thousands, users};
 use crate::wire::{PlanReport, Rank, Term};
 use crate::workload::section;
 
@@ -21,7 +22,7 @@ pub struct Look {
 }
 
 /// Regions in the order of the bar: name, letter for ASCII bars, ANSI colour.
-const REGIONS: &[(&str, char, u8)] = &[
+pub(crate) const REGIONS: &[(&str, char, u8)] = &[
     ("weights", 'W', 34),
     ("adapters", 'A', 94),
     ("draft", 'D', 94),
@@ -44,7 +45,7 @@ const BAR: usize = 60;
 #[must_use]
 pub fn table(report: &PlanReport, look: Look) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{}", paint(&report.answer.text, 1, look));
+    let _ = writeln!(out, "{}", paint(&plain(&report.answer.text), 1, look));
     second_line(report, &mut out);
     let _ = writeln!(out);
     if report.ranks.len() > 2 {
@@ -78,7 +79,7 @@ pub fn table(report: &PlanReport, look: Look) -> String {
         }
     }
     for n in &report.notes {
-        let _ = writeln!(out, "note: {n}");
+        let _ = writeln!(out, "note: {}", plain(n));
     }
     out
 }
@@ -133,27 +134,12 @@ fn shown(report: &PlanReport) -> Vec<&Rank> {
     if report.ranks.len() <= 2 {
         return report.ranks.iter().collect();
     }
-    let fixed = |r: &&Rank| -> u64 {
-        r.terms
-            .iter()
-            .filter(|t| t.region != "kv_cache")
-            .map(|t| t.bytes)
-            .fold(0, u64::saturating_add)
-    };
-    report.ranks.iter().max_by_key(fixed).into_iter().collect()
+    fullest(report).into_iter().collect()
 }
 
 /// One line per stage.
 fn stages(report: &PlanReport, out: &mut String) {
-    let of = |r: &Rank, region: &str| {
-        short_bytes(
-            r.terms
-                .iter()
-                .filter(|t| t.region == region)
-                .map(|t| t.bytes)
-                .fold(0, u64::saturating_add),
-        )
-    };
+    let of = |r: &Rank, region: &str| short_bytes(region_bytes(r, region));
     let _ = writeln!(out, "Stages, per device (the fullest follows in full):");
     for r in &report.ranks {
         let _ = writeln!(
@@ -187,10 +173,7 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
         || "in all".to_owned(),
         |d| format!("per {} ({} usable)", d.name, short_bytes(d.usable_bytes)),
     );
-    let engine = match &report.engine.version {
-        Some(v) => format!("{} {v}", report.engine.name),
-        None => report.engine.name.clone(),
-    };
+    let engine = report.engine.text();
     let _ = writeln!(out, "Memory {which}{on}, {engine}");
     if let Some(d) = &report.device {
         let _ = writeln!(out, "{}", bar(rank, d.usable_bytes, look));
@@ -310,13 +293,7 @@ fn bar(rank: &Rank, usable: u64, look: Look) -> String {
     let mut cells: Vec<(char, u8)> = Vec::with_capacity(BAR);
     let mut done = 0_u64;
     for &(region, letter, color) in REGIONS {
-        let sum: u64 = rank
-            .terms
-            .iter()
-            .filter(|t| t.region == region)
-            .map(|t| t.bytes)
-            .fold(0, u64::saturating_add);
-        done = done.saturating_add(sum);
+        done = done.saturating_add(region_bytes(rank, region));
         let end = (u128::from(done) * BAR as u128 / u128::from(usable.max(1))).min(BAR as u128);
         while (cells.len() as u128) < end {
             cells.push((letter, color));

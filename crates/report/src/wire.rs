@@ -80,6 +80,16 @@ pub struct EngineName {
     pub version: Option<String>,
 }
 
+impl EngineName {
+    /// Name and version.
+    pub(crate) fn text(&self) -> String {
+        match &self.version {
+            Some(v) => format!("{} {v}", self.name),
+            None => self.name.clone(),
+        }
+    }
+}
+
 /// A load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

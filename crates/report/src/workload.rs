@@ -6,10 +6,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::numbers::thousands;
-use crate::simulation::{
-    Limit, Percentiles, SloBounds, figure, percent, plain, seconds, slo_words,
-};
+use crate::numbers::{plain, thousands};
+use crate::simulation::{Limit, Percentiles, SloBounds, figure, percent, seconds, slo_words};
 
 /// What a plan knows of its workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -16,6 +16,9 @@ macro_rules! codes {
         }
 
         impl Code {
+            /// Every one.
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$code),+];
+
             pub(crate) const fn name(self) -> &'static str {
                 match self {
                     $(Self::$code => $name,)+
@@ -102,4 +105,11 @@ codes! {
     BodiesFull = "bodies_full", SERVICE_UNAVAILABLE;
     /// It took longer than a request may.
     RequestTimeout = "request_timeout", GATEWAY_TIMEOUT;
+}
+
+/// The name and status of every code, for whoever explains them.
+#[must_use]
+pub fn error_codes() -> Vec<(&'static str, u16)> {
+    let told = |c: &Code| (c.name(), c.status().as_u16());
+    Code::ALL.iter().map(told).collect()
 }

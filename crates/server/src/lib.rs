@@ -50,6 +50,7 @@ use plimsoll_schedule::{Executor, Limits, Log};
 use plimsoll_units::Bytes;
 
 pub use accept::Stop;
+pub use code::error_codes;
 pub use engine::Choosing;
 pub use log::AccessLog;
 pub use planning::{Patience, Planner, Unanswered};

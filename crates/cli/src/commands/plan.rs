@@ -1,5 +1,6 @@
 //! `plimsoll plan`.
 
+mod cards;
 mod demand;
 mod fleets;
 mod prices;
@@ -12,15 +13,18 @@ use plimsoll_device::Device;
 use plimsoll_model::{Assume, ModelSpec};
 use plimsoll_plan::kv::Lengths;
 use plimsoll_plan::{
-    Engine, Http, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer, engine,
-    rule_of_thumb,
+    Engine, Evaluation, Http, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer,
+    engine, grid, rule_of_thumb,
 };
 use plimsoll_program::Parallel;
-use plimsoll_report::{ModelFacts, PlanReport, build, explain, table, thousands};
+use plimsoll_report::{
+    ModelFacts, PlanReport, Planned, build, explain, plan_csv, plan_html, table, thousands,
+};
 use plimsoll_units::{Bytes, Tokens};
 
 use crate::args::{AssumeArg, EngineArgs, LoadArgs, Method, PlanArgs, ReserveArg};
 use crate::commands::serve::LOGPROBS;
+use crate::commands::simulate::write_file;
 use crate::error::{Exit, Failure};
 use crate::exit;
 use crate::load::{Loaded, load};
@@ -66,9 +70,16 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         None => None,
     };
     let lengths = demand.as_ref().map(Demand::lengths);
+    let compared = cards::names(args)?;
+    let gpu = compared.as_ref().map_or(args.device.gpu.as_deref(), |all| {
+        all.first().map(String::as_str)
+    });
     let (mut question, others) =
-        the_question(args, &model, load, lengths, draft.as_ref(), &priced)?;
+        the_question(args, gpu, &model, load, lengths, draft.as_ref(), &priced)?;
     let facts = facts(args, &model);
+    if let Some(names) = &compared {
+        return cards::run(args, names, &model, &facts, &question, &priced, output);
+    }
     let fleets = match &demand {
         Some(demand) => fleets::choose(args, &model, &mut question, &priced, demand)?,
         None => None,
@@ -85,6 +96,7 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         let e = &answered.evaluation;
         replay::add(&model, &question.settings, e, demand, fleets, &mut report);
     }
+    files(args, &report, &answered.evaluation, question.load.users)?;
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.
     Ok(match answered.evaluation.verdict {
@@ -98,7 +110,8 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
 pub(crate) fn answered(args: &PlanArgs, model: &Loaded) -> Result<PlanReport, Failure> {
     contradictions(args)?;
     let load = the_load(&args.load, model)?;
-    let (question, others) = the_question(args, model, load, None, None, &[])?;
+    let gpu = args.device.gpu.as_deref();
+    let (question, others) = the_question(args, gpu, model, load, None, None, &[])?;
     let answered = answer(&model.spec, &question)?;
     let mut report = build(&facts(args, model), &model.spec, &question, &answered)?;
     report.notes.extend(others);
@@ -116,6 +129,7 @@ fn facts(args: &PlanArgs, model: &Loaded) -> ModelFacts {
 /// What the flags ask, with notes on the cards that were not chosen.
 fn the_question(
     args: &PlanArgs,
+    gpu: Option<&str>,
     model: &Loaded,
     load: Load,
     lengths: Option<Lengths>,
@@ -128,7 +142,7 @@ fn the_question(
         ..the_settings(&args.engine, device, draft)
     };
     let d = &args.device;
-    let any = d.gpu.as_deref() == Some("any");
+    let any = gpu == Some("any");
     if any && (d.gpus.is_some() || d.tp.is_some() || d.pp.is_some() || d.dp.is_some() || d.ep) {
         return Err(Failure::new(
             Exit::Usage,
@@ -142,7 +156,7 @@ fn the_question(
         let (device, others) = smallest_card(model, d.in_use, &settings, &load)?;
         (Some(device), settings, others)
     } else {
-        let device = the_device(args)?;
+        let device = the_device(args, gpu)?;
         let settings = the_settings(device.as_ref().or_else(|| priced.first().map(|(d, _)| *d)));
         (device, settings, Vec::new())
     };
@@ -192,6 +206,12 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
             return Err(usage(format!("{flag} says nothing without processors"))
                 .hint("add `--gpu cpu`, or leave it out"));
         }
+    }
+    if args.method == Method::RuleOfThumb && (args.html.is_some() || args.csv.is_some()) {
+        return Err(
+            usage("`--method rule-of-thumb` has no map to write as a page or a table")
+                .hint("leave `--html` and `--csv` out, or the method"),
+        );
     }
     let no_device = d.gpu.is_none() && d.memory.is_none();
     for (flag, given) in [
@@ -253,6 +273,26 @@ fn contradictions(args: &PlanArgs) -> Result<(), Failure> {
             .hint("add `--engine contiguous`, or leave it out"));
     }
     Ok(())
+}
+
+/// The plan as files, where they were asked for.
+fn files(args: &PlanArgs, report: &PlanReport, e: &Evaluation, users: u64) -> Result<(), Failure> {
+    if let Some(path) = &args.html {
+        // Without a device nothing limits other loads.
+        let grid = match &report.device {
+            Some(_) => Some(grid(e, users)?),
+            None => None,
+        };
+        let planned = Planned {
+            report,
+            grid: grid.as_ref(),
+        };
+        write_file(path, &plan_html(planned))?;
+    }
+    match &args.csv {
+        Some(path) => write_file(path, &plan_csv(report)),
+        None => Ok(()),
+    }
 }
 
 fn print(args: &PlanArgs, report: &PlanReport, output: &mut Output) -> Result<(), Failure> {
@@ -329,7 +369,7 @@ fn the_load(args: &LoadArgs, model: &Loaded) -> Result<Load, Failure> {
     })
 }
 
-fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
+fn the_device(args: &PlanArgs, gpu: Option<&str>) -> Result<Option<Device>, Failure> {
     if let Some(memory) = args.device.memory {
         if memory == Bytes::ZERO {
             return Err(Failure::new(
@@ -345,18 +385,19 @@ fn the_device(args: &PlanArgs) -> Result<Option<Device>, Failure> {
             Ok(Some(Device::of_size(memory)))
         };
     }
-    let Some(name) = &args.device.gpu else {
-        return Ok(None);
-    };
+    gpu.map(device_named).transpose()
+}
+
+/// The device that is called so, of the catalogue or of this machine.
+fn device_named(name: &str) -> Result<Device, Failure> {
     if name == "auto" {
-        return crate::commands::doctor::detected().map(Some);
+        return crate::commands::doctor::detected();
     }
-    if on_cpu(args) {
-        return crate::commands::doctor::cpu(None).map(Some);
+    if name.eq_ignore_ascii_case("cpu") {
+        return crate::commands::doctor::cpu(None);
     }
     plimsoll_device::find(name)
         .cloned()
-        .map(Some)
         .ok_or_else(|| crate::commands::devices::unknown(name))
 }
 

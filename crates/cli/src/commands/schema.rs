@@ -9,6 +9,7 @@ use crate::output::Output;
 pub(crate) fn run(of: SchemaOf, output: &mut Output) -> Result<ExitCode, Failure> {
     let schema = match of {
         SchemaOf::Plan => plimsoll_report::plan_schema(),
+        SchemaOf::Cards => plimsoll_report::cards_schema(),
         SchemaOf::Simulate => plimsoll_report::simulation::simulation_schema(),
         SchemaOf::Sweep => plimsoll_report::simulation::sweep_schema(),
         SchemaOf::Find => plimsoll_report::simulation::find_schema(),

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::text::plain;
 use super::wire::{SimulationReport, TimeSeries, Track};
+use crate::csv::field;
 
 /// A column by name.
 type Column<T> = (&'static str, fn(&TimeSeries) -> &T);
@@ -62,30 +62,4 @@ pub fn series_csv(report: &SimulationReport) -> String {
         }
     }
     out
-}
-
-/// A quoted field (RFC 4180) that no spreadsheet takes for a formula.
-pub(super) fn field(text: &str) -> String {
-    let text = plain(text);
-    let guard = if text.starts_with(['=', '+', '-', '@']) {
-        "'"
-    } else {
-        ""
-    };
-    if guard.is_empty() && !text.contains([',', '"']) {
-        return text;
-    }
-    format!("\"{guard}{}\"", text.replace('"', "\"\""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::field;
-
-    #[test]
-    fn labels_are_quoted_and_never_formulas() {
-        assert_eq!(field("orca-max"), "orca-max");
-        assert_eq!(field("a,\"b\""), "\"a,\"\"b\"\"\"");
-        assert_eq!(field("=1+1"), "\"'=1+1\"");
-    }
 }

@@ -7,9 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::rows::yes_no;
-use super::text::{percent, plain, seconds, slo_words};
+use super::text::{percent, seconds, slo_words};
 use super::wire::Setup;
-use crate::numbers::{short_bytes, thousands};
+use crate::numbers::{plain, short_bytes, thousands};
 use crate::table::{Look, paint};
 
 /// Version of this form. A field may be added under the same number, never changed or removed.

@@ -2,15 +2,13 @@
 
 use std::fmt::Write as _;
 
-use super::charts::{CHART_CSS, Chart, Topic, charts};
+use super::charts::{Chart, Topic, charts};
 use super::rows::rows;
-use super::svg::escape;
 use super::text::{figure, percent, seconds, slo_words};
 use super::wire::{Named, Run, Setup, SimulationReport};
 use crate::numbers::{short_bytes, thousands};
-
-/// The layout of the page; colours are those of the charts.
-const PAGE_CSS: &str = include_str!("page.css");
+use crate::page::document;
+use crate::svg::escape;
 
 /// The sections with charts: topic, heading, what to see.
 const SECTIONS: [(Topic, &str, &str); 6] = [
@@ -76,17 +74,6 @@ pub fn simulation_html(report: &SimulationReport) -> String {
         s.seed
     );
     document(&format!("{title} - Plimsoll simulation"), &out, &footer)
-}
-
-/// A page of this body and footer, which are elements already.
-pub(super) fn document(title: &str, body: &str, footer: &str) -> String {
-    format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
-         content=\"width=device-width, initial-scale=1\"/>\n<meta name=\"color-scheme\" content=\"light dark\"/>\n\
-         <title>{}</title>\n<style>\n{CHART_CSS}{PAGE_CSS}</style>\n</head>\n<body>\n<main>\n{body}\
-         <footer>{footer}</footer>\n</main>\n</body>\n</html>\n",
-        escape(title)
-    )
 }
 
 /// Title, the numbers that matter, and what they rest on.

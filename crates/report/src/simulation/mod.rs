@@ -9,12 +9,12 @@ mod html;
 mod rows;
 mod scale;
 mod summary;
-mod svg;
 mod sweep;
 mod text;
 mod wire;
 
-pub use charts::{CHART_CSS, Chart, Topic, charts, points::charts as sweep_charts};
+pub use crate::page::CHART_CSS;
+pub use charts::{Chart, Topic, charts, points::charts as sweep_charts};
 pub use csv::series_csv;
 pub use find::{FIND_SCHEMA, FindReport, Found, Limit, Probe, find_schema, find_table};
 pub use html::simulation_html;
@@ -23,7 +23,7 @@ pub use sweep::{
     Axis, Point, PointRun, SWEEP_SCHEMA, SweepReport, sweep_csv, sweep_html, sweep_schema,
     sweep_table,
 };
-pub(crate) use text::{figure, percent, plain, seconds, slo_words};
+pub(crate) use text::{figure, percent, seconds, slo_words};
 pub use wire::{
     Classes, Goodput, KvUse, Latency, Named, Percentiles, Pool, Preemptions, PrefixCache, Refusal,
     Requests, Run, SIMULATION_SCHEMA, Setup, SimulationReport, SloBounds, TenantCounts, TimeSeries,

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::text::{figure, percent, plain, seconds};
+use super::text::{figure, percent, seconds};
 use super::wire::{Percentiles, Run, SimulationReport, TenantCounts};
-use crate::numbers::{short_bytes, thousands};
+use crate::numbers::{plain, short_bytes, thousands};
 
 /// A line: what it says, and one cell per run.
 pub(super) struct Row {

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::rows::{Row, rows};
-use super::text::{CLASSES, clip, percent, plain, slo_words, telling};
+use super::text::{CLASSES, clip, percent, slo_words, telling};
 use super::wire::{Run, SimulationReport};
-use crate::numbers::{short_bytes, thousands};
+use crate::numbers::{plain, short_bytes, thousands};
 use crate::table::{Look, paint};
 
 /// Cells of a bar: with its label and its figure it fits in 100 columns.

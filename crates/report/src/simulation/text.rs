@@ -1,7 +1,7 @@
 //! How a simulation's figures and names are written.
 
 use super::wire::{Classes, Run, SloBounds};
-use crate::numbers::thousands;
+use crate::numbers::{plain, thousands};
 
 /// A class of the KV pool: key of its colour, its name, its letter in plain bars, its ANSI colour, and
 /// where its share is.
@@ -146,19 +146,6 @@ pub(crate) fn slo_words(slo: &SloBounds) -> String {
 /// A share of 1 as a percentage.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
-}
-
-/// A user's string without what would move the cursor or break a document.
-pub(crate) fn plain(text: &str) -> String {
-    text.chars()
-        .map(|c| match c {
-            '\n' | '\t' => ' ',
-            // Also the two code points that XML does not know, and overrides of the direction.
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => '\u{fffd}',
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-            c => c,
-        })
-        .collect()
 }
 
 /// At most `n` characters of `text`, the last an ellipsis where some are missing.

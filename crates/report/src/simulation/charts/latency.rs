@@ -2,9 +2,9 @@
 
 use super::{Chart, Topic, WIDTH, heading};
 use crate::simulation::scale::Scale;
-use crate::simulation::svg::{Anchor, Svg};
 use crate::simulation::text::{clip, joined, seconds};
 use crate::simulation::wire::{Latency, Percentiles, Run, SimulationReport};
+use crate::svg::{Anchor, Svg};
 
 /// Where the axis lies; names stand left of it, figures right.
 const LEFT: f64 = 100.0;

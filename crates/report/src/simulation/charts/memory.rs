@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use super::{Chart, Frame, Topic, WIDTH, end_s, heading, legend, thin};
 use crate::simulation::scale::Scale;
-use crate::simulation::svg::{Svg, px};
 use crate::simulation::text::{CLASSES, compact, percent, seconds};
 use crate::simulation::wire::{Run, SimulationReport, TimeSeries, Track};
+use crate::svg::{Svg, px};
 
 /// The tracks in the order of [`CLASSES`].
 fn tracks(s: &TimeSeries) -> [&Track; 6] {

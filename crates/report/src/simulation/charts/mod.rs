@@ -13,9 +13,10 @@ mod preemption;
 mod waste;
 
 use super::scale::Scale;
-use super::svg::{Anchor, Svg};
 use super::text::clip;
 use super::wire::{Run, SimulationReport, TimeSeries};
+use crate::page::CHART_CSS;
+use crate::svg::{Anchor, Svg};
 
 /// Width of every chart.
 const WIDTH: f64 = 540.0;
@@ -61,9 +62,6 @@ pub struct Chart {
     /// The drawing as a file of its own.
     pub standalone: String,
 }
-
-/// The colours and type of every chart.
-pub const CHART_CSS: &str = include_str!("../chart.css");
 
 /// All charts of `report`, in the order of the page. What would be empty is left out.
 #[must_use]

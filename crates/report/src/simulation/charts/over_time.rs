@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use super::{Chart, Frame, Topic, WIDTH, colour, end_s, heading, thin};
 use crate::simulation::scale::Scale;
-use crate::simulation::svg::{Anchor, Svg, px};
 use crate::simulation::text::{clip, figure, percent, seconds};
 use crate::simulation::wire::{Run, SimulationReport};
+use crate::svg::{Anchor, Svg, px};
 
 /// What a plot of lines shows.
 struct Lines<'a> {

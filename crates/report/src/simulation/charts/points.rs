@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 
 use super::{CHARACTER, Chart, Frame, Topic, WIDTH, colour, heading};
 use crate::simulation::scale::Scale;
-use crate::simulation::svg::{Anchor, Svg, px};
 use crate::simulation::sweep::{Axis, PointRun, SweepReport};
 use crate::simulation::text::{clip, figure, percent, seconds};
+use crate::svg::{Anchor, Svg, px};
 
 /// Lines that can be told apart: six colours, whole and dashed.
 const LINES: usize = 12;

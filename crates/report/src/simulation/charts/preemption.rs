@@ -3,9 +3,9 @@
 use super::{Chart, Frame, HOVERS, Topic, WIDTH, end_s, heading, legend};
 use crate::numbers::{short_bytes, thousands};
 use crate::simulation::scale::Scale;
-use crate::simulation::svg::{Anchor, Svg};
 use crate::simulation::text::{clip, percent, seconds};
 use crate::simulation::wire::{Preemptions, Run, SimulationReport};
+use crate::svg::{Anchor, Svg};
 
 fn any(p: &Preemptions) -> bool {
     p.swap > 0 || p.recompute > 0

@@ -1,9 +1,9 @@
 //! Where the pool went, by class (Kwon et al., SOSP 2023, figure 2), and what that buys.
 
 use super::{Chart, Topic, WIDTH, heading, legend};
-use crate::simulation::svg::{Anchor, Svg};
 use crate::simulation::text::{CLASSES, clip, figure, percent, telling};
 use crate::simulation::wire::{Run, SimulationReport};
+use crate::svg::{Anchor, Svg};
 
 /// Where bars begin; names stand left of it.
 const LEFT: f64 = 112.0;

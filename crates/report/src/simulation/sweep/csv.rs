@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::wire::{PointRun, SweepReport};
-use crate::simulation::csv::field;
+use crate::csv::field;
 use crate::simulation::wire::Percentiles;
 
 /// A column by name; `None` where a run has no such figure.

@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use super::rows::{failed, lines, names};
 use super::wire::SweepReport;
 use crate::numbers::short_bytes;
+use crate::page::document;
 use crate::simulation::charts::{Chart, points};
-use crate::simulation::html::{basis, document};
-use crate::simulation::svg::escape;
+use crate::simulation::html::basis;
 use crate::simulation::text::slo_words;
+use crate::svg::escape;
 
 /// The page.
 #[must_use]

@@ -1,9 +1,9 @@
 //! The lines of a sweep: the same in the terminal and on the page.
 
 use super::wire::{Point, PointRun, SweepReport};
-use crate::numbers::thousands;
+use crate::numbers::{plain, thousands};
 use crate::simulation::rows::yes_no;
-use crate::simulation::text::{figure, joined, percent, plain};
+use crate::simulation::text::{figure, joined, percent};
 use crate::simulation::wire::Percentiles;
 
 /// What heads the columns, and one line of cells per point and server that ran.

@@ -1,12 +1,13 @@
 //! A sweep for a terminal: one line per point and server.
 
+use crate::numbers::plain;
 use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::rows::{failed, lines, names};
 use super::wire::SweepReport;
-use crate::simulation::text::{plain, slo_words};
+use crate::simulation::text::slo_words;
 use crate::table::{Look, paint};
 
 /// Draws `report`.

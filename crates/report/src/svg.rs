@@ -3,10 +3,10 @@
 
 use std::fmt::Write as _;
 
-use super::text::plain;
+use crate::numbers::plain;
 
 /// `text` as the content of an element or a quoted attribute.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in plain(text).chars() {
         match c {
@@ -22,7 +22,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// A coordinate to a tenth of a pixel; 0 for what is not a number.
-pub(super) fn px(x: f64) -> String {
+pub(crate) fn px(x: f64) -> String {
     let x = if x.is_finite() { x } else { 0.0 };
     let text = format!("{x:.1}");
     match text.strip_suffix(".0") {
@@ -37,21 +37,21 @@ const MARGIN: f64 = 14.0;
 
 /// Where a text hangs on its point.
 #[derive(Clone, Copy)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     Start,
     Middle,
     End,
 }
 
 /// A drawing under way.
-pub(super) struct Svg {
+pub(crate) struct Svg {
     width: f64,
     height: f64,
     body: String,
 }
 
 impl Svg {
-    pub(super) fn new(width: f64, height: f64) -> Self {
+    pub(crate) fn new(width: f64, height: f64) -> Self {
         Self {
             width,
             height,
@@ -60,7 +60,7 @@ impl Svg {
     }
 
     /// A rectangle, with what a pointer over it reads.
-    pub(super) fn rect(&mut self, class: &str, [x, y, w, h]: [f64; 4], title: &str) {
+    pub(crate) fn rect(&mut self, class: &str, [x, y, w, h]: [f64; 4], title: &str) {
         let _ = write!(
             self.body,
             "<rect class=\"{class}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"",
@@ -72,7 +72,7 @@ impl Svg {
         self.close("rect", title);
     }
 
-    pub(super) fn circle(&mut self, class: &str, x: f64, y: f64, r: f64, title: &str) {
+    pub(crate) fn circle(&mut self, class: &str, x: f64, y: f64, r: f64, title: &str) {
         let _ = write!(
             self.body,
             "<circle class=\"{class}\" cx=\"{}\" cy=\"{}\" r=\"{}\"",
@@ -83,7 +83,7 @@ impl Svg {
         self.close("circle", title);
     }
 
-    pub(super) fn line(&mut self, class: &str, [x1, y1, x2, y2]: [f64; 4]) {
+    pub(crate) fn line(&mut self, class: &str, [x1, y1, x2, y2]: [f64; 4]) {
         let _ = write!(
             self.body,
             "<line class=\"{class}\" x1=\"{}\" y1=\"{}\" x2=\"{}\" y2=\"{}\"/>",
@@ -95,12 +95,12 @@ impl Svg {
     }
 
     /// A path; `d` comes from [`px`].
-    pub(super) fn path(&mut self, class: &str, d: &str, title: &str) {
+    pub(crate) fn path(&mut self, class: &str, d: &str, title: &str) {
         let _ = write!(self.body, "<path class=\"{class}\" d=\"{d}\"");
         self.close("path", title);
     }
 
-    pub(super) fn text(&mut self, class: &str, anchor: Anchor, x: f64, y: f64, text: &str) {
+    pub(crate) fn text(&mut self, class: &str, anchor: Anchor, x: f64, y: f64, text: &str) {
         let anchor = match anchor {
             Anchor::Start => "start",
             Anchor::Middle => "middle",
@@ -116,7 +116,7 @@ impl Svg {
     }
 
     /// A title and a remark behind it in quieter type.
-    pub(super) fn heading(&mut self, x: f64, y: f64, title: &str, remark: &str) {
+    pub(crate) fn heading(&mut self, x: f64, y: f64, title: &str, remark: &str) {
         let _ = write!(
             self.body,
             "<text x=\"{}\" y=\"{}\"><tspan class=\"title\">{}</tspan><tspan class=\"unit\" \
@@ -138,7 +138,7 @@ impl Svg {
 
     /// The document, which names itself `label` to a screen reader; `style` goes inside where it
     /// stands alone.
-    pub(super) fn finish(&self, label: &str, style: &str) -> String {
+    pub(crate) fn finish(&self, label: &str, style: &str) -> String {
         let attributes = format!(
             "xmlns=\"http://www.w3.org/2000/svg\" class=\"chart\" role=\"img\" aria-label=\"{}\"",
             escape(label)
