@@ -138,6 +138,31 @@ pub(crate) enum ModelsCommand {
     },
 }
 
+/// What `--emit` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EmitArg {
+    Vllm,
+    Sglang,
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+    Plimsoll,
+    /// For the plan's engine
+    Kubernetes,
+}
+
+impl EmitArg {
+    /// The engine that it starts, by name; `None` for that of the plan.
+    pub(crate) const fn engine(self) -> Option<&'static str> {
+        match self {
+            Self::Vllm => Some("vllm"),
+            Self::Sglang => Some("sglang"),
+            Self::LlamaCpp => Some("llama.cpp"),
+            Self::Plimsoll => Some("plimsoll"),
+            Self::Kubernetes => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Method {
     /// Region by region, under the engine's rules
@@ -181,6 +206,12 @@ pub(crate) struct PlanArgs {
     /// Write every term of the plan as CSV; of several kinds of device, a line for each
     #[arg(long, value_name = "FILE")]
     pub(crate) csv: Option<PathBuf>,
+    /// Print what starts the plan instead of the plan: a command, or a manifest of a Deployment and a Service
+    #[arg(long, value_enum)]
+    pub(crate) emit: Option<EmitArg>,
+    /// Container image, with `--emit kubernetes` (default: the one that vLLM or SGLang publishes for the release)
+    #[arg(long, value_name = "IMAGE", requires = "emit")]
+    pub(crate) image: Option<String>,
     /// Expand terms into formula, inputs and source: all, or those whose name contains TERM
     #[arg(long, value_name = "TERM", num_args = 0..=1, default_missing_value = "")]
     pub(crate) explain: Option<String>,

@@ -84,6 +84,7 @@ fn a_thousand_random_plans_validate() {
             .unwrap_or_else(|e| panic!("case {case}: {e}: {config}"));
         let question = random_question(&mut r);
         let facts = ModelFacts {
+            hub: None,
             name: format!("case {case}"),
             read_from: "a test".to_owned(),
             users_given: r.below(2) == 0,

@@ -21,10 +21,19 @@ use crate::wire::{
 pub struct ModelFacts {
     /// As asked for.
     pub name: String,
+    /// What engines find it by, where that is not `name`: the hub id of a built-in model.
+    pub hub: Option<String>,
     /// Where it was read.
     pub read_from: String,
     /// Whether the user said how many users there are.
     pub users_given: bool,
+}
+
+impl ModelFacts {
+    /// What an engine is told to serve.
+    pub(crate) fn served(&self) -> &str {
+        self.hub.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// The wire form of `answer` to `question` about `spec`.
@@ -68,6 +77,12 @@ pub fn build(
             "--swap-space is planned for Plimsoll only: vLLM's V1 engine recomputes, the others do not preempt"
                 .to_owned(),
         );
+    }
+    let replicas = e.deployment.parallel.dp;
+    if question.settings.engine == Engine::Plimsoll && replicas > 1 {
+        notes.push(format!(
+            "`plimsoll serve` is one replica: start {replicas}, and put a balancer before them"
+        ));
     }
     for s in &e.stages {
         for n in &s.notes {

@@ -5,197 +5,216 @@ use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType, Weights};
 
 use crate::build::ModelFacts;
+use crate::launch::Launch;
 use crate::wire::EngineFlags;
 
 /// One command per engine that serves; every flag restates a figure of the plan.
 #[must_use]
 pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineFlags> {
     let p = a.evaluation.deployment.parallel;
-    let settings = &q.settings;
-    let length = q.load.context;
-    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
-    let model = &facts.name;
+    let told = |l: Launch| EngineFlags {
+        engine: l.engine().to_owned(),
+        command: l.command(),
+    };
+    [vllm(facts, q, a, p), llama_cpp(facts, q)]
+        .into_iter()
+        .chain(plimsoll(facts, q, a, p))
+        .map(told)
+        .collect()
+}
 
-    let mut vllm = vec![format!("vllm serve {model} --max-model-len {length}")];
+/// The start of the engine that the question is about, divided by `p`: as the plan is, or one of its replicas. `None` where
+/// it is no program that serves, or not so divided.
+#[must_use]
+pub fn launch(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Option<Launch> {
+    match q.settings.engine {
+        Engine::Vllm(_) => Some(vllm(facts, q, a, p)),
+        Engine::LlamaCpp(_) => Some(llama_cpp(facts, q)),
+        Engine::Plimsoll => plimsoll(facts, q, a, p),
+        Engine::Ideal | Engine::Contiguous(_) => None,
+    }
+}
+
+fn vllm(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Launch {
+    let settings = &q.settings;
+    let mut l = Launch::new("vllm", &["vllm", "serve", facts.served()]);
+    l.flag("--max-model-len", q.load.context);
     for (flag, n) in [
-        ("tensor-parallel-size", p.tp),
-        ("pipeline-parallel-size", p.pp),
-        ("data-parallel-size", p.dp),
+        ("--tensor-parallel-size", p.tp),
+        ("--pipeline-parallel-size", p.pp),
+        ("--data-parallel-size", p.dp),
     ] {
         if n > 1 {
-            vllm.push(format!("--{flag} {n}"));
+            l.flag(flag, n);
         }
     }
     if p.expert_parallel {
-        vllm.push("--enable-expert-parallel".to_owned());
+        l.switch("--enable-expert-parallel");
     }
     if let Some(d) = settings.dtype {
-        vllm.push(format!("--dtype {}", torch_name(d)));
+        l.flag("--dtype", torch_name(d));
     }
     if settings.kv_type != KvType::Auto {
-        vllm.push(format!(
-            "--kv-cache-dtype {}",
-            vllm_kv_name(settings.kv_type)
-        ));
+        l.flag("--kv-cache-dtype", vllm_kv_name(settings.kv_type));
     }
     for (flag, n) in [
-        ("max-num-seqs", settings.max_num_seqs),
-        ("max-num-batched-tokens", settings.max_num_batched_tokens),
-        ("block-size", settings.block_size),
+        ("--max-num-seqs", settings.max_num_seqs),
+        ("--max-num-batched-tokens", settings.max_num_batched_tokens),
+        ("--block-size", settings.block_size),
     ] {
         if let Some(n) = n {
-            vllm.push(format!("--{flag} {n}"));
+            l.flag(flag, n);
         }
     }
     if let Some(u) = settings.gpu_memory_utilization {
-        vllm.push(format!("--gpu-memory-utilization {u}"));
+        l.flag("--gpu-memory-utilization", u);
     } else if q.in_use > Bytes::ZERO
         && let Engine::Vllm(_) = settings.engine
         && let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device)
     {
         // The share that the plan took beside the other process.
-        vllm.push(format!(
-            "--gpu-memory-utilization {:.2}",
-            s.budget.bytes.gib() / d.usable.gib()
-        ));
+        let share = s.budget.bytes.gib() / d.usable.gib();
+        l.flag("--gpu-memory-utilization", format!("{share:.2}"));
     }
-    if let Some(l) = settings.lora {
-        vllm.push(format!(
-            "--enable-lora --max-loras {} --max-lora-rank {}",
-            l.slots, l.rank
-        ));
+    if let Some(lora) = settings.lora {
+        l.switch("--enable-lora");
+        l.flag("--max-loras", lora.slots);
+        l.flag("--max-lora-rank", lora.rank);
     }
     if let Some(kv) = settings.kv_memory {
-        vllm.push(format!("--kv-cache-memory-bytes {}", kv.get()));
+        l.flag("--kv-cache-memory-bytes", kv.get());
     }
     if settings.enforce_eager {
-        vllm.push("--enforce-eager".to_owned());
+        l.switch("--enforce-eager");
     }
+    l
+}
 
-    let context = length.saturating_mul(sequences);
-    let mut llama = vec![format!(
-        "llama-server -m MODEL.gguf -c {context} -np {sequences} -ngl 99"
-    )];
+fn llama_cpp(facts: &ModelFacts, q: &Question) -> Launch {
+    let settings = &q.settings;
+    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
+    // It reads nothing but GGUF files.
+    let file = if facts.name.ends_with(".gguf") && !facts.name.contains(':') {
+        &facts.name
+    } else {
+        "MODEL.gguf"
+    };
+    let mut l = Launch::new("llama.cpp", &["llama-server", "-m", file]);
+    l.flag("-c", q.load.context.saturating_mul(sequences));
+    l.flag("-np", sequences);
+    l.flag("-ngl", 99);
     if let KvType::Plain(d) = settings.kv_type {
-        llama.push(format!(
-            "-ctk {} -ctv {}",
-            d.name(),
-            settings
-                .kv_type_v
-                .map_or_else(|| d.name().to_owned(), |v| v.to_string())
-        ));
+        l.flag("-ctk", d.name());
+        match settings.kv_type_v {
+            Some(v) => l.flag("-ctv", v),
+            None => l.flag("-ctv", d.name()),
+        }
     }
     if let Some(u) = settings.ubatch {
-        llama.push(format!("-ub {u}"));
+        l.flag("-ub", u);
     }
+    l
+}
 
-    let own = of_one_process(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
-    let of = |engine: &str, parts: &[String]| EngineFlags {
-        engine: engine.to_owned(),
-        command: parts.join(" "),
-    };
-    vec![
-        of("vllm", &vllm),
-        of("llama.cpp", &llama),
-        of("plimsoll", &own),
-    ]
+/// One process of our own server: a replica. It has no pipeline stages.
+fn plimsoll(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Option<Launch> {
+    if p.pp > 1 {
+        return None;
+    }
+    Some(of_one_process(facts, q, a, p).unwrap_or_else(|| on_gpus(facts, q, a, p)))
+}
+
+fn own(facts: &ModelFacts) -> Launch {
+    Launch::new("plimsoll", &["plimsoll", "serve", facts.served()])
 }
 
 /// The flags of our own server on GPUs.
-fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<String> {
-    let (settings, model) = (&q.settings, &facts.name);
-    let p = a.evaluation.deployment.parallel;
+fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Launch {
+    let settings = &q.settings;
     let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
-    let length = q.load.context;
-    let mut own = vec![format!("plimsoll serve {model} --max-model-len {length}")];
+    let mut l = own(facts);
+    l.flag("--max-model-len", q.load.context);
     // Where the plan answers how many users, the server runs as many as it can.
     let asked = facts.users_given.then_some(sequences);
     if let Some(n) = settings.max_num_seqs.or(asked) {
-        own.push(format!("--max-num-seqs {n}"));
+        l.flag("--max-num-seqs", n);
     }
     if let KvType::Plain(d @ (DType::Bf16 | DType::F16 | DType::F32 | DType::F8E4m3 | DType::I8)) =
         settings.kv_type
     {
-        own.push(format!("--kv-cache-dtype {}", cache_name(d)));
+        l.flag("--kv-cache-dtype", cache_name(d));
     }
-    for (flag, n) in [("tp", p.tp), ("pp", p.pp), ("dp", p.dp)] {
-        if n > 1 {
-            own.push(format!("--{flag} {n}"));
-        }
+    if p.tp > 1 {
+        l.flag("--tp", p.tp);
     }
     if settings.enforce_eager {
-        own.push("--enforce-eager".to_owned());
+        l.switch("--enforce-eager");
     }
     if let Some(kv) = settings.kv_memory {
-        own.push(format!("--kv-memory {}", kv.get()));
+        l.flag("--kv-memory", kv.get());
     } else if q.device.is_some()
         && settings.engine == Engine::Plimsoll
         && let Some(s) = a.evaluation.tightest()
     {
-        own.push(format!("--kv-memory {}", s.kv_term.bytes.get()));
+        l.flag("--kv-memory", s.kv_term.bytes.get());
     }
-    own
+    l
 }
 
 /// The flags of our own server, where one process is what is planned, of however many ranks: those that make it commit this
 /// very map.
-fn of_one_process(model: &str, q: &Question, a: &Answer) -> Option<Vec<String>> {
+fn of_one_process(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Option<Launch> {
     let settings = &q.settings;
-    let deployment = &a.evaluation.deployment;
-    let device = &deployment.device;
+    let device = &a.evaluation.deployment.device;
     let on_cpu = device.vendor == "cpu";
-    let ranks = deployment.parallel.tp;
+    let ranks = p.tp;
     let divided = Parallel {
         tp: ranks,
         ..Parallel::default()
     };
-    if settings.engine != Engine::Plimsoll || deployment.parallel != divided {
+    if settings.engine != Engine::Plimsoll || p != divided {
         return None;
     }
     let (tokens, sequences) = a.evaluation.own_sizes(settings);
-    let mut own = vec![
-        format!("plimsoll serve {model}"),
-        format!("--device {}", if on_cpu { "cpu" } else { "cuda" }),
-        format!("--max-model-len {}", a.evaluation.max_model_len),
-        format!("--max-num-seqs {sequences} --max-num-batched-tokens {tokens}"),
-        format!("--threads {}", settings.threads.unwrap_or(1)),
-        format!("--memory {}", device.usable.get()),
-    ];
+    let mut l = own(facts);
+    l.flag("--device", if on_cpu { "cpu" } else { "cuda" });
+    l.flag("--max-model-len", a.evaluation.max_model_len);
+    l.flag("--max-num-seqs", sequences);
+    l.flag("--max-num-batched-tokens", tokens);
+    l.flag("--threads", settings.threads.unwrap_or(1));
+    l.flag("--memory", device.usable.get());
     if ranks > 1 {
-        own.push(format!("--tp {ranks}"));
+        l.flag("--tp", ranks);
     }
     if settings.enforce_eager && !on_cpu {
-        own.push("--enforce-eager".to_owned());
+        l.switch("--enforce-eager");
     }
     if settings.weights != Weights::default() {
-        own.push(format!("--weights {}", settings.weights));
+        l.flag("--weights", settings.weights);
     }
     if let KvType::Plain(d) = settings.kv_type {
-        own.push(format!("--kv-cache-dtype {}", cache_name(d)));
+        l.flag("--kv-cache-dtype", cache_name(d));
     }
     if let Some(size) = settings.block_size {
-        own.push(format!("--block-size {size}"));
+        l.flag("--block-size", size);
     }
     if let Some(kv) = settings.kv_memory {
-        own.push(format!("--kv-memory {}", kv.get()));
+        l.flag("--kv-memory", kv.get());
     }
     if settings.swap > Bytes::ZERO {
-        own.push(format!("--swap-space {}", settings.swap.get()));
+        l.flag("--swap-space", settings.swap.get());
     }
     if settings.swap_file {
-        own.push("--swap-dir .".to_owned());
+        l.flag("--swap-dir", ".");
     }
     if let Some(http) = settings.http {
-        own.push(format!(
-            "--max-connections {} --max-body {}",
-            http.connections,
-            http.body.get()
-        ));
+        l.flag("--max-connections", http.connections);
+        l.flag("--max-body", http.body.get());
     }
     if settings.prefix_caching == Some(false) {
-        own.push("--no-enable-prefix-caching".to_owned());
+        l.switch("--no-enable-prefix-caching");
     }
-    Some(own)
+    Some(l)
 }
 
 /// Our own name of a type of cached keys and values.

@@ -10,6 +10,8 @@ mod cards;
 mod csv;
 mod explain;
 mod flags;
+mod kubernetes;
+mod launch;
 mod numbers;
 mod page;
 mod plan_page;
@@ -19,12 +21,15 @@ mod svg;
 mod table;
 mod wire;
 mod workload;
+mod yaml;
 
 pub use build::{ModelFacts, build};
 pub use cards::{CARDS_SCHEMA, Card, CardsReport, cards_csv, cards_table};
 pub use csv::plan_csv;
 pub use explain::explain;
-pub use flags::engine_flags;
+pub use flags::{engine_flags, launch};
+pub use kubernetes::{Pod, manifest};
+pub use launch::{Launch, quoted};
 pub use numbers::{short_bytes, thousands};
 pub use plan_page::{Planned, cards_html, plan_html};
 pub use profile::{

@@ -25,6 +25,7 @@ fn question(device: Option<&str>) -> Question {
 fn facts() -> ModelFacts {
     ModelFacts {
         name: "llama-3.1-70b".to_owned(),
+        hub: None,
         read_from: "built-in".to_owned(),
         users_given: true,
     }

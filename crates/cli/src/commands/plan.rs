@@ -2,6 +2,7 @@
 
 mod cards;
 mod demand;
+mod emit;
 mod fleets;
 mod prices;
 mod replay;
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use plimsoll_device::Device;
-use plimsoll_model::{Assume, ModelSpec};
+use plimsoll_model::{Assume, ModelSpec, catalogue};
 use plimsoll_plan::kv::Lengths;
 use plimsoll_plan::{
     Engine, Evaluation, Http, KvType, Load, Lora, Question, Reserve, Settings, Verdict, answer,
@@ -97,6 +98,10 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
         replay::add(&model, &question.settings, e, demand, fleets, &mut report);
     }
     files(args, &report, &answered.evaluation, question.load.users)?;
+    if let Some(emit) = args.emit {
+        emit::print(emit, args, &facts, &question, &answered, &report, output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     print(args, &report, output)?;
     // Choosing the number of devices always has an answer unless no number fits.
     Ok(match answered.evaluation.verdict {
@@ -121,6 +126,8 @@ pub(crate) fn answered(args: &PlanArgs, model: &Loaded) -> Result<PlanReport, Fa
 fn facts(args: &PlanArgs, model: &Loaded) -> ModelFacts {
     ModelFacts {
         name: model.name.clone(),
+        hub: catalogue::find(&model.name)
+            .and_then(|entry| entry.aliases.iter().find(|a| a.contains('/')).cloned()),
         read_from: model.read_from.clone(),
         users_given: args.load.users.is_some(),
     }
@@ -136,10 +143,11 @@ fn the_question(
     draft: Option<&Arc<ModelSpec>>,
     priced: &[(&'static Device, f64)],
 ) -> Result<(Question, Vec<String>), Failure> {
+    let engine = emit::engine(args)?;
     let lengths = lengths.or_else(|| args.load.lengths.as_ref().map(|m| m.0.clone().into()));
     let the_settings = |device: Option<&Device>| Settings {
         lengths: lengths.clone(),
-        ..the_settings(&args.engine, device, draft)
+        ..the_settings(&args.engine, engine, device, draft)
     };
     let d = &args.device;
     let any = gpu == Some("any");
@@ -415,6 +423,7 @@ fn the_parallel(args: &PlanArgs, has_device: bool) -> Option<Parallel> {
 
 fn the_settings(
     args: &EngineArgs,
+    engine: Option<Engine>,
     device: Option<&Device>,
     draft: Option<&Arc<ModelSpec>>,
 ) -> Settings {
@@ -429,7 +438,7 @@ fn the_settings(
     } else {
         Engine::Plimsoll
     };
-    let engine = match (args.engine.unwrap_or(default), reserve) {
+    let engine = match (engine.unwrap_or(default), reserve) {
         (Engine::Contiguous(_), Some(r)) => Engine::Contiguous(r),
         (e, _) => e,
     };

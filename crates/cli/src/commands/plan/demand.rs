@@ -3,10 +3,9 @@
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::Load;
 use plimsoll_plan::kv::Lengths;
-use plimsoll_report::{Fleets, Replay, Workload};
+use plimsoll_report::{Fleets, Replay, Workload, quoted};
 use plimsoll_simulate::workload::LengthMix;
 
-use super::replay::quoted;
 use crate::args::{PlanArgs, WorkloadArgs};
 use crate::error::{Exit, Failure};
 use crate::simulated::{MODEL_LEN_UNKNOWN, Traffic};

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use plimsoll_model::ModelSpec;
 use plimsoll_plan::{Engine, Evaluation, KvType, Settings, prepared};
-use plimsoll_report::{Fleets, PlanReport, Replay, thousands};
+use plimsoll_report::{Fleets, PlanReport, Replay, quoted, thousands};
 use plimsoll_simulate::recorder::Field;
 use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
 
@@ -212,15 +212,6 @@ pub(super) fn add(
     report.workload = Some(demand.wire(replay.ok(), fleets));
 }
 
-/// A word for a shell.
-pub(super) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
 /// What a replay of a plan rests on, one sentence each.
 fn rests_on(settings: &Settings, demand: &Demand<'_>) -> Vec<String> {
     let mut out = Vec::new();
@@ -253,17 +244,4 @@ fn rests_on(settings: &Settings, demand: &Demand<'_>) -> Vec<String> {
         );
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_where_a_shell_would_read_more_into_them() {
-        assert_eq!(quoted("sharegpt:rate=4"), "sharegpt:rate=4");
-        assert_eq!(quoted("azure-code:fan=beam(4)"), "'azure-code:fan=beam(4)'");
-        assert_eq!(quoted("it's here"), r"'it'\''s here'");
-        assert_eq!(quoted(""), "''");
-    }
 }
