@@ -260,8 +260,8 @@ pub(crate) struct LoadArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Devices")]
 pub(crate) struct DeviceArgs {
-    /// Kind of device, or several to compare, as a100,h100,l40s; `any` for the smallest that does, `auto` to look at this
-    /// machine, `cpu` for its processors
+    /// Kind of device; several to compare, as a100,h100,l40s; several together, as 2xh100+4xl40s, each kind with pipeline
+    /// stages of its own; `any` for the smallest that does, `auto` to look at this machine, `cpu` for its processors
     #[arg(long, value_name = "NAME", env = "PLIMSOLL_GPU")]
     pub(crate) gpu: Option<String>,
     /// How many there are; without it, the plan chooses the fewest
@@ -273,6 +273,9 @@ pub(crate) struct DeviceArgs {
     /// What other processes use on each device
     #[arg(long, value_name = "SIZE", default_value = "0")]
     pub(crate) in_use: Bytes,
+    /// A plan of another engine on the same devices, as `--json` wrote it: what it takes is in use; repeat for several
+    #[arg(long, value_name = "PLAN.json")]
+    pub(crate) beside: Vec<PathBuf>,
     /// Tensor-parallel degree
     #[arg(long, visible_alias = "tensor-parallel-size", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) tp: Option<u64>,

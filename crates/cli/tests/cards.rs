@@ -1,4 +1,4 @@
-//! `plan --gpu a,b,c`, `--html`, `--csv`, `explain` and `man`, as a user types them.
+//! `plan --gpu a,b,c` and `2xa+b`, `--beside`, `--emit`, `--html`, `--csv`, `explain` and `man`, as a user types them.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
@@ -160,4 +160,164 @@ fn every_command_has_a_manual_page() {
             .contains(".TH plimsoll 1")
     );
     assert_eq!(run("man nosuch").status.code(), Some(2));
+}
+
+/// Each stage has the memory of its own kind, and layers by it; the command says which.
+#[test]
+fn devices_of_several_kinds_make_one_plan() {
+    let load = "plan llama-3.1-70b --users 16 --context 8k --gpu 2xh100+4xl40s";
+    let plan = json(&format!("{load} --json"));
+    let ranks = plan["ranks"].as_array().unwrap();
+    let kinds: Vec<&str> = ranks
+        .iter()
+        .map(|r| r["device"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["h100-80g-sxm", "l40s-48g", "l40s-48g"]);
+    let layers: Vec<u64> = ranks
+        .iter()
+        .map(|r| r["layers"][1].as_u64().unwrap() - r["layers"][0].as_u64().unwrap())
+        .collect();
+    assert_eq!(layers.iter().sum::<u64>(), 80);
+    assert!(layers[0] > layers[1], "{layers:?}");
+    for r in ranks {
+        assert!(
+            r["total_bytes"].as_u64() <= r["usable_bytes"].as_u64(),
+            "{r}"
+        );
+    }
+    let out = run(&format!("{load} --emit vllm"));
+    let command = String::from_utf8(out.stdout).unwrap();
+    let each: Vec<String> = layers.iter().map(u64::to_string).collect();
+    let partition = format!("VLLM_PP_LAYER_PARTITION={} vllm serve ", each.join(","));
+    assert!(command.starts_with(&partition), "{command}");
+    assert!(
+        command.contains("--tensor-parallel-size 2 --pipeline-parallel-size 3"),
+        "{command}"
+    );
+    for (flags, said) in [
+        ("--gpu h100+l40s --gpus 2", "says it too"),
+        ("--gpu h100+l40s,a10", "says it too"),
+        ("--gpu 2xh100+4xl40s --tp 4", "does not divide"),
+        ("--gpu h100+l40s --engine plimsoll", "no pipeline stages"),
+        ("--gpu h100+", "no sum of devices"),
+        ("--gpu h100+nosuch", "no device is called `nosuch`"),
+        ("--gpu h100+l40s --emit kubernetes", "several kinds"),
+    ] {
+        let out = run(&format!("plan llama-3.1-8b --context 4k {flags}"));
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{flags}: {text}");
+        assert!(text.contains(said), "{flags}: {text}");
+    }
+}
+
+/// Two of the same kind are what the engine makes of its own division.
+#[test]
+fn kinds_that_are_alike_are_no_other_plan() {
+    let users = |gpu: &str| {
+        let p = json(&format!(
+            "plan llama-3.1-70b --users 16 --context 8k --json {gpu}"
+        ));
+        p["answer"]["max_users"].as_u64().unwrap()
+    };
+    assert!(users("--gpu 2xh100+2xh100") >= users("--gpu h100 --tp 2 --pp 2"));
+}
+
+#[test]
+fn an_engine_beside_another_has_what_it_leaves() {
+    let file = std::env::temp_dir().join(format!("plimsoll-beside-{}.json", std::process::id()));
+    let first =
+        run("plan llama-3.1-8b --gpu h100 --context 4k --gpu-memory-utilization 0.4 --json");
+    std::fs::write(&file, &first.stdout).unwrap();
+    let taken = serde_json::from_slice::<Value>(&first.stdout).unwrap()["ranks"][0]["total_bytes"]
+        .as_u64()
+        .unwrap();
+    let second = "plan qwen3-8b --gpu h100 --gpus 1 --context 4k --json";
+    let plan = json(&format!(
+        "{second} --in-use 1GiB --beside {}",
+        file.display()
+    ));
+    assert_eq!(plan["device"]["in_use_bytes"], taken + (1 << 30));
+    let usable = plan["device"]["usable_bytes"].as_u64().unwrap();
+    assert!(plan["ranks"][0]["budget_bytes"].as_u64().unwrap() + taken + (1 << 30) <= usable);
+    for (flags, code) in [
+        ("--gpu a100 --beside FILE", 2),
+        ("--gpu h100 --beside /no/such/plan.json", 4),
+        ("--gpu h100 --beside Cargo.toml", 65),
+    ] {
+        let flags = flags.replace("FILE", &file.display().to_string());
+        let out = run(&format!("plan qwen3-8b --context 4k {flags}"));
+        assert_eq!(out.status.code(), Some(code), "{flags}: {out:?}");
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+/// What is emitted is what the plan prints below its table, and nothing where it does not fit.
+#[test]
+fn a_plan_is_emitted_as_its_command() {
+    for engine in ["vllm", "llama.cpp", "plimsoll"] {
+        let plan = format!("plan llama-3.1-8b --gpu h100 --users 8 --context 4k --engine {engine}");
+        let flags = json(&format!("{plan} --json"))["flags"].clone();
+        let printed = flags
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|f| f["engine"] == engine)
+            .unwrap()["command"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let out = run(&format!("{plan} --emit {engine}"));
+        assert_eq!(String::from_utf8(out.stdout).unwrap().trim_end(), printed);
+    }
+    let out = run("plan llama-3.1-70b --gpu t4 --gpus 1 --users 8 --context 4k --emit vllm");
+    assert_eq!(out.status.code(), Some(3), "{out:?}");
+    assert!(out.stdout.is_empty());
+    for (flags, said) in [
+        ("--engine vllm --emit llama.cpp", "other rules"),
+        ("--engine ideal --emit kubernetes", "no server"),
+        ("--engine plimsoll --emit kubernetes", "--image"),
+        ("--emit vllm --json", "leave one"),
+        ("--gpu h100,l40s --emit vllm", "names several"),
+        ("--tp 8 --pp 2 --emit kubernetes", "spans nodes"),
+        ("--tp 2 --pp 2 --emit plimsoll", "pipeline stages"),
+    ] {
+        let gpu = if flags.contains("--gpu") {
+            ""
+        } else {
+            "--gpu h100"
+        };
+        let out = run(&format!("plan llama-3.1-8b {gpu} --context 4k {flags}"));
+        let text = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(2), "{flags}: {text}");
+        assert!(text.contains(said), "{flags}: {text}");
+    }
+}
+
+/// A pod for each replica, with its devices, and the whole process' memory on processors.
+#[test]
+fn a_manifest_asks_for_what_the_plan_takes() {
+    let out =
+        run("plan llama-3.1-70b --gpu h100 --users 8 --context 4k --tp 4 --dp 2 --emit kubernetes");
+    let text = String::from_utf8(out.stdout).unwrap();
+    for line in [
+        "kind: \"Deployment\"",
+        "replicas: 2",
+        "nvidia.com/gpu: 4",
+        "- \"meta-llama/Llama-3.1-70B\"",
+        "kind: \"Service\"",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    assert!(
+        !text.contains("data-parallel"),
+        "a pod is a replica: {text}"
+    );
+    let out =
+        run("plan demo --gpu cpu --memory 2GiB --engine plimsoll --image a/b:1 --emit kubernetes");
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert_eq!(text.matches("memory: \"2147483648\"").count(), 2, "{text}");
+    assert!(
+        text.contains("PLIMSOLL_API_KEY") && text.contains("/health/live"),
+        "{text}"
+    );
 }

@@ -61,6 +61,7 @@ fn random_question(r: &mut Lcg) -> Question {
         parallel: device.is_none().then(Default::default),
         device,
         devices: None,
+        kinds: None,
         in_use: Bytes::new(r.below(2) << 30),
         settings: Settings::new(engine),
         load: Load {

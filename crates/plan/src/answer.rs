@@ -9,6 +9,7 @@ use plimsoll_units::Bytes;
 use crate::engine::{Engine, Reserve};
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, Verdict, evaluate};
+use crate::kinds::of_kinds;
 use crate::settings::{Deployment, Load, Settings};
 use crate::solve::{
     Change, MAX_DEVICES, best_division, changes_that_fit, max_context, max_users, smallest,
@@ -19,6 +20,8 @@ use crate::solve::{
 pub struct Question {
     /// The kind of device; `None` asks only what is needed.
     pub device: Option<Device>,
+    /// The kinds of all pipeline stages, where they differ; `device` is the first, and `parallel` is fixed.
+    pub kinds: Option<Vec<Device>>,
     /// How many devices there are; `None` asks for the fewest.
     pub devices: Option<u64>,
     /// Degrees, where the user fixes them.
@@ -88,10 +91,16 @@ pub fn answer(spec: &ModelSpec, question: &Question) -> Result<Answer, PlanError
     let device = q.device.clone().unwrap_or_else(Device::unlimited);
     let at = |parallel| Deployment {
         device: device.clone(),
+        kinds: None,
         parallel,
         in_use: q.in_use,
     };
+    let kinds = q.kinds.as_ref().zip(q.parallel);
     let (evaluation, chosen) = match (q.parallel, q.devices) {
+        _ if let Some((kinds, parallel)) = kinds => {
+            let e = of_kinds(spec, kinds, &at(parallel), &q.settings, &q.load)?;
+            (e, false)
+        }
         (Some(parallel), _) => (evaluate(spec, &at(parallel), &q.settings, &q.load)?, false),
         (None, Some(n)) => (
             best_division(spec, &device, q.in_use, &q.settings, &q.load, n)?,
@@ -115,7 +124,7 @@ pub fn answer(spec: &ModelSpec, question: &Question) -> Result<Answer, PlanError
     let fits = evaluation.verdict > Verdict::No;
     let users = max_users(&evaluation)?;
     let context = max_context(&evaluation)?;
-    let one = if evaluation.deployment.parallel.devices() > 1 {
+    let one = if evaluation.deployment.parallel.devices() > 1 && q.kinds.is_none() {
         one_device(spec, &at(Parallel::default()), q)?
     } else {
         None

@@ -252,7 +252,7 @@ pub(crate) fn evaluate_prepared(
     load: &Load,
     stop: Stop,
 ) -> Result<Evaluation, PlanError> {
-    let stages = engine::check(spec, &deployment.parallel)?;
+    let stages = stages(spec, deployment)?;
     let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
     let share = load.with_users(users);
     let own = settings.engine == Engine::Plimsoll;
@@ -269,6 +269,8 @@ pub(crate) fn evaluate_prepared(
     let mut out = Vec::with_capacity(stages.len());
     let mut verdict = Verdict::Yes;
     for stage in stages {
+        let here = deployment.of_stage(stage.index);
+        let deployment = here.as_ref();
         let context = Context {
             spec,
             deployment,
@@ -335,6 +337,28 @@ pub(crate) fn evaluate_prepared(
         max_model_len,
         verdict,
     })
+}
+
+/// The pipeline stages, with the layers that each runs.
+fn stages(spec: &ModelSpec, deployment: &Deployment) -> Result<Vec<Stage>, PlanError> {
+    let mut stages = engine::check(spec, &deployment.parallel)?;
+    let Some(layers) = deployment.kinds.as_ref().and_then(|k| k.layers.as_ref()) else {
+        return Ok(stages);
+    };
+    let all = spec.layers.len() as u64;
+    let sum = layers.iter().try_fold(0_u64, |sum, n| sum.checked_add(*n));
+    if layers.len() != stages.len() || sum != Some(all) || layers.contains(&0) {
+        return Err(PlanError::Load(format!(
+            "layers {layers:?} are no division of {all} over {} stages",
+            stages.len()
+        )));
+    }
+    let mut start = 0;
+    for (stage, n) in stages.iter_mut().zip(layers) {
+        stage.layers = start..start + n;
+        start += n;
+    }
+    Ok(stages)
 }
 
 fn judge(

@@ -19,6 +19,7 @@ mod error;
 mod evaluate;
 mod grid;
 pub mod guided;
+mod kinds;
 pub mod kv;
 pub mod log;
 mod map;
@@ -34,9 +35,10 @@ pub use engine::{HttpLimits, STAGED_PAGES, STAGED_WEIGHTS};
 pub use error::PlanError;
 pub use evaluate::{Evaluation, OWN_MODEL_LEN, StageEvaluation, Verdict, evaluate, prepared};
 pub use grid::{Cell, Grid, grid};
+pub use kinds::of_kinds;
 pub use map::MemoryMap;
 pub use rule_of_thumb::{RuleOfThumb, rule_of_thumb};
-pub use settings::{Deployment, Http, KvType, Load, Lora, Settings, StateMode};
+pub use settings::{Deployment, Http, Kinds, KvType, Load, Lora, Settings, StateMode};
 pub use solve::{
     Change, MAX_DEVICES, best_division, changes_that_fit, cheapest, least_memory, max_context,
     max_users, smallest, tensor_parallel,

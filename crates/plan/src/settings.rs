@@ -1,5 +1,6 @@
 //! What the user asks for: devices, engine settings and the load. `None` means the engine's default.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,12 +17,39 @@ use crate::kv::Lengths;
 /// Devices and how the model is divided over them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deployment {
-    /// The kind of device; all are alike.
+    /// The kind of device: of all, or of the first stage.
     pub device: Device,
+    /// The kinds of all stages, where they differ.
+    pub kinds: Option<Arc<Kinds>>,
     /// How the model is divided.
     pub parallel: Parallel,
     /// What other processes use on each device.
     pub in_use: Bytes,
+}
+
+/// Devices of several kinds, a kind to each pipeline stage.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kinds {
+    /// Of each stage; its ranks are alike.
+    pub devices: Vec<Device>,
+    /// Layers of each stage; `None` as the engine divides them.
+    pub layers: Option<Vec<u64>>,
+}
+
+impl Deployment {
+    /// The deployment as stage `i` sees it.
+    #[must_use]
+    pub fn of_stage(&self, i: u64) -> Cow<'_, Self> {
+        let kind = usize::try_from(i).ok();
+        let kind = kind.and_then(|i| self.kinds.as_ref()?.devices.get(i));
+        match kind {
+            Some(device) => Cow::Owned(Self {
+                device: device.clone(),
+                ..self.clone()
+            }),
+            None => Cow::Borrowed(self),
+        }
+    }
 }
 
 /// Type of the cached keys and values.

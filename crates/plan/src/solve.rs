@@ -156,6 +156,7 @@ impl<'a> Search<'a> {
         let spec = prepared(spec, settings)?;
         let unlimited = Deployment {
             device: Device::unlimited(),
+            kinds: None,
             parallel: Parallel::default(),
             in_use: Bytes::ZERO,
         };
@@ -296,6 +297,7 @@ impl<'a> Search<'a> {
                 }
                 let d = Deployment {
                     device: device.clone(),
+                    kinds: None,
                     parallel,
                     in_use,
                 };
@@ -357,6 +359,7 @@ pub fn best_division(
     for parallel in divisions(n, spec) {
         let deployment = Deployment {
             device: device.clone(),
+            kinds: None,
             parallel,
             in_use,
         };
@@ -393,6 +396,7 @@ pub fn tensor_parallel(
     for tp in 1..=NODE {
         let deployment = Deployment {
             device: device.clone(),
+            kinds: None,
             parallel: Parallel {
                 tp,
                 ..Parallel::default()
@@ -586,7 +590,9 @@ pub fn changes_that_fit(
             push(flag.to_owned(), cost, s, here.clone(), *load);
         }
     }
-    for more in [2_u64, 4, 8] {
+    // Devices of several kinds are what there is.
+    let more_devices = here.kinds.is_none();
+    for more in [2_u64, 4, 8].into_iter().filter(|_| more_devices) {
         let tp = p.tp.saturating_mul(more);
         if tp <= NODE {
             let d = Deployment {
@@ -602,7 +608,7 @@ pub fn changes_that_fit(
             );
         }
     }
-    if p.pp == 1 {
+    if p.pp == 1 && more_devices {
         let d = Deployment {
             parallel: Parallel { pp: 2, ..p },
             ..here.clone()

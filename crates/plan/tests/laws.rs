@@ -3,8 +3,8 @@
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Kind, KvType, Load, PlanError, Region, Reserve, STAGED_WEIGHTS, Settings,
-    Verdict, evaluate, grid, max_context, max_users, total,
+    Deployment, Engine, Kind, Kinds, KvType, Load, PlanError, Region, Reserve, STAGED_WEIGHTS,
+    Settings, Verdict, evaluate, grid, max_context, max_users, of_kinds, total,
 };
 use plimsoll_program::{
     Buckets, KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank,
@@ -43,6 +43,7 @@ fn engines() -> Vec<Engine> {
 fn on(device: &Device, parallel: Parallel) -> Deployment {
     Deployment {
         device: device.clone(),
+        kinds: None,
         parallel,
         in_use: Bytes::ZERO,
     }
@@ -70,6 +71,43 @@ proptest! {
             let base = need(Load::plain(users, context)).unwrap();
             prop_assert!(need(Load::plain(users, context + more)).unwrap() >= base, "{engine}: tokens");
             prop_assert!(need(Load::plain(users + more, context)).unwrap() >= base, "{engine}: users");
+        }
+    }
+
+    #[test]
+    fn layers_on_devices_of_several_kinds_are_dealt_out_best(
+        layers in 3_u64..14, memory in prop::collection::vec(3_u64..40, 2..4), context in 500_u64..4000,
+    ) {
+        let spec = llama(layers, 4, 32_000);
+        let devices: Vec<Device> = memory
+            .iter()
+            .map(|gib| Device::of_size(Bytes::new(gib << 28)))
+            .collect();
+        let pp = devices.len() as u64;
+        let d = on(&devices[0], Parallel { pp, ..Parallel::default() });
+        let load = Load::plain(1, context);
+        for engine in ["vllm", "ideal"] {
+            let s = Settings::new(engine.parse().unwrap());
+            let found = max_users(&of_kinds(&spec, &devices, &d, &s, &load).unwrap()).unwrap();
+            let mut best = 0;
+            let mut divisions = vec![vec![]];
+            for _ in 1..pp {
+                divisions = divisions
+                    .into_iter()
+                    .flat_map(|v: Vec<u64>| (1..layers).map(move |n| [&v[..], &[n]].concat()))
+                    .collect();
+            }
+            for mut division in divisions {
+                let used: u64 = division.iter().sum();
+                if used >= layers {
+                    continue;
+                }
+                division.push(layers - used);
+                let kinds = Kinds { devices: devices.clone(), layers: Some(division) };
+                let d = Deployment { kinds: Some(kinds.into()), ..d.clone() };
+                best = best.max(max_users(&evaluate(&spec, &d, &s, &load).unwrap()).unwrap());
+            }
+            prop_assert_eq!(found, best, "{} {:?}", engine, memory);
         }
     }
 

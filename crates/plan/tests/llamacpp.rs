@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use gguf::Meta;
 use plimsoll_model::{Assume, ModelError, ModelSpec, from_config};
 use plimsoll_plan::engine::llamacpp::{
-    Net, Placement, Run, compute_buffer_bytes, compute_without_shortcut, device_of,
-    kv_buffer_bytes, upper_bound, weight_bytes,
+    Net, Placement, Run, Split, compute_buffer_bytes, compute_without_shortcut, kv_buffer_bytes,
+    upper_bound, weight_bytes,
 };
 use plimsoll_units::Bytes;
 use serde_json::Value;
@@ -126,7 +126,7 @@ fn check(row: &Row, net: &Net) -> (usize, usize) {
         return (compared, caches);
     }
     let devices = row.number("n_gpus");
-    let placement = Placement::Devices(devices);
+    let placement = Placement::equal(devices);
     kv("gpu", placement, devices);
     let c = compute(placement);
     let want = row.expected("gpu", "compute_bytes", "GPU_Host");
@@ -168,7 +168,7 @@ fn weights_are_exact() {
     let all = [rows(GOLDEN), rows(RANDOM)].concat();
     for row in all.iter().filter(|r| !r.partial()) {
         let devices = row.number("n_gpus");
-        let w = weight_bytes(&row.spec, None, devices).expect("it fits 64 bits");
+        let w = weight_bytes(&row.spec, None, Split::Equal(devices)).expect("it fits 64 bits");
         let want = row.expected("gpu", "model_bytes_by_buffer", "GPU_Host");
         assert_eq!(w.host.get(), want, "{} host", row.case);
         for (d, roles) in w.devices.iter().enumerate() {
@@ -213,7 +213,7 @@ fn the_bound_for_unknown_graphs_is_above_every_known_one() {
         let net = Net::new(&row.spec);
         let run = row.run();
         let bound = upper_bound(&net, &run).expect("it fits 64 bits");
-        let exact = compute_buffer_bytes(&net, &run, Placement::Devices(1))
+        let exact = compute_buffer_bytes(&net, &run, Placement::equal(1))
             .expect("it fits 64 bits")
             .expect("a known graph");
         assert!(
@@ -241,7 +241,7 @@ fn leaving_out_layers_changes_nothing() {
                 .flat_map(|_| short.layers.iter().copied())
                 .collect();
             let net = Net::new(&long);
-            let placement = Placement::Devices(1);
+            let placement = Placement::equal(1);
             let part = compute_buffer_bytes(&net, &run, placement).expect("it fits 64 bits");
             let all = compute_without_shortcut(&net, &run, placement).expect("it fits 64 bits");
             assert_eq!(part, all, "{} x {repeat}", row.case);
@@ -251,6 +251,6 @@ fn leaving_out_layers_changes_nothing() {
 
 #[test]
 fn devices_get_layers_by_share() {
-    let split: Vec<u64> = (0..=4).map(|i| device_of(i, 4, 2)).collect();
+    let split: Vec<u64> = (0..=4).map(|i| Split::Equal(2).device_of(i, 4)).collect();
     assert_eq!(split, [0, 0, 0, 1, 1]);
 }

@@ -4,8 +4,8 @@ use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_plan::engine::llamacpp::{Net, Placement, Run, compute_buffer_bytes, kv_buffer_bytes};
 use plimsoll_plan::{
-    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate,
-    max_context, max_users,
+    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, StageEvaluation, Verdict,
+    evaluate, max_context, max_users, of_kinds,
 };
 use plimsoll_program::Parallel;
 use plimsoll_units::Bytes;
@@ -26,6 +26,7 @@ fn on(device: &str, pp: u64) -> Deployment {
     let device: &Device = find(device).expect("in the catalogue");
     Deployment {
         device: device.clone(),
+        kinds: None,
         parallel: Parallel {
             pp,
             ..Parallel::default()
@@ -58,7 +59,7 @@ fn a_plan_holds_what_the_process_would_allocate() {
         ..Run::new(4096)
     };
     let net = Net::new(&spec);
-    let one = Placement::Devices(1);
+    let one = Placement::equal(1);
     let stage = &e.stages[0];
     let kv = kv_buffer_bytes(&net, &run, one, 0).unwrap();
     assert_eq!(stage.need.pool, kv.total().unwrap());
@@ -108,6 +109,37 @@ fn a_load_far_too_large_still_finds_the_users_that_fit() {
     let n = max_users(&large).unwrap();
     assert_eq!(n, max_users(&small).unwrap());
     assert!(n > 0);
+}
+
+#[test]
+fn a_device_with_more_memory_has_more_layers_and_none_is_lost() {
+    let spec = llama(32);
+    let s = settings("llama.cpp");
+    let load = Load::plain(2, 4096);
+    let one = plan(&spec, &s, &load, 1);
+    let devices: Vec<Device> = ["rtx-4090", "h100", "rtx-4090"]
+        .map(|d| find(d).expect("in the catalogue").clone())
+        .into();
+    let e = of_kinds(&spec, &devices, &on("rtx-4090", 3), &s, &load).unwrap();
+    let layers: Vec<u64> = e
+        .stages
+        .iter()
+        .map(|s| s.stage.layers.end - s.stage.layers.start)
+        .collect();
+    // 33 places by 23.64, 79.19 and 23.64 GiB: 6.2, 20.7 and 6.2 of them, cut where the shares end.
+    assert_eq!(layers, [7, 20, 5]);
+    let sum = |f: &dyn Fn(&StageEvaluation) -> Bytes| Bytes::sum(e.stages.iter().map(f)).unwrap();
+    assert_eq!(sum(&|s| s.need.pool), one.stages[0].need.pool);
+    assert_eq!(
+        sum(&|s| s.region(Region::Weights).unwrap()),
+        one.stages[0].region(Region::Weights).unwrap()
+    );
+    for (stage, device) in e.stages.iter().zip(&devices) {
+        assert_eq!(stage.budget.bytes, device.usable);
+    }
+    let many = vec![devices[0].clone(); 17];
+    let refused = of_kinds(&llama(40), &many, &on("rtx-4090", 17), &s, &load);
+    assert!(matches!(refused, Err(PlanError::Refused { .. })));
 }
 
 #[test]

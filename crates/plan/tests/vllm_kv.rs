@@ -237,6 +237,7 @@ fn laws(
 ) -> Result<Vec<Box<dyn KvLaw>>, PlanError> {
     let deployment = Deployment {
         device: plimsoll_device::find("h100").unwrap().clone(),
+        kinds: None,
         parallel,
         in_use: Bytes::ZERO,
     };

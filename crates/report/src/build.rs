@@ -50,7 +50,7 @@ pub fn build(
     let ranks = e
         .stages
         .iter()
-        .map(|s| rank(s, e.deployment.parallel.tp, question))
+        .map(|s| rank(s, e, question))
         .collect::<Result<Vec<_>, _>>()?;
     let decisive = e
         .tightest()
@@ -211,13 +211,17 @@ pub(crate) fn engine_name(engine: Engine) -> EngineName {
     }
 }
 
-fn rank(s: &StageEvaluation, tp: u64, q: &Question) -> Result<Rank, PlanError> {
+fn rank(s: &StageEvaluation, e: &plan::Evaluation, q: &Question) -> Result<Rank, PlanError> {
+    let here = e.deployment.of_stage(s.stage.index);
+    let device = q.device.as_ref().map(|_| &here.device);
     let inside = s.terms.iter().chain([&s.kv_term]).map(|t| term(t, true));
     let outside = s.outside.iter().map(|t| term(t, false));
     Ok(Rank {
         stage: s.stage.index,
         layers: [s.stage.layers.start, s.stage.layers.end],
-        copies: tp,
+        copies: e.deployment.parallel.tp,
+        device: device.map(|d| d.name.clone()),
+        usable_bytes: device.map(|d| d.usable.get()),
         budget_bytes: q.device.as_ref().map(|_| s.budget.bytes.get()),
         budget_formula: s.budget.formula.clone(),
         total_bytes: s.total()?.get(),
@@ -293,6 +297,19 @@ fn kv(s: &StageEvaluation, max_model_len: u64) -> Kv {
     }
 }
 
+/// Devices of several kinds, as they were typed: neighbours of a kind together.
+fn told(kinds: &[plimsoll_device::Device], tp: u64) -> String {
+    let mut all: Vec<(&str, u64)> = Vec::new();
+    for d in kinds {
+        match all.last_mut() {
+            Some((name, n)) if *name == d.name => *n = n.saturating_add(tp),
+            _ => all.push((&d.name, tp)),
+        }
+    }
+    let parts: Vec<String> = all.iter().map(|(d, n)| format!("{n} x {d}")).collect();
+    parts.join(" + ")
+}
+
 /// The first line of every output.
 fn sentence(facts: &ModelFacts, q: &Question, a: &plan::Answer) -> Result<String, PlanError> {
     let e = &a.evaluation;
@@ -327,7 +344,10 @@ fn sentence(facts: &ModelFacts, q: &Question, a: &plan::Answer) -> Result<String
         };
         return Ok(text);
     };
-    let devices = format!("{} x {}", p.devices(), device.name);
+    let devices = match &q.kinds {
+        Some(kinds) => told(kinds, p.tp),
+        None => format!("{} x {}", p.devices(), device.name),
+    };
     let division = if p.devices() > 1 {
         format!(" ({p})")
     } else {

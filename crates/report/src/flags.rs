@@ -48,6 +48,16 @@ fn vllm(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Launch {
             l.flag(flag, n);
         }
     }
+    if let Some(layers) = a
+        .evaluation
+        .deployment
+        .kinds
+        .as_ref()
+        .and_then(|k| k.layers.as_ref())
+    {
+        let each: Vec<String> = layers.iter().map(u64::to_string).collect();
+        l.variable("VLLM_PP_LAYER_PARTITION", each.join(","));
+    }
     if p.expert_parallel {
         l.switch("--enable-expert-parallel");
     }

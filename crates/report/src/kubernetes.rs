@@ -49,6 +49,13 @@ pub fn manifest(report: &PlanReport, pod: &Pod<'_>) -> Result<String, String> {
             "experts dealt out over replicas tie them together, and pods are apart".to_owned(),
         );
     }
+    if report
+        .ranks
+        .iter()
+        .any(|r| r.device.as_ref() != Some(&device.name))
+    {
+        return Err("devices of several kinds are no resource that a pod can ask for".to_owned());
+    }
     let resource = resource(pod.vendor)?;
     let image = match pod.image {
         Some(image) => image.to_owned(),

@@ -6,6 +6,7 @@ use std::fmt::Display;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     engine: &'static str,
+    environment: Vec<(&'static str, String)>,
     words: Vec<String>,
 }
 
@@ -14,6 +15,7 @@ impl Launch {
     pub(crate) fn new(engine: &'static str, words: &[&str]) -> Self {
         Self {
             engine,
+            environment: Vec::new(),
             words: words.iter().map(|w| (*w).to_owned()).collect(),
         }
     }
@@ -27,6 +29,17 @@ impl Launch {
     /// Adds a flag without one.
     pub(crate) fn switch(&mut self, name: &str) {
         self.words.push(name.to_owned());
+    }
+
+    /// Sets a variable of its environment.
+    pub(crate) fn variable(&mut self, name: &'static str, value: String) {
+        self.environment.push((name, value));
+    }
+
+    /// The variables of its environment that are set for it.
+    #[must_use]
+    pub fn environment(&self) -> &[(&'static str, String)] {
+        &self.environment
     }
 
     /// The engine.
@@ -44,7 +57,11 @@ impl Launch {
     /// One line for a shell.
     #[must_use]
     pub fn command(&self) -> String {
-        let words: Vec<String> = self.words.iter().map(|w| quoted(w)).collect();
+        let set = self
+            .environment
+            .iter()
+            .map(|(name, value)| format!("{name}={}", quoted(value)));
+        let words: Vec<String> = set.chain(self.words.iter().map(|w| quoted(w))).collect();
         words.join(" ")
     }
 }

@@ -169,23 +169,19 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
     } else {
         String::new()
     };
-    let on = report.device.as_ref().map_or_else(
-        || "in all".to_owned(),
-        |d| format!("per {} ({} usable)", d.name, short_bytes(d.usable_bytes)),
-    );
+    let on = match (&rank.device, rank.usable_bytes) {
+        (Some(d), Some(usable)) => format!("per {d} ({} usable)", short_bytes(usable)),
+        _ => "in all".to_owned(),
+    };
     let engine = report.engine.text();
     let _ = writeln!(out, "Memory {which}{on}, {engine}");
-    if let Some(d) = &report.device {
-        let _ = writeln!(out, "{}", bar(rank, d.usable_bytes, look));
+    if let Some(usable) = rank.usable_bytes {
+        let _ = writeln!(out, "{}", bar(rank, usable, look));
     }
     let mut t = Table::new();
     t.load_preset(presets::NOTHING);
     t.set_header(vec!["", "size", "share", "known"]);
-    let whole = report
-        .device
-        .as_ref()
-        .map_or(rank.total_bytes, |d| d.usable_bytes)
-        .max(1);
+    let whole = rank.usable_bytes.unwrap_or(rank.total_bytes).max(1);
     let mut known: Vec<&str> = Vec::new();
     for &(region, ..) in REGIONS {
         let terms: Vec<&Term> = rank.terms.iter().filter(|t| t.region == region).collect();
@@ -214,7 +210,7 @@ fn draw_rank(report: &PlanReport, rank: &Rank, look: Look, out: &mut String) {
             }
         }
     }
-    if report.device.is_some() {
+    if rank.usable_bytes.is_some() {
         let free = whole.saturating_sub(rank.total_bytes);
         t.add_row(vec![
             "unused".to_owned(),

@@ -192,6 +192,10 @@ pub struct Rank {
     pub layers: [u64; 2],
     /// Ranks that look like this one.
     pub copies: u64,
+    /// The kind of device; null without one.
+    pub device: Option<String>,
+    /// What a process sees of it as total.
+    pub usable_bytes: Option<u64>,
     /// What the engine allows itself; null without a device.
     pub budget_bytes: Option<u64>,
     /// How the budget comes about.

@@ -15,6 +15,7 @@ fn question(device: Option<&str>) -> Question {
     Question {
         device: device.map(|d| plimsoll_device::find(d).expect("a device").clone()),
         devices: None,
+        kinds: None,
         parallel: None,
         in_use: Bytes::ZERO,
         settings: Settings::new("vllm".parse::<Engine>().expect("an engine")),

@@ -95,6 +95,7 @@ fn map(spec: &ModelSpec, weights: WeightType, kv: DType, ranks: u64) -> MemoryMa
             vendor: "cpu".to_owned(),
             ..Device::of_size(Bytes::new(1 << 30))
         },
+        kinds: None,
         parallel: Parallel {
             tp: ranks,
             ..Parallel::default()

@@ -1,9 +1,11 @@
 //! `plimsoll plan`.
 
+mod beside;
 mod cards;
 mod demand;
 mod emit;
 mod fleets;
+mod kinds;
 mod prices;
 mod replay;
 
@@ -72,11 +74,21 @@ pub(crate) fn run(args: &PlanArgs, output: &mut Output) -> Result<ExitCode, Fail
     };
     let lengths = demand.as_ref().map(Demand::lengths);
     let compared = cards::names(args)?;
-    let gpu = compared.as_ref().map_or(args.device.gpu.as_deref(), |all| {
-        all.first().map(String::as_str)
-    });
+    let mixed = kinds::read(args)?;
+    let gpu = match (&compared, &mixed) {
+        (Some(names), _) => names.first().map(String::as_str),
+        (_, Some(parts)) => parts.first().map(|p| p.name.as_str()),
+        _ => args.device.gpu.as_deref(),
+    };
     let (mut question, others) =
         the_question(args, gpu, &model, load, lengths, draft.as_ref(), &priced)?;
+    if let Some(parts) = &mixed {
+        kinds::ask(args, parts, &model.spec, &mut question)?;
+    }
+    let others: Vec<String> = beside::add(args, &mut question)?
+        .into_iter()
+        .chain(others)
+        .collect();
     let facts = facts(args, &model);
     if let Some(names) = &compared {
         return cards::run(args, names, &model, &facts, &question, &priced, output);
@@ -170,6 +182,7 @@ fn the_question(
     };
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
+        kinds: None,
         devices: d.gpus,
         device,
         in_use: d.in_use,

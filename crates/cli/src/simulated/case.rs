@@ -125,6 +125,7 @@ impl Case {
         };
         let deployment = Deployment {
             device: self.device.clone(),
+            kinds: None,
             parallel,
             in_use: Bytes::ZERO,
         };

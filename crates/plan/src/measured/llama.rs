@@ -110,7 +110,7 @@ impl LlamaRun {
             placement: if cpu {
                 Placement::Host
             } else {
-                Placement::Devices(devices.min(64))
+                Placement::equal(devices.min(64))
             },
             perhaps,
             partly,

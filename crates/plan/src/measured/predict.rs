@@ -292,6 +292,7 @@ fn vllm(
             Ok(d) => d.clone(),
             Err(_) => Device::unlimited(),
         },
+        kinds: None,
         parallel,
         in_use: Bytes::ZERO,
     };

@@ -16,7 +16,12 @@ pub(super) fn share(part: u64, whole: u64) -> String {
 
 /// A bar per stage, and the terms of the fullest one as a table.
 pub(super) fn memory(r: &PlanReport, out: &mut String) {
+    let mut names: Vec<&String> = r.ranks.iter().filter_map(|k| k.device.as_ref()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let kinds = names.len();
     let on = match &r.device {
+        Some(_) if kinds > 1 => "per device".to_owned(),
         Some(d) => format!("per {}, {} usable", d.name, short_bytes(d.usable_bytes)),
         None => "in all".to_owned(),
     };
@@ -27,7 +32,6 @@ pub(super) fn memory(r: &PlanReport, out: &mut String) {
         escape(&on)
     );
     legend(&r.ranks.iter().collect::<Vec<_>>(), out);
-    let usable = r.device.as_ref().map(|d| d.usable_bytes);
     for rank in &r.ranks {
         let name = if r.ranks.len() > 1 {
             format!(
@@ -44,11 +48,15 @@ pub(super) fn memory(r: &PlanReport, out: &mut String) {
         } else {
             String::new()
         };
-        let label: Vec<&str> = [&*name, &*alike]
+        let kind = match (&rank.device, rank.usable_bytes) {
+            (Some(d), Some(usable)) if kinds > 1 => format!("{d}, {} usable", short_bytes(usable)),
+            _ => String::new(),
+        };
+        let label: Vec<&str> = [&*name, &*kind, &*alike]
             .into_iter()
             .filter(|t| !t.is_empty())
             .collect();
-        bar(&label.join("; "), rank, usable, out);
+        bar(&label.join("; "), rank, rank.usable_bytes, out);
     }
     if let Some(rank) = fullest(r) {
         terms(r, rank, out);
@@ -62,8 +70,8 @@ pub(super) fn cards(report: &CardsReport, out: &mut String) {
         .iter()
         .filter_map(|c| {
             let plan = c.plan.as_ref()?;
-            let usable = plan.device.as_ref().map(|d| d.usable_bytes);
-            Some((c.device.as_str(), fullest(plan)?, usable))
+            let rank = fullest(plan)?;
+            Some((c.device.as_str(), rank, rank.usable_bytes))
         })
         .collect();
     if ranks.is_empty() {
@@ -169,10 +177,7 @@ fn tip(t: &Term) -> String {
 
 /// The terms of a rank, region by region.
 fn terms(r: &PlanReport, rank: &Rank, out: &mut String) {
-    let whole = r
-        .device
-        .as_ref()
-        .map_or(rank.total_bytes, |d| d.usable_bytes);
+    let whole = rank.usable_bytes.unwrap_or(rank.total_bytes);
     if r.ranks.len() > 1 {
         let _ = writeln!(
             out,

@@ -66,6 +66,7 @@ pub(crate) fn plan(
     let args = what.engine;
     let deployment = Deployment {
         device: place.device.clone(),
+        kinds: None,
         parallel: Parallel {
             tp: args.tp,
             ..Parallel::default()

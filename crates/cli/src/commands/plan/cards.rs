@@ -35,6 +35,7 @@ pub(super) fn names(args: &PlanArgs) -> Result<Option<Vec<String>>, Failure> {
     for (flag, given) in [
         ("--explain", args.explain.is_some()),
         ("--emit", args.emit.is_some()),
+        ("--beside", !args.device.beside.is_empty()),
         ("--workload", args.workload.workload.is_some()),
         ("--trace", args.workload.trace.is_some()),
         ("--slo", args.workload.slo.is_some()),

@@ -12,6 +12,7 @@ mod compute;
 mod kv;
 mod net;
 mod run;
+mod split;
 mod version;
 mod weights;
 
@@ -21,12 +22,13 @@ use plimsoll_model::{LayerSpec, Mixer};
 use plimsoll_units::{Bytes, DType};
 
 pub use compute::{
-    ComputeBytes, Placement, at_the_peak, compute_buffer_bytes, compute_without_shortcut,
-    device_of, graph_of, upper_bound,
+    ComputeBytes, Placement, at_the_peak, compute_buffer_bytes, compute_without_shortcut, graph_of,
+    upper_bound,
 };
 pub use kv::{CellsLaw, KvBytes, kv_buffer_bytes};
 pub use net::{Arch, Net};
 pub use run::{BATCH, MAX_SEQUENCES, Run, Sizes, UBATCH};
+pub use split::{MAX_DEVICES, Split};
 pub use version::{Day, Rules};
 pub use weights::{WeightBytes, weight_bytes};
 
@@ -47,11 +49,31 @@ pub(super) fn layers_of(net: &Net, placement: Placement, device: u64) -> Range<u
     let layers = net.layers.len() as u64;
     match placement {
         Placement::Host => 0..layers,
-        Placement::Devices(n) => {
-            let first = |d: u64| (0..layers).find(|i| device_of(*i, layers, n) >= d);
+        Placement::Devices(split) => {
+            let first = |d: u64| (0..layers).find(|i| split.device_of(*i, layers) >= d);
             first(device).unwrap_or(layers)..first(device + 1).unwrap_or(layers)
         }
     }
+}
+
+/// The devices of a deployment, by what is free on each.
+fn split(context: &Context<'_>, version: EngineVersion) -> Result<Split, PlanError> {
+    let d = context.deployment;
+    let Some(kinds) = &d.kinds else {
+        return Ok(Split::Equal(d.parallel.pp.max(1)));
+    };
+    let free: Vec<Bytes> = kinds
+        .devices
+        .iter()
+        .map(|k| k.usable.saturating_sub(d.in_use))
+        .collect();
+    Split::of(&free).ok_or_else(|| {
+        refused(
+            version,
+            format!("{} devices", free.len()),
+            format!("it splits layers over at most {MAX_DEVICES} devices, each with free memory"),
+        )
+    })
 }
 
 fn rules_of(version: EngineVersion) -> Rules {
@@ -100,10 +122,10 @@ pub(super) fn stage(
     let run = flags(context, version)?;
     let net = Net::new(context.spec);
     check_types(&net, &run, version)?;
-    let devices = parallel.pp.max(1);
-    let placement = Placement::Devices(devices);
+    let split = split(context, version)?;
+    let placement = Placement::Devices(split);
     let device = context.stage.index;
-    let weights = weight_bytes(context.spec, context.settings.dtype, devices)?;
+    let weights = weight_bytes(context.spec, context.settings.dtype, split)?;
     let mut terms = Vec::new();
     let own = layers_of(&net, placement, device);
     let d = usize::try_from(device).unwrap_or(usize::MAX);
@@ -261,18 +283,24 @@ fn notes(
     out.push(format!(
         "llama.cpp takes no share of memory; its --fit would leave {FIT_MARGIN_MIB} MiB free per device"
     ));
-    if let Placement::Devices(n) = placement
-        && n > 1
+    if let Placement::Devices(split) = placement
+        && split.count() > 1
     {
-        let split: Vec<String> = (0..n)
+        let equal = matches!(split, Split::Equal(_));
+        let layers: Vec<String> = (0..split.count())
             .map(|d| {
                 let r = layers_of(net, placement, d);
                 format!("{}..{}", r.start, r.end)
             })
             .collect();
         out.push(format!(
-            "layer split over devices with equal free memory: layers {}",
-            split.join(", ")
+            "layer split over devices {}: layers {}",
+            if equal {
+                "with equal free memory"
+            } else {
+                "by their free memory, in the order of their numbers"
+            },
+            layers.join(", ")
         ));
     }
     if let Err(why) = graph_of(net, run) {

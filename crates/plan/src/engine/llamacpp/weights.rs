@@ -8,7 +8,8 @@
 use plimsoll_model::{LayerSpec, Mixer, ModelSpec, Reach, Role, TensorSpec};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
-use super::compute::{DEVICE_ALIGN, HOST_ALIGN, device_of};
+use super::compute::{DEVICE_ALIGN, HOST_ALIGN};
+use super::split::Split;
 
 /// Bytes of weights by place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct WeightBytes {
 /// Elements to which a quantised row is filled up on a device.
 const ROW_PADDING: u64 = 512;
 
-/// The weights of `spec` split by layer over `devices` devices.
+/// The weights of `spec` split by layer over devices.
 ///
 /// A checkpoint that is no GGUF file is taken as llama.cpp's converter writes it without quantising
 /// further: vectors, expert choice and convolutions in f32, matrices in their own type.
@@ -32,16 +33,15 @@ const ROW_PADDING: u64 = 512;
 pub fn weight_bytes(
     spec: &ModelSpec,
     dtype: Option<DType>,
-    devices: u64,
+    split: Split,
 ) -> Result<WeightBytes, SizeOverflow> {
     let layers = spec.layers.len() as u64;
-    let devices = devices.max(1);
-    let count = usize::try_from(devices).map_err(|_| SizeOverflow)?;
+    let count = usize::try_from(split.count().max(1)).map_err(|_| SizeOverflow)?;
     let mut out = WeightBytes {
         devices: vec![Vec::new(); count],
         host: Bytes::ZERO,
     };
-    let last = usize::try_from(device_of(layers, layers, devices)).unwrap_or(0);
+    let last = usize::try_from(split.device_of(layers, layers)).unwrap_or(0);
     let add = |list: &mut Vec<(Role, Bytes, u64)>, role: Role, bytes: Bytes, n: u64| {
         match list.iter_mut().find(|(r, ..)| *r == role) {
             Some(row) => {
@@ -70,16 +70,16 @@ pub fn weight_bytes(
             _ if t.layer.is_none() && t.name.starts_with("rope_f") => {
                 for (d, list) in (0_u64..).zip(&mut out.devices) {
                     let mut own = (0_u64..).zip(&spec.layers);
-                    if own.any(|(i, l)| device_of(i, layers, devices) == d && full(l)) {
+                    if own.any(|(i, l)| split.device_of(i, layers) == d && full(l)) {
                         add(list, t.role, padded(t, ty, true)?, 1)?;
                     }
                 }
             }
             _ => {
                 let d = match t.layer {
-                    Some(i) if u64::from(i) < layers => device_of(u64::from(i), layers, devices),
+                    Some(i) if u64::from(i) < layers => split.device_of(u64::from(i), layers),
                     Some(_) => continue,
-                    None => device_of(layers, layers, devices),
+                    None => split.device_of(layers, layers),
                 };
                 let d = usize::try_from(d).unwrap_or(0);
                 if let Some(list) = out.devices.get_mut(d) {

@@ -25,6 +25,7 @@ pub use bound::upper_bound;
 
 use super::net::{Arch, Net};
 use super::run::Run;
+use super::split::Split;
 
 /// Alignment of a buffer in a device's memory (CUDA).
 pub(super) const DEVICE_ALIGN: u64 = 128;
@@ -41,8 +42,16 @@ const LEFT_OUT: usize = 2;
 pub enum Placement {
     /// No device at all.
     Host,
-    /// All layers on this many devices with equal free memory, split by layer.
-    Devices(u64),
+    /// All layers on these devices, split by layer.
+    Devices(Split),
+}
+
+impl Placement {
+    /// On so many devices with equal free memory.
+    #[must_use]
+    pub const fn equal(devices: u64) -> Self {
+        Self::Devices(Split::Equal(devices))
+    }
 }
 
 /// Compute buffers of a process.
@@ -52,16 +61,6 @@ pub struct ComputeBytes {
     pub devices: Vec<Bytes>,
     /// The buffer in host memory.
     pub host: Bytes,
-}
-
-/// Which device runs layer `i` of `layers`; the output counts as layer `layers`.
-///
-/// `llama-model.cpp: load_tensors`: the first device whose cumulative share of free memory exceeds
-/// `i / (layers + 1)`; the shares are equal here.
-#[must_use]
-pub fn device_of(i: u64, layers: u64, devices: u64) -> u64 {
-    let places = layers.saturating_add(1);
-    (i.saturating_mul(devices) / places).min(devices.saturating_sub(1))
 }
 
 /// The architecture whose graph this build makes of the model.
@@ -180,7 +179,9 @@ fn exact(
     run: &Run,
     placement: Placement,
 ) -> Result<(Vec<usize>, Replay), SizeOverflow> {
-    if let (Some(cut), Placement::Host | Placement::Devices(1)) = (Cut::of(net), placement) {
+    if let (Some(cut), Placement::Host | Placement::Devices(Split::Equal(1))) =
+        (Cut::of(net), placement)
+    {
         let layers: Vec<usize> = (0..cut.from)
             .chain(cut.from + cut.left_out..net.layers.len())
             .collect();
@@ -203,13 +204,15 @@ fn run_layers(
     watch: bool,
     stop: Option<usize>,
 ) -> Result<Replay, SizeOverflow> {
-    let devices = match placement {
-        Placement::Host => 0,
-        Placement::Devices(n) => n.clamp(1, u64::from(u16::MAX) - 1),
+    let split = match placement {
+        Placement::Host => Split::Equal(0),
+        Placement::Devices(Split::Equal(n)) => Split::Equal(n.clamp(1, u64::from(u16::MAX) - 1)),
+        Placement::Devices(split) => split,
     };
+    let devices = split.count();
     let count = net.layers.len() as u64;
     let heap_of = |i: usize| {
-        let d = device_of(i as u64, count, devices);
+        let d = split.device_of(i as u64, count);
         // Heap 1 is the host's.
         u16::try_from(if d == 0 { 0 } else { d + 1 }).unwrap_or(u16::MAX)
     };
