@@ -22,7 +22,10 @@ DEVICES = ["h100", "a100", "l40s", "rtx-4090", "h200", "a10"]
 # What a Python with the engine runs: a list of commands as JSON on standard input, each without its program.
 VLLM = """
 import json, sys
-from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+try:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+except ImportError:
+    from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
 try:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 except ImportError:

@@ -287,7 +287,8 @@ fn a_plan_is_emitted_as_its_command() {
             "--gpu h100"
         };
         let out = run(&format!("plan llama-3.1-8b {gpu} --context 4k {flags}"));
-        let text = String::from_utf8(out.stderr).unwrap();
+        // With `--json` the error is an object on stdout.
+        let text = String::from_utf8([out.stderr, out.stdout].concat()).unwrap();
         assert_eq!(out.status.code(), Some(2), "{flags}: {text}");
         assert!(text.contains(said), "{flags}: {text}");
     }
