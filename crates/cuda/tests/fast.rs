@@ -154,6 +154,7 @@ fn lanes_vote() {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     Bf16,
+    Fp8,
     Int8,
     Int4,
     G128,
@@ -161,8 +162,9 @@ enum Form {
     G32,
 }
 
-const FORMS: [Form; 6] = [
+const FORMS: [Form; 7] = [
     Form::Bf16,
+    Form::Fp8,
     Form::Int8,
     Form::Int4,
     Form::G128,
@@ -183,7 +185,7 @@ impl Form {
     fn row_words(self, k: usize) -> usize {
         match self {
             Self::Bf16 => k.div_ceil(2),
-            Self::Int8 => k.div_ceil(4) + k.div_ceil(128),
+            Self::Fp8 | Self::Int8 => k.div_ceil(4) + k.div_ceil(128),
             Self::Int4 => k.div_ceil(8) + k.div_ceil(64),
             _ => k.div_ceil(8) + k.div_ceil(self.group()),
         }
@@ -202,11 +204,15 @@ impl Form {
             *word = match self {
                 Self::Bf16 if line * 2 + 1 == k => half(),
                 Self::Bf16 => half() | half() << 16,
-                Self::Int8 if line % 33 == 0 => (numbers.float().abs() / 127.0).to_bits(),
+                Self::Fp8 | Self::Int8 if line % 33 == 0 => {
+                    (numbers.float().abs() / 127.0).to_bits()
+                }
                 Self::Int4 if line % 9 == 0 => half() | half() << 16,
                 Self::G128 | Self::G64 | Self::G32 if line % (self.group() / 8 + 1) == 0 => {
                     (half() << 16) | (numbers.word() % 16)
                 }
+                // No NaN among codes.
+                Self::Fp8 => numbers.word() & 0xbfbf_bfbf,
                 _ => numbers.word(),
             };
         }
@@ -217,6 +223,16 @@ impl Form {
         let panel = row / 32 * 32 * self.row_words(k) + row % 32;
         match self {
             Self::Bf16 => of_bf16((words[panel + i / 2 * 32] >> (16 * (i % 2))) as u16),
+            Self::Fp8 => {
+                let scale = f32::from_bits(words[panel + i / 128 * 33 * 32]);
+                let code = words[panel + (i / 4 + i / 128 + 1) * 32] >> (8 * (i % 4));
+                let (exponent, mantissa) = (code >> 3 & 15, (code & 7) as f32);
+                let size = match exponent {
+                    0 => mantissa / 512.0,
+                    e => (1.0 + mantissa / 8.0) * 2.0_f32.powi(e as i32 - 7),
+                };
+                (if code & 0x80 == 0 { size } else { -size }) * scale
+            }
             Self::Int8 => {
                 let scale = f32::from_bits(words[panel + i / 128 * 33 * 32]);
                 let byte = (words[panel + (i / 4 + i / 128 + 1) * 32] >> (8 * (i % 4))) as u8;
@@ -257,6 +273,11 @@ fn kernel(form: Form, tile: usize) -> &'static str {
             "linear_mma_bf16_128",
         ],
         [
+            "linear_mma_fp8_16",
+            "linear_mma_fp8_64",
+            "linear_mma_fp8_128",
+        ],
+        [
             "linear_mma_int8_16",
             "linear_mma_int8_64",
             "linear_mma_int8_128",
@@ -292,7 +313,7 @@ fn multiply(device: &mut Fibers, form: Form, tile: usize, mut a: Linear, matrice
     a.form = form as u32;
     let lines = match form {
         Form::Bf16 => step / 2,
-        Form::Int8 => 1 + step / 4,
+        Form::Fp8 | Form::Int8 => 1 + step / 4,
         Form::Int4 => step.div_ceil(64) + step / 8,
         _ => step.div_ceil(form.group() as u32) + step / 8,
     };

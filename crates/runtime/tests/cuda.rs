@@ -78,6 +78,7 @@ fn every_family_computes_the_same_to_the_bit() {
             (DType::F16, WeightType::Int4),
             (DType::F8E4m3, WeightType::Bf16),
             (DType::I8, WeightType::Bf16),
+            (DType::Bf16, WeightType::Fp8),
         ] {
             let server = Server {
                 kv,
@@ -266,6 +267,8 @@ fn tensor_cores_are_near_the_processors() {
             // What is rounded to the other side of a middle is off by an eighth of itself.
             (DType::F8E4m3, WeightType::Bf16, Inputs::Bf16, 0.15, 0.04),
             (DType::I8, WeightType::Bf16, Inputs::Bf16, 0.03, 0.02),
+            // Elements of weights are rounded to bfloat16, of four bits though their codes are.
+            (DType::F32, WeightType::Fp8, Inputs::F32, 0.05, 0.02),
             // Here the processors round inputs, to eight bits.
             (DType::F16, WeightType::Int8, Inputs::F32, 0.1, 0.04),
             (DType::F32, WeightType::Int4, Inputs::F32, 0.1, 0.04),

@@ -90,7 +90,8 @@ fn quantised_weights_stay_near_those_they_stand_for() {
         let name = folder.file_name().unwrap().to_str().unwrap();
         let model = Model::open(&folder);
         let (prompt, want) = expected(&folder);
-        let [eight, four] = [WeightType::Int8, WeightType::Int4].map(|weights| {
+        let forms = [WeightType::Fp8, WeightType::Int8, WeightType::Int4];
+        let [float, eight, four] = forms.map(|weights| {
             let server = Server {
                 weights,
                 kv: DType::F32,
@@ -98,7 +99,8 @@ fn quantised_weights_stay_near_those_they_stand_for() {
             };
             error(&model, &server, &prompt, &want)
         });
-        println!("{name}: int8 {eight:.4}, int4 {four:.4}");
+        println!("{name}: fp8 {float:.4}, int8 {eight:.4}, int4 {four:.4}");
+        assert!(float > eight && float < four, "{name}, fp8: {float}");
         assert!(eight > 0.0 && eight < 0.1, "{name}, int8: {eight}");
         let more = four / eight;
         assert!((5.0..20.0).contains(&more), "{name}: {eight}, {four}");

@@ -43,7 +43,7 @@ fn folders(of: &str) -> Vec<PathBuf> {
         .filter(|p| p.is_dir())
         .collect();
     all.sort();
-    assert!(all.len() >= 12, "{all:?}");
+    assert!(all.len() >= 13, "{all:?}");
     all
 }
 

@@ -535,9 +535,10 @@ fn converted(spec: &ModelSpec, weights: Weights) -> Option<String> {
     let done = match weights {
         KEPT => "computed as bf16, rounded".to_owned(),
         Weights::Stored => {
-            "kept so where that is 4 bits in groups, and their inputs in int8, else computed as bf16, rounded"
+            "kept so where that is fp8, or 4 bits in groups, whose inputs are in int8, else computed as bf16, rounded"
                 .to_owned()
         }
+        Weights::As(WeightType::Fp8) => "kept so where that is fp8, else quantised to it".to_owned(),
         Weights::As(other) => format!("quantised to {other} as they are loaded, and their inputs to int8"),
     };
     (!types.is_empty()).then(|| format!("note: matrices stored as {} are {done}", types.join(", ")))
