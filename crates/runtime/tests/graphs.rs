@@ -46,6 +46,9 @@ impl Device for Watched {
     fn capability(&self) -> u32 {
         self.fibers.capability()
     }
+    fn most_shared(&mut self, kernel: &'static str) -> Result<u64, DeviceError> {
+        self.fibers.most_shared(kernel)
+    }
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         self.fibers.allocate(bytes)
     }

@@ -96,7 +96,8 @@ fn published_groups_stay_as_they_are() {
         };
         let bytes = |s: &Server| model.program(s).weight_bytes.get();
         if !GROUPED.contains(&name) {
-            let kept = FLOATS.contains(&name);
+            // Of the last one, matrices of no more inputs than its blocks have.
+            let kept = FLOATS.contains(&name) || name == "fp8_block";
             assert_eq!(bytes(&stored) != bytes(&plain), kept, "{name}");
             continue;
         }

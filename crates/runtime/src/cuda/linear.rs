@@ -174,7 +174,24 @@ impl TileMma {
     }
 }
 
+/// Bytes that a block of one of [`STAGED`] shares.
+const fn staged_bytes(rows: u64, step: u64) -> u64 {
+    4 * STAGES * (step / 2 * PANEL + rows * step)
+}
+
 impl Cuda {
+    /// Kernels that matrices of this type meet, and bytes that their blocks share.
+    pub(super) fn linear_shared(&self, weights: WeightType) -> Vec<(&'static str, u64)> {
+        if self.fast {
+            let tiles = TILES_MMA.iter();
+            let of = |t: &TileMma| (t.names[form(weights) as usize], t.shared(weights));
+            return tiles.map(of).collect();
+        }
+        let staged = self.staged && weights == WeightType::Bf16;
+        let of = |(rows, step, name): &(u64, u64, _)| (*name, staged_bytes(*rows, *step));
+        STAGED.iter().filter(|_| staged).map(of).collect()
+    }
+
     pub(super) fn matrices(&mut self, all: &[WeightId]) -> Result<Matrices, BackendError> {
         let unequal = || BackendError::Step("matrices that do not lie evenly".to_owned());
         let first = *all.first().ok_or_else(unequal)?;
@@ -246,7 +263,7 @@ impl Cuda {
             let (rows, step, kernel) = kernels.unwrap_or(&STAGED[2]);
             (together, name) = (*rows, *kernel);
             blocks = word(m.n.div_ceil(PANEL));
-            shared = word(4 * STAGES * (step / 2 * PANEL + rows * step));
+            shared = word(staged_bytes(*rows, *step));
         }
         // There are only so many blocks in the second direction. A token's experts stay together.
         let taken = u64::from(a.wide / 2).max(1);

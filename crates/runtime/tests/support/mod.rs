@@ -384,6 +384,21 @@ impl Model {
         device: Box<dyn Device>,
         arithmetic: Arithmetic,
     ) -> Cuda {
+        let mut cuda = self.started(server, rank, device, arithmetic).unwrap();
+        // As many parts as there are large weights: each finds what others have left.
+        let staged = Bytes::new(4096);
+        cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
+        cuda
+    }
+
+    /// The same without weights.
+    pub(crate) fn started(
+        &self,
+        server: &Server,
+        rank: usize,
+        device: Box<dyn Device>,
+        arithmetic: Arithmetic,
+    ) -> Result<Cuda, plimsoll_runtime::StartError> {
         let program = self.lowered(server, rank as u64).unwrap();
         let page = program.geometry.page;
         let context = self.spec.max_context.unwrap();
@@ -396,11 +411,7 @@ impl Model {
             collectives: Exchange::of(&program).unwrap().bytes().unwrap(),
         };
         let file = (server.disk != Disk::Memory).then(|| server.disk.space(sizes.swap));
-        let mut cuda = Cuda::new(device, program, sizes, file, context, arithmetic).unwrap();
-        // As many parts as there are large weights: each finds what others have left.
-        let staged = Bytes::new(4096);
-        cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
-        cuda
+        Cuda::new(device, program, sizes, file, context, arithmetic)
     }
 
     /// Ranks on fibers, which meet through the host's memory or as `nccl` connects them.
