@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use plimsoll_cuda::{Fibers, Lane};
@@ -17,9 +16,8 @@ use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
 
-use support::{Greedy, Model, Seen, Server, expected, fixtures};
-
-const ONE: Fan = Fan::Sample { n: 1, best_of: 1 };
+use support::both::{ONE, assert_equal, fixture};
+use support::{Greedy, Model, Run, Seen, Server, expected, fixtures};
 
 /// Prompts of several lengths, which begin at different tokens.
 fn requests(tokens: &[u32]) -> Vec<(Vec<u32>, u32, Fan)> {
@@ -52,17 +50,10 @@ fn same_on(
     requests: &[(Vec<u32>, u32, Fan)],
     what: &str,
 ) -> Stats {
-    let (texts, seen, stats) = model.serve(server, requests);
+    let here = model.serve(server, requests);
     let exact = Arithmetic::Exact;
     let engine = model.engine_of(server, Box::new(fibers), Greedy::default(), exact);
-    let (there, seen_there, stats_there) = model.serve_on(engine, requests);
-    assert_eq!(texts, there, "{what}");
-    assert_eq!(seen.len(), seen_there.len(), "{what}");
-    for (at, logits) in &seen {
-        assert_eq!(Some(logits), seen_there.get(at), "{what}: {at:?}");
-    }
-    assert_eq!(stats, stats_there, "{what}");
-    stats
+    assert_equal(&here, &model.serve_on(engine, requests), what)
 }
 
 #[test]
@@ -182,14 +173,6 @@ fn crowded(model: &Model, preempt: Preempt) -> Server {
     })
 }
 
-/// A fixture's model and its prompt.
-fn fixture(name: &str) -> (Model, Vec<u32>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name);
-    (Model::open(&folder), expected(&folder).0)
-}
-
 #[test]
 fn pages_that_went_and_came_back_and_copies_change_no_bit() {
     let beam = Fan::Beam(Beam {
@@ -219,11 +202,7 @@ fn pages_that_went_and_came_back_and_copies_change_no_bit() {
 }
 
 /// What tensor cores generate, every position's logits, and the scheduler's counters.
-fn fast(
-    model: &Model,
-    server: &Server,
-    requests: &[(Vec<u32>, u32, Fan)],
-) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+fn fast(model: &Model, server: &Server, requests: &[(Vec<u32>, u32, Fan)]) -> Run {
     let fibers = Box::new(Fibers::new());
     let engine = model.engine_of(server, fibers, Greedy::default(), Arithmetic::Fast);
     model.serve_on(engine, requests)

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod both;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -173,6 +175,9 @@ impl Default for Server {
 
 /// Logits by request, sequence and position, as bits.
 pub(crate) type Seen = BTreeMap<(u64, u32, u32), Vec<u32>>;
+
+/// What was generated, by request and sequence, every position's logits, and the scheduler's counters.
+pub(crate) type Run = (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats);
 
 /// The most likely token, always; and what every position's logits were.
 #[derive(Debug, Default)]
@@ -487,11 +492,7 @@ impl Model {
     }
 
     /// All requests at once: what was generated, every position's logits, and the scheduler's counters.
-    pub(crate) fn serve(
-        &self,
-        server: &Server,
-        requests: &[(Vec<u32>, u32, Fan)],
-    ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+    pub(crate) fn serve(&self, server: &Server, requests: &[(Vec<u32>, u32, Fan)]) -> Run {
         if server.ranks > 1 {
             let engine = self.engine_of_ranks(server, Greedy::default());
             return self.serve_on(engine, requests);
@@ -504,7 +505,7 @@ impl Model {
         &self,
         mut engine: Engine<Runner<B, Greedy>, NoLog>,
         requests: &[(Vec<u32>, u32, Fan)],
-    ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+    ) -> Run {
         let beams = requests.iter().any(|r| matches!(r.2, Fan::Beam(_)));
         engine.executor_mut().chooser_mut().beams = beams;
         for (i, (prompt, max, fan)) in requests.iter().enumerate() {
