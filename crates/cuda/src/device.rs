@@ -79,8 +79,7 @@ pub enum DeviceError {
     },
     /// A kernel needs more than there is.
     #[error(
-        "kernel `{kernel}` needs {needs} bytes that the threads of a block share, and the device has {has} for it; use another \
-         device, or the processors (`--device cpu`)"
+        "kernel `{kernel}` needs {needs} bytes that the threads of a block share, and the device has {has} for it"
     )]
     Shared {
         /// Its name.

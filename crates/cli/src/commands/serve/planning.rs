@@ -79,7 +79,7 @@ struct Choices {
     /// Engines whose rules are known.
     engines: [&'static str; 5],
     /// What weights can be made while they are loaded.
-    weights: [&'static str; 4],
+    weights: [&'static str; 5],
     /// How checkpoints can be quantised.
     quantizations: [&'static str; 4],
     /// What keys and values can be kept as.
