@@ -41,7 +41,7 @@ answers() { # DEVICE FLAGS...
 for model in "${MODELS[@]}"; do
   name=()
   [ "$model" = demo ] || name=("$model")
-  for flags in "" "--weights int8" "--weights int4" "--kv-cache-dtype f32" "--kv-cache-dtype int8 --block-size 8" \
+  for flags in "" "--weights fp8" "--weights int8" "--weights int4" "--kv-cache-dtype f32" "--kv-cache-dtype int8 --block-size 8" \
     "$TIGHT --swap-space 64MiB --preempt swap" "$TIGHT --preempt recompute"; do
     # So little that somebody gives way: of the built-in model's, which others do not fit.
     case "$model $flags" in demo*) ;; *"$TIGHT"*) continue ;; esac
@@ -54,8 +54,16 @@ for model in "${MODELS[@]}"; do
   done
 done
 
+for model in "${MODELS[@]}"; do
+  for flags in "" "--weights fp8" "--weights int8" "--kv-cache-dtype fp8"; do
+    step "$model $flags: 128 tokens beside the processors', one by one, in both arithmetics"
+    read -ra more <<< "$flags"
+    "$BIN" doctor --gpu --model "$model" -- "${more[@]}" || fail "doctor --gpu --model $model -- $flags"
+  done
+done
+
 step "the GPU's texts alone and together, on tensor cores"
-for flags in "" "--weights int8" "--kv-cache-dtype fp8" "--enforce-eager"; do
+for flags in "" "--weights fp8" "--weights int8" "--kv-cache-dtype fp8" "--enforce-eager"; do
   read -ra more <<< "$flags"
   "$BIN" generate --device cuda --prompts "$OUT/prompts.jsonl" --seed 1 "${more[@]}" 2> "$OUT/err" > "$OUT/together" || fail "generate $flags"
   : > "$OUT/alone"

@@ -184,6 +184,7 @@ def cases():
     llama = T.LlamaConfig(**SMALL, head_dim=16, **plain.rope(10000))
     qwen2 = T.Qwen2Config(**{**SMALL, "tie_word_embeddings": True}, **plain.rope(10000))
     phi3 = T.Phi3Config(**SMALL, sliding_window=None, **plain.rope(10000))
+    wide = T.LlamaConfig(**{**SMALL, "intermediate_size": 256}, head_dim=16, **plain.rope(10000))
     moe = T.Qwen3MoeConfig(
         **{**SMALL, **plain.EXPERTS, "num_experts": 4, "moe_intermediate_size": 32}, head_dim=16, norm_topk_prob=True,
         **plain.rope(10000))
@@ -235,6 +236,10 @@ def cases():
         "fp8_block": (
             deepseek, fp8_block(16, 32),
             dict(quant_method="fp8", weight_block_size=[16, 32], activation_scheme="dynamic")),
+        # Blocks as they are published: some inputs have two, others end inside one.
+        "fp8_wide": (
+            wide, fp8_block(128, 128),
+            dict(quant_method="fp8", weight_block_size=[128, 128], activation_scheme="dynamic")),
     }
 
 

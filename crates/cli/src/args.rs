@@ -310,7 +310,7 @@ pub(crate) struct EngineArgs {
     /// Quantise while loading: fp8, int8, int4, bitsandbytes
     #[arg(long, value_name = "FORMAT", value_parser = quantization)]
     pub(crate) quantization: Option<plimsoll_model::quant::QuantFormat>,
-    /// What matrices are kept as (plimsoll): bf16, int8 or int4, or auto: 4-bit groups as they are stored, others bf16
+    /// What matrices are kept as (plimsoll): bf16, fp8, int8 or int4, or auto: fp8 and 4-bit groups as they are stored, others bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: Weights,
     /// Type of the KV cache

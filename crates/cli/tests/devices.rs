@@ -191,3 +191,46 @@ fn auto_says_what_it_took_and_why() {
     let line = said.lines().find(|l| l.starts_with("device: cpu ("));
     assert!(line.is_some_and(|l| l.contains("driver")), "{said}");
 }
+
+#[test]
+fn doctor_runs_a_model_on_both() {
+    for flags in [&[][..], &["--", "--weights", "fp8"]] {
+        let args = [
+            "doctor",
+            "--gpu",
+            "fibers",
+            "--model",
+            "demo",
+            "--positions",
+            "12",
+            "--json",
+        ];
+        let out = plimsoll(&[&args[..], flags].concat());
+        assert!(out.status.success(), "{out:?}");
+        let found: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(found["schema"], "plimsoll.doctor_model/1");
+        let exact = json!({ "tokens": 12, "tokens_equal": true, "positions_equal_to_the_bit": 12 });
+        assert_eq!(found["batch_invariant"], exact);
+        let forced = &found["teacher_forced"];
+        let count = |name: &str| forced[name].as_u64().unwrap();
+        assert_eq!(count("positions"), 12);
+        assert!(
+            count("argmax_equal") >= count("sure_argmax_equal"),
+            "{forced}"
+        );
+        assert_eq!(count("sure_argmax_equal"), count("sure"), "{forced}");
+        let number = |name: &str| forced[name].as_f64().unwrap();
+        let most = number("tolerance") * number("largest_logit");
+        let largest = number("largest_difference");
+        assert!(largest > 0.0 && largest <= most, "{forced}");
+    }
+    for wrong in [&["--weights", "int3"][..], &["--device", "cpu"]] {
+        let args = ["doctor", "--gpu", "fibers", "--model", "demo", "--"];
+        let out = plimsoll(&[&args[..], wrong].concat());
+        assert_eq!(out.status.code(), Some(2), "{out:?}");
+        assert!(text(&out.stderr).contains("E-DEVICE-008"), "{out:?}");
+    }
+    // Without a GPU there is nothing to compare.
+    let out = plimsoll(&["doctor", "--model", "demo"]);
+    assert_eq!(out.status.code(), Some(2), "{out:?}");
+}

@@ -535,3 +535,25 @@ fn commands_to_paste_name_the_type_of_the_cache_and_that_nothing_is_recorded() {
         );
     }
 }
+
+/// Published fp8 stays as it is stored with `--weights auto`: a byte for each element, and an f32 for each row and 128 columns.
+#[test]
+fn fp8_as_it_is_stored_fits_where_bf16_does_not() {
+    let at = |more: &str| {
+        plan(&format!(
+            "deepseek-v3 --gpu h200 --gpus 8 --engine plimsoll {more}"
+        ))
+    };
+    let (stored, wide) = (at("--weights auto"), at(""));
+    let verdict = |v: &Value| v["answer"]["verdict"].clone();
+    assert_eq!([verdict(&stored), verdict(&wide)], ["yes", "no"]);
+    let experts = |v: &Value| {
+        let terms = v["ranks"][0]["terms"].as_array().expect("terms");
+        let experts = terms.iter().find(|t| t["name"] == "experts");
+        n(&experts.expect("a term")["bytes"])
+    };
+    // 58 layers of 256 experts, three matrices of 7168 by an eighth of 2048.
+    let elements = 58 * 256 * 3 * 7168 * (2048 / 8);
+    assert_eq!(experts(&stored), elements + elements / 128 * 4);
+    assert_eq!(experts(&wide), 2 * elements);
+}

@@ -65,6 +65,29 @@ template <u32 ROWS> DEVICE void linear_bf16(const Linear& a) {
   finish(w);
 }
 
+// Products under one scale are a chain of their own, which is then multiplied by it and added.
+template <u32 ROWS> DEVICE void linear_fp8(const Linear& a) {
+  Work<ROWS> w = work_of<ROWS>(a);
+  if (!w.any) return;
+  const u32* words = w.panel;
+  for (u32 k = 0; k < a.k;) {
+    u32 end = a.k - k < 128 ? a.k : k + 128;
+    float scale = float_of(*words);
+    words += PANEL;
+    float c[ROWS];
+    for (u32 i = 0; i < ROWS; i++) c[i] = 0.0f;
+    for (; k < end; k += 4, words += PANEL) {
+      u32 four = *words;
+      for (u32 byte = 0; byte < 4; byte++) {
+        float weight = e4m3_of(four >> (8 * byte));
+        for (u32 i = 0; i < ROWS; i++) c[i] = fma_rn(weight, k + byte < a.k ? w.x[i][k + byte] : 0.0f, c[i]);
+      }
+    }
+    for (u32 i = 0; i < ROWS; i++) w.acc[i] = fma_rn(c[i], scale, w.acc[i]);
+  }
+  finish(w);
+}
+
 // Inputs are quantised: of each 128 a scale, the sums of their quarters, and 32 words of four.
 #define INPUT_WORDS 37
 #define INPUT_HEAD 5
@@ -154,6 +177,7 @@ template <u32 ROWS> DEVICE void linear_g32(const Linear& a) { linear_group<ROWS,
   KERNEL(linear_##form##_8, Linear) { linear_##form<8>(a); }
 
 LINEAR(bf16)
+LINEAR(fp8)
 LINEAR(int8)
 LINEAR(int4)
 LINEAR(g128)

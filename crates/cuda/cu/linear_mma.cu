@@ -1,7 +1,7 @@
 // `y = x W^T` on tensor cores: x rounded to bfloat16, sums in f32. An output element begins as what it starts from, and
 // takes k sixteen by sixteen in order, by one instruction: it is the same in a tile of any size, at any place of it. A
 // block has ROWS of x and COLUMNS outputs, a warp WARP_ROWS and WARP_COLUMNS of them; weights are under way for STAGES - 1
-// steps of STEP columns of k. Weights of whole numbers are made bfloat16 when they are read there.
+// steps of STEP columns of k. Weights of eight and four bits are made bfloat16 when they are read there.
 
 #ifdef TENSOR_CORES
 
@@ -37,7 +37,7 @@ template <u32 ROWS> DEVICE u32 rows_of_tile(const Linear& a, u32 tile, u32* rows
 
 // k that a word has, and lines of a step of STEP of k: of scales, each for so many of k, then of words.
 template <u32 FORM, u32 STEP> struct Lines {
-  static const u32 each = FORM == WEIGHT_BF16 ? 2 : FORM == WEIGHT_INT8 ? 4 : 8;
+  static const u32 each = FORM == WEIGHT_BF16 ? 2 : FORM < WEIGHT_INT4 ? 4 : 8;
   static const u32 scaled = FORM == WEIGHT_INT4 ? 64 : FORM < WEIGHT_INT4 ? 128 : GROUP_COLUMNS(FORM);
   static const u32 scales = FORM == WEIGHT_BF16 ? 0 : STEP > scaled ? STEP / scaled : 1;
   static const u32 all = scales + STEP / each;
@@ -75,6 +75,11 @@ template <u32 FORM, u32 COLUMNS, u32 STEP> DEVICE u32 two_of(const u32* w, u32 s
   u32 word = w[place<FORM, COLUMNS>(L::scales + k / L::each, output)];
   if (FORM == WEIGHT_BF16) return word;
   u32 scales = w[(STEP > L::scaled ? k / L::scaled : 0) * COLUMNS + output];
+  if (FORM == WEIGHT_FP8) {
+    word >>= 8 * (k % 4);
+    float scale = float_of(scales);
+    return pair_of(mul_rn(e4m3_of(word), scale), mul_rn(e4m3_of(word >> 8), scale), bf16());
+  }
   if (FORM == WEIGHT_INT8) {
     word = (word ^ 0x80808080u) >> (8 * (k % 4));
     float scale = float_of(scales);
@@ -213,6 +218,7 @@ DEVICE void linear_mma(const Linear& a) {
   KERNEL(linear_mma_##form##_128, Linear) { linear_mma<FORM, 128, 128, 64, 32, 32, 3>(a); }
 
 LINEAR_MMA(bf16, WEIGHT_BF16)
+LINEAR_MMA(fp8, WEIGHT_FP8)
 LINEAR_MMA(int8, WEIGHT_INT8)
 LINEAR_MMA(int4, WEIGHT_INT4)
 LINEAR_MMA(g128, WEIGHT_G128)

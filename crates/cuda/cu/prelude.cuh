@@ -232,6 +232,10 @@ DEVICE float wide(f8 x) {
   float number = mul_rn(float_of(rest << 20), float_of((127u + 120u) << 23));
   return float_of(bits_of(number) | (rest == 0x7f ? 0x7fc00000u : 0) | sign);
 }
+// That of the lowest byte, which is a number.
+DEVICE float e4m3_of(u32 word) {
+  return mul_rn(float_of((word & 0x80u) << 24 | (word & 0x7fu) << 20), float_of((127u + 120u) << 23));
+}
 DEVICE float wide(i8 x) { return (float)x.value; }
 
 // The nearest whole number, ties to even, of numbers below 2^22.
@@ -346,11 +350,12 @@ DEVICE void scale_of(u32 largest, float* scale, float* inverse) {
 struct Seq { u32 row, start, count, table; };
 
 #define WEIGHT_BF16 0
-#define WEIGHT_INT8 1
-#define WEIGHT_INT4 2
-#define WEIGHT_G128 3
-#define WEIGHT_G64 4
-#define WEIGHT_G32 5
+#define WEIGHT_FP8 1
+#define WEIGHT_INT8 2
+#define WEIGHT_INT4 3
+#define WEIGHT_G128 4
+#define WEIGHT_G64 5
+#define WEIGHT_G32 6
 // Of the word before a published group of four bits: what its numbers are less, and bits that are none of its scale.
 #define GROUP_ZERO 31u
 #define GROUP_BELOW 0x1fffu
@@ -362,7 +367,7 @@ struct Seq { u32 row, start, count, table; };
 // 32-bit words that `k` columns take of each row of a panel.
 DEVICE u64 row_words(u32 form, u64 k) {
   if (form == WEIGHT_BF16) return (k + 1) / 2;
-  if (form == WEIGHT_INT8) return (k + 3) / 4 + (k + 127) / 128;
+  if (form < WEIGHT_INT4) return (k + 3) / 4 + (k + 127) / 128;
   u32 group = form == WEIGHT_INT4 ? 64 : GROUP_COLUMNS(form);
   return (k + 7) / 8 + (k + group - 1) / group;
 }
@@ -374,9 +379,10 @@ DEVICE float element(u32 form, const u32* words, u64 k, u32 row, u32 i) {
     u32 w = panel[(u64)(i / 2) * PANEL];
     return float_of(i % 2 ? w & 0xffff0000u : w << 16);
   }
-  if (form == WEIGHT_INT8) {
+  if (form < WEIGHT_INT4) {
     u32 w = panel[(u64)(i / 4 + i / 128 + 1) * PANEL];
     float scale = float_of(panel[(u64)(i / 128 * 33) * PANEL]);
+    if (form == WEIGHT_FP8) return mul_rn(e4m3_of(w >> (8 * (i % 4))), scale);
     return mul_rn((float)(signed char)((w >> (8 * (i % 4)) & 0xff) ^ 0x80), scale);
   }
   if (form != WEIGHT_INT4) {

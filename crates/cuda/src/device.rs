@@ -77,6 +77,18 @@ pub enum DeviceError {
         /// What it said.
         reason: String,
     },
+    /// A kernel needs more than there is.
+    #[error(
+        "kernel `{kernel}` needs {needs} bytes that the threads of a block share, and the device has {has} for it"
+    )]
+    Shared {
+        /// Its name.
+        kernel: String,
+        /// What it is to be started with.
+        needs: u64,
+        /// What it can be started with.
+        has: u64,
+    },
     /// A kernel could not be started, or failed.
     #[error("kernel `{kernel}`: {reason}")]
     Kernel {
@@ -140,6 +152,12 @@ pub trait Device: std::fmt::Debug + Send {
         // CUDA's, of every capability.
         [i32::MAX.cast_unsigned(), 65_535]
     }
+
+    /// Bytes that the threads of a block share at most, where a kernel is started with so many.
+    ///
+    /// # Errors
+    /// [`DeviceError::Kernel`] where there is no such kernel.
+    fn most_shared(&mut self, kernel: &'static str) -> Result<u64, DeviceError>;
 
     /// So many bytes of it, zeros, at a multiple of 256; they are its until the device is dropped.
     ///

@@ -21,6 +21,9 @@ unsafe extern "C" {
     safe fn plimsoll_fibers_open(at: *const c_void, bytes: usize, open: c_int);
 }
 
+/// Bytes that a block of an H100 shares at most (CUDA C++ Programming Guide, compute capability 9.0).
+const H100_SHARED: u64 = 227 << 10;
+
 /// A device whose memory is this machine's, and whose threads are fibers. Built with AddressSanitizer, it ends the process
 /// where a kernel uses memory that it was not [allowed](Device::allow), and names the line.
 #[derive(Debug, Default)]
@@ -30,6 +33,8 @@ pub struct Fibers {
     allowed: Option<Vec<(Address, u64)>>,
     /// Blocks in the second and third direction of a grid, where not as many as on a GPU.
     most_blocks: Option<u32>,
+    /// Bytes that threads of a block share, where not as many as of an H100.
+    most_shared: Option<u64>,
     /// Whether it checks though kernels are not stopped.
     strict: bool,
     graphs: Vec<Vec<Kernel>>,
@@ -81,6 +86,14 @@ impl Fibers {
     pub fn with_blocks(most: u32) -> Self {
         let mut fibers = Self::new();
         fibers.most_blocks = Some(most);
+        fibers
+    }
+
+    /// One whose blocks share at most so many bytes.
+    #[must_use]
+    pub fn with_shared(most: u64) -> Self {
+        let mut fibers = Self::new();
+        fibers.most_shared = Some(most);
         fibers
     }
 
@@ -236,6 +249,10 @@ impl Device for Fibers {
         }
     }
 
+    fn most_shared(&mut self, _: &'static str) -> Result<u64, DeviceError> {
+        Ok(self.most_shared.unwrap_or(H100_SHARED))
+    }
+
     fn most_blocks(&self) -> [u32; 2] {
         [i32::MAX.cast_unsigned(), self.most_blocks.unwrap_or(65_535)]
     }
@@ -320,6 +337,14 @@ impl Device for Fibers {
         how: Launch,
         args: &[u8],
     ) -> Result<(), DeviceError> {
+        let has = self.most_shared(kernel)?;
+        if u64::from(how.shared) > has {
+            return Err(DeviceError::Shared {
+                kernel: kernel.to_owned(),
+                needs: how.shared.into(),
+                has,
+            });
+        }
         let this = Kernel {
             name: kernel,
             how,

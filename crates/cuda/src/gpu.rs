@@ -273,6 +273,27 @@ impl Device for Gpu {
         }
     }
 
+    fn most_shared(&mut self, kernel: &'static str) -> Result<u64, DeviceError> {
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as OWN;
+        self.current()?;
+        let fail = |reason: String| DeviceError::Kernel {
+            kernel: kernel.to_owned(),
+            reason,
+        };
+        let function = self.function(kernel, 0).map_err(fail)?;
+        let device = result::device::get(self.number.cast_signed()).map_err(failed)?;
+        // SAFETY: the driver gave the device, and the function is of a loaded module.
+        let [most, own] = unsafe {
+            [
+                result::device::get_attribute(device, MOST).map_err(failed)?,
+                result::function::get_function_attribute(function, OWN).map_err(failed)?,
+            ]
+        };
+        // What the kernel always has is among it.
+        Ok(u64::try_from(most - own).unwrap_or(0))
+    }
+
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         let fail = |reason: String| DeviceError::Memory { bytes, reason };
         self.unrecorded()?;

@@ -12,12 +12,21 @@ const NORMAL: u32 = 0x3c80_0000;
 #[inline]
 #[must_use]
 pub(crate) const fn f32_from_f8(bits: u8) -> f32 {
+    let special = if bits & NAN == NAN { 0x7fc0_0000 } else { 0 };
+    f32::from_bits(finite_f8(bits).to_bits() | special)
+}
+
+/// 2¹²⁰: what exponents of e4m3 lack where those of f32 are.
+pub(crate) const LACK: f32 = f32::from_bits((127 + 120) << 23);
+
+/// The value of an e4m3 that is a number.
+#[inline]
+#[must_use]
+pub(crate) const fn finite_f8(bits: u8) -> f32 {
     let sign = ((bits & 0x80) as u32) << 24;
     let rest = (bits & 0x7f) as u32;
-    // Exponent and mantissa in their places, the exponent 120 too small: exact, also for what is subnormal.
-    let number = f32::from_bits(rest << 20) * f32::from_bits((127 + 120) << 23);
-    let special = if rest == NAN as u32 { 0x7fc0_0000 } else { 0 };
-    f32::from_bits(number.to_bits() | special | sign)
+    // Exponent and mantissa in their places: exact, also for what is subnormal.
+    f32::from_bits(sign | rest << 20) * LACK
 }
 
 /// The nearest e4m3, ties to even. Numbers beyond 448 become that, the nearest that there is; infinities and NaN become

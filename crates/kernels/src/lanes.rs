@@ -5,11 +5,15 @@
 
 use crate::bf16::f32_from_bf16;
 use crate::cached::{F8, F16};
-use crate::f8::f32_from_f8;
+use crate::f8::{LACK, f32_from_f8, finite_f8};
 use crate::f16::f32_from_f16;
 
 /// Elements side by side.
 pub(crate) const LANES: usize = 16;
+
+/// Where an e4m3 has its bits once it was shifted from the top of a word by four.
+#[cfg(target_arch = "x86_64")]
+const F8_PLACES: i32 = 0x87f0_0000_u32.cast_signed();
 
 /// Sixteen f32.
 ///
@@ -23,6 +27,8 @@ pub(crate) trait Lanes: Copy {
     fn load_f16(x: &[F16]) -> Self;
     fn load_f8(x: &[F8]) -> Self;
     fn load_i8(x: &[i8]) -> Self;
+    /// Of each of sixteen words the byte of this number, the lowest first: e4m3 that are numbers.
+    fn load_bytes_f8<const BYTE: usize>(x: &[u32]) -> Self;
     fn store(self, x: &mut [f32]);
     /// `self * b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
@@ -150,6 +156,12 @@ impl Lanes for Scalar {
         Self(std::array::from_fn(|i| f32::from(x[i])))
     }
     #[inline(always)]
+    fn load_bytes_f8<const BYTE: usize>(x: &[u32]) -> Self {
+        Self(std::array::from_fn(|i| {
+            finite_f8((x[i] >> (8 * BYTE)) as u8)
+        }))
+    }
+    #[inline(always)]
     fn store(self, x: &mut [f32]) {
         x[..LANES].copy_from_slice(&self.0);
     }
@@ -194,7 +206,7 @@ impl Lanes for Scalar {
 /// Two registers of eight.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2 {
-    use super::{F8, F16, LANES, Lanes};
+    use super::{F8, F8_PLACES, F16, LACK, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -268,6 +280,24 @@ pub(crate) mod avx2 {
             Self(half(x), half(unsafe { x.add(8) }))
         }
         #[inline(always)]
+        fn load_bytes_f8<const BYTE: usize>(x: &[u32]) -> Self {
+            let x = x[..LANES].as_ptr();
+            // The byte comes to the top, its sign stays there and its other bits go where those of an f32 are.
+            let half = |p: *const u32| unsafe {
+                let words = _mm256_loadu_si256(p.cast());
+                let top = match BYTE {
+                    0 => _mm256_slli_epi32::<24>(words),
+                    1 => _mm256_slli_epi32::<16>(words),
+                    2 => _mm256_slli_epi32::<8>(words),
+                    _ => words,
+                };
+                let places = _mm256_set1_epi32(F8_PLACES);
+                let bits = _mm256_and_si256(_mm256_srai_epi32::<4>(top), places);
+                _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(LACK))
+            };
+            Self(half(x), half(unsafe { x.add(8) }))
+        }
+        #[inline(always)]
         fn store(self, x: &mut [f32]) {
             let x = x[..LANES].as_mut_ptr();
             unsafe {
@@ -322,7 +352,7 @@ pub(crate) mod avx2 {
 /// One register of sixteen.
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512 {
-    use super::{F8, F16, LANES, Lanes};
+    use super::{F8, F8_PLACES, F16, LACK, LANES, Lanes};
     use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
@@ -387,6 +417,26 @@ pub(crate) mod avx512 {
             unsafe {
                 let wide = _mm512_cvtepi8_epi32(_mm_loadu_si128(x.cast()));
                 Self(_mm512_cvtepi32_ps(wide))
+            }
+        }
+        #[inline(always)]
+        fn load_bytes_f8<const BYTE: usize>(x: &[u32]) -> Self {
+            let x = x[..LANES].as_ptr();
+            // As in half as many lanes.
+            unsafe {
+                let words = _mm512_loadu_si512(x.cast());
+                let top = match BYTE {
+                    0 => _mm512_slli_epi32::<24>(words),
+                    1 => _mm512_slli_epi32::<16>(words),
+                    2 => _mm512_slli_epi32::<8>(words),
+                    _ => words,
+                };
+                let places = _mm512_set1_epi32(F8_PLACES);
+                let bits = _mm512_and_si512(_mm512_srai_epi32::<4>(top), places);
+                Self(_mm512_mul_ps(
+                    _mm512_castsi512_ps(bits),
+                    _mm512_set1_ps(LACK),
+                ))
             }
         }
         #[inline(always)]

@@ -27,8 +27,8 @@ pub use cpu::Level;
 pub use f16::{f16_from_f32, f32_from_f16};
 pub use latent::{LATENT_MAX, LatentShape, attend_latents, write_latents};
 pub use linear::{
-    Groups, Inputs, Linear, PANEL, Start, group_word, pack_columns, pack_group_row, pack_row,
-    pack_rows, quantise_row, run_heads,
+    Groups, Inputs, Linear, PANEL, Start, group_word, pack_columns, pack_f8_row, pack_group_row,
+    pack_row, pack_rows, quantise_row, run_heads,
 };
 pub use math::{cos_sin, tanh};
 pub use peaks::{best_per_s, flops_per_s, read_bytes_per_s};

@@ -5,7 +5,7 @@
 //! in one word. Which layout has which is known to `lower/quantised.rs` alone.
 
 use plimsoll_model::Axis;
-use plimsoll_units::{DType, GroupSize, SizeOverflow};
+use plimsoll_units::{DType, GroupSize, SizeOverflow, WeightType};
 
 /// A matrix whose elements are `scale × (code − zero)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,6 +176,22 @@ impl Quantised {
         let [outputs, inputs] = self.scales.block;
         let size = GroupSize::of(inputs).filter(|_| outputs == 1);
         size.filter(|_| four && narrow && sorted)
+    }
+
+    /// Whether it can be kept as it is among e4m3 with a scale for each row and group of inputs: inputs of a group have one.
+    #[must_use]
+    pub fn is_f8(&self) -> bool {
+        let floats = (self.codes.number, self.codes.dtype) == (Number::Plain, DType::F8E4m3);
+        let [_, inputs] = self.scales.block;
+        let whole = inputs.is_multiple_of(WeightType::SCALED) || inputs >= self.size[1];
+        floats && whole && self.zero == Zero::Same(0) && self.order.is_none()
+    }
+
+    /// What it can be kept as without loss, but for what everything can.
+    #[must_use]
+    pub fn kept(&self) -> Option<WeightType> {
+        let groups = self.group_size().map(WeightType::Grouped);
+        groups.or_else(|| self.is_f8().then_some(WeightType::Fp8))
     }
 
     /// Groups of inputs that have a scale of their own.

@@ -1,67 +1,20 @@
-//! Lowered programs: what they look like (`tests/golden/`, one file for each fixture; `UPDATE_GOLDEN=1 cargo test -p
-//! plimsoll-program --test lower` rewrites them), that buffers alive together never overlap, that every stored
-//! element is used once, and what does not lower.
+//! Lowered programs: buffers alive together never overlap, every stored element is used once, layers have places of their
+//! own.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::path::Path;
 
-use plimsoll_model::gguf;
-use plimsoll_model::read_at::{ReadAt, ReadError};
-use plimsoll_model::{Assume, Mixer, ModelSpec, Role, TensorSpec, catalogue, from_config};
+use plimsoll_model::{Mixer, Role, TensorSpec, catalogue};
 use plimsoll_program::{
-    AttentionOp, BufferId, GroupKind, KvRules, Limits, LowerError, NormKind, Number, Op, Parallel,
-    PoolGeometry, Program, Quantised, Rows, Weight, WeightId, WeightLayout, Zero, lower,
+    BufferId, GroupKind, KvRules, Limits, LowerError, Op, Parallel, PoolGeometry, Rank, Rows,
+    WeightLayout, lower, lower_rank,
 };
 use plimsoll_units::{Bytes, DType, WeightType, Weights};
-use serde_json::{Value, json};
-use support::{Reader, fixtures, name, spec, tensors};
-
-const RULES: KvRules = KvRules {
-    dtype: DType::Bf16,
-    state_dtype: DType::F32,
-    block_size: 16,
-};
-
-const LIMITS: Limits = Limits {
-    tokens: 48,
-    outputs: 4,
-    context: 64,
-    weights: Weights::As(WeightType::Bf16),
-};
-
-fn config(json: &Value) -> ModelSpec {
-    from_config(json, Assume::Nothing).unwrap()
-}
-
-/// All models that lower: the fixtures and the built-in ones.
-fn programs() -> Vec<(String, ModelSpec, Program)> {
-    let mut all = Vec::new();
-    for folder in fixtures() {
-        let spec = spec(&folder);
-        let program = lower(&spec, &LIMITS, &RULES).unwrap();
-        all.push((name(&folder), spec, program));
-    }
-    for entry in catalogue::entries() {
-        let spec = config(&entry.config);
-        let limits = Limits {
-            tokens: 2048,
-            outputs: 256,
-            context: spec.max_context.unwrap(),
-            weights: Weights::default(),
-        };
-        match lower(&spec, &limits, &RULES) {
-            Ok(program) => all.push((entry.name.clone(), spec, program)),
-            Err(LowerError::NotYet { .. } | LowerError::Unsupported { .. }) => {}
-            Err(e) => panic!("{}: {e}", entry.name),
-        }
-    }
-    all
-}
+use support::models::{LIMITS, RULES, config, programs};
+use support::{fixtures, name, spec};
 
 /// Every matrix but tables is read for every token, and of experts those that it takes.
 #[test]
@@ -90,365 +43,6 @@ fn one_token_reads_every_matrix_that_it_passes() {
         let whole = matrices..=matrices + vectors;
         assert!(whole.contains(&read), "{name}: {read} of {whole:?}");
     }
-}
-
-// ---------------------------------------------------------------- golden files
-
-struct Dump<'a>(&'a Program);
-
-/// What the codes of a tensor are multiplied by and less.
-fn scaled(q: &Quantised, codes: &str) -> String {
-    let power = if q.scales.number == Number::Power {
-        "2^"
-    } else {
-        ""
-    };
-    let zero = match q.zero {
-        Zero::Same(0) => String::new(),
-        Zero::Same(n) => format!(" less {n}"),
-        Zero::Stored(g) => format!(" less {}", g.leaf),
-    };
-    let order = q
-        .order
-        .map_or_else(String::new, |o| format!(" by {}", o.leaf));
-    let scales = q.beside(codes, q.scales.leaf);
-    format!("{zero} x {power}{scales}{order}")
-}
-
-impl Dump<'_> {
-    fn buffer(&self, id: BufferId) -> &'static str {
-        self.0.buffer(id).name
-    }
-
-    fn weight(&self, id: WeightId) -> &str {
-        &self.0.weight(id).name
-    }
-
-    fn bias(&self, id: Option<WeightId>) -> String {
-        id.map_or_else(String::new, |b| format!(" + {}", self.weight(b)))
-    }
-
-    fn attention(&self, a: &AttentionOp) -> String {
-        let [q, k, v] = [a.q, a.k, a.v].map(|b| self.buffer(b));
-        let [q_at, k_at, v_at] = a.at;
-        let cap = a.softcap.map_or_else(String::new, |c| format!(", cap {c}"));
-        let sinks = a
-            .sinks
-            .map_or_else(String::new, |s| format!(", {}", self.weight(s)));
-        format!(
-            "{} = attention({q}[{q_at}..] {} x {}, {k}[{k_at}..] {} x {}, {v}[{v_at}..] x {}) scale {}{cap}{sinks}, group {} layer {}",
-            self.buffer(a.out),
-            a.q_heads,
-            a.k_dim,
-            a.kv_heads,
-            a.k_dim,
-            a.v_dim,
-            a.scale,
-            a.group,
-            a.index,
-        )
-    }
-
-    fn op(&self, op: &Op) -> String {
-        let b = |id: &BufferId| self.buffer(*id);
-        let w = |id: &WeightId| self.weight(*id);
-        match op {
-            Op::Embed {
-                table,
-                from,
-                out,
-                scale,
-            } => match from {
-                0 => format!("{} = {}[token] x {scale}", b(out), w(table)),
-                n => format!("{} = {}[token - {n}] x {scale}", b(out), w(table)),
-            },
-            Op::AddPosition { table, x, offset } => {
-                format!("{} += {}[position + {offset}]", b(x), w(table))
-            }
-            Op::Rotary(t) => format!(
-                "{} = angles{} x {}{}",
-                b(&t.out),
-                t.frequencies.iter().fold(String::new(), |mut s, f| {
-                    write!(s, " {f:.6}").unwrap();
-                    s
-                }),
-                t.scale,
-                t.divisors
-                    .map_or_else(String::new, |d| format!(" / {}", w(&d))),
-            ),
-            Op::Norm {
-                kind,
-                weight,
-                bias,
-                x,
-                out,
-                from,
-                heads,
-                head,
-            } => format!(
-                "{} = {} of {}[{from}..] {heads} x {head}{}{}",
-                b(out),
-                match kind {
-                    NormKind::Rms { eps } => format!("rms {eps:e}"),
-                    NormKind::Layer { eps } => format!("layer {eps:e}"),
-                },
-                b(x),
-                weight.map_or_else(String::new, |g| format!(" x {}", w(&g))),
-                self.bias(*bias),
-            ),
-            Op::Linear {
-                weight,
-                bias,
-                x,
-                out,
-                add,
-            } => format!(
-                "{} {} {} {}{}",
-                b(out),
-                if *add { "+=" } else { "=" },
-                b(x),
-                w(weight),
-                self.bias(*bias),
-            ),
-            Op::Rotate {
-                table,
-                x,
-                from,
-                heads,
-                head,
-                interleaved,
-            } => format!(
-                "rotate {}[{from}..] {heads} x {head} by {}{}",
-                b(x),
-                b(table),
-                if *interleaved { ", neighbours" } else { "" },
-            ),
-            Op::Attention(a) => self.attention(a),
-            Op::Latent(a) => format!(
-                "{} = latent attention({}, {}, {}) {} x {} + {} scale {}, group {} layer {}",
-                b(&a.out),
-                b(&a.q),
-                b(&a.q_rope),
-                b(&a.latent),
-                a.heads,
-                a.rank,
-                a.rope_dim,
-                a.scale,
-                a.group,
-                a.index,
-            ),
-            Op::Heads { weights, x, out } => format!(
-                "{} = heads of {}:{}",
-                b(out),
-                b(x),
-                weights.iter().fold(String::new(), |s, id| s + " " + w(id)),
-            ),
-            Op::Activate {
-                kind,
-                x,
-                out,
-                gated,
-            } => format!(
-                "{} = {kind:?}({}){}",
-                b(out),
-                b(x),
-                if *gated { ", gated" } else { "" },
-            ),
-            Op::Gate {
-                kind,
-                gate,
-                from,
-                x,
-                out,
-            } => format!("{} = {kind:?}({}[{from}..]) x {}", b(out), b(gate), b(x)),
-            Op::Convolve(c) => format!(
-                "{} = {} taps of {} over {}[{}..]{}, group {} at {}",
-                b(&c.out),
-                c.taps,
-                w(&c.weight),
-                b(&c.x),
-                c.from,
-                self.bias(c.bias),
-                c.state.group,
-                c.state.from,
-            ),
-            Op::Steps {
-                x,
-                from,
-                bias,
-                decay,
-                limits: [low, high],
-                out,
-            } => format!(
-                "{} = steps {low} to {high} of {}[{from}..] + {}, kept by {}",
-                b(out),
-                b(x),
-                w(bias),
-                w(decay),
-            ),
-            Op::Scan(s) => format!(
-                "{} = scan of {} by {}, {} x {} x {}, {} groups, + {}, group {} at {}",
-                b(&s.out),
-                b(&s.x),
-                b(&s.steps),
-                s.heads,
-                s.rows,
-                s.cols,
-                s.groups,
-                w(&s.skip),
-                s.state.group,
-                s.state.from,
-            ),
-            Op::Add { x, out, scale } => format!("{} += {} x {scale}", b(out), b(x)),
-            Op::Route {
-                logits,
-                out,
-                renormalise,
-                sigmoid,
-                bias,
-                groups,
-            } => format!(
-                "{} = experts of {}{}, {}weights over {}{}",
-                b(out),
-                b(logits),
-                self.bias(*bias),
-                if *sigmoid { "sigmoid, " } else { "" },
-                if *renormalise { "these" } else { "all" },
-                groups.map_or_else(String::new, |g| {
-                    format!(", in {} of {} groups by {}", g.taken, g.count, g.best)
-                }),
-            ),
-            Op::ClampedSwiglu {
-                x,
-                out,
-                limit,
-                alpha,
-            } => format!("{} = swiglu({}) within {limit}, x {alpha}", b(out), b(x)),
-            Op::Experts {
-                weights,
-                biases,
-                routes,
-                x,
-                out,
-            } => format!(
-                "{} = {} by {}:{}{}",
-                b(out),
-                b(x),
-                b(routes),
-                weights.iter().fold(String::new(), |s, id| s + " " + w(id)),
-                self.bias(*biases),
-            ),
-            Op::AddWeighted {
-                x,
-                weights,
-                from,
-                out,
-                scale,
-                add,
-            } => format!(
-                "{} {} {} by {}[{from}..] x {scale}",
-                b(out),
-                if *add { "+=" } else { "=" },
-                b(x),
-                b(weights)
-            ),
-            Op::AllReduce { x } => format!("{} = sum over ranks", b(x)),
-            Op::AllGather { x, out } => format!("{} = {} of all ranks", b(out), b(x)),
-            Op::Gather { x, out } => format!("{} = wanted rows of {}", b(out), b(x)),
-            Op::Cap { x, cap, scale } => format!("{} = cap {cap:?} x {scale}", b(x)),
-        }
-    }
-
-    fn text(&self) -> String {
-        let p = self.0;
-        let mut s = format!(
-            "T {} R {}: {} bytes of activations, {} of weights, pages of {}\n",
-            p.tokens,
-            p.outputs,
-            p.activation_bytes.get(),
-            p.weight_bytes.get(),
-            p.geometry.page.get(),
-        );
-        for (i, g) in p.geometry.groups.iter().enumerate() {
-            writeln!(
-                s,
-                "group {i}: {:?}, {} layers, {} slots",
-                g.kind, g.layers, g.slots
-            )
-            .unwrap();
-        }
-        for b in &p.buffers {
-            writeln!(
-                s,
-                "buffer {}: {:?} x {} at {}",
-                b.name,
-                b.rows,
-                b.width,
-                b.offset.get()
-            )
-            .unwrap();
-        }
-        for w in &p.weights {
-            let layout = match w.layout {
-                WeightLayout::Packed { n, k, .. } => format!("{n} x {k}"),
-                WeightLayout::F32 { n } => format!("{n} f32"),
-            };
-            write!(
-                s,
-                "weight {} ({}): {layout} at {} =",
-                w.name,
-                w.role,
-                w.offset.get()
-            )
-            .unwrap();
-            for part in &w.sources {
-                let turned = match (part.transposed, part.input) {
-                    (false, _) => String::new(),
-                    (true, None) => " turned".to_owned(),
-                    (true, Some(input)) => format!(" turned from {input}"),
-                };
-                let plus = if part.plus == 0 {
-                    String::new()
-                } else {
-                    format!(" + {}", part.plus)
-                };
-                let scales = part.quantised.as_ref();
-                let scales = scales.map_or_else(String::new, |q| scaled(q, &part.tensor));
-                write!(
-                    s,
-                    " {}[{}..{}]{turned}{plus}{scales}",
-                    part.tensor, part.rows.start, part.rows.end
-                )
-                .unwrap();
-            }
-            s.push('\n');
-        }
-        for op in &p.ops {
-            writeln!(s, "{}", self.op(op)).unwrap();
-        }
-        s
-    }
-}
-
-#[test]
-fn programs_are_as_recorded() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut changed = Vec::new();
-    for folder in fixtures() {
-        let program = lower(&spec(&folder), &LIMITS, &RULES).unwrap();
-        let text = Dump(&program).text();
-        let path = dir.join(format!("{}.txt", name(&folder)));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::create_dir_all(&dir).unwrap();
-            std::fs::write(&path, &text).unwrap();
-        } else if std::fs::read_to_string(&path).unwrap_or_default() != text {
-            changed.push(path);
-        }
-    }
-    assert!(
-        changed.is_empty(),
-        "changed: {changed:?}; review, then UPDATE_GOLDEN=1"
-    );
 }
 
 // ---------------------------------------------------------------- buffers
@@ -593,7 +187,7 @@ fn experts_have_as_many_rows_as_a_token_takes_of_them() {
 fn quantised_inputs_have_room_of_their_own() {
     for (folder, spec, plain) in programs() {
         assert!(plain.scratch.iter().all(Option::is_none));
-        for weights in [WeightType::Int8, WeightType::Int4] {
+        for weights in [WeightType::Fp8, WeightType::Int8, WeightType::Int4] {
             let p = {
                 let weights = Weights::As(weights);
                 lower(&spec, &Limits { weights, ..LIMITS }, &RULES)
@@ -616,7 +210,8 @@ fn quantised_inputs_have_room_of_their_own() {
                 };
                 let router = w.role == plimsoll_model::Role::Router;
                 assert_eq!(form == WeightType::Bf16, router, "{folder}: {}", w.name);
-                assert_eq!(scratch.is_none(), router, "{folder}: {}", w.name);
+                let floats = router || form == WeightType::Fp8;
+                assert_eq!(scratch.is_none(), floats, "{folder}: {}", w.name);
                 let Some(scratch) = scratch else { continue };
                 some += 1;
                 let of = |id| p.buffer(id);
@@ -633,7 +228,46 @@ fn quantised_inputs_have_room_of_their_own() {
                     assert!(a.end <= b.start || b.end <= a.start, "{folder}: {op:?}");
                 }
             }
-            assert!(some > 0);
+            assert_eq!(some > 0, weights != WeightType::Fp8);
+        }
+    }
+}
+
+/// Published e4m3 stays as it is stored where a scale is for whole groups of columns, on each rank; what would cut a group
+/// says so. A scale for all columns is that of any.
+#[test]
+fn published_floats_keep_their_groups() {
+    let of = |folder: &str, ranks: u64, weights| {
+        let folder = support::quantised()
+            .into_iter()
+            .find(|f| f.ends_with(folder))
+            .unwrap();
+        let spec = spec(&folder);
+        let limits = Limits { weights, ..LIMITS };
+        let rank = Rank::all(ranks).last().unwrap();
+        lower_rank(&spec, rank, &limits, &RULES)
+    };
+    let fp8 = Weights::As(WeightType::Fp8);
+    for (folder, ranks, whole) in [
+        ("fp8_wide", 2, true),
+        ("fp8_wide", 4, false),
+        ("float8", 4, true),
+    ] {
+        for weights in [Weights::Stored, fp8] {
+            match of(folder, ranks, weights) {
+                Ok(p) => {
+                    let down = p.weights.iter().find(|w| w.name.ends_with("mlp_out"));
+                    let down = down.unwrap_or_else(|| panic!("{:?}", p.weights));
+                    let WeightLayout::Packed { form, .. } = down.layout else {
+                        panic!("{down:?}");
+                    };
+                    assert!(whole && form == WeightType::Fp8, "{folder}: {form}");
+                }
+                Err(LowerError::Divided(e)) => {
+                    assert!(!whole && e.contains("has groups of 128 elements"), "{e}");
+                }
+                Err(e) => panic!("{folder}: {e}"),
+            }
         }
     }
 }
@@ -797,364 +431,6 @@ fn layers_have_their_own_places_in_their_groups() {
         );
     }
 }
-
-// ---------------------------------------------------------------- rotary frequencies
-
-/// Steps between two floats.
-fn apart(a: f32, b: f32) -> u32 {
-    a.to_bits().abs_diff(b.to_bits())
-}
-
-#[test]
-fn frequencies_are_those_of_transformers() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rope.json");
-    let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    let mut cases = 0;
-    for case in file["cases"].as_array().unwrap() {
-        let name = &case["name"];
-        let limits = Limits {
-            context: case["context"].as_u64().unwrap(),
-            ..LIMITS
-        };
-        let p = lower(&config(&case["config"]), &limits, &RULES).unwrap();
-        let tables: Vec<_> = p
-            .ops
-            .iter()
-            .filter_map(|op| match op {
-                Op::Rotary(t) => Some(t),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(tables.len(), 1, "{name}");
-        let want: Vec<f32> = case["bits"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|b| f32::from_bits(u32::try_from(b.as_u64().unwrap()).unwrap()))
-            .collect();
-        assert_eq!(tables[0].frequencies.len(), want.len(), "{name}");
-        // Where torch rounds a power the other way, what is computed from it is a step away.
-        for (have, want) in tables[0].frequencies.iter().zip(&want) {
-            assert!(apart(*have, *want) <= 1, "{name}: {have} for {want}");
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "models multiply in f32")]
-        let scale = case["scale"].as_f64().unwrap() as f32;
-        assert!(
-            apart(tables[0].scale, scale) <= 1,
-            "{name}: {}",
-            tables[0].scale
-        );
-        cases += 1;
-    }
-    assert!(cases >= 9, "{cases}");
-}
-
-// ---------------------------------------------------------------- GGUF
-
-/// The fixture as llama.cpp's converter would store it: its names, and query and key rows reordered so that
-/// rotated pairs are neighbours.
-#[test]
-fn a_llama_of_a_gguf_file_computes_the_same() {
-    let folder = fixtures().into_iter().find(|f| name(f) == "llama").unwrap();
-    let plain = spec(&folder);
-    let stored = tensors(&folder.join("model.safetensors"));
-    let renamed = |name: &str| {
-        let mut s = name.replace("model.layers.", "blk.");
-        for (from, to) in [
-            ("model.embed_tokens", "token_embd"),
-            ("model.norm", "output_norm"),
-            ("lm_head", "output"),
-            ("self_attn.q_proj", "attn_q"),
-            ("self_attn.k_proj", "attn_k"),
-            ("self_attn.v_proj", "attn_v"),
-            ("self_attn.o_proj", "attn_output"),
-            ("mlp.gate_proj", "ffn_gate"),
-            ("mlp.up_proj", "ffn_up"),
-            ("mlp.down_proj", "ffn_down"),
-            ("input_layernorm", "attn_norm"),
-            ("post_attention_layernorm", "ffn_norm"),
-        ] {
-            s = s.replace(from, to);
-        }
-        s
-    };
-    let mut spec = plain.clone();
-    for t in &mut spec.tensors {
-        t.name = renamed(&t.name);
-    }
-    if let Ok(a) = &mut spec.arithmetic
-        && let plimsoll_model::Positions::Rotary { interleaved, .. } = &mut a.positions
-    {
-        *interleaved = true;
-    }
-    let head = 16;
-    let reordered = stored
-        .iter()
-        .map(|(name, t)| {
-            let columns = usize::try_from(*t.shape.last().unwrap()).unwrap();
-            let rows = t.values.len() / columns;
-            let turn = name.contains("q_proj") || name.contains("k_proj");
-            // Row i of a head's first half comes before row i of its second.
-            let from = |r: usize| match (turn, r % head) {
-                (false, _) => r,
-                (true, i) => r - i + i / 2 + (i % 2) * head / 2,
-            };
-            let values = (0..rows)
-                .flat_map(|r| t.values[from(r) * columns..][..columns].to_vec())
-                .collect();
-            let shape = t.shape.clone();
-            (renamed(name), support::Tensor { shape, values })
-        })
-        .collect();
-    let ids = [3, 77, 5, 250, 19, 42, 7, 7, 130];
-    let run = |spec: &ModelSpec, tensors: &support::Tensors| {
-        let p = lower(spec, &LIMITS, &RULES).unwrap();
-        Reader::new(&p, tensors).logits(&ids)
-    };
-    let (a, b) = (run(&plain, &stored), run(&spec, &reordered));
-    for (a, b) in a.iter().zip(&b) {
-        assert!((a - b).abs() < 1e-9, "{a} {b}");
-    }
-}
-
-// ---------------------------------------------------------------- what does not lower
-
-fn refused(change: impl FnOnce(&mut Value)) -> String {
-    let mut json = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 256,
-        "max_position_embeddings": 128,
-    });
-    assert!(lower(&config(&json), &LIMITS, &RULES).is_ok());
-    change(&mut json);
-    lower(&config(&json), &LIMITS, &RULES)
-        .unwrap_err()
-        .to_string()
-}
-
-#[test]
-fn what_is_unknown_is_refused_with_the_field() {
-    for (key, value, says) in [
-        ("hidden_act", json!("xielu"), "`hidden_act` is \"xielu\""),
-        ("rms_norm_eps", json!("1e-5"), "`rms_norm_eps` is \"1e-5\""),
-        ("rope_theta", json!(-1), "`rope_theta` is -1"),
-        (
-            "rope_scaling",
-            json!({"rope_type": "axial"}),
-            "`rope_scaling.rope_type` is \"axial\"",
-        ),
-        (
-            "rope_scaling",
-            json!({"rope_type": "linear"}),
-            "`rope_scaling.factor` is absent",
-        ),
-        (
-            "rope_scaling",
-            json!({"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}),
-            "expected 8 numbers above 0",
-        ),
-        (
-            "partial_rotary_factor",
-            json!(0.2),
-            "expected an even number",
-        ),
-    ] {
-        let text = refused(|c| c[key] = value);
-        assert!(text.contains(says), "{key}: {text}");
-    }
-    let text = refused(|c| {
-        c["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0});
-        c["max_position_embeddings"] = json!(32);
-    });
-    assert!(text.contains("limit the context"), "{text}");
-}
-
-#[test]
-fn families_without_a_lowering_say_so() {
-    let mut not_yet = Vec::new();
-    for entry in catalogue::entries() {
-        let spec = config(&entry.config);
-        let limits = Limits {
-            context: 1024,
-            ..LIMITS
-        };
-        if let Err(e) = lower(&spec, &limits, &RULES) {
-            assert!(e.to_string().contains(spec.family), "{}: {e}", entry.name);
-            if !e.to_string().contains("weights are quantised") {
-                not_yet.push(spec.family);
-            }
-        }
-    }
-    not_yet.sort_unstable();
-    not_yet.dedup();
-    assert!(not_yet.contains(&"qwen3_next"), "{not_yet:?}");
-    for runs in [
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "phi3",
-        "gemma2",
-        "gemma3",
-        "opt",
-        "gpt2",
-        "mixtral",
-        "qwen3_moe",
-        "deepseek",
-        "gpt_oss",
-    ] {
-        assert!(!not_yet.contains(&runs), "{runs}");
-    }
-}
-
-#[test]
-fn a_tensor_that_nothing_reads_is_refused() {
-    let folder = fixtures().into_iter().find(|f| name(f) == "llama").unwrap();
-    let mut spec = spec(&folder);
-    let mut more = spec.tensors[1].clone();
-    more.name = "model.layers.0.self_attn.gate.weight".to_owned();
-    spec.tensors.push(more);
-    let text = lower(&spec, &LIMITS, &RULES).unwrap_err().to_string();
-    assert!(
-        text.contains("no operation reads its `model.layers.0.self_attn.gate.weight`"),
-        "{text}"
-    );
-    // A missing one too.
-    spec.tensors.pop();
-    spec.tensors
-        .retain(|t| !t.name.contains("layers.1.mlp.up_proj"));
-    let text = lower(&spec, &LIMITS, &RULES).unwrap_err().to_string();
-    assert!(
-        text.contains("no `mlp.up_proj.weight` in layer 1"),
-        "{text}"
-    );
-}
-
-#[test]
-fn sizes_past_64_bits_are_an_error() {
-    let folder = fixtures().into_iter().find(|f| name(f) == "llama").unwrap();
-    let limits = Limits {
-        tokens: u64::MAX / 64,
-        ..LIMITS
-    };
-    let e = lower(&spec(&folder), &limits, &RULES).unwrap_err();
-    assert!(matches!(e, LowerError::Size(_)), "{e}");
-}
-
-#[test]
-fn longrope_takes_its_divisors_by_the_longest_sequence() {
-    let folder = fixtures().into_iter().find(|f| name(f) == "phi3").unwrap();
-    let spec = spec(&folder);
-    let frequencies = |context| {
-        let p = lower(&spec, &Limits { context, ..LIMITS }, &RULES).unwrap();
-        p.ops.iter().find_map(|op| match op {
-            Op::Rotary(t) => Some(t.frequencies.clone()),
-            _ => None,
-        })
-    };
-    assert_eq!(frequencies(16), frequencies(32));
-    assert_ne!(frequencies(32), frequencies(33));
-}
-
-/// Published configs keep the part that is rotated beside `rope_scaling`, not in it.
-#[test]
-fn phi_4_mini_lowers_from_its_published_config() {
-    let factors = vec![1.5; 48];
-    let spec = config(&json!({
-        "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
-        "num_hidden_layers": 2, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200_064,
-        "max_position_embeddings": 131_072, "original_max_position_embeddings": 4096, "sliding_window": 262_144,
-        "partial_rotary_factor": 0.75, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "tie_word_embeddings": true,
-        "attention_bias": false, "full_attn_mod": 1, "interpolate_factor": 1, "hidden_act": "silu",
-        "rope_scaling": {"long_factor": factors, "short_factor": factors, "type": "longrope"},
-    }));
-    let p = lower(&spec, &LIMITS, &RULES).unwrap();
-    let turned = p.ops.iter().filter_map(|op| match op {
-        Op::Rotate { heads, head, .. } => Some((*heads, *head)),
-        _ => None,
-    });
-    assert!(turned.eq([(32, 128), (32, 128)]));
-    let frequencies = p.ops.iter().find_map(|op| match op {
-        Op::Rotary(t) => Some(t.frequencies.len()),
-        _ => None,
-    });
-    assert_eq!(frequencies, Some(48));
-    assert!(!p.weights.iter().any(|w| w.role == Role::Head));
-}
-
-/// The header of a file whose data is not there.
-struct Headless {
-    size: u64,
-    head: Vec<u8>,
-}
-
-impl ReadAt for Headless {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), ReadError> {
-        buf.fill(0);
-        let from = usize::try_from(offset).unwrap().min(self.head.len());
-        let n = (self.head.len() - from).min(buf.len());
-        buf[..n].copy_from_slice(&self.head[from..from + n]);
-        Ok(())
-    }
-}
-
-/// Headers of published shapes, from `crates/model/tests/golden/gguf`: what a file gives is what the checkpoint
-/// with the same config gives, under other names.
-#[test]
-fn gguf_files_lower_as_their_checkpoints_do() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden/gguf");
-    let (mut families, mut refused) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let bytes = std::fs::read(&path).unwrap();
-        let (size, head) = bytes.split_first_chunk::<8>().unwrap();
-        let (size, head) = (u64::from_le_bytes(*size), head.to_vec());
-        let header = gguf::Header::read(&Headless { size, head }).unwrap();
-        let Ok((json, spec)) = gguf::spec(&header, Assume::Nothing) else {
-            continue;
-        };
-        let file = match lower(&spec, &LIMITS, &RULES) {
-            Err(LowerError::NotYet { .. }) => continue,
-            Err(e)
-                if e.to_string().contains("of GGUF files")
-                // Older converters left out how gpt-oss rotates.
-                || e.to_string().contains("`rope_scaling` is missing") =>
-            {
-                refused.push(spec.family);
-                continue;
-            }
-            other => other.unwrap_or_else(|e| panic!("{name}: {e}")),
-        };
-        let checkpoint = lower(&config(&json), &LIMITS, &RULES).unwrap();
-        let weights = |p: &Program| -> Vec<(String, WeightLayout)> {
-            let divides = |w: &Weight| w.name == "rotary_divisors";
-            let kept = p.weights.iter().filter(|w| !divides(w));
-            kept.map(|w| (w.name.clone(), w.layout)).collect()
-        };
-        assert_eq!(weights(&file), weights(&checkpoint), "{name}");
-        assert_eq!(file.buffers, checkpoint.buffers, "{name}");
-        assert_eq!(file.ops.len(), checkpoint.ops.len(), "{name}");
-        assert_eq!(file.geometry, checkpoint.geometry, "{name}");
-        families.push(spec.family);
-    }
-    families.sort_unstable();
-    families.dedup();
-    assert_eq!(
-        families,
-        [
-            "gemma2", "gemma3", "gpt2", "gpt_neox", "granite", "llama", "phi3", "qwen2", "qwen3"
-        ]
-    );
-    refused.sort_unstable();
-    refused.dedup();
-    assert_eq!(refused, ["deepseek", "gpt_oss", "mixtral", "qwen3_moe"]);
-}
-
 /// Keys and values of an odd number of bytes would leave states between f32: their pages are a little longer.
 #[test]
 fn no_element_of_a_state_lies_in_two_pages() {

@@ -41,6 +41,9 @@ impl Device for Idle {
     fn capability(&self) -> u32 {
         90
     }
+    fn most_shared(&mut self, _: &'static str) -> Result<u64, DeviceError> {
+        Ok(u64::MAX)
+    }
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         self.next += bytes.next_multiple_of(256);
         Ok(Address(self.next))

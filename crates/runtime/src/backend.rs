@@ -277,6 +277,21 @@ impl<B: Backend, S: Chooser> Runner<B, S> {
         }
     }
 
+    /// The same with another chooser, before the first step.
+    pub fn choosing<T: Chooser>(self, chooser: T) -> Runner<B, T> {
+        Runner {
+            backend: self.backend,
+            pool: self.pool,
+            chooser,
+            tables: self.tables,
+            generations: self.generations,
+            moved: self.moved,
+            wanted: self.wanted,
+            notes_tables: self.notes_tables,
+            output: self.output,
+        }
+    }
+
     /// Where it is carried out.
     pub const fn backend(&self) -> &B {
         &self.backend

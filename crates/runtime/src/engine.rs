@@ -27,6 +27,16 @@ impl<E: Executor, L: Log> Engine<E, L> {
         }
     }
 
+    /// The same with another executor, made of this one.
+    pub fn with<F: Executor>(self, change: impl FnOnce(E) -> F) -> Engine<F, L> {
+        Engine {
+            driver: self.driver,
+            executor: change(self.executor),
+            began: self.began,
+            notices: self.notices,
+        }
+    }
+
     /// Time since the start.
     #[must_use]
     pub fn now(&self) -> Nanos {

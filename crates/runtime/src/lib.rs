@@ -22,6 +22,7 @@ pub mod optests;
 mod ranks;
 pub mod sample;
 mod swap;
+mod teacher;
 #[cfg(test)]
 mod testing;
 pub mod text;
@@ -35,3 +36,4 @@ pub use cpu::{Cpu, CpuExecutor, Memory, StartError, check};
 pub use engine::Engine;
 pub use ranks::{Ranks, threads_of_rank};
 pub use swap::{SwapFileError, SwapSpace};
+pub use teacher::{Agreement, Teacher};

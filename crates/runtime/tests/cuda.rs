@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use plimsoll_cuda::{Fibers, Lane};
@@ -17,9 +16,8 @@ use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
 
-use support::{Greedy, Model, Seen, Server, expected, fixtures};
-
-const ONE: Fan = Fan::Sample { n: 1, best_of: 1 };
+use support::both::{ONE, assert_equal, fixture};
+use support::{Greedy, Model, Run, Seen, Server, expected, fixtures};
 
 /// Prompts of several lengths, which begin at different tokens.
 fn requests(tokens: &[u32]) -> Vec<(Vec<u32>, u32, Fan)> {
@@ -52,17 +50,10 @@ fn same_on(
     requests: &[(Vec<u32>, u32, Fan)],
     what: &str,
 ) -> Stats {
-    let (texts, seen, stats) = model.serve(server, requests);
+    let here = model.serve(server, requests);
     let exact = Arithmetic::Exact;
     let engine = model.engine_of(server, Box::new(fibers), Greedy::default(), exact);
-    let (there, seen_there, stats_there) = model.serve_on(engine, requests);
-    assert_eq!(texts, there, "{what}");
-    assert_eq!(seen.len(), seen_there.len(), "{what}");
-    for (at, logits) in &seen {
-        assert_eq!(Some(logits), seen_there.get(at), "{what}: {at:?}");
-    }
-    assert_eq!(stats, stats_there, "{what}");
-    stats
+    assert_equal(&here, &model.serve_on(engine, requests), what)
 }
 
 #[test]
@@ -78,6 +69,7 @@ fn every_family_computes_the_same_to_the_bit() {
             (DType::F16, WeightType::Int4),
             (DType::F8E4m3, WeightType::Bf16),
             (DType::I8, WeightType::Bf16),
+            (DType::Bf16, WeightType::Fp8),
         ] {
             let server = Server {
                 kv,
@@ -181,14 +173,6 @@ fn crowded(model: &Model, preempt: Preempt) -> Server {
     })
 }
 
-/// A fixture's model and its prompt.
-fn fixture(name: &str) -> (Model, Vec<u32>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name);
-    (Model::open(&folder), expected(&folder).0)
-}
-
 #[test]
 fn pages_that_went_and_came_back_and_copies_change_no_bit() {
     let beam = Fan::Beam(Beam {
@@ -218,11 +202,7 @@ fn pages_that_went_and_came_back_and_copies_change_no_bit() {
 }
 
 /// What tensor cores generate, every position's logits, and the scheduler's counters.
-fn fast(
-    model: &Model,
-    server: &Server,
-    requests: &[(Vec<u32>, u32, Fan)],
-) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+fn fast(model: &Model, server: &Server, requests: &[(Vec<u32>, u32, Fan)]) -> Run {
     let fibers = Box::new(Fibers::new());
     let engine = model.engine_of(server, fibers, Greedy::default(), Arithmetic::Fast);
     model.serve_on(engine, requests)
@@ -266,6 +246,8 @@ fn tensor_cores_are_near_the_processors() {
             // What is rounded to the other side of a middle is off by an eighth of itself.
             (DType::F8E4m3, WeightType::Bf16, Inputs::Bf16, 0.15, 0.04),
             (DType::I8, WeightType::Bf16, Inputs::Bf16, 0.03, 0.02),
+            // Elements of weights are rounded to bfloat16, of four bits though their codes are.
+            (DType::F32, WeightType::Fp8, Inputs::F32, 0.05, 0.02),
             // Here the processors round inputs, to eight bits.
             (DType::F16, WeightType::Int8, Inputs::F32, 0.1, 0.04),
             (DType::F32, WeightType::Int4, Inputs::F32, 0.1, 0.04),

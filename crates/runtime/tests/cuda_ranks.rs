@@ -7,7 +7,6 @@ mod fake;
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use fake::Library;
 use plimsoll_cuda::Nccl;
@@ -16,6 +15,7 @@ use plimsoll_runtime::Ranks;
 use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Fan, Notice, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
+use support::both::fixture;
 use support::{Greedy, Model, Seen, Server, expected, fixtures};
 
 type Ask = (Vec<u32>, u32, Fan);
@@ -41,14 +41,6 @@ fn served(
     let (ranks, meeting) = model.cudas(server, arithmetic, nccl);
     let ranks = Ranks::new(ranks, meeting, server.threads).unwrap();
     model.serve_on(model.engine_on(server, ranks, Greedy::default()), requests)
-}
-
-/// A fixture's model and its prompt.
-fn fixture(name: &str) -> (Model, Vec<u32>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name);
-    (Model::open(&folder), expected(&folder).0)
 }
 
 #[test]

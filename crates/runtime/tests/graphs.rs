@@ -5,7 +5,6 @@
 
 mod support;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,9 +14,8 @@ use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_schedule::{Beam, Fan, Preempt, Stats};
 use plimsoll_units::{DType, WeightType};
 
+use support::both::{ONE, assert_equal, fixture};
 use support::{Greedy, Model, Server, expected, fixtures};
-
-const ONE: Fan = Fan::Sample { n: 1, best_of: 1 };
 
 /// What a device was asked for.
 #[derive(Debug, Default)]
@@ -45,6 +43,9 @@ impl Device for Watched {
     }
     fn capability(&self) -> u32 {
         self.fibers.capability()
+    }
+    fn most_shared(&mut self, kernel: &'static str) -> Result<u64, DeviceError> {
+        self.fibers.most_shared(kernel)
     }
     fn allocate(&mut self, bytes: u64) -> Result<Address, DeviceError> {
         self.fibers.allocate(bytes)
@@ -118,7 +119,7 @@ fn same(
     what: &str,
 ) -> (Stats, [u64; 2]) {
     let mut started = [0; 2];
-    let mut runs = [false, true].map(|records| {
+    let runs = [false, true].map(|records| {
         let asked = Arc::new(Asked::default());
         let device = Box::new(Watched {
             fibers: fibers(),
@@ -145,30 +146,15 @@ fn same(
         let replayed = asked.replayed.load(Ordering::Relaxed) - made;
         assert_eq!(replayed > 0, records, "{what}");
         started[usize::from(records)] = asked.started.load(Ordering::Relaxed) - before;
-        Some(run)
+        run
     });
-    let [direct, recorded] = &mut runs;
-    let ((texts, seen, stats), (there, seen_there, stats_there)) =
-        (direct.take().unwrap(), recorded.take().unwrap());
-    assert_eq!(texts, there, "{what}");
-    assert_eq!(seen.len(), seen_there.len(), "{what}");
-    for (at, logits) in &seen {
-        assert_eq!(Some(logits), seen_there.get(at), "{what}: {at:?}");
-    }
-    assert_eq!(stats, stats_there, "{what}");
-    (stats, started)
+    let [direct, recorded] = &runs;
+    (assert_equal(direct, recorded, what), started)
 }
 
 fn cuda_usage(cuda: &plimsoll_runtime::cuda::Cuda) -> Vec<plimsoll_runtime::Usage> {
     use plimsoll_runtime::Backend as _;
     cuda.usage()
-}
-
-fn fixture(name: &str) -> (Model, Vec<u32>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name);
-    (Model::open(&folder), expected(&folder).0)
 }
 
 /// Requests that end one after the other, so that steps have one to five rows.

@@ -175,6 +175,7 @@ fn types_of_weights_and_inputs_change_nothing_of_this() {
         let mut before = Some(alone(model, &plain(), &all).1);
         for (weights, inputs) in [
             (WeightType::Bf16, Inputs::Bf16),
+            (WeightType::Fp8, Inputs::F32),
             (WeightType::Int8, Inputs::F32),
             (WeightType::Int4, Inputs::F32),
         ] {
@@ -589,6 +590,7 @@ fn on_several_ranks_types_change_nothing_of_this() {
         let all = requests(prompt, Fan::ONE);
         for (weights, inputs, kv) in [
             (WeightType::Bf16, Inputs::Bf16, DType::F16),
+            (WeightType::Fp8, Inputs::F32, DType::F16),
             (WeightType::Int8, Inputs::F32, DType::F32),
             (WeightType::Int4, Inputs::F32, DType::Bf16),
         ] {

@@ -75,6 +75,8 @@ fn weights_lie_on_a_device_as_on_processors() {
 
 /// Those of four bits in neighbouring groups with scales of 16 bits: kept as they are stored.
 const GROUPED: [&str; 2] = ["awq", "awq_experts"];
+/// Those of e4m3 whose scales are for whole groups of columns: kept, too.
+const FLOATS: [&str; 4] = ["float8", "float8_static", "fp8_tensor", "fp8_wide"];
 
 /// Kept as it is stored, a matrix takes its codes and a word for each group; only inputs are rounded, to 127 steps of each
 /// 128: 0.5 % of a product, passed on by layers of sharp attention (`logits.rs`), where four bits of our own are off by 8.5 %.
@@ -94,7 +96,9 @@ fn published_groups_stay_as_they_are() {
         };
         let bytes = |s: &Server| model.program(s).weight_bytes.get();
         if !GROUPED.contains(&name) {
-            assert_eq!(bytes(&stored), bytes(&plain), "{name}");
+            // Of the last one, matrices of no more inputs than its blocks have.
+            let kept = FLOATS.contains(&name) || name == "fp8_block";
+            assert_eq!(bytes(&stored) != bytes(&plain), kept, "{name}");
             continue;
         }
         assert!(bytes(&stored) < bytes(&plain), "{name}");
@@ -136,5 +140,59 @@ fn published_groups_stay_as_they_are() {
         let off = error(&model.serve_on(gpu, &[request]).1);
         println!("{name} on tensor cores: {off:.4}");
         assert!(off > 0.0 && off < 0.03, "{name} on tensor cores: {off}");
+    }
+}
+
+/// Kept as they are stored, e4m3 matrices lose nothing: logits are those of what they stand for in float32, and only the
+/// order of sums differs. The same from two ranks, where `--weights fp8` says so, without SIMD and on a device.
+#[test]
+fn published_floats_stay_as_they_are() {
+    for name in FLOATS {
+        let folder = quantised().into_iter().find(|f| f.ends_with(name)).unwrap();
+        let model = Model::open(&folder);
+        let (prompt, _) = expected(&folder);
+        let want = exact(&folder);
+        let size = want.iter().fold(0.0_f32, |a, x| a.max(x.abs()));
+        let request = [(prompt.clone(), 1, Fan::ONE)];
+        let off = |seen: &Seen| {
+            let each = want.chunks(want.len() / prompt.len());
+            let pairs = (0..).zip(each).flat_map(|(i, want)| {
+                let got = seen[&(0, 0, i)].iter().map(|g| f32::from_bits(*g));
+                got.zip(want)
+            });
+            pairs.fold(0.0_f32, |a, (g, w)| a.max((g - w).abs())) / size
+        };
+        let stored = Server {
+            kv: DType::F32,
+            stored: true,
+            ..Server::default()
+        };
+        let (_, seen, _) = model.serve(&stored, &request);
+        for ranks in [1, 2] {
+            let server = Server {
+                ranks,
+                ..stored.clone()
+            };
+            let off = off(&model.serve(&server, &request).1);
+            println!("{name}, {ranks} ranks: {off:.2e}");
+            assert!(off <= TOLERANCE, "{name}, {ranks} ranks: {off}");
+        }
+        let scalar = Server {
+            level: plimsoll_kernels::Level::Scalar,
+            ..stored.clone()
+        };
+        assert_eq!(model.serve(&scalar, &request).1, seen, "{name}");
+        let device = Box::new(Fibers::new());
+        let gpu = model.engine_of(&stored, device, Greedy::default(), Arithmetic::Exact);
+        assert_eq!(model.serve_on(gpu, &request).1, seen, "{name}");
+        // Tensor cores multiply what they stand for, rounded to bfloat16 as inputs are.
+        let device = Box::new(Fibers::new());
+        let gpu = model.engine_of(&stored, device, Greedy::default(), Arithmetic::Fast);
+        let off = off(&model.serve_on(gpu, &request).1);
+        println!("{name} on tensor cores: {off:.4}");
+        assert!(
+            off > TOLERANCE && off < 0.05,
+            "{name} on tensor cores: {off}"
+        );
     }
 }

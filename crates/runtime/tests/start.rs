@@ -4,10 +4,14 @@
 
 mod support;
 
+use plimsoll_cuda::{DeviceError, Fibers};
 use plimsoll_program::{Op, Program};
+use plimsoll_runtime::BackendError;
+use plimsoll_runtime::cuda::Arithmetic;
 use plimsoll_runtime::{StartError, check};
-use plimsoll_units::DType;
-use support::{Model, Server, fixtures};
+use plimsoll_schedule::Fan;
+use plimsoll_units::{DType, WeightType};
+use support::{Greedy, Model, Server, expected, fixtures};
 
 #[test]
 fn programs_that_no_kernel_carries_out_are_refused() {
@@ -71,4 +75,71 @@ fn programs_that_no_kernel_carries_out_are_refused() {
             c.taps = 9;
         }
     }));
+}
+
+/// A device is asked at the start for what blocks of kernels share: with as much as the largest needs everything runs, and
+/// with a byte less nothing begins.
+#[test]
+fn a_device_whose_blocks_share_too_little_is_refused() {
+    for (family, weights, arithmetic, largest) in [
+        (
+            "llama",
+            WeightType::Fp8,
+            Arithmetic::Fast,
+            "linear_mma_fp8_128",
+        ),
+        (
+            "llama",
+            WeightType::Bf16,
+            Arithmetic::Exact,
+            "linear_staged_32",
+        ),
+        (
+            "deepseek_v2",
+            WeightType::Int4,
+            Arithmetic::Fast,
+            "linear_mma_bf16_16",
+        ),
+        (
+            "mixtral",
+            WeightType::Int8,
+            Arithmetic::Exact,
+            "linear_staged_32",
+        ),
+    ] {
+        let folder = fixtures()
+            .into_iter()
+            .find(|f| f.ends_with(family))
+            .unwrap();
+        let model = Model::open(&folder);
+        let server = Server {
+            weights,
+            ..Server::default()
+        };
+        let refused = |most: u64| {
+            let device = Box::new(Fibers::with_shared(most));
+            match model.started(&server, 0, device, arithmetic) {
+                Err(StartError::Device(BackendError::Device(e))) => Some(e),
+                other => {
+                    other.unwrap();
+                    None
+                }
+            }
+        };
+        let (mut most, mut named) = (0, String::new());
+        while let Some(e) = refused(most) {
+            let DeviceError::Shared { kernel, needs, has } = &e else {
+                panic!("{e}");
+            };
+            assert!(*has == most && *needs > most, "{e}");
+            let said = format!("`{kernel}` needs {needs} bytes");
+            assert!(e.to_string().contains(&said), "{e}");
+            (most, named) = (*needs, kernel.clone());
+        }
+        assert_eq!(named, largest, "{family}: {most}");
+        assert!(refused(most - 1).is_some());
+        let device = Box::new(Fibers::with_shared(most));
+        let engine = model.engine_of(&server, device, Greedy::default(), arithmetic);
+        model.serve_on(engine, &[(expected(&folder).0, 2, Fan::ONE)]);
+    }
 }

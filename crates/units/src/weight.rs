@@ -18,6 +18,8 @@ pub enum WeightType {
     /// bfloat16.
     #[default]
     Bf16,
+    /// float8 e4m3, and an f32 scale for each row and 128 columns.
+    Fp8,
     /// Eight bits, and an f32 scale for each row and 128 columns.
     Int8,
     /// Four bits, and a bfloat16 scale for each row and 32 columns.
@@ -60,8 +62,10 @@ impl GroupSize {
 }
 
 impl WeightType {
+    /// Columns that share a scale in weights of eight bits.
+    pub const SCALED: u64 = 128;
     /// Those that any matrix can be made, widest first.
-    pub const ALL: [Self; 3] = [Self::Bf16, Self::Int8, Self::Int4];
+    pub const ALL: [Self; 4] = [Self::Bf16, Self::Fp8, Self::Int8, Self::Int4];
     /// Those that matrices are published as.
     pub const GROUPED: [Self; 3] = [
         Self::Grouped(GroupSize::G128),
@@ -74,6 +78,7 @@ impl WeightType {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
             Self::Grouped(GroupSize::G128) => "int4-g128",
@@ -87,7 +92,7 @@ impl WeightType {
     pub const fn row_words(self, k: u64) -> u64 {
         match self {
             Self::Bf16 => k.div_ceil(2),
-            Self::Int8 => k.div_ceil(4) + k.div_ceil(128),
+            Self::Fp8 | Self::Int8 => k.div_ceil(4) + k.div_ceil(Self::SCALED),
             Self::Int4 => k.div_ceil(8) + k.div_ceil(64),
             Self::Grouped(group) => k.div_ceil(8) + k.div_ceil(group.columns()),
         }
@@ -107,7 +112,7 @@ impl WeightType {
     #[must_use]
     pub const fn input_words(self, k: u64) -> u64 {
         match self {
-            Self::Bf16 => 0,
+            Self::Bf16 | Self::Fp8 => 0,
             // No more than the elements of the row, or little: it fits.
             _ => k.div_ceil(INPUT_GROUP).saturating_mul(INPUT_WORDS),
         }
@@ -119,7 +124,7 @@ impl WeightType {
 pub enum Weights {
     /// This, whatever they are stored as.
     As(WeightType),
-    /// Published groups of four bits as they are stored, everything else as bfloat16.
+    /// Published groups of four bits and float8 as they are stored, everything else as bfloat16.
     Stored,
 }
 
@@ -137,7 +142,7 @@ impl From<WeightType> for Weights {
 
 /// A word that names nothing that weights are kept as.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no type of weights: use bf16, int8, int4 or auto")]
+#[error("`{0}` is no type of weights: use bf16, fp8, int8, int4 or auto")]
 pub struct ParseWeightsError(String);
 
 impl std::str::FromStr for Weights {
@@ -179,6 +184,7 @@ mod tests {
         let bytes = |t: WeightType, n, k| t.bytes(n, k).unwrap().get();
         assert_eq!(bytes(WeightType::Bf16, 32, 128), 32 * 128 * 2);
         assert_eq!(bytes(WeightType::Int8, 32, 128), 32 * (128 + 4));
+        assert_eq!(bytes(WeightType::Fp8, 32, 257), 32 * (260 + 3 * 4));
         assert_eq!(bytes(WeightType::Int4, 32, 128), 32 * (64 + 4 * 2));
         // Whole panels, and no more columns than there are.
         assert_eq!(bytes(WeightType::Int8, 33, 130), 64 * (132 + 2 * 4));

@@ -8,6 +8,17 @@ pub(crate) struct DoctorArgs {
     /// code 1 where one differs, 2 where there is no such GPU
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
     pub(crate) gpu: Option<GpuArg>,
+    /// Run MODEL on this machine's processors and on the GPU instead: exit code 1 where, computing what processors compute
+    /// (`--batch-invariant`), it generates other tokens, or where, with its own arithmetic and the processors' text, another
+    /// token is the likeliest at a position where it is not close
+    #[arg(long, value_name = "MODEL", requires = "gpu")]
+    pub(crate) model: Option<String>,
+    /// Tokens that are generated and compared
+    #[arg(long, value_name = "N", default_value_t = 128, requires = "model", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) positions: u32,
+    /// Flags of `generate` that MODEL runs with, as `-- --weights int8`
+    #[arg(last = true, value_name = "FLAG", requires = "model")]
+    pub(crate) flags: Vec<String>,
     /// One object instead of text
     #[arg(long)]
     pub(crate) json: bool,

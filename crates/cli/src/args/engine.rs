@@ -92,8 +92,8 @@ pub(crate) struct EngineArgs {
     /// On a GPU, start kernels one by one: decode steps are not recorded before the first (CUDA graphs)
     #[arg(long)]
     pub(crate) enforce_eager: bool,
-    /// What matrices are kept as: bf16, int8 or int4, quantised as they are loaded; auto: groups of 4 bits (AWQ, GPTQ,
-    /// compressed-tensors) as they are stored, others bf16
+    /// What matrices are kept as: bf16, fp8, int8 or int4, quantised as they are loaded; auto: fp8 and groups of 4 bits
+    /// (AWQ, GPTQ, compressed-tensors) as they are stored, others bf16
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub(crate) weights: Weights,
     /// What bf16 weights are multiplied with: their inputs rounded to bf16, or in f32, closer to the model's own arithmetic in

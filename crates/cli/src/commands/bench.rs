@@ -109,7 +109,7 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
     let rates = Rates::new("prefill", prefill, rates);
     all.push(match args.engine.weights {
         Weights::As(WeightType::Bf16) => rates.computes(&bench.server.cost, peaks),
-        // Their products are of whole numbers, whose peak is another that is not measured.
+        // Their products are of whole numbers, or of what is widened first: peaks that are not measured.
         Weights::As(_) | Weights::Stored => rates,
     });
     for &requests in &args.concurrency {

@@ -1,6 +1,7 @@
 //! `plimsoll doctor`, and `--gpu auto`.
 
 mod gpu;
+mod model;
 
 use std::process::ExitCode;
 
@@ -16,7 +17,10 @@ use crate::output::Output;
 pub(crate) fn run(args: &DoctorArgs, output: &mut Output) -> Result<ExitCode, Failure> {
     let json = args.json;
     if let Some(gpu) = args.gpu {
-        return gpu::run(gpu, json, output);
+        return match &args.model {
+            Some(model) => model::run(gpu, model, args, output),
+            None => gpu::run(gpu, json, output),
+        };
     }
     let gpus = detect();
     let memory = host();

@@ -5,7 +5,11 @@
 //! 16 outputs' weights as f32, and every output is one lane's chain over k, in order. Rows and k are padded with zeros,
 //! which change no sum. Inputs are f32, or are rounded to bfloat16 first ([`Inputs`], `rounded.rs`).
 //!
-//! Eight- and four-bit weights meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
+//! e4m3 weights meet f32 inputs (`floats.rs`): a panel holds a line of f32 scales before each 128 columns, and lines of words
+//! with four columns each. Products under one scale are a chain over k of their own, from zero on, which is then multiplied
+//! by the scale and added.
+//!
+//! Whole numbers of eight and four bits meet inputs of eight bits (`quantise.rs`). A panel then holds lines of 32 words, one
 //! for each output. Eight bits: a line of f32 scales before each 128 columns, four columns in a word, 128 more than
 //! what is meant. Four bits: a line of two bfloat16 scales before each 64 columns, those of the first 32 in the low
 //! half, eight columns in a word, 8 more than what is meant, the first four in the low halves of its bytes. Published
@@ -50,6 +54,7 @@ use sizes;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod floats;
 mod groups;
 mod heads;
 mod pack;
@@ -62,7 +67,7 @@ mod vnni;
 pub use groups::Groups;
 pub use heads::run_heads;
 pub use pack::{pack_columns, pack_rows};
-pub use quantise::{group_word, pack_group_row, quantise_row};
+pub use quantise::{group_word, pack_f8_row, pack_group_row, quantise_row};
 pub(crate) use quantise::{scale, whole};
 pub(crate) use rounded::chains as dot_chains;
 
@@ -94,7 +99,8 @@ const BLOCK_WHOLE: usize = 8 * GROUP_K;
 /// Words from one row of x to the next, in what a kernel is given: those of a pass, and so many more that rows do not lie a
 /// power of two apart, where they would push each other out of the cache.
 const ROW: usize = BLOCK + 16;
-const _: () = assert!(BLOCK_WHOLE / GROUP_K * WORDS < ROW);
+const _: () = assert!(BLOCK_WHOLE / GROUP_K * WORDS < ROW && BLOCK + 3 <= ROW);
+const _: () = assert!(BLOCK.is_multiple_of(GROUP_K));
 
 /// What bfloat16 weights are multiplied with. Other weights have inputs of their own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -302,10 +308,16 @@ impl<'a> Linear<'a> {
 
     /// Words of a row of inputs before those of column `k`, which begins a group.
     fn input_before(&self, k: usize) -> usize {
-        match self.form {
-            WeightType::Bf16 => k,
-            _ => k.div_ceil(GROUP_K) * WORDS,
+        if self.takes_floats() {
+            k
+        } else {
+            k.div_ceil(GROUP_K) * WORDS
         }
+    }
+
+    /// Whether rows of x meet the matrix as they are, or rounded.
+    const fn takes_floats(&self) -> bool {
+        matches!(self.form, WeightType::Bf16 | WeightType::Fp8)
     }
 
     /// Panels of a tile at most.
@@ -318,9 +330,10 @@ impl<'a> Linear<'a> {
 
     /// k of a pass.
     const fn block_columns(&self) -> usize {
-        match self.form {
-            WeightType::Bf16 => BLOCK,
-            _ => BLOCK_WHOLE,
+        if self.takes_floats() {
+            BLOCK
+        } else {
+            BLOCK_WHOLE
         }
     }
 
@@ -333,7 +346,7 @@ impl<'a> Linear<'a> {
         m: usize,
         scratch: &'x mut [f32],
     ) -> &'x [f32] {
-        if self.form == WeightType::Bf16 || self.k == 0 {
+        if self.takes_floats() || self.k == 0 {
             return x;
         }
         let (k, width) = (self.k, self.input_before(self.k));
@@ -427,8 +440,8 @@ impl<'a> Linear<'a> {
                 rounded::row(level, x, out);
             } else {
                 out[..x.len()].copy_from_slice(x);
-                // The partner of an odd last column of f32.
-                out[x.len()] = 0.0;
+                // What a last word has beside columns.
+                out[x.len()..x.len() + 3].fill(0.0);
             }
         }
         let kernel = level.kernel(self.form, self.inputs);
@@ -593,6 +606,7 @@ impl Level {
                 Self::Avx2 => avx2::multiply,
                 _ => scalar::multiply,
             },
+            WeightType::Fp8 => floats::kernel(self),
             WeightType::Int8 => self.whole::<EIGHT>(),
             WeightType::Int4 => self.whole::<FOUR>(),
             WeightType::Grouped(GroupSize::G128) => self.whole::<128>(),

@@ -1,8 +1,8 @@
 //! Rows as whole numbers and scales: inputs as they come, weights when they are packed.
 //!
 //! An input is cut into groups of [`GROUP`] elements, each with its scale, the largest over 127; nothing but the
-//! group itself decides it, so a row is the same in any batch. Weights have groups of their own: eight bits share a
-//! scale over [`GROUP`] columns, four bits over [`NIBBLES`]. A group with NaN or an infinity has such a scale, and
+//! group itself decides it, so a row is the same in any batch. Weights have groups of their own: eight bits, of whole
+//! numbers or of e4m3, share a scale over [`GROUP`] columns, four bits over [`NIBBLES`]. A group with NaN or an infinity has such a scale, and
 //! so do all sums that it is part of.
 
 #![allow(unsafe_code)]
@@ -10,6 +10,7 @@
 use super::PANEL;
 use crate::bf16::{bf16_from_f32, f32_from_bf16};
 use crate::cpu::Level;
+use crate::f8::{f8_from_f32, finite_f8};
 use plimsoll_units::{GroupSize, WeightType};
 
 /// Elements of an input that share a scale, and columns of eight-bit weights.
@@ -25,6 +26,8 @@ pub(super) const BELOW_SCALE: u32 = (1 << 13) - 1;
 /// Words of a group of inputs.
 pub(super) const WORDS: usize = HEAD + GROUP / 4;
 
+/// The largest e4m3.
+const F8_TOP: f32 = 448.0;
 /// Scales below this are those of zeros: their inverse could overflow.
 const TINY: f32 = 1e-30;
 /// 1.5 × 2²³: what is added rounds to whole numbers, ties to even, and leaves them in the low bits.
@@ -43,14 +46,20 @@ pub(crate) fn whole(x: f32) -> i32 {
 /// elements are multiplied by to become them. With NaN or an infinity among them the first is NaN.
 #[inline(always)]
 pub(crate) fn scale(x: &[f32]) -> (f32, f32) {
+    scale_to(x, 127.0)
+}
+
+/// The same for numbers of up to `top`.
+#[inline(always)]
+fn scale_to(x: &[f32], top: f32) -> (f32, f32) {
     // By their bits NaN and infinities are the largest.
     let largest = x.iter().fold(0, |m, x| m.max(x.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
     if !largest.is_finite() {
         return (f32::NAN, 0.0);
     }
-    let inverse = if largest > TINY { 127.0 / largest } else { 0.0 };
-    (largest / 127.0, inverse)
+    let inverse = if largest > TINY { top / largest } else { 0.0 };
+    (largest / top, inverse)
 }
 
 /// Whole numbers of −127 to 127 and what they are to be multiplied by.
@@ -106,6 +115,19 @@ pub(super) fn input(level: Level, x: &[f32], out: &mut [f32]) {
     }
 }
 
+/// The codes of a group of e4m3, and what they are to be multiplied by.
+fn floats(x: &[f32], codes: &mut [u8]) -> f32 {
+    let (scale, inverse) = scale_to(x, F8_TOP);
+    if scale.is_nan() {
+        codes.fill(0);
+        return scale;
+    }
+    for (code, x) in codes.iter_mut().zip(x) {
+        *code = f8_from_f32(x * inverse);
+    }
+    scale
+}
+
 /// Quantises output row `lane` of a panel of eight- or four-bit weights.
 ///
 /// # Panics
@@ -120,11 +142,19 @@ pub fn quantise_row(form: WeightType, panel: &mut [u32], lane: usize, values: &[
         let words: Vec<u32> = groups.map(|(v, n)| grouped(v, n)).collect();
         return pack_group_row(group, panel, lane, &numbers, &words);
     }
+    if form == WeightType::Fp8 {
+        let mut codes = vec![0; values.len()];
+        let groups = values.chunks(GROUP).zip(codes.chunks_mut(GROUP));
+        let scales: Vec<f32> = groups.map(|(v, c)| floats(v, c)).collect();
+        return pack_f8_row(panel, lane, &codes, &scales);
+    }
     let mut lines = panel.chunks_exact_mut(PANEL).map(|line| &mut line[lane]);
     // The words are as many as were counted.
     let mut next = || lines.next().expect("counted above");
     match form {
-        WeightType::Bf16 | WeightType::Grouped(_) => panic!("bfloat16 is packed, not quantised"),
+        WeightType::Bf16 | WeightType::Fp8 | WeightType::Grouped(_) => {
+            panic!("bfloat16 is packed, not quantised")
+        }
         WeightType::Int8 => {
             for values in values.chunks(GROUP) {
                 let (q, scale) = group(values);
@@ -188,6 +218,24 @@ pub fn pack_group_row(
     }
 }
 
+/// Packs output row `lane` of a panel of e4m3: codes that are numbers, and the scale of each [`GROUP`] of them.
+///
+/// # Panics
+/// Where the panel has not the words of as many columns as there are codes.
+pub fn pack_f8_row(panel: &mut [u32], lane: usize, codes: &[u8], scales: &[f32]) {
+    let lines = WeightType::Fp8.row_words(codes.len() as u64);
+    assert!(lane < PANEL && panel.len() as u64 == lines * PANEL as u64);
+    let mut lines = panel.chunks_exact_mut(PANEL).map(|line| &mut line[lane]);
+    let mut next = |word| *lines.next().expect("counted above") = word;
+    for (codes, scale) in codes.chunks(GROUP).zip(scales) {
+        next(scale.to_bits());
+        for four in codes.chunks(4) {
+            let code = |i: usize| four.get(i).copied().unwrap_or(0);
+            next(u32::from_le_bytes([code(0), code(1), code(2), code(3)]));
+        }
+    }
+}
+
 fn columns(group: GroupSize) -> usize {
     match group {
         GroupSize::G32 => 32,
@@ -237,6 +285,11 @@ pub(super) fn element(form: WeightType, panel: &[u32], lane: usize, i: usize) ->
     let word = |line: usize| panel[line * PANEL + lane];
     match form {
         WeightType::Bf16 => f32_from_bf16((word(i / 2) >> (16 * (i % 2))) as u16),
+        WeightType::Fp8 => {
+            let code = word(i / 4 + i / GROUP + 1).to_le_bytes()[i % 4];
+            let scale = word(i / GROUP * (GROUP / 4 + 1));
+            finite_f8(code) * f32::from_bits(scale)
+        }
         WeightType::Int8 => {
             let byte = word(i / 4 + i / GROUP + 1).to_le_bytes()[i % 4];
             let scale = word(i / GROUP * (GROUP / 4 + 1));

@@ -128,6 +128,7 @@ fn a_weight_is_no_further_than_its_scale_allows() {
     let k = 300;
     let w = numbers(9, 4 * k);
     for (form, group, steps) in [
+        (WeightType::Fp8, 128, 28.0),
         (WeightType::Int8, 128, 254.0),
         (WeightType::Int4, 32, 16.0),
         (WeightType::Grouped(GroupSize::G128), 128, 15.0),
@@ -146,7 +147,11 @@ fn a_weight_is_no_further_than_its_scale_allows() {
                 for (got, x) in got.iter().zip(w) {
                     // Of four bits, what is largest with the other sign has no number of its own, and published
                     // groups go from the smallest to the largest: a whole step.
-                    let step = if form == WeightType::Int8 { 1.0 } else { 2.0 };
+                    // Floats of four bits of a significand are nearest where they are small: 448 - 416 is a step.
+                    let step = match form {
+                        WeightType::Fp8 | WeightType::Int8 => 1.0,
+                        _ => 2.0,
+                    };
                     assert!(
                         (got - x).abs() <= step * largest / steps * 1.01,
                         "{form}: {got}, {x}"
@@ -161,7 +166,7 @@ fn a_weight_is_no_further_than_its_scale_allows() {
 
 #[test]
 fn nothing_hides_what_is_no_number() {
-    for form in WHOLE {
+    for form in WHOLE.into_iter().chain([WeightType::Fp8]) {
         let k = 200;
         let (w, mut x) = (numbers(1, 2 * k), numbers(2, k));
         let words = packed(form, &w, 2, k);
@@ -180,7 +185,8 @@ fn nothing_hides_what_is_no_number() {
                 &mut y,
                 Start::Zero,
             );
-            assert!(y.iter().all(|y| y.is_nan()), "{form}, {bad} in x: {y:?}");
+            let none = |y: &f32| y.is_nan() || form == WeightType::Fp8 && y.is_infinite();
+            assert!(y.iter().all(none), "{form}, {bad} in x: {y:?}");
             let mut w = w.clone();
             w[3] = bad;
             let mut row = vec![0.0; k];
@@ -222,6 +228,78 @@ fn published_groups_are_what_they_stand_for() {
     assert_eq!(group_word(1.0 + 2.0_f32.powi(-11), 0), None);
     assert!(group_word(1.0 + 2.0_f32.powi(-10), 31).is_some());
     assert_eq!(group_word(1.0, 32), None);
+}
+
+/// A row as it is published: its elements are its codes times their scale, to the bit.
+#[test]
+fn published_floats_are_what_they_stand_for() {
+    let k = 300_usize;
+    let codes: Vec<u8> = (0..k)
+        .map(|i| (i * 7 % 254) as u8)
+        .map(|c| c + u8::from(c > 126))
+        .collect();
+    let scales: Vec<f32> = (0..3).map(|g| 1e-5 * (1.0 + g as f32)).collect();
+    let lines = usize::try_from(WeightType::Fp8.row_words(k as u64)).unwrap();
+    let mut panel = vec![u32::MAX; PANEL * lines];
+    pack_f8_row(&mut panel, 7, &codes, &scales);
+    let mut row = vec![f32::NAN; k];
+    Linear::new(&panel, WeightType::Fp8, 8, k).row(7, &mut row);
+    for (i, x) in row.into_iter().enumerate() {
+        let want = crate::f8::f32_from_f8(codes[i]) * scales[i / 128];
+        assert!(
+            want.is_finite() && x.to_bits() == want.to_bits(),
+            "column {i}"
+        );
+    }
+}
+
+/// Straight from the definition: for each scale a chain of its own, multiplied and added once.
+#[test]
+fn floats_have_the_bits_of_a_chain_for_each_scale() {
+    let form = WeightType::Fp8;
+    for (n, k) in [(1, 1), (5, 3), (32, 16), (33, 65), (150, 1030), (257, 2049)] {
+        let words = packed(form, &numbers(n as u64, n * k), n, k);
+        let linear = Linear::new(&words, form, n, k);
+        let (bias, m_max) = (numbers(7, n), 27);
+        let (x, before) = (numbers(3, m_max * k), numbers(5, m_max * n));
+        let panel = words.len() / n.div_ceil(PANEL);
+        let word =
+            |out: usize, line: usize| words[out / PANEL * panel + line * PANEL + out % PANEL];
+        let chains = |x: &[f32], out: usize, start: f32| {
+            let groups = x.chunks(128).enumerate();
+            groups.fold(start, |acc, (g, x)| {
+                let code = |i: usize| word(out, g * 33 + 1 + i / 4).to_le_bytes()[i % 4];
+                let terms = x.iter().enumerate();
+                let sum = terms.fold(0.0_f32, |sum, (i, x)| {
+                    crate::f8::f32_from_f8(code(i)).mul_add(*x, sum)
+                });
+                sum.mul_add(f32::from_bits(word(out, g * 33)), acc)
+            })
+        };
+        for start in [Start::Zero, Start::Bias(&bias), Start::Keep] {
+            let mut want = before.clone();
+            for (i, y) in want.iter_mut().enumerate() {
+                let from = match start {
+                    Start::Zero => 0.0,
+                    Start::Bias(b) => b[i % n],
+                    Start::Keep => *y,
+                };
+                *y = chains(&x[i / n * k..][..k], i % n, from);
+            }
+            for level in Level::ALL.into_iter().filter(|l| l.is_available()) {
+                for threads in [1, 3] {
+                    let mut pool = Pool::new(threads).unwrap();
+                    for m in [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, m_max] {
+                        let mut y = before.clone();
+                        linear.run(&mut pool, level, &x, m, &mut [], &mut y, start);
+                        let want = want[..m * n].iter().chain(&before[m * n..]);
+                        let same = y.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{n} x {k}, {m} rows, {level:?}, {threads} threads");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// The scalar kernel alone, a row at a time, is what all others are compared with.

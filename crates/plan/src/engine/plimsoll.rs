@@ -29,7 +29,7 @@ const BATCHED_TOKENS: u64 = 2048;
 const SEQUENCES: u64 = 256;
 /// Activations are f32 (DESIGN, invariant 5).
 const F32: u64 = 4;
-/// Context, modules and cuBLASLt handles on a GPU, until warm-up measures them: about twice
+/// Context and modules on a GPU, until warm-up measures them: about twice
 /// what contexts with lazily loaded modules were seen to take (FORMULAS section 3.3: 0.3 GB).
 pub(crate) const DRIVER_BOUND_MIB: u64 = 640;
 /// What NCCL takes on each GPU: about three times what others count for its buffers (FORMULAS section 3.3: 342 to 392 MB). It is not asked

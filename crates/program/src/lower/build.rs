@@ -241,8 +241,17 @@ impl<'a> Builder<'a> {
             (_, Weights::As(form)) => form,
             (_, Weights::Stored) => stored_form(sources),
         };
-        if let (WeightType::Grouped(group), [source, ..]) = (form, sources) {
-            whole(&source.tensor, "groups", group.columns(), inputs)?;
+        for source in sources {
+            let stored = source.quantised.as_ref();
+            let columns = match form {
+                WeightType::Grouped(group) => group.columns(),
+                // One scale for all columns is that of any.
+                WeightType::Fp8 if stored.is_some_and(|q| q.is_f8() && q.groups() > 1) => {
+                    WeightType::SCALED
+                }
+                _ => continue,
+            };
+            whole(&source.tensor, "groups", columns, inputs)?;
         }
         let k = inputs.count();
         Ok(WeightLayout::Packed { form, n, k })
@@ -573,11 +582,11 @@ fn whole(tensor: &str, what: &str, block: u64, inputs: &Inputs) -> Result<(), Lo
 
 /// What a matrix of these parts is kept as where it is kept as it is stored.
 fn stored_form(sources: &[Source]) -> WeightType {
-    let mut sizes = sources
+    let mut forms = sources
         .iter()
-        .map(|s| s.quantised.as_ref().and_then(|q| q.group_size()));
-    match sizes.next().flatten() {
-        Some(size) if sizes.all(|s| s == Some(size)) => WeightType::Grouped(size),
+        .map(|s| s.quantised.as_ref().and_then(|q| q.kept()));
+    match forms.next().flatten() {
+        Some(form) if forms.all(|f| f == Some(form)) => form,
         _ => WeightType::Bf16,
     }
 }

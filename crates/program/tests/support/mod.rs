@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
+pub(crate) mod models;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -37,6 +37,18 @@ const fn element_bytes(dtype: DType) -> u64 {
     }
 }
 
+/// In place of a kernel of latents in whole numbers.
+const NO_SCALES: &str = "latents have no scales";
+
+/// A kernel of attention.
+pub(super) struct Attend {
+    pub(super) name: &'static str,
+    /// Bytes that its blocks share.
+    pub(super) shared: u64,
+    /// Whether it is one of tensor cores.
+    fast: bool,
+}
+
 impl Cuda {
     pub(super) fn attention(&mut self, step: Step, a: &AttentionOp) -> Result<(), BackendError> {
         let group = self.program.geometry.groups[elements(a.group)].clone();
@@ -87,24 +99,50 @@ impl Cuda {
             "write_kv_int8",
         ];
         self.each(of_type(dtype, write), step.tokens, kv.bytes())?;
-        if let Some(names) = self.attend_mma(a) {
-            return self.attend_fast(step, a, kv, names);
+        let kernel = self.attend(a);
+        if kernel.fast {
+            return self.attend_fast(step, a, kv, kernel);
         }
-        let queries = a.q_heads / a.kv_heads.max(1);
-        let floats = queries * (a.k_dim + a.v_dim + CHUNK + 1 + LANES + TILES) + CHUNK;
         let how = Launch {
             grid: [word(step.tokens), word(a.kv_heads), 1],
             threads: THREADS,
-            shared: word(4 * floats),
+            shared: word(kernel.shared),
         };
-        let attend = [
+        self.launch(kernel.name, how, kv.bytes())
+    }
+
+    /// What attends for such heads.
+    pub(super) fn attend(&self, a: &AttentionOp) -> Attend {
+        if let Some((name, keys, tiles)) = self.attend_mma(a) {
+            let [k_dim, v_dim] = [a.k_dim, a.v_dim].map(|d| d.next_multiple_of(16));
+            // Scales of keys and of values are whole numbers of halves too.
+            let scales = if self.program.kv_dtype == DType::I8 {
+                2 * 2 * keys
+            } else {
+                0
+            };
+            let halves =
+                QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8) + scales);
+            return Attend {
+                name,
+                shared: 2 * halves,
+                fast: true,
+            };
+        }
+        let queries = a.q_heads / a.kv_heads.max(1);
+        let floats = queries * (a.k_dim + a.v_dim + CHUNK + 1 + LANES + TILES) + CHUNK;
+        let names = [
             "attend_f32",
             "attend_bf16",
             "attend_f16",
             "attend_fp8",
             "attend_int8",
         ];
-        self.launch(of_type(dtype, attend), how, kv.bytes())
+        Attend {
+            name: of_type(self.program.kv_dtype, names),
+            shared: 4 * floats,
+            fast: false,
+        }
     }
 
     /// The kernel of attention on tensor cores for such heads: with it keys of a tile, tiles at once.
@@ -146,17 +184,8 @@ impl Cuda {
         step: Step,
         a: &AttentionOp,
         mut kv: args::Kv,
-        (name, keys, tiles): (&'static str, u64, u64),
+        kernel: Attend,
     ) -> Result<(), BackendError> {
-        let [k_dim, v_dim] = [a.k_dim, a.v_dim].map(|d| d.next_multiple_of(16));
-        // Scales of keys and of values are whole numbers of halves too.
-        let scales = if self.program.kv_dtype == DType::I8 {
-            2 * 2 * keys
-        } else {
-            0
-        };
-        let halves =
-            QUERIES * (k_dim + 8) + tiles * (k_dim * (keys + 8) + keys * (v_dim + 8) + scales);
         let partials = self.parts_apart(step, a.parted());
         kv.split = word(ATTENTION_PART);
         (kv.splits, kv.partials) = (word(self.lists.parts), partials.unwrap_or(0));
@@ -167,9 +196,9 @@ impl Cuda {
                 if partials.is_some() { kv.splits } else { 1 },
             ],
             threads: THREADS,
-            shared: word(2 * halves),
+            shared: word(kernel.shared),
         };
-        self.launch(name, how, kv.bytes())?;
+        self.launch(kernel.name, how, kv.bytes())?;
         match partials {
             Some(_) => self.combine(step, &kv),
             None => Ok(()),
@@ -212,9 +241,8 @@ impl Cuda {
         step: Step,
         a: &LatentOp,
         mut latents: args::Latents,
-        kernel: &'static str,
+        kernel: Attend,
     ) -> Result<(), BackendError> {
-        let wide = (a.rank + a.rope_dim).next_multiple_of(16) + 8;
         let heads = a.heads.div_ceil(LATENT_ROWS);
         let partials = self.parts_apart(step, a.parted());
         latents.split = word(ATTENTION_PART);
@@ -230,10 +258,9 @@ impl Cuda {
                 },
             ],
             threads: THREADS,
-            // Queries and a tile of keys.
-            shared: word(2 * 2 * LATENT_ROWS * wide),
+            shared: word(kernel.shared),
         };
-        self.launch(kernel, how, latents.bytes())?;
+        self.launch(kernel.name, how, latents.bytes())?;
         if partials.is_none() {
             return Ok(());
         }
@@ -279,30 +306,48 @@ impl Cuda {
             scale: a.scale,
             ..args::Latents::default()
         };
-        let none = "latents have no scales";
         let write = [
             "write_latents_f32",
             "write_latents_bf16",
             "write_latents_f16",
             "write_latents_fp8",
-            none,
+            NO_SCALES,
         ];
         self.each(of_type(dtype, write), step.tokens, latents.bytes())?;
-        if let Some(kernel) = self.latents_mma(a) {
+        let kernel = self.attend_latents(a);
+        if kernel.fast {
             return self.latents_fast(step, a, latents, kernel);
         }
         let how = Launch {
             grid: [word(step.tokens), word(a.heads), 1],
             threads: THREADS,
-            shared: word(4 * (2 * a.rank + a.rope_dim + 1)),
+            shared: word(kernel.shared),
         };
-        let attend = [
+        self.launch(kernel.name, how, latents.bytes())
+    }
+
+    /// What attends over such latents.
+    pub(super) fn attend_latents(&self, a: &LatentOp) -> Attend {
+        if let Some(name) = self.latents_mma(a) {
+            let wide = (a.rank + a.rope_dim).next_multiple_of(16) + 8;
+            return Attend {
+                name,
+                // Queries and a tile of keys.
+                shared: 2 * 2 * LATENT_ROWS * wide,
+                fast: true,
+            };
+        }
+        let names = [
             "attend_latents_f32",
             "attend_latents_bf16",
             "attend_latents_f16",
             "attend_latents_fp8",
-            none,
+            NO_SCALES,
         ];
-        self.launch(of_type(dtype, attend), how, latents.bytes())
+        Attend {
+            name: of_type(self.program.kv_dtype, names),
+            shared: 4 * (2 * a.rank + a.rope_dim + 1),
+            fast: false,
+        }
     }
 }

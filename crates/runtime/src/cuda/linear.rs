@@ -13,13 +13,14 @@ const WARPS: u64 = 4;
 /// Output rows of a panel.
 const PANEL: u64 = 32;
 /// Types of weights, in the order of their numbers on a device.
-const FORMS: usize = 6;
+const FORMS: usize = 7;
 /// Rows of x that a warp passes together, the most first, and what its kernel is called after.
 const TOGETHER: [(u64, [&str; FORMS]); 3] = [
     (
         8,
         [
             "linear_bf16_8",
+            "linear_fp8_8",
             "linear_int8_8",
             "linear_int4_8",
             "linear_g128_8",
@@ -31,6 +32,7 @@ const TOGETHER: [(u64, [&str; FORMS]); 3] = [
         4,
         [
             "linear_bf16_4",
+            "linear_fp8_4",
             "linear_int8_4",
             "linear_int4_4",
             "linear_g128_4",
@@ -42,6 +44,7 @@ const TOGETHER: [(u64, [&str; FORMS]); 3] = [
         1,
         [
             "linear_bf16_1",
+            "linear_fp8_1",
             "linear_int8_1",
             "linear_int4_1",
             "linear_g128_1",
@@ -70,6 +73,7 @@ const TILES_MMA: [TileMma; 3] = [
         threads: 128,
         names: [
             "linear_mma_bf16_16",
+            "linear_mma_fp8_16",
             "linear_mma_int8_16",
             "linear_mma_int4_16",
             "linear_mma_g128_16",
@@ -85,6 +89,7 @@ const TILES_MMA: [TileMma; 3] = [
         threads: 128,
         names: [
             "linear_mma_bf16_64",
+            "linear_mma_fp8_64",
             "linear_mma_int8_64",
             "linear_mma_int4_64",
             "linear_mma_g128_64",
@@ -100,6 +105,7 @@ const TILES_MMA: [TileMma; 3] = [
         threads: 256,
         names: [
             "linear_mma_bf16_128",
+            "linear_mma_fp8_128",
             "linear_mma_int8_128",
             "linear_mma_int4_128",
             "linear_mma_g128_128",
@@ -111,11 +117,12 @@ const TILES_MMA: [TileMma; 3] = [
 pub(super) const fn form(weights: WeightType) -> u32 {
     match weights {
         WeightType::Bf16 => 0,
-        WeightType::Int8 => 1,
-        WeightType::Int4 => 2,
-        WeightType::Grouped(GroupSize::G128) => 3,
-        WeightType::Grouped(GroupSize::G64) => 4,
-        WeightType::Grouped(GroupSize::G32) => 5,
+        WeightType::Fp8 => 1,
+        WeightType::Int8 => 2,
+        WeightType::Int4 => 3,
+        WeightType::Grouped(GroupSize::G128) => 4,
+        WeightType::Grouped(GroupSize::G64) => 5,
+        WeightType::Grouped(GroupSize::G32) => 6,
     }
 }
 
@@ -157,7 +164,9 @@ impl TileMma {
     fn shared(&self, weights: WeightType) -> u64 {
         let lines = match weights {
             WeightType::Bf16 => self.step / 2,
-            WeightType::Int8 => self.step.div_ceil(128) + self.step / 4,
+            WeightType::Fp8 | WeightType::Int8 => {
+                self.step.div_ceil(WeightType::SCALED) + self.step / 4
+            }
             WeightType::Int4 => self.step.div_ceil(64) + self.step / 8,
             WeightType::Grouped(group) => self.step.div_ceil(group.columns()) + self.step / 8,
         };
@@ -165,7 +174,24 @@ impl TileMma {
     }
 }
 
+/// Bytes that a block of one of [`STAGED`] shares.
+const fn staged_bytes(rows: u64, step: u64) -> u64 {
+    4 * STAGES * (step / 2 * PANEL + rows * step)
+}
+
 impl Cuda {
+    /// Kernels that matrices of this type meet, and bytes that their blocks share.
+    pub(super) fn linear_shared(&self, weights: WeightType) -> Vec<(&'static str, u64)> {
+        if self.fast {
+            let tiles = TILES_MMA.iter();
+            let of = |t: &TileMma| (t.names[form(weights) as usize], t.shared(weights));
+            return tiles.map(of).collect();
+        }
+        let staged = self.staged && weights == WeightType::Bf16;
+        let of = |(rows, step, name): &(u64, u64, _)| (*name, staged_bytes(*rows, *step));
+        STAGED.iter().filter(|_| staged).map(of).collect()
+    }
+
     pub(super) fn matrices(&mut self, all: &[WeightId]) -> Result<Matrices, BackendError> {
         let unequal = || BackendError::Step("matrices that do not lie evenly".to_owned());
         let first = *all.first().ok_or_else(unequal)?;
@@ -212,7 +238,7 @@ impl Cuda {
         if self.fast {
             return self.linear_mma(m, a);
         }
-        if m.form != WeightType::Bf16 {
+        if m.form.input_words(m.k) > 0 {
             let q = args::Quantise {
                 x: a.x,
                 out: scratch,
@@ -237,7 +263,7 @@ impl Cuda {
             let (rows, step, kernel) = kernels.unwrap_or(&STAGED[2]);
             (together, name) = (*rows, *kernel);
             blocks = word(m.n.div_ceil(PANEL));
-            shared = word(4 * STAGES * (step / 2 * PANEL + rows * step));
+            shared = word(staged_bytes(*rows, *step));
         }
         // There are only so many blocks in the second direction. A token's experts stay together.
         let taken = u64::from(a.wide / 2).max(1);

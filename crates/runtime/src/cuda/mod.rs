@@ -11,10 +11,12 @@ mod linear;
 mod lists;
 mod ops;
 mod ranks;
+mod shared;
 mod speeds;
 mod transfers;
 mod weights;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -166,6 +168,8 @@ pub struct Cuda {
     fast: bool,
     /// Whether it copies to shared memory without waiting.
     staged: bool,
+    /// What blocks of kernels share at most, by the kernels' names.
+    shares: BTreeMap<&'static str, u64>,
     weights: Block,
     pages: Block,
     activations: Block,
@@ -264,7 +268,8 @@ impl Cuda {
             let both = Block::on_host(device.as_mut(), exchange.host.add(logits)?)?;
             both.split(exchange.host)
         };
-        Ok(Self {
+        let mut cuda = Self {
+            shares: BTreeMap::new(),
             logits,
             seat: None,
             exchange,
@@ -292,7 +297,9 @@ impl Cuda {
             pages,
             activations,
             inputs,
-        })
+        };
+        cuda.check_shares()?;
+        Ok(cuda)
     }
 
     /// What it calls itself.
@@ -339,6 +346,8 @@ impl Cuda {
         if let Some(allowed) = &self.allowed {
             self.device.allow(allowed);
         }
+        let checked = self.shares.get(kernel).copied().unwrap_or(0);
+        debug_assert!(u64::from(how.shared) <= checked, "{kernel}: {how:?}");
         Ok(self.device.launch(kernel, how, args)?)
     }
 

@@ -37,6 +37,16 @@ pub(super) struct Step {
     pub(super) outputs: u64,
 }
 
+/// Bytes that a block of `route` shares.
+pub(super) const fn route_shared(experts: u64, groups: u64) -> u64 {
+    4 * (2 * experts + groups)
+}
+
+/// Bytes that a block of `shorten` shares: a sum of either kind for each span.
+pub(super) const fn shorten_shared(vocab: u64) -> u64 {
+    16 * vocab.div_ceil(1024)
+}
+
 impl Cuda {
     /// Carries some operations out, one after the other.
     pub(super) fn walk(
@@ -493,7 +503,7 @@ impl Cuda {
                     none: 0,
                 };
                 let how = Launch {
-                    shared: 4 * (2 * experts + groups[0]),
+                    shared: word(route_shared(experts.into(), groups[0].into())),
                     ..Launch::blocks(word(self.rows(out, step)), THREADS)
                 };
                 self.launch("route", how, a.bytes())
@@ -618,8 +628,7 @@ impl Cuda {
             words: word(each),
         };
         let how = Launch {
-            // A sum of either kind for each span.
-            shared: word(16 * vocab.div_ceil(1024)),
+            shared: word(shorten_shared(vocab)),
             ..Launch::blocks(word(rows), 512)
         };
         self.launch("shorten", how, a.bytes())?;

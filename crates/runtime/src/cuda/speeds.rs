@@ -80,7 +80,7 @@ const KV_HEADS: u64 = 8;
 const HEAD: u64 = 128;
 const LAYERS: u64 = 4;
 const SLOTS: u64 = 16;
-const FORMS: [WeightType; 3] = [WeightType::Bf16, WeightType::Int8, WeightType::Int4];
+const FORMS: [WeightType; 4] = WeightType::ALL;
 /// Pages that move together.
 const PAGES: u64 = 32;
 

@@ -2,8 +2,9 @@
 
 use super::*;
 
-const FORMS: [WeightType; 6] = [
+const FORMS: [WeightType; 7] = [
     WeightType::Bf16,
+    WeightType::Fp8,
     WeightType::Int8,
     WeightType::Int4,
     WeightType::GROUPED[0],

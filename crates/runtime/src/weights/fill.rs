@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use plimsoll_kernels::{
-    PANEL, bf16_from_f32, pack_columns, pack_group_row, pack_rows, quantise_row,
+    PANEL, bf16_from_f32, pack_columns, pack_f8_row, pack_group_row, pack_rows, quantise_row,
 };
 use plimsoll_model::json::printable;
 use plimsoll_units::{Bytes, DType, WeightType};
@@ -295,6 +295,19 @@ impl Rows<'_> {
                     let found = grids.grouped(rectangle, tensor, row, &mut numbers, &mut of_groups);
                     match found {
                         Ok(()) => pack_group_row(group, panel, lane + i, &numbers, &of_groups),
+                        Err(e) => result = Err(e),
+                    }
+                }
+            });
+            return result;
+        }
+        if form == WeightType::Fp8 && grids.is_f8() {
+            let (mut codes, mut scales) = (Vec::new(), Vec::new());
+            let mut result = Ok(());
+            self.for_panels(words, form, width, |panel, lane, done, n| {
+                for (i, row) in (from + done as u64..).take(n).enumerate() {
+                    match grids.f8(rectangle, tensor, row, &mut codes, &mut scales) {
+                        Ok(()) => pack_f8_row(panel, lane + i, &codes, &scales),
                         Err(e) => result = Err(e),
                     }
                 }

@@ -10,7 +10,7 @@ use plimsoll_kernels::{f32_from_f16, group_word};
 use plimsoll_model::Axis;
 use plimsoll_model::json::printable;
 use plimsoll_program::{Grid, Number, Quantised, Source, Weight, WeightLayout, Zero};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType};
 
 use super::checkpoint::{Checkpoint, Found};
 use super::fill::{Matrix, Piece};
@@ -424,6 +424,44 @@ impl Grids {
             words.push(word.ok_or_else(|| self.not_finite(tensor))?);
         }
         Ok(())
+    }
+
+    /// Whether its codes can be those of e4m3 weights, its scales theirs: the first column begins a group of both.
+    pub(super) fn is_f8(&self) -> bool {
+        let begins = self.what.groups() == 1 || self.first.is_multiple_of(WeightType::SCALED);
+        self.what.is_f8() && !self.transposed && begins
+    }
+
+    /// The codes of a row of the weight, of those that were read, and the scale of each group of columns.
+    pub(super) fn f8(
+        &self,
+        from: &Rectangle,
+        tensor: &str,
+        row: u64,
+        codes: &mut Vec<u8>,
+        scales: &mut Vec<f32>,
+    ) -> Result<(), WeightsError> {
+        let at = index(row - from.origin[0]);
+        let (line, _) = from.outputs[at];
+        codes.clear();
+        codes.extend(from.inputs.iter().map(|(at, _)| from.codes[line + at]));
+        let parameters = &from.parameters[at * from.groups..];
+        scales.clear();
+        let mut begin = 0;
+        for (end, group) in &from.runs {
+            // As many groups of ours as have this scale: runs end where they do, or with the row.
+            let each = index(WeightType::SCALED);
+            let count = (end - begin).div_ceil(each);
+            scales.extend(std::iter::repeat_n(parameters[*group][0], count));
+            begin = *end;
+        }
+        let largest = scales.iter().map(|s| (s * 448.0).abs());
+        let finite = largest.fold(0.0, f32::max).is_finite() && !scales.iter().any(|s| s.is_nan());
+        if finite && codes.iter().all(|c| e4m3(*c).is_finite()) {
+            Ok(())
+        } else {
+            Err(self.not_finite(tensor))
+        }
     }
 
     /// The code that begins at a byte and a bit.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod both;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -43,7 +45,7 @@ fn folders(of: &str) -> Vec<PathBuf> {
         .filter(|p| p.is_dir())
         .collect();
     all.sort();
-    assert!(all.len() >= 12, "{all:?}");
+    assert!(all.len() >= 13, "{all:?}");
     all
 }
 
@@ -173,6 +175,9 @@ impl Default for Server {
 
 /// Logits by request, sequence and position, as bits.
 pub(crate) type Seen = BTreeMap<(u64, u32, u32), Vec<u32>>;
+
+/// What was generated, by request and sequence, every position's logits, and the scheduler's counters.
+pub(crate) type Run = (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats);
 
 /// The most likely token, always; and what every position's logits were.
 #[derive(Debug, Default)]
@@ -384,6 +389,21 @@ impl Model {
         device: Box<dyn Device>,
         arithmetic: Arithmetic,
     ) -> Cuda {
+        let mut cuda = self.started(server, rank, device, arithmetic).unwrap();
+        // As many parts as there are large weights: each finds what others have left.
+        let staged = Bytes::new(4096);
+        cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
+        cuda
+    }
+
+    /// The same without weights.
+    pub(crate) fn started(
+        &self,
+        server: &Server,
+        rank: usize,
+        device: Box<dyn Device>,
+        arithmetic: Arithmetic,
+    ) -> Result<Cuda, plimsoll_runtime::StartError> {
         let program = self.lowered(server, rank as u64).unwrap();
         let page = program.geometry.page;
         let context = self.spec.max_context.unwrap();
@@ -396,11 +416,7 @@ impl Model {
             collectives: Exchange::of(&program).unwrap().bytes().unwrap(),
         };
         let file = (server.disk != Disk::Memory).then(|| server.disk.space(sizes.swap));
-        let mut cuda = Cuda::new(device, program, sizes, file, context, arithmetic).unwrap();
-        // As many parts as there are large weights: each finds what others have left.
-        let staged = Bytes::new(4096);
-        cuda::load(&mut cuda, &self.checkpoint(), staged, 1, &|_, _| {}).unwrap();
-        cuda
+        Cuda::new(device, program, sizes, file, context, arithmetic)
     }
 
     /// Ranks on fibers, which meet through the host's memory or as `nccl` connects them.
@@ -476,11 +492,7 @@ impl Model {
     }
 
     /// All requests at once: what was generated, every position's logits, and the scheduler's counters.
-    pub(crate) fn serve(
-        &self,
-        server: &Server,
-        requests: &[(Vec<u32>, u32, Fan)],
-    ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+    pub(crate) fn serve(&self, server: &Server, requests: &[(Vec<u32>, u32, Fan)]) -> Run {
         if server.ranks > 1 {
             let engine = self.engine_of_ranks(server, Greedy::default());
             return self.serve_on(engine, requests);
@@ -493,7 +505,7 @@ impl Model {
         &self,
         mut engine: Engine<Runner<B, Greedy>, NoLog>,
         requests: &[(Vec<u32>, u32, Fan)],
-    ) -> (BTreeMap<u64, Vec<Vec<u32>>>, Seen, Stats) {
+    ) -> Run {
         let beams = requests.iter().any(|r| matches!(r.2, Fan::Beam(_)));
         engine.executor_mut().chooser_mut().beams = beams;
         for (i, (prompt, max, fan)) in requests.iter().enumerate() {

@@ -105,7 +105,7 @@ impl Found {
             Unit::HostBytes => None,
             Unit::Flops(form) => {
                 let of = match form {
-                    WeightType::Bf16 => "bf16",
+                    WeightType::Bf16 | WeightType::Fp8 => "bf16",
                     _ => "int8",
                 };
                 let rates = card.dense_flops.iter();

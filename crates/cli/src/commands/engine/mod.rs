@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use plimsoll_cuda::DeviceError;
 use plimsoll_host::{Env, LoadOptions};
 use plimsoll_kernels::{Inputs, Level, Pool};
 use plimsoll_kv::{KvCache, KvConfig, Layout};
@@ -26,8 +27,8 @@ use plimsoll_runtime::cuda::{self, Arithmetic, Cuda, DeviceSizes};
 use plimsoll_runtime::text::{ChatTemplate, GenerationConfig, ModelText, Tokenizer};
 use plimsoll_runtime::weights::{WeightsError, load as load_weights};
 use plimsoll_runtime::{
-    Arena, Backend, Choices, Cpu, Engine, Measured, Meeting, Memory, Ranks, Runner, StartError,
-    SwapSpace,
+    Arena, Backend, BackendError, Choices, Cpu, Engine, Measured, Meeting, Memory, Ranks, Runner,
+    StartError, SwapSpace,
 };
 use plimsoll_schedule::{CostModel, Limits, Rates, Scheduler, SchedulerConfig, Tenant, Work};
 use plimsoll_simulate::log::LogWriter;
@@ -323,7 +324,14 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
                 let sizes = DeviceSizes::of(&map.rank, &program, context);
                 let sizes = sizes.map_err(|e| too_large(&e))?;
                 let cuda = Cuda::new(gpu, program, sizes, file, context, arithmetic);
-                let mut cuda = cuda.map_err(|e| too_large(&e))?;
+                let mut cuda = cuda.map_err(|e| match &e {
+                    // No flag makes it fit.
+                    StartError::Device(BackendError::Device(DeviceError::Shared { .. })) => {
+                        Failure::new(Exit::Usage, "E-DEVICE-006", e.to_string())
+                            .hint("`--device cpu` needs no GPU")
+                    }
+                    _ => too_large(&e),
+                })?;
                 let staged = plimsoll_plan::STAGED_WEIGHTS;
                 cuda::load(&mut cuda, &checkpoint, staged, threads, &tell).map_err(broken)?;
                 if !args.enforce_eager {
@@ -535,9 +543,10 @@ fn converted(spec: &ModelSpec, weights: Weights) -> Option<String> {
     let done = match weights {
         KEPT => "computed as bf16, rounded".to_owned(),
         Weights::Stored => {
-            "kept so where that is 4 bits in groups, and their inputs in int8, else computed as bf16, rounded"
+            "kept so where that is fp8, or 4 bits in groups, whose inputs are in int8, else computed as bf16, rounded"
                 .to_owned()
         }
+        Weights::As(WeightType::Fp8) => "kept so where that is fp8, else quantised to it".to_owned(),
         Weights::As(other) => format!("quantised to {other} as they are loaded, and their inputs to int8"),
     };
     (!types.is_empty()).then(|| format!("note: matrices stored as {} are {done}", types.join(", ")))

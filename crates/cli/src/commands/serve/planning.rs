@@ -79,7 +79,7 @@ struct Choices {
     /// Engines whose rules are known.
     engines: [&'static str; 5],
     /// What weights can be made while they are loaded.
-    weights: [&'static str; 4],
+    weights: [&'static str; 5],
     /// How checkpoints can be quantised.
     quantizations: [&'static str; 4],
     /// What keys and values can be kept as.
@@ -163,7 +163,7 @@ fn choices() -> Choices {
         models: catalogue::entries().iter().map(|e| &*e.name).collect(),
         gpus: devices().iter().map(gpu).collect(),
         engines: ["vllm", "llama.cpp", "plimsoll", "contiguous", "ideal"],
-        weights: ["bf16", "int8", "int4", "auto"],
+        weights: ["bf16", "fp8", "int8", "int4", "auto"],
         quantizations: ["fp8", "int8", "int4", "bitsandbytes"],
         kv_cache_dtypes: ["auto", "bf16", "f16", "fp8", "int8", "q8_0", "q4_0"],
     }

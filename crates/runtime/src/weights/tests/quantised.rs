@@ -349,7 +349,12 @@ fn float8(code: u32) -> f32 {
 
 /// Blocks that end inside the matrix both ways.
 fn fp8() -> Layout {
-    let mut q = codes(13, OUT * INP, 8);
+    fp8_of([OUT, INP], [16, 40])
+}
+
+/// A matrix of this size, a scale for each block of so many outputs and inputs.
+fn fp8_of([out, inp]: [usize; 2], [rows, columns]: [usize; 2]) -> Layout {
+    let mut q = codes(13, out * inp, 8);
     // All codes that are numbers.
     q.iter_mut().enumerate().for_each(|(i, q)| {
         *q = if *q & 0x7f == 0x7f {
@@ -358,27 +363,29 @@ fn fp8() -> Layout {
             *q
         };
     });
-    let (high, wide) = (OUT.div_ceil(16), INP.div_ceil(40));
+    let (high, wide) = (out.div_ceil(rows), inp.div_ceil(columns));
     let scale = numbers(14, (high * wide) as u64);
     let codes = q.iter().map(|x| x.to_le_bytes()[0]).collect();
-    let element = |o: usize, i: usize| scale[o / 16 * wide + i / 40] * float8(q[o * INP + i]);
+    let element =
+        |o: usize, i: usize| scale[o / rows * wide + i / columns] * float8(q[o * inp + i]);
+    let size = [out, inp].map(|n| n as u64);
     Layout {
         name: "fp8",
         what: Quantised {
-            size: SIZE,
+            size,
             codes: grid(".weight", DType::F8E4m3, Number::Plain, [1, 1], false),
             scales: grid(
                 ".weight_scale_inv",
                 DType::F32,
                 Number::Plain,
-                [16, 40],
+                [rows, columns].map(|n| n as u64),
                 false,
             ),
             zero: Zero::Same(0),
             order: None,
         },
         tensors: vec![
-            (".weight", "F8_E4M3", SIZE.to_vec(), codes),
+            (".weight", "F8_E4M3", size.to_vec(), codes),
             (
                 ".weight_scale_inv",
                 "F32",
@@ -386,8 +393,8 @@ fn fp8() -> Layout {
                 f32_bytes(&scale),
             ),
         ],
-        elements: (0..OUT)
-            .map(|o| (0..INP).map(|i| element(o, i)).collect())
+        elements: (0..out)
+            .map(|o| (0..inp).map(|i| element(o, i)).collect())
             .collect(),
     }
 }
@@ -573,6 +580,62 @@ fn groups_of_four_bits_lose_nothing() {
     let p = apart.part(form, 0..OUT as u64, 0..INP as u64, false);
     let e = loaded(&p, &folder.0, FILES, 1).unwrap_err().to_string();
     assert!(e.contains("`x.g_idx` has inputs of a group apart"), "{e}");
+}
+
+/// e4m3 whose scales are for whole groups of columns is kept as it is stored: each element is what it stands for, to the
+/// bit. A part that begins inside a group is quantised anew.
+#[test]
+fn floats_lose_nothing() {
+    let (size, form) = ([72, 300], WeightType::Fp8);
+    for block in [[16, 128], [1, 300], [72, 300], [40, 256]] {
+        let layout = fp8_of(size, block);
+        assert_eq!(layout.what.kept(), Some(form));
+        let folder = Folder::new();
+        layout.write(&folder);
+        for (rows, columns) in [(0..72, 0..300), (5..40, 128..300), (3..43, 37..290)] {
+            let [r, c] = [&rows, &columns].map(|r| r.start as u64..r.end as u64);
+            let p = layout.part(form, r, c, false);
+            let arena = loaded(&p, &folder.0, FILES, 2).unwrap();
+            let words = words(&arena, &p.weights[0]);
+            let (n, k) = (rows.len(), columns.len());
+            let part = |o: usize| layout.elements[o][columns.clone()].to_vec();
+            let what = format!("{block:?}, {rows:?}, {columns:?}");
+            if columns.start == 37 && block[1] < 300 {
+                let want: Vec<Vec<f32>> = rows.map(part).collect();
+                assert_eq!(words, quantised(form, &want, k as u64), "{what}");
+                continue;
+            }
+            let matrix = plimsoll_kernels::Linear::new(&words, form, n, k);
+            let mut row = vec![f32::NAN; k];
+            for (i, o) in rows.enumerate() {
+                matrix.row(i, &mut row);
+                assert_eq!(row, part(o), "{what}");
+            }
+        }
+        // What is no number: a code, and scales.
+        let error = |leaf: &str, at: usize, bytes: &[u8]| {
+            let mut bad = fp8_of(size, block);
+            let tensor = bad.tensors.iter_mut().find(|t| t.0 == leaf).unwrap();
+            tensor.3[at..][..bytes.len()].copy_from_slice(bytes);
+            bad.write(&folder);
+            let p = bad.part(form, 0..72, 0..300, false);
+            loaded(&p, &folder.0, FILES, 1).unwrap_err().to_string()
+        };
+        for scale in [f32::NAN, f32::INFINITY, f32::MAX] {
+            let e = error(".weight_scale_inv", 0, &scale.to_le_bytes());
+            assert!(
+                e.contains("`x.weight` has elements that are no finite"),
+                "{e}"
+            );
+        }
+        let e = error(".weight", 777, &[0xff]);
+        assert!(
+            e.contains("`x.weight` has elements that are no finite"),
+            "{e}"
+        );
+    }
+    assert_eq!(fp8_of(size, [16, 64]).what.kept(), None);
+    assert_eq!(int8().what.kept(), None);
 }
 
 #[test]
