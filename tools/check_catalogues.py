@@ -43,7 +43,7 @@ DEVICE_FIELDS = {
 OPTIONAL = {"compute_capability", "multiprocessors", "l2_bytes", "usable_bytes", "link", "pcie", "note", "unified", "slices", "slices_source"}
 SLICE_FIELDS = ("profile", "instances", "bytes", "multiprocessors", "memory_eighths")
 
-# What the makers publish (model card or paper), with as many digits as they print. A count agrees when it is within
+# What the makers publish (model card, paper, or the hub's count of what they stored), with as many digits as they print. A count agrees when it is within
 # 1 % or rounds to the printed figure ("13B" stands for 12.5B to 13.5B).
 PUBLISHED = {
     "gpt2": "124M", "gpt2-345m": "355M", "gpt2-large": "774M", "gpt2-xl": "1.56B", "gpt3-175b": "175B",
@@ -68,6 +68,26 @@ PUBLISHED = {
     "granite-3.1-2b": "2.53B", "granite-3.1-8b": "8.17B",
     "deepseek-v2-lite": "15.7B", "deepseek-coder-v2-lite": "15.7B", "deepseek-v2": "236B", "deepseek-v3": "671B",
     "deepseek-r1": "671B", "gpt-oss-20b": "20.9B", "gpt-oss-120b": "117B",
+    "minimax-m2.5": "230B", "minimax-m2.7": "230B", "qwen3-coder-480b-a35b": "480B", "qwen3-vl-2b": "2.13B",
+    "qwen3-vl-4b": "4.44B", "qwen3-vl-8b": "8.77B", "qwen3-vl-32b": "33.4B", "qwen3-vl-30b-a3b": "31.1B",
+    "qwen3-vl-235b-a22b": "236B", "qwen3.5-27b": "27B", "qwen3.5-35b-a3b": "35B", "qwen3.5-122b-a10b": "122B",
+    "qwen3.5-397b-a17b": "397B", "kimi-k2": "1T", "nemotron-3-nano-30b-a3b": "31.6B", "nemotron-h-56b": "56B",
+    "llama-4-scout-17b-16e": "109B", "llama-4-maverick-17b-128e": "400B", "yi-34b": "34.4B", "codellama-34b": "33.7B",
+    "exaone-4.0-32b": "32.0B", "olmo-3.1-32b": "32.2B", "qwen3.5-9b": "9B", "tinyllama-1.1b": "1.10B",
+    "smollm2-135m": "135M", "smollm2-360m": "362M", "codellama-7b": "6.74B", "codellama-13b": "13.0B",
+    "phi-4-mini": "3.84B", "stablelm-3b-4e1t": "2.80B", "stablelm-2-1.6b": "1.64B", "starcoder2-7b": "7.17B",
+    "aya-23-8b": "8.03B", "olmo-2-7b": "7.30B", "olmo-2-13b": "13.7B", "olmo-2-32b": "32.2B", "smollm2-1.7b": "1.71B",
+    "llama-3-70b": "70.6B", "codellama-70b": "69.0B", "falcon3-1b": "1.67B", "falcon3-3b": "3.23B",
+    "falcon3-7b": "7.46B", "falcon3-10b": "10.3B", "falcon-7b": "6.92B", "falcon-40b": "41.3B", "falcon-180b": "180B",
+    "mistral-large-2411": "123B", "qwq-32b": "32.8B", "qwen3-4b-2507": "4.02B",
+    "deepseek-r1-distill-qwen-32b": "32.8B", "qwen3-30b-a3b-2507": "30.5B", "qwen3-235b-a22b-2507": "235B",
+    "olmo-3-7b": "7.30B", "smollm3-3b": "3.08B", "ernie-4.5-0.3b": "0.36B", "ernie-4.5-21b-a3b": "21.8B",
+    "glm-4.5-air": "106B", "glm-4.6": "355B", "glm-4.5": "355B", "glm-4.7-flash": "30B", "glm-4-9b-0414": "9.40B",
+    "olmoe-1b-7b": "6.92B", "command-r-35b": "35.0B", "starcoder2-3b": "3.03B", "jamba-1.5-mini": "51.6B",
+    "mamba-codestral-7b": "7.29B", "bamba-9b": "9.78B", "phi-3.5-moe": "41.9B", "kimi-linear-48b-a3b": "49.1B",
+    "seed-oss-36b": "36B", "hunyuan-a13b": "80B", "nemotron-nano-9b-v2": "9B", "falcon-h1-7b": "7.59B",
+    "bloom-176b": "176B", "bloom-7b1": "7.07B", "llava-1.5-7b": "7.06B", "mistral-small-3.1-24b": "24.0B",
+    "glm-4-32b-0414": "32.6B", "mamba-2.8b": "2.77B", "qwen3.6-27b": "27B", "qwen3.6-35b-a3b": "35B",
 }
 
 problems = []
@@ -179,7 +199,7 @@ def check_models(path):
         check(bool(m["source"]), f"{name}: no source")
         check("model_type" in config and "architectures" in config, f"{name}: no model_type or architectures")
         for key in config:
-            check("param" not in key and "total" not in key and "_bytes" not in key, f"{name}: {key} is no config field")
+            check("param" not in key.removesuffix("_parameters") and "total" not in key and "_bytes" not in key, f"{name}: {key} is no config field")
         models.append(m)
     check({m["name"] for m in models} == PUBLISHED.keys(), f"published counts for another set: "
           f"{sorted({m['name'] for m in models} ^ PUBLISHED.keys())}")
@@ -189,7 +209,7 @@ def check_models(path):
 
 def published(text):
     """A printed count as (value, half a unit of its last digit)."""
-    unit = {"M": 10**6, "B": 10**9}[text[-1]]
+    unit = {"M": 10**6, "B": 10**9, "T": 10**12}[text[-1]]
     number = Decimal(text[:-1])
     return float(number * unit), float(Decimal(5).scaleb(number.as_tuple().exponent - 1) * unit)
 
