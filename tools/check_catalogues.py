@@ -220,8 +220,11 @@ def meta_count(config):
     import transformers
     from transformers import CONFIG_MAPPING
 
-    parsed = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
     model_class = getattr(transformers, config["architectures"][0])
+    # Some types that only their hub's code knows name a class that transformers has.
+    known = config["model_type"] in CONFIG_MAPPING
+    config_class = CONFIG_MAPPING[config["model_type"]] if known else model_class.config_class
+    parsed = config_class.from_dict(json.loads(json.dumps(config)))
     with torch.device("meta"):
         model = model_class(parsed)
     model.tie_weights()
