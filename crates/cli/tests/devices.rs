@@ -1,5 +1,6 @@
 //! Devices as users meet them: CUDA's kernels on fibers say what the processors say, `doctor --gpu` tries each of them,
-//! and a GPU that is not there is one clear error.
+//! and a GPU that is not there is one clear error. The catalogue's devices, slices of cards among them, are listed
+//! and planned for.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
 
@@ -157,6 +158,43 @@ fn doctor_tries_every_operation() {
         let rate = s["bytes_per_s"].as_u64().or(s["flops_per_s"].as_u64());
         assert!(rate > Some(0), "{s}");
     }
+}
+
+#[test]
+fn every_listed_device_can_be_planned_for() {
+    let out = plimsoll(&["devices", "--json"]);
+    assert!(out.status.success(), "{out:?}");
+    let lines = text(&out.stdout);
+    let listed: Vec<Value> = lines
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let named = |name: &str| listed.iter().find(|d| d["name"] == name).unwrap();
+    let slices = listed
+        .iter()
+        .filter(|d| d["name"].as_str().unwrap().contains(':'));
+    assert!(listed.len() - slices.count() >= 80);
+    assert_eq!(named("gb10-128g")["unified"], true);
+    assert_eq!(named("gh200-96g")["unified"], false);
+
+    // As users and as CUDA's driver name the same: half of the card, which holds two.
+    for name in ["h100:3g.40gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb"] {
+        let out = plimsoll(&["plan", "qwen3-8b", "--gpu", name, "--gpus", "1", "--json"]);
+        assert!(out.status.success(), "{out:?}");
+        let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
+        assert_eq!(plan["device"]["name"], "h100-80g-sxm:3g.40gb");
+        let usable = &named("h100-80g-sxm:3g.40gb")["usable_bytes"];
+        assert_eq!(&plan["device"]["usable_bytes"], usable);
+    }
+    let out = plimsoll(&["plan", "qwen3-8b", "--gpu", "h100:3g.41gb"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("E-DEVICE-001"), "{out:?}");
+
+    // What is bought by `any` is a card, not a machine whose memory is shared.
+    let out = plimsoll(&["plan", "qwen2.5-72b", "--gpu", "any", "--json"]);
+    let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let card = named(plan["device"]["name"].as_str().unwrap());
+    assert_eq!(card["unified"], false, "{card}");
 }
 
 #[test]

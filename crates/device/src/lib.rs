@@ -1,8 +1,9 @@
 //! Accelerators: what the driver reports of each, how fast it is, and how it is linked.
 //!
 //! A pure catalogue: a data file with a source for every entry. Memory is what a process sees, not
-//! the marketing size: an "80 GB" H100 offers 79.19 GiB. It detects nothing (that is
-//! `plimsoll-host`) and knows no prices (users give them).
+//! the marketing size: an "80 GB" H100 offers 79.19 GiB. A card that can be cut into slices (MIG) is a
+//! device, and so is each slice. It detects nothing (that is `plimsoll-host`) and knows no prices
+//! (users give them).
 
 use std::sync::OnceLock;
 
@@ -30,6 +31,8 @@ pub struct Device {
     pub l2_bytes: Option<u64>,
     /// The size on the box.
     pub marketing_memory: String,
+    /// Whether CPU and GPU have one memory, so that what the host's processes take is missing here.
+    pub unified: bool,
     /// What the driver reports as total.
     pub driver_total: Bytes,
     /// What a process can see as total (`cudaMemGetInfo`).
@@ -44,6 +47,9 @@ pub struct Device {
     pub dense_flops: Vec<(String, f64)>,
     /// Link between devices: kind and total bytes per second.
     pub link: Option<(String, f64)>,
+    /// What the device can be cut into, one of each kind: devices with a share of its memory, its
+    /// bandwidth and its multiprocessors, and no link.
+    pub slices: Vec<Device>,
     /// Where rates and links were read.
     pub source: String,
     /// What the reader should know.
@@ -82,6 +88,8 @@ struct Raw {
     multiprocessors: Option<u64>,
     l2_bytes: Option<u64>,
     marketing_memory: String,
+    #[serde(default)]
+    unified: bool,
     driver_total_bytes: u64,
     usable_bytes: Option<u64>,
     #[serde(default)]
@@ -92,6 +100,10 @@ struct Raw {
     link: Option<Link>,
     #[serde(default, rename = "pcie")]
     _pcie: Option<toml::Table>,
+    #[serde(default)]
+    slices: Vec<Slice>,
+    #[serde(default)]
+    slices_source: String,
     #[serde(default)]
     source: String,
     #[serde(default)]
@@ -106,20 +118,33 @@ struct Link {
     bytes_per_s: Option<f64>,
 }
 
-/// What `cudaMemGetInfo` shows less than NVML's total, in thousandths, on NVIDIA cards whose usable
-/// size nobody printed: the median of the catalogue's printed cards (a test recomputes it).
-const UNSEEN_PER_MILLE: u64 = 13;
+/// A profile of MIG. It has its share of the memory's slices, and so of the bandwidth, in eighths.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Slice {
+    profile: String,
+    instances: u64,
+    bytes: u64,
+    multiprocessors: u64,
+    memory_eighths: u64,
+}
+
+/// What `cudaMemGetInfo` shows less than NVML's total, in MiB, on cards whose usable size nobody
+/// printed: the median of the catalogue's printed NVIDIA cards (a test recomputes it). It does not
+/// grow with the card, so it is no share: 373 MiB of 8 GB, 469 of 80. On AMD's printed cards there is
+/// no difference.
+const UNSEEN_MIB: u64 = 464;
 
 impl Raw {
     fn device(self) -> Device {
         let driver_total = Bytes::new(self.driver_total_bytes);
-        let unseen = self.driver_total_bytes / 1000 * UNSEEN_PER_MILLE;
-        let derived = driver_total.saturating_sub(Bytes::new(unseen));
+        let unseen = if self.vendor == "amd" { 0 } else { UNSEEN_MIB };
+        let derived = driver_total.saturating_sub(Bytes::new(unseen << 20));
         let usable = self.usable_bytes.map_or(derived, Bytes::new);
         let confidence = match (self.usable_bytes, self.confidence.as_deref()) {
-            (None, _) | (Some(_), Some("derived")) => Confidence::Derived,
+            (_, Some("datasheet")) => Confidence::Datasheet,
             (Some(_), Some("printed")) => Confidence::Printed,
-            (Some(_), _) => Confidence::Datasheet,
+            _ => Confidence::Derived,
         };
         let compute_capability = self.compute_capability.as_deref().and_then(|c| {
             let (major, minor) = c.split_once('.')?;
@@ -127,7 +152,7 @@ impl Raw {
         });
         #[allow(clippy::cast_precision_loss, reason = "rates, not sizes")]
         let number = |v: &toml::Value| v.as_float().or_else(|| v.as_integer().map(|i| i as f64));
-        Device {
+        let whole = Device {
             name: self.name,
             aliases: self.aliases,
             vendor: self.vendor,
@@ -136,6 +161,7 @@ impl Raw {
             multiprocessors: self.multiprocessors,
             l2_bytes: self.l2_bytes,
             marketing_memory: self.marketing_memory,
+            unified: self.unified,
             driver_total,
             usable,
             confidence,
@@ -147,8 +173,55 @@ impl Raw {
                 .filter_map(|(k, v)| Some((k.clone(), number(v)?)))
                 .collect(),
             link: self.link.and_then(|l| Some((l.kind, l.bytes_per_s?))),
+            slices: Vec::new(),
             source: self.source,
             note: self.note,
+        };
+        let slices = self.slices.iter();
+        let slices = slices.map(|s| s.device(&whole, &self.slices_source));
+        Device {
+            slices: slices.collect(),
+            ..whole
+        }
+    }
+}
+
+impl Slice {
+    /// This slice of a card. MIG has no links between slices, nor to other cards.
+    fn device(&self, whole: &Device, source: &str) -> Device {
+        #[allow(clippy::cast_precision_loss, reason = "shares of rates")]
+        let share = |part: u64, of: u64| part as f64 / of.max(1) as f64;
+        let memory = share(self.memory_eighths, 8);
+        let compute = share(
+            self.multiprocessors,
+            whole.multiprocessors.unwrap_or(self.multiprocessors),
+        );
+        let size = self.profile.split('.').nth(1).unwrap_or_default();
+        let rates = whole.dense_flops.iter();
+        Device {
+            name: format!("{}:{}", whole.name, self.profile),
+            // As CUDA prints it.
+            aliases: whole
+                .aliases
+                .iter()
+                .filter(|a| a.contains("NVIDIA"))
+                .map(|a| format!("{a} MIG {}", self.profile))
+                .collect(),
+            multiprocessors: Some(self.multiprocessors),
+            l2_bytes: whole.l2_bytes.map(|b| b * self.memory_eighths / 8),
+            marketing_memory: size.replace("gb", " GB"),
+            driver_total: Bytes::new(self.bytes),
+            usable: Bytes::new(self.bytes),
+            confidence: Confidence::Printed,
+            memory_source: source.to_owned(),
+            bandwidth: whole.bandwidth.map(|b| b * memory),
+            dense_flops: rates.map(|(t, f)| (t.clone(), f * compute)).collect(),
+            link: None,
+            note: Some(match self.instances {
+                1 => "one on a card".to_owned(),
+                n => format!("up to {n} on a card"),
+            }),
+            ..whole.clone()
         }
     }
 }
@@ -165,9 +238,22 @@ pub fn devices() -> &'static [Device] {
 
 /// The device with this name or alias. Case, spaces, `_` and a leading vendor word are ignored, so
 /// that `NVIDIA A100-SXM4-40GB` as printed by the driver and `a100-sxm4-40gb` are the same.
+/// A slice is `h100:3g.40gb`, or as CUDA prints it, `NVIDIA H100 80GB HBM3 MIG 3g.40gb`.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Device> {
     let wanted = normal(name);
+    if let Some(whole) = whole(&wanted) {
+        return Some(whole);
+    }
+    let (card, profile) = wanted
+        .split_once(':')
+        .or_else(|| wanted.rsplit_once("-mig-"))?;
+    let mut slices = whole(card)?.slices.iter();
+    slices.find(|s| s.name.split_once(':').is_some_and(|(_, p)| p == profile))
+}
+
+/// The device with this normal name, slices aside.
+fn whole(wanted: &str) -> Option<&'static Device> {
     devices()
         .iter()
         .find(|d| normal(&d.name) == wanted || d.aliases.iter().any(|a| normal(a) == wanted))
@@ -194,6 +280,7 @@ impl Device {
             multiprocessors: None,
             l2_bytes: None,
             marketing_memory: usable.to_string(),
+            unified: false,
             driver_total: usable,
             usable,
             confidence: Confidence::Given,
@@ -201,6 +288,7 @@ impl Device {
             bandwidth: None,
             dense_flops: Vec::new(),
             link: None,
+            slices: Vec::new(),
             source: String::new(),
             note: None,
         }
@@ -229,6 +317,7 @@ impl Device {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed look-up is a failed test")]
 mod tests {
     use super::*;
 
@@ -237,7 +326,19 @@ mod tests {
         let file: Result<File, _> = toml::from_str(DATA);
         assert!(file.is_ok(), "{:?}", file.err());
         for name in [
-            "a100-40g", "a100-80g", "h100", "h200", "l4", "t4", "rtx-4090", "RTX 4090",
+            "a100-40g",
+            "a100-80g",
+            "h100",
+            "h200",
+            "l4",
+            "t4",
+            "rtx-4090",
+            "RTX 4090",
+            "gb10",
+            "Apple M4 Max",
+            "tpu-v6e",
+            "trn2",
+            "Tesla P40",
         ] {
             assert!(find(name).is_some(), "{name}");
         }
@@ -252,21 +353,74 @@ mod tests {
     }
 
     #[test]
-    fn the_share_unseen_by_processes_is_the_median_of_printed_cards() {
-        let mut shares: Vec<f64> = devices()
+    fn what_processes_do_not_see_is_the_median_of_printed_cards() {
+        let mut unseen: Vec<u64> = devices()
             .iter()
             .filter(|d| d.vendor == "nvidia" && d.confidence == Confidence::Printed)
-            .map(|d| 1.0 - d.usable.gib() / d.driver_total.gib())
+            .filter(|d| !d.unified)
+            .map(|d| d.driver_total.saturating_sub(d.usable).get() >> 20)
             .collect();
-        shares.sort_by(f64::total_cmp);
-        let median = shares[shares.len() / 2] * 1000.0;
-        assert!((median - UNSEEN_PER_MILLE as f64).abs() < 0.5, "{median}");
+        unseen.sort_unstable();
+        let median = unseen[unseen.len() / 2];
+        assert!(median.abs_diff(UNSEEN_MIB) <= 16, "{median} MiB");
+    }
+
+    #[test]
+    fn on_printed_amd_cards_processes_see_the_drivers_total() {
+        let printed = |d: &&Device| d.vendor == "amd" && d.confidence == Confidence::Printed;
+        for d in devices().iter().filter(printed).filter(|d| !d.unified) {
+            assert_eq!(d.usable, d.driver_total, "{}", d.name);
+        }
+    }
+
+    #[test]
+    fn slices_are_found_by_profile_and_by_the_drivers_name() {
+        let slice = find("h100:3g.40gb").unwrap();
+        for name in [
+            "h100-80g-sxm:3g.40gb",
+            "H100:3G.40GB",
+            "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        ] {
+            assert_eq!(find(name), Some(slice), "{name}");
+        }
+        for name in [
+            "h100:3g.20gb",
+            "h100:",
+            "t4:1g.5gb",
+            ":3g.40gb",
+            "h100-mig-",
+        ] {
+            assert_eq!(find(name), None, "{name}");
+        }
+        assert_eq!(slice.marketing_memory, "40 GB");
+        assert_eq!(slice.usable, Bytes::new(((39 << 10) + 384) << 20));
+        assert_eq!(slice.multiprocessors, Some(60));
+        let whole = find("h100").unwrap();
+        assert_eq!(slice.bandwidth, whole.bandwidth.map(|b| b / 2.0));
+        assert!(slice.link.is_none() && whole.link.is_some());
+        let f16 = |d: &Device| d.dense_flops.iter().find(|(t, _)| t == "f16").unwrap().1;
+        assert!((f16(slice) / f16(whole) - 60.0 / 132.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn slices_fill_no_more_than_their_card() {
+        for d in devices() {
+            for s in &d.slices {
+                let memory = s.bandwidth.unwrap() / d.bandwidth.unwrap();
+                let bytes = s.usable.gib() / d.driver_total.gib();
+                // An instance holds up to an eighth of itself less than its share.
+                assert!(bytes <= memory && bytes > memory * 0.85, "{}", s.name);
+                assert!(s.multiprocessors < Some(d.multiprocessors.unwrap() + 1));
+                assert!(s.slices.is_empty() && s.usable == s.driver_total);
+            }
+        }
     }
 
     #[test]
     fn names_are_unique() {
         let mut all: Vec<String> = devices()
             .iter()
+            .flat_map(|d| d.slices.iter().chain([d]))
             .flat_map(|d| {
                 d.aliases
                     .iter()

@@ -72,9 +72,11 @@ fn a_layer_more_is_a_layer_more_everywhere() {
             .unwrap();
         let layers = text[key].as_u64().unwrap();
         text.insert(key.into(), json!(layers + 1));
-        if let Some(Value::Array(types)) = text.get_mut("layer_types") {
-            let again = types.last().unwrap().clone();
-            types.push(again);
+        // Lists that say something of each layer.
+        for list in text.values_mut().filter_map(Value::as_array_mut) {
+            if list.len() as u64 == layers {
+                list.push(list.last().unwrap().clone());
+            }
         }
         if let Some(Value::String(pattern)) = text.get_mut("hybrid_override_pattern") {
             let again = pattern.chars().last().unwrap();

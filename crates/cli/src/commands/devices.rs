@@ -9,12 +9,15 @@ use crate::output::Output;
 
 pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> {
     let mut text = String::new();
-    for d in devices() {
+    for d in devices()
+        .iter()
+        .flat_map(|d| [d].into_iter().chain(&d.slices))
+    {
         if json {
             let value = serde_json::json!({
                 "name": d.name, "aliases": d.aliases, "vendor": d.vendor, "arch": d.arch,
                 "usable_bytes": d.usable.get(), "driver_total_bytes": d.driver_total.get(),
-                "memory_source": d.memory_source, "bandwidth_bytes_per_s": d.bandwidth, "source": d.source,
+                "unified": d.unified, "note": d.note, "memory_source": d.memory_source, "bandwidth_bytes_per_s": d.bandwidth, "source": d.source,
             });
             text.push_str(&value.to_string());
             text.push('\n');
@@ -23,10 +26,15 @@ pub(crate) fn run(json: bool, output: &mut Output) -> Result<ExitCode, Failure> 
                 .bandwidth
                 .map_or_else(String::new, |b| format!("{:.0} GB/s", b / 1e9));
             text.push_str(&format!(
-                "{:<22} {:>8} on the box  {:>10} usable  {bandwidth:>10}  {}\n",
+                "{:<24} {:>8} on the box  {:>10} {:<14}  {bandwidth:>10}  {}\n",
                 d.name,
                 d.marketing_memory,
                 d.usable.to_string(),
+                if d.unified {
+                    "usable, shared"
+                } else {
+                    "usable"
+                },
                 d.aliases.first().map_or("", String::as_str)
             ));
         }

@@ -20,7 +20,7 @@ mod vllm;
 
 pub use advice::{Advice, advice};
 
-use plimsoll_device::{Device, devices};
+use plimsoll_device::{Confidence, Device, devices};
 use plimsoll_units::Bytes;
 use serde_json::Value;
 
@@ -190,9 +190,11 @@ impl StartLog {
             }
             (Ok(d), None) => Ok(d),
             (Err(_), Some(total)) => {
-                // The size alone names a card where only one kind has it to the printed digit.
+                // The size alone names a card where only one kind has it to the printed digit; a size that
+                // was derived is known no better than a card's neighbour.
                 let mut same = devices()
                     .iter()
+                    .filter(|d| d.confidence == Confidence::Printed)
                     .filter(|d| (d.usable.gib() - total.gib()).abs() <= 0.005);
                 match (same.next(), same.next()) {
                     (Some(d), None) => Ok(d.clone()),

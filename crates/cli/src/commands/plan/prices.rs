@@ -19,8 +19,10 @@ pub(super) fn smallest_card(
     settings: &Settings,
     load: &Load,
 ) -> Result<(Device, Vec<String>), Failure> {
-    let devices = plimsoll_device::devices();
-    let ranked = least_memory(&model.spec, devices, in_use, settings, load, MAX_DEVICES)?;
+    // One memory for CPU and GPU is a machine, not a card, and several of them are a network.
+    let cards = plimsoll_device::devices().iter().filter(|d| !d.unified);
+    let cards: Vec<Device> = cards.cloned().collect();
+    let ranked = least_memory(&model.spec, &cards, in_use, settings, load, MAX_DEVICES)?;
     let mut ranked = ranked.into_iter();
     let Some((best, _)) = ranked.next() else {
         return Err(Failure::new(
