@@ -2,6 +2,8 @@
 //!
 //! Source: Kubernetes API reference, apps/v1 Deployment and v1 Service; its page on device plugins for resource names.
 
+use plimsoll_device::Device;
+
 use crate::launch::Launch;
 use crate::wire::PlanReport;
 use crate::yaml::Yaml;
@@ -23,8 +25,8 @@ const READY_PATH: &str = "/health";
 pub struct Pod<'a> {
     /// The server's start, of one replica.
     pub launch: &'a Launch,
-    /// Who makes the device: `nvidia`, `amd`, ...
-    pub vendor: &'a str,
+    /// The kind of device.
+    pub device: &'a Device,
     /// The container image; `None` for the engine's own.
     pub image: Option<&'a str>,
 }
@@ -56,7 +58,7 @@ pub fn manifest(report: &PlanReport, pod: &Pod<'_>) -> Result<String, String> {
     {
         return Err("devices of several kinds are no resource that a pod can ask for".to_owned());
     }
-    let resource = resource(pod.vendor)?;
+    let resource = resource(pod.device)?;
     let image = match pod.image {
         Some(image) => image.to_owned(),
         None => image_of(report)?,
@@ -150,7 +152,7 @@ fn pod_spec(
     report: &PlanReport,
     pod: &Pod<'_>,
     image: &str,
-    devices: Option<(&'static str, u64)>,
+    devices: Option<(String, u64)>,
 ) -> Yaml {
     let (program, arguments) = match pod.launch.words() {
         [program, rest @ ..] => (program.clone(), rest.to_vec()),
@@ -256,7 +258,7 @@ fn mount(name: &str, path: &str) -> Yaml {
 }
 
 /// Devices, and the memory of the host as far as the plan counts it.
-fn resources(report: &PlanReport, devices: Option<(&'static str, u64)>) -> Yaml {
+fn resources(report: &PlanReport, devices: Option<(String, u64)>) -> Yaml {
     let mut limits = Vec::new();
     let mut requests = Vec::new();
     match devices {
@@ -269,34 +271,39 @@ fn resources(report: &PlanReport, devices: Option<(&'static str, u64)>) -> Yaml 
                 .map(|t| t.bytes)
                 .fold(0, u64::saturating_add);
             if host > 0 {
-                requests.push(("memory", Yaml::text(host.to_string())));
+                requests.push(("memory".to_owned(), Yaml::text(host.to_string())));
             }
         }
         // On processors the device's memory is the host's, and the plan all that the process takes.
         None => {
             if let Some(d) = &report.device {
-                limits.push(("memory", Yaml::text(d.usable_bytes.to_string())));
-                requests.push(("memory", Yaml::text(d.usable_bytes.to_string())));
+                limits.push(("memory".to_owned(), Yaml::text(d.usable_bytes.to_string())));
+                requests.push(("memory".to_owned(), Yaml::text(d.usable_bytes.to_string())));
             }
         }
     }
     Yaml::Map(vec![
-        ("limits", Yaml::Map(limits)),
-        ("requests", Yaml::Map(requests)),
+        ("limits", Yaml::Found(limits)),
+        ("requests", Yaml::Found(requests)),
     ])
 }
 
-/// The name under which a device plugin offers a vendor's devices; `None` for processors.
-fn resource(vendor: &str) -> Result<Option<&'static str>, String> {
-    match vendor {
-        "cpu" => Ok(None),
-        "nvidia" => Ok(Some("nvidia.com/gpu")),
-        "amd" => Ok(Some("amd.com/gpu")),
-        "intel-gaudi" | "habana" => Ok(Some("habana.ai/gaudi")),
-        "intel" => Ok(Some("gpu.intel.com/xe")),
-        "google" => Ok(Some("google.com/tpu")),
-        other => Err(format!("no device plugin is known for devices of {other}")),
-    }
+/// The name under which a device plugin offers a kind of device; `None` for processors.
+fn resource(device: &Device) -> Result<Option<String>, String> {
+    // A slice of a card has a name of its own: h100-80g-sxm:3g.40gb.
+    let slice = device.name.split_once(':').map(|(_, profile)| profile);
+    let name = match (device.vendor.as_str(), slice) {
+        ("cpu", _) => return Ok(None),
+        ("nvidia", Some(profile)) => format!("nvidia.com/mig-{profile}"),
+        ("nvidia", None) => "nvidia.com/gpu".to_owned(),
+        ("amd", _) => "amd.com/gpu".to_owned(),
+        ("intel", _) if device.arch.starts_with("gaudi") => "habana.ai/gaudi".to_owned(),
+        ("intel", _) => "gpu.intel.com/xe".to_owned(),
+        ("google", _) => "google.com/tpu".to_owned(),
+        ("aws", _) => "aws.amazon.com/neuron".to_owned(),
+        (vendor, _) => return Err(format!("no device plugin is known for devices of {vendor}")),
+    };
+    Ok(Some(name))
 }
 
 /// The image that an engine's authors publish for the release that was planned.

@@ -7,6 +7,8 @@ pub(crate) enum Yaml {
     Bool(bool),
     List(Vec<Yaml>),
     Map(Vec<(&'static str, Yaml)>),
+    /// A map whose keys are found.
+    Found(Vec<(String, Yaml)>),
 }
 
 impl Yaml {
@@ -26,10 +28,12 @@ impl Yaml {
         match self {
             Self::Map(pairs) => {
                 for (key, value) in pairs {
-                    out.push_str(&"  ".repeat(depth));
-                    out.push_str(key);
-                    out.push(':');
-                    value.after(depth, out);
+                    value.under(key, depth, out);
+                }
+            }
+            Self::Found(pairs) => {
+                for (key, value) in pairs {
+                    value.under(key, depth, out);
                 }
             }
             Self::List(items) => {
@@ -46,12 +50,20 @@ impl Yaml {
         }
     }
 
+    fn under(&self, key: &str, depth: usize, out: &mut String) {
+        out.push_str(&"  ".repeat(depth));
+        out.push_str(key);
+        out.push(':');
+        self.after(depth, out);
+    }
+
     /// What follows `key:`.
     fn after(&self, depth: usize, out: &mut String) {
         match self {
             Self::Map(pairs) if pairs.is_empty() => out.push_str(" {}\n"),
+            Self::Found(pairs) if pairs.is_empty() => out.push_str(" {}\n"),
             Self::List(items) if items.is_empty() => out.push_str(" []\n"),
-            Self::Map(_) | Self::List(_) => {
+            Self::Map(_) | Self::Found(_) | Self::List(_) => {
                 out.push('\n');
                 self.write(depth + 1, out);
             }
@@ -81,7 +93,7 @@ impl Yaml {
             Self::Text(text) => serde_json::Value::String(text.clone()).to_string(),
             Self::Number(n) => n.to_string(),
             Self::Bool(b) => b.to_string(),
-            Self::List(_) | Self::Map(_) => String::new(),
+            Self::List(_) | Self::Map(_) | Self::Found(_) => String::new(),
         }
     }
 }

@@ -87,7 +87,7 @@ pub(super) fn print(
     }
     let pod = Pod {
         launch: &launch,
-        vendor: &evaluation.deployment.device.vendor,
+        device: &evaluation.deployment.device,
         image: args.image.as_deref(),
     };
     let text = manifest(report, &pod).map_err(usage)?;
