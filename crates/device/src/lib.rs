@@ -366,10 +366,25 @@ mod tests {
     }
 
     #[test]
-    fn on_printed_amd_cards_processes_see_the_drivers_total() {
-        let printed = |d: &&Device| d.vendor == "amd" && d.confidence == Confidence::Printed;
-        for d in devices().iter().filter(printed).filter(|d| !d.unified) {
+    fn on_amd_cards_processes_see_the_drivers_total() {
+        let cards = devices().iter().filter(|d| d.vendor == "amd" && !d.unified);
+        let mut known: Vec<Confidence> = Vec::new();
+        for d in cards {
             assert_eq!(d.usable, d.driver_total, "{}", d.name);
+            known.push(d.confidence);
+        }
+        // The printed ones are why the derived ones are so.
+        assert!(known.contains(&Confidence::Printed) && known.contains(&Confidence::Derived));
+    }
+
+    #[test]
+    fn what_nobody_printed_is_said_to_be_derived_or_a_datasheets() {
+        for (name, confidence) in [
+            ("t4", Confidence::Printed),
+            ("a10", Confidence::Derived),
+            ("trn2", Confidence::Datasheet),
+        ] {
+            assert_eq!(find(name).unwrap().confidence, confidence, "{name}");
         }
     }
 
