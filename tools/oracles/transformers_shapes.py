@@ -486,6 +486,61 @@ CASES = {
             "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok")},
         num_local_experts=8, linear_head_dim=24, linear_num_heads=8, pad_token_id=0,
     ),
+    "deepseek_v32-small": small(
+        "deepseek_v32", "DeepseekV32ForCausalLM", **DEEPSEEK, index_head_dim=16, index_n_heads=4, index_topk=64
+    ),
+    "glm_moe_dsa-small": small(
+        "glm_moe_dsa", "GlmMoeDsaForCausalLM", **{**DEEPSEEK, "num_hidden_layers": 7}, index_head_dim=16, index_n_heads=4,
+        index_topk=64, attention_bias=True, index_topk_freq=3,
+    ),
+    # In 32 bits, since routers are kept so by some versions only.
+    "kimi_k25-small": dict(
+        architectures=["Kimi_K25ForConditionalGeneration"], model_type="kimi_k25", torch_dtype="float32",
+        text_config=text("deepseek_v3", **DEEPSEEK, num_nextn_predict_layers=0), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="kimi_k25_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            patch_size=14, pos_emb_height=8, pos_emb_width=8, pos_emb_time=4, merge_kernel_size=[2, 2],
+        ),
+        projection_hidden_size=48,
+    ),
+    "gemma3n_text-small": small(
+        "gemma3n_text", "Gemma3nForCausalLM", num_attention_heads=4, head_dim=24, num_hidden_layers=10, sliding_window=64,
+        num_kv_shared_layers=5, hidden_size_per_layer_input=12, vocab_size_per_layer_input=999, laurel_rank=8,
+        intermediate_size=[160] * 5 + [320] * 5,
+    ),
+    "gemma3n-small": dict(
+        architectures=["Gemma3nForConditionalGeneration"], model_type="gemma3n", torch_dtype="bfloat16",
+        text_config=text(
+            "gemma3n_text", num_attention_heads=4, head_dim=24, num_hidden_layers=10, sliding_window=64,
+            num_kv_shared_layers=5, hidden_size_per_layer_input=12, vocab_size_per_layer_input=999, laurel_rank=8,
+        ),
+        vision_config=dict(model_type="gemma3n_vision", hidden_size=2048, vocab_size=128, vocab_offset=1000),
+        audio_config=dict(
+            model_type="gemma3n_audio", hidden_size=48, conf_num_hidden_layers=3, conf_num_attention_heads=4, vocab_size=128,
+            vocab_offset=1001,
+        ),
+    ),
+    "gemma4_text-small": small(
+        "gemma4_text", "Gemma4ForCausalLM", head_dim=24, global_head_dim=32, num_hidden_layers=9, sliding_window=64,
+        num_kv_shared_layers=3, hidden_size_per_layer_input=12, vocab_size_per_layer_input=999, use_double_wide_mlp=True,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 3,
+    ),
+    "gemma4_text-experts": small(
+        "gemma4_text", "Gemma4ForCausalLM", head_dim=24, global_head_dim=32, num_global_key_value_heads=1,
+        attention_k_eq_v=True, num_hidden_layers=7, hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=6,
+        top_k_experts=2, moe_intermediate_size=44, tie_word_embeddings=False,
+    ),
+    "gemma4-small": dict(
+        architectures=["Gemma4ForConditionalGeneration"], model_type="gemma4", torch_dtype="bfloat16",
+        text_config=text("gemma4_text", head_dim=24, global_head_dim=32, num_hidden_layers=6, hidden_size_per_layer_input=0),
+        vision_config=dict(
+            model_type="gemma4_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=4, head_dim=12, position_embedding_size=100, use_clipped_linears=True,
+        ),
+        audio_config=dict(
+            model_type="gemma4_audio", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, output_proj_dims=64,
+        ),
+    ),
 }
 
 
@@ -513,7 +568,24 @@ def checkpoint(model):
     # A model that was not loaded would be written without the prefixes that published checkpoints
     # have (`vision_model.`); handing it the mapping makes it look loaded, and keeps them.
     model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False) or None
-    return revert_weight_conversion(model, state)
+    return {published(model, n): t for n, t in revert_weight_conversion(model, state).items()}
+
+
+# Where transformers' reverse conversion is not the inverse of what it reads: published names, of its own mapping's
+# source side, in place of those that it writes.
+PUBLISHED = {
+    "kimi_k25": [
+        (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
+        (r"^model\.mm_projector\.", "mm_projector."),
+        (r"^vision_tower\.encoder\.patch_embed\.", "vision_tower.patch_embed."),
+    ],
+}
+
+
+def published(model, name):
+    for pattern, name_there in PUBLISHED.get(model.config.model_type, ()):
+        name = re.sub(pattern, name_there, name)
+    return name
 
 
 ATTENTION = ("self_attn", "attention", "attn", "self_attention")

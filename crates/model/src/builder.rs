@@ -502,7 +502,10 @@ const LARGEST_ROW: u64 = 1 << 32;
 fn check_layer(layer: &LayerSpec) -> Result<(), ModelError> {
     let elements = match layer.mixer {
         Mixer::Attention(a) => a.elements_per_token(a.kv_heads),
-        Mixer::Latent(a) => a.rank.saturating_add(a.rope_dim),
+        Mixer::Latent(a) => {
+            let key = a.indexer.map_or(0, |i| i.key_bytes().get());
+            a.rank.saturating_add(a.rope_dim).saturating_add(key)
+        }
         Mixer::State(s) => s
             .heads
             .saturating_mul(s.rows)

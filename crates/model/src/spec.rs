@@ -121,6 +121,18 @@ pub struct LatentAttention {
     pub v_dim: u64,
     /// Query compression, where there is one.
     pub q_rank: Option<u64>,
+    /// What chooses the tokens that it reads, where these are not all.
+    pub indexer: Option<Indexer>,
+}
+
+/// The indexer of sparse latent attention (DeepSeek-V3.2, 2025): it scores every token of the sequence by one small
+/// key, so that attention reads the best alone. Its keys are a cache of their own beside the latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Indexer {
+    /// Query heads.
+    pub heads: u64,
+    /// Size of a head, and of the one key.
+    pub dim: u64,
 }
 
 /// Which recurrence a state layer runs: its convolution and state shapes split differently.
@@ -261,6 +273,20 @@ impl ModelSpec {
             })
             .max()
             .unwrap_or(0)
+    }
+}
+
+impl Indexer {
+    /// Elements that share a scale.
+    const SCALED: u64 = 128;
+
+    /// Bytes of one token's key: e4m3 elements, and an f32 scale for each 128.
+    ///
+    /// Source: vLLM `models/deepseek_v2.py` (`DeepseekV32IndexerCache`), SGLang `mem_cache/memory_pool.py`; both keep
+    /// it so whatever type the latents have.
+    #[must_use]
+    pub const fn key_bytes(&self) -> Bytes {
+        Bytes::new(self.dim.saturating_add(self.dim / Self::SCALED * 4))
     }
 }
 

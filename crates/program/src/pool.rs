@@ -110,13 +110,14 @@ pub(crate) fn attention_group(
     Ok((kind, token_bytes(a, tp, dtype)?))
 }
 
-/// What a latent layer is grouped by.
+/// What a latent layer is grouped by. The key of its indexer, where there is one, lies beside the latent.
 pub(crate) fn latent_group(
     a: &LatentAttention,
     dtype: DType,
 ) -> Result<(GroupKind, Bytes), SizeOverflow> {
     let elements = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
-    Ok((GroupKind::Latent, dtype.bytes(elements)?))
+    let key = a.indexer.map_or(Bytes::ZERO, |i| i.key_bytes());
+    Ok((GroupKind::Latent, dtype.bytes(elements)?.add(key)?))
 }
 
 /// Bytes that one sequence's state takes in one layer on one rank: convolution tail and state.

@@ -212,6 +212,7 @@ impl Fields<'_> {
             nope_dim: self.n("qk_nope_head_dim"),
             v_dim: self.n("v_head_dim"),
             q_rank: self.0["q_lora_rank"].as_u64(),
+            indexer: None,
         }))
     }
 

@@ -4,13 +4,13 @@
 //! (state shapes), `v1/attention/backends/triton_attn.py` and `mla/flashmla_sparse.py` (formats).
 
 use plimsoll_model::{
-    Attention, LatentAttention, Mixer, Reach, StateKind, StateSpace, local_kv_heads,
+    Attention, LatentAttention, LayerSpec, Mixer, Reach, StateKind, StateSpace, local_kv_heads,
 };
 use plimsoll_program::{GroupKind, state_bytes};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::super::super::{Context, activation_dtype};
-use super::blocks::Blocks;
+use super::blocks::{self, Blocks};
 use super::refused;
 use super::rules::Rules;
 use crate::error::PlanError;
@@ -49,6 +49,8 @@ pub(super) enum Shape {
     Heads(u64, u64, u64),
     /// Latent row.
     Latent(u64),
+    /// An indexer's key.
+    Index(u64),
     /// A state.
     State(StateSpace),
 }
@@ -67,6 +69,8 @@ pub(super) struct Format<'a> {
     kv: KvType,
     dtype: DType,
     ssm: Option<DType>,
+    /// Whether an indexer chooses what latent attention reads.
+    sparse: bool,
     tp: u64,
 }
 
@@ -100,11 +104,20 @@ impl<'a> Format<'a> {
             }
             KvType::Fp8DsMla => {}
         }
+        let sparse = context.spec.layers.iter().any(is_sparse);
+        let kv = match settings.kv_type {
+            // Sparse latent kernels have an 8-bit format of their own, but for FlashInfer's.
+            KvType::Plain(DType::F8E4m3) if sparse && !blocks::plain_sparse(context, rules) => {
+                KvType::Fp8DsMla
+            }
+            other => other,
+        };
         Ok(Self {
             rules,
-            kv: settings.kv_type,
+            kv,
             dtype,
             ssm: settings.mamba_ssm_cache_dtype,
+            sparse,
             tp: context.deployment.parallel.tp,
         })
     }
@@ -192,9 +205,9 @@ impl<'a> Format<'a> {
         }
     }
 
-    /// Whether latent rows are in the sparse kernels' format.
+    /// Whether the sparse latent kernels run.
     pub(super) fn is_sparse(&self) -> bool {
-        self.kv == KvType::Fp8DsMla
+        self.sparse || self.kv == KvType::Fp8DsMla
     }
 
     /// Bytes of one token of the first layer with attention, which hybrids are aligned by.
@@ -223,6 +236,11 @@ impl<'a> Format<'a> {
         }
         Ok(largest)
     }
+}
+
+/// Whether an indexer chooses what a layer reads.
+fn is_sparse(layer: &LayerSpec) -> bool {
+    matches!(layer.mixer, Mixer::Latent(a) if a.indexer.is_some())
 }
 
 /// The states of all layers.
@@ -283,6 +301,11 @@ pub(super) fn all(
                 let kept = format.latent(&a)?;
                 let page = kept.1.times(blocks.attention)?;
                 add(GroupKind::Latent, kept, blocks.attention, page);
+                if let Some(i) = a.indexer {
+                    let kept = (Shape::Index(i.dim), i.key_bytes());
+                    let page = kept.1.times(blocks.attention)?;
+                    add(GroupKind::Latent, kept, blocks.attention, page);
+                }
             }
             Mixer::State(s) => {
                 let kept = format.state(&s)?;

@@ -1,0 +1,95 @@
+//! What families say of their layers beside what the golden inventories hold: whose caches there are.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are not seen as tests")]
+
+mod inventory;
+
+use inventory::{golden_files, read};
+use plimsoll_model::{Assume, Mixer, ModelSpec, from_config};
+use serde_json::{Value, json};
+
+/// The config of a golden file.
+fn golden(name: &str) -> Value {
+    let path = golden_files("shapes")
+        .into_iter()
+        .find(|p| p.file_stem().unwrap() == name);
+    read(&path.unwrap())["config"].clone()
+}
+
+fn spec(config: &Value) -> ModelSpec {
+    from_config(config, Assume::Nothing).unwrap()
+}
+
+/// Whether the inventory has a tensor of this name, in each layer.
+fn layers_with(spec: &ModelSpec, part: &str) -> Vec<bool> {
+    let has = |layer: usize| {
+        spec.tensors.iter().any(|t| {
+            t.layer
+                .is_some_and(|l| usize::try_from(l).unwrap() == layer)
+                && t.name.contains(part)
+        })
+    };
+    (0..spec.layers.len()).map(has).collect()
+}
+
+#[test]
+fn indexers_have_a_cache_where_they_have_weights() {
+    for (name, own) in [("deepseek_v32-small", 5), ("glm_moe_dsa-small", 3)] {
+        let spec = spec(&golden(name));
+        let keys: Vec<bool> = spec
+            .layers
+            .iter()
+            .map(|l| matches!(l.mixer, Mixer::Latent(a) if a.indexer.is_some()))
+            .collect();
+        assert_eq!(keys, layers_with(&spec, "indexer.wk"), "{name}");
+        assert_eq!(keys.iter().filter(|k| **k).count(), own, "{name}");
+    }
+    // Listed, by letters, or by a period: the same layers.
+    let config = golden("glm_moe_dsa-small");
+    for (key, value) in [
+        ("index_topk_pattern", json!("FFSSFSS")),
+        (
+            "indexer_types",
+            json!([
+                "full", "full", "shared", "shared", "full", "shared", "shared"
+            ]),
+        ),
+    ] {
+        let mut other = config.clone();
+        other
+            .as_object_mut()
+            .unwrap()
+            .shift_remove("index_topk_freq");
+        other[key] = value;
+        assert_eq!(spec(&other), spec(&config), "{key}");
+        other[key] = json!("FFX");
+        let err = from_config(&other, Assume::Nothing).unwrap_err();
+        assert!(err.to_string().contains(key), "{err}");
+    }
+    // One e4m3 byte for each of 128 elements, and one f32 scale.
+    let mut config = golden("deepseek_v32-small");
+    config["index_head_dim"] = json!(128);
+    let Mixer::Latent(a) = spec(&config).layers[0].mixer else {
+        panic!("no latent attention");
+    };
+    assert_eq!(a.indexer.unwrap().key_bytes().get(), 132);
+}
+
+/// Kimi-VL has K2.5's tensors under one other name: its projector's.
+#[test]
+fn kimi_vl_is_kimi_k25_with_another_projector() {
+    let config = golden("kimi_k25-small");
+    let mut other = config.clone();
+    other["architectures"] = json!(["KimiVLForConditionalGeneration"]);
+    other["model_type"] = json!("kimi_vl");
+    let renamed = |name: &str| {
+        name.replace("mm_projector.proj.0", "multi_modal_projector.linear_1")
+            .replace("mm_projector.proj.2", "multi_modal_projector.linear_2")
+            .replace("mm_projector.pre_norm", "multi_modal_projector.pre_norm")
+    };
+    let names = |s: &ModelSpec| s.tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+    let (k25, vl) = (spec(&config), spec(&other));
+    let want: Vec<String> = names(&k25).iter().map(|n| renamed(n)).collect();
+    assert_eq!(names(&vl), want);
+    assert_eq!(vl.stored_bytes().unwrap(), k25.stored_bytes().unwrap());
+}
