@@ -541,6 +541,48 @@ CASES = {
             model_type="gemma4_audio", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, output_proj_dims=64,
         ),
     ),
+    "lfm2-small": small(
+        "lfm2", "Lfm2ForCausalLM", layer_types=["conv", "full_attention", "conv", "conv"], conv_L_cache=3, block_multiple_of=32,
+    ),
+    "lfm2-listed": small(
+        "lfm2", "Lfm2ForCausalLM", full_attn_idxs=[2], block_ff_dim=200, block_multiple_of=32, block_ffn_dim_multiplier=1.3,
+        conv_bias=True, tie_embedding=False,
+    ),
+    "lfm2-plain-width": small(
+        "lfm2", "Lfm2ForCausalLM", layer_types=["conv", "conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
+    ),
+    "lfm2_moe-small": small(
+        "lfm2_moe", "Lfm2MoeForCausalLM", layer_types=["conv", "full_attention", "conv", "full_attention"], num_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, num_dense_layers=1,
+    ),
+    "lfm2_vl-small": dict(
+        architectures=["Lfm2VlForConditionalGeneration"], model_type="lfm2_vl", torch_dtype="bfloat16",
+        text_config=text("lfm2", layer_types=["conv", "full_attention", "conv", "conv"], block_multiple_of=32),
+        vision_config=dict(
+            model_type="siglip2_vision_model", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            num_patches=64, patch_size=16,
+        ),
+        projector_hidden_size=112,
+    ),
+    "minimax-small": small(
+        "minimax", "MiniMaxForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2,
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+    ),
+    "minimax-defaults": small("minimax", "MiniMaxForCausalLM", num_local_experts=6, num_experts_per_tok=2),
+    "mpt-small": dict(
+        architectures=["MptForCausalLM"], model_type="mpt", vocab_size=1003, d_model=96, n_layers=4, n_heads=6,
+        expansion_ratio=3, max_seq_len=512, torch_dtype="bfloat16",
+    ),
+    "zamba2-small": small(
+        "zamba2", "Zamba2ForCausalLM", num_key_value_heads=6, num_hidden_layers=8, mamba_d_state=20, mamba_ngroups=2,
+        n_mamba_heads=8, num_mem_blocks=2, adapter_rank=12, use_shared_attention_adapter=True, pad_token_id=0,
+        layers_block_type=["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba", "hybrid"],
+    ),
+    "zamba2-one-block": small(
+        "zamba2", "Zamba2ForCausalLM", num_key_value_heads=6, num_hidden_layers=8, mamba_d_state=20, n_mamba_heads=8,
+        num_mem_blocks=1, adapter_rank=12, add_bias_linear=True, use_conv_bias=False, use_mem_rope=True, pad_token_id=0,
+        layers_block_type=["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba", "hybrid"],
+    ),
 }
 
 
@@ -680,6 +722,12 @@ def compress(state):
         groups.setdefault((key, tuple(tensor.shape), dtype), []).append(numbers)
     rows = []
     for (name, shape, dtype), found in groups.items():
+        if len(found) != len({n[:1] for n in found}) * len({n[1:] for n in found}):
+            # Stages of unlike lengths (a convolutional tower): one row for each.
+            for stage, run in itertools.groupby(sorted(found), lambda n: n[0]):
+                row = name.replace("{l}", str(stage), 1).replace("{e}", "{l}", 1)
+                rows.append([row, list(shape), dtype, ranges(n[1] for n in run)])
+            continue
         axes = [sorted({n[i] for n in found}) for i in range(len(found[0]))]
         product = 1
         for axis in axes:

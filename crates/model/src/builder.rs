@@ -88,11 +88,11 @@ impl SpecBuilder {
     ///
     /// # Errors
     /// Those of `f`.
-    pub fn scope(
+    pub fn scope<T>(
         &mut self,
         prefix: &str,
-        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
+        f: impl FnOnce(&mut Self) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
         let outer = self.prefix.len();
         self.prefix.push_str(prefix);
         let result = f(self);

@@ -4,6 +4,10 @@
 //! checkpoints, which keep CLIP and SigLIP under `vision_model`; transformers 5 drops that part when
 //! it writes a model that it did not load.
 
+pub(crate) mod conformer;
+pub(crate) mod gemma4;
+pub(crate) mod mobilenet_v5;
+
 use crate::builder::{columns, heads};
 use crate::config::shorten;
 use crate::{Config, Encoder, ModelError, Role, Shard, SpecBuilder};

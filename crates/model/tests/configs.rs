@@ -60,6 +60,9 @@ fn names_change_nothing() {
     }
 }
 
+/// Fields that some families list for each layer.
+const PER_LAYER: &[&str] = &["layer_types", "intermediate_size"];
+
 #[test]
 fn a_layer_more_is_a_layer_more_everywhere() {
     for (name, config) in configs() {
@@ -72,9 +75,12 @@ fn a_layer_more_is_a_layer_more_everywhere() {
             .unwrap();
         let layers = text[key].as_u64().unwrap();
         text.insert(key.into(), json!(layers + 1));
-        if let Some(Value::Array(types)) = text.get_mut("layer_types") {
-            let again = types.last().unwrap().clone();
-            types.push(again);
+        // Lists with an entry for each layer grow with it.
+        for key in PER_LAYER {
+            if let Some(Value::Array(list)) = text.get_mut(*key) {
+                let again = list.last().unwrap().clone();
+                list.push(again);
+            }
         }
         if let Some(Value::String(pattern)) = text.get_mut("hybrid_override_pattern") {
             let again = pattern.chars().last().unwrap();

@@ -5,7 +5,7 @@
 mod inventory;
 
 use inventory::{golden_files, read};
-use plimsoll_model::{Assume, Mixer, ModelSpec, from_config};
+use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, from_config};
 use serde_json::{Value, json};
 
 /// The config of a golden file.
@@ -92,4 +92,35 @@ fn kimi_vl_is_kimi_k25_with_another_projector() {
     let want: Vec<String> = names(&k25).iter().map(|n| renamed(n)).collect();
     assert_eq!(names(&vl), want);
     assert_eq!(vl.stored_bytes().unwrap(), k25.stored_bytes().unwrap());
+}
+
+/// Layers that read another's keys and values allocate none; those with heads of another size cache that.
+#[test]
+fn gemma_3n_and_4_share_caches() {
+    for (name, shared) in [
+        ("gemma3n_text-small", 5),
+        ("gemma3n-small", 5),
+        ("gemma4_text-small", 3),
+        ("gemma4_text-experts", 0),
+    ] {
+        let spec = spec(&golden(name));
+        let own: Vec<bool> = spec
+            .layers
+            .iter()
+            .map(|l| matches!(l.mixer, Mixer::Attention(a) if !a.shared))
+            .collect();
+        assert_eq!(own, layers_with(&spec, "self_attn.k_proj"), "{name}");
+        assert_eq!(own.iter().filter(|o| !**o).count(), shared, "{name}");
+    }
+    // Keys' rows of the projection are what the cache holds of a token.
+    let experts = spec(&golden("gemma4_text-experts"));
+    for (i, layer) in experts.layers.iter().enumerate() {
+        let Mixer::Attention(a) = layer.mixer else {
+            panic!("no attention")
+        };
+        let name = format!("model.layers.{i}.self_attn.k_proj.weight");
+        let keys = experts.tensors.iter().find(|t| t.name == name).unwrap();
+        assert_eq!(keys.shape[0], a.kv_heads * a.k_dim, "{name}");
+        assert_eq!(a.k_dim == 32, a.reach == Reach::Full, "{name}");
+    }
 }

@@ -451,7 +451,7 @@ pub(crate) fn moe(
         ));
     }
     let top_k = text.dim(
-        &["num_experts_per_tok", "experts_per_token"],
+        &["num_experts_per_tok", "experts_per_token", "top_k_experts"],
         "it is the number of experts that a token takes",
     )?;
     if top_k > count {
