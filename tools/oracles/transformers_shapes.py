@@ -571,7 +571,7 @@ CASES = {
     "minimax-defaults": small("minimax", "MiniMaxForCausalLM", num_local_experts=6, num_experts_per_tok=2),
     "mpt-small": dict(
         architectures=["MptForCausalLM"], model_type="mpt", vocab_size=1003, d_model=96, n_layers=4, n_heads=6,
-        expansion_ratio=3, max_seq_len=512, torch_dtype="bfloat16",
+        max_seq_len=512, torch_dtype="bfloat16",
     ),
     "zamba2-small": small(
         "zamba2", "Zamba2ForCausalLM", num_key_value_heads=6, num_hidden_layers=8, mamba_d_state=20, mamba_ngroups=2,
@@ -640,10 +640,13 @@ def layer_facts(model):
     kinds = getattr(config, "layer_types", None) or []
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+        if re.search(r"(^|\.)(layers|h|blocks)$", n) and "vision" not in n and "visual" not in n
     ]
     facts = []
     for i, layer in enumerate(stacks[0]):
+        if getattr(layer, "shared_transformer", None) is not None:
+            facts.append("both")
+            continue
         attention = next((m for n in ATTENTION if (m := getattr(layer, n, None)) is not None), None)
         mixer = getattr(layer, "mixer", None)
         if attention is None and hasattr(mixer, "k_proj"):
@@ -678,14 +681,21 @@ def state_facts(model):
     """[taps, channels of the convolution, heads, rows, columns] of every layer that keeps a state, else null."""
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+        if re.search(r"(^|\.)(layers|h|blocks)$", n) and "vision" not in n and "visual" not in n
     ]
     facts = []
     for layer in stacks[0]:
-        mixers = [getattr(layer, n, None) for n in ("mamba", "linear_attn", "mixer", "self_attn")]
-        mixer = next((m for m in mixers if hasattr(m, "conv1d")), None)
+        inner = getattr(layer, "mamba_decoder", layer)  # a state behind shared attention
+        mixers = [getattr(inner, n, None) for n in ("mamba", "linear_attn", "mixer", "self_attn", "conv")]
+        mixer = next((m for m in mixers if any(hasattr(m, n) for n in ("conv1d", "slope_rate", "conv"))), None)
         if mixer is None:
             facts.append(None)
+            continue
+        if hasattr(mixer, "slope_rate"):  # linear attention with a fixed decay
+            facts.append([0, 0, mixer.num_attention_heads, mixer.head_dim, mixer.head_dim])
+            continue
+        if not hasattr(mixer, "conv1d"):  # a short convolution
+            facts.append([mixer.conv.weight.shape[2], mixer.conv.weight.shape[0], 0, 0, 0])
             continue
         channels, _, taps = mixer.conv1d.weight.shape
         if hasattr(mixer, "head_v_dim"):  # gated delta rule

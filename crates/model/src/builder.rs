@@ -490,7 +490,7 @@ fn stretched(text: &Config<'_>, scaling: &Config<'_>, positions: u64) -> Result<
     clippy::cast_sign_loss,
     reason = "both factors are below 2^32, and the result is clamped there"
 )]
-fn scaled(n: u64, ratio: f64) -> u64 {
+pub(crate) fn scaled(n: u64, ratio: f64) -> u64 {
     (n as f64 * ratio).clamp(0.0, f64::from(u32::MAX)) as u64
 }
 

@@ -144,6 +144,10 @@ pub enum StateKind {
     Mamba1,
     /// Selective state space, second form (Bamba, Granite 4, Nemotron-H).
     Mamba2,
+    /// A short convolution alone: its tail is all that is kept (LFM2).
+    ShortConv,
+    /// Linear attention with a fixed decay for each head, without a convolution (MiniMax 01 and M1).
+    Lightning,
 }
 
 /// A layer whose memory is a state of fixed size per sequence.

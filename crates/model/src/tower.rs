@@ -217,6 +217,8 @@ fn pixtral(b: &mut SpecBuilder, body: &Body) -> Result<(), ModelError> {
 pub(crate) struct Siglip {
     pub(crate) body: Body,
     pooling: bool,
+    /// Rows of the table of positions where images keep their own size (`SigLIP` 2), whose patches come as rows.
+    positions: Option<u64>,
 }
 
 impl Siglip {
@@ -229,26 +231,53 @@ impl Siglip {
         Ok(Self {
             body: Body::read(&vision)?,
             pooling: vision.flag("vision_use_head", true)?,
+            positions: None,
+        })
+    }
+
+    /// Reads the `vision_config` of `SigLIP` 2 for images of any size.
+    ///
+    /// # Errors
+    /// As [`Siglip::read`].
+    pub(crate) fn read_unsized(vision: &Config<'_>) -> Result<Self, ModelError> {
+        let patch = vision.dim_or(&["patch_size"], 16)?;
+        let body = Body {
+            hidden: vision.dim_or(&["hidden_size"], 768)?,
+            layers: vision.layers(&["num_hidden_layers"])?,
+            inner: vision.dim_or(&["intermediate_size"], 3072)?,
+            heads: vision.dim_or(&["num_attention_heads"], 12)?,
+            image: patch,
+            patch,
+            channels: vision.dim_or(&["num_channels"], 3)?,
+        };
+        Ok(Self {
+            body,
+            pooling: vision.flag("vision_use_head", true)?,
+            positions: Some(vision.dim_or(&["num_patches"], 256)?),
         })
     }
 
     /// What its activations depend on.
     pub(crate) fn encoder(&self, tokens_per_image: Option<u64>) -> Encoder {
-        self.body.encoder(tokens_per_image)
+        let encoder = self.body.encoder(tokens_per_image);
+        Encoder {
+            patches: encoder.patches.filter(|_| self.positions.is_none()),
+            ..encoder
+        }
     }
 
     /// All tensors, without a prefix.
     pub(crate) fn tensors(&self, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let (e, one, body) = (Role::Encoder, Shard::Replicated, self.body);
         let (h, inner) = (body.hidden, body.inner);
-        body.patch_weight(b, "embeddings.patch_embedding.weight");
+        let patch = "embeddings.patch_embedding.weight";
+        match self.positions {
+            Some(_) => b.tensor(e, patch, &[h, body.encoder(None).patch_elements], one),
+            None => body.patch_weight(b, patch),
+        }
         b.tensor(e, "embeddings.patch_embedding.bias", &[h], one);
-        b.tensor(
-            e,
-            "embeddings.position_embedding.weight",
-            &[body.patches(), h],
-            one,
-        );
+        let rows = self.positions.unwrap_or(body.patches());
+        b.tensor(e, "embeddings.position_embedding.weight", &[rows, h], one);
         body.stack(b)?;
         body.norm(b, "post_layernorm", true);
         if self.pooling {

@@ -61,7 +61,7 @@ fn names_change_nothing() {
 }
 
 /// Fields that some families list for each layer.
-const PER_LAYER: &[&str] = &["layer_types", "intermediate_size"];
+const PER_LAYER: &[&str] = &["layer_types", "layers_block_type", "intermediate_size"];
 
 #[test]
 fn a_layer_more_is_a_layer_more_everywhere() {

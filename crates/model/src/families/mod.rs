@@ -157,7 +157,7 @@ pub(crate) fn decoder_or(
         &["hidden_size", "n_embd", "d_model"],
         "it is the width of every matrix",
     )?;
-    let layer_keys = ["num_hidden_layers", "n_layer", "num_layers"];
+    let layer_keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
     let layers = match or.layers {
         Some(n) if !layer_keys.iter().any(|k| text.has(k)) => n.min(MAX_LAYERS),
         _ => text.layers(&layer_keys)?,
@@ -168,7 +168,7 @@ pub(crate) fn decoder_or(
         or.vocab,
     )?;
     let q_heads = stated(
-        &["num_attention_heads", "n_head"],
+        &["num_attention_heads", "n_head", "n_heads"],
         "it decides head size and how far TP can split",
         or.q_heads,
     )?;
