@@ -34,7 +34,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
@@ -583,6 +583,38 @@ CASES = {
         num_mem_blocks=1, adapter_rank=12, add_bias_linear=True, use_conv_bias=False, use_mem_rope=True, pad_token_id=0,
         layers_block_type=["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba", "hybrid"],
     ),
+    "olmo-small": small("olmo", "OlmoForCausalLM", pad_token_id=0),
+    "olmo-tied": small("olmo", "OlmoForCausalLM", attention_bias=True, tie_word_embeddings=True, pad_token_id=0),
+    "mimo_v2_flash-small": small(
+        "mimo_v2_flash", "MiMoV2FlashForCausalLM", num_attention_heads=8, num_hidden_layers=7, head_dim=24, v_head_dim=20, n_routed_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, sliding_window=65,
+    ),
+    "mimo_v2_flash-swa-heads": small(
+        "mimo_v2_flash", "MiMoV2FlashForCausalLM", num_attention_heads=8, num_hidden_layers=6, head_dim=24, v_head_dim=20,
+        n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, sliding_window=64, sliding_window_size=64,
+        swa_num_key_value_heads=4, swa_head_dim=24, swa_v_head_dim=20, swa_num_attention_heads=8,
+    ),
+    "internlm3-small": small("internlm3", "InternLM3ForCausalLM", head_dim=24),
+    "internlm3-bias": small("internlm3", "InternLM3ForCausalLM", qkv_bias=True, bias=True, tie_word_embeddings=True),
+    "dbrx-small": dict(
+        architectures=["DbrxForCausalLM"], model_type="dbrx", vocab_size=1003, d_model=96, n_layers=4, n_heads=6,
+        max_seq_len=512, attn_config=dict(kv_n_heads=2, clip_qkv=8, rope_theta=500000),
+        ffn_config=dict(ffn_hidden_size=44, moe_num_experts=6, moe_top_k=2), torch_dtype="bfloat16",
+    ),
+    "dots1-small": small(
+        "dots1", "Dots1ForCausalLM", head_dim=24, n_routed_experts=6, n_shared_experts=2, num_experts_per_tok=2,
+        moe_intermediate_size=44, first_k_dense_replace=1, sliding_window=64, max_window_layers=3,
+    ),
+    "nemotron-small": small("nemotron", "NemotronForCausalLM", head_dim=24),
+    "nemotron-bias": small("nemotron", "NemotronForCausalLM", attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "exaone_moe-small": small(
+        "exaone_moe", "ExaoneMoeForCausalLM", head_dim=24, num_hidden_layers=6, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, sliding_window=64, sliding_window_pattern=3,
+    ),
+    "solar_open-small": small(
+        "solar_open", "SolarOpenForCausalLM", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        intermediate_size=DROP,
+    ),
 }
 
 
@@ -593,7 +625,8 @@ def model_of(config):
     model_type = fields.pop("model_type")
     dtype = getattr(torch, fields.get("torch_dtype") or fields.get("dtype") or "bfloat16")
     hf = AutoConfig.for_model(model_type, **fields)
-    cls = getattr(transformers, config["architectures"][0])
+    # A published class that transformers reads with another's code has no name there.
+    cls = getattr(transformers, config["architectures"][0], None) or AutoModelForCausalLM._model_mapping[type(hf)]
     with torch.device("meta"):
         return cls._from_config(hf, dtype=dtype)
 
@@ -630,7 +663,7 @@ def published(model, name):
     return name
 
 
-ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+ATTENTION = ("self_attn", "attention", "attn", "self_attention", "norm_attn_norm")
 STATE = ("mamba", "linear_attn", "conv")
 
 
