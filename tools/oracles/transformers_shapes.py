@@ -14,7 +14,7 @@ Files: {"transformers", "source", "config", "saved_config", "layers", "states", 
 was given, `saved_config` what `save_pretrained` writes for it (left out where it is the same); both must give the same model. A
 tensor is [name, shape, dtype, l, e]: `{l}` and `{e}` in the name run over the numbers in `l` and
 `e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens, "chunk",
-"state", "both" (attention beside a state) or "none". `states` has the sizes of those that are kept; it is left out of
+"state", "both" (attention beside a state) or "none". `cross` has what layers that read an encoder's output keep of it. `states` has the sizes of those that are kept; it is left out of
 models without any, and of files written before it was asked for.
 
 Needs torch and transformers >= 5. Nothing is downloaded.
@@ -615,6 +615,32 @@ CASES = {
         "solar_open", "SolarOpenForCausalLM", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
         intermediate_size=DROP,
     ),
+    "whisper-small": dict(
+        architectures=["WhisperForConditionalGeneration"], model_type="whisper", vocab_size=1003, d_model=96, encoder_layers=3,
+        decoder_layers=4, encoder_attention_heads=6, decoder_attention_heads=4, encoder_ffn_dim=160, decoder_ffn_dim=168,
+        max_source_positions=64, max_target_positions=48, num_mel_bins=80, torch_dtype="float16", pad_token_id=0,
+    ),
+    "t5-small": dict(
+        architectures=["T5ForConditionalGeneration"], model_type="t5", vocab_size=1003, d_model=96, d_kv=24, d_ff=160,
+        num_layers=3, num_decoder_layers=4, num_heads=6, torch_dtype="bfloat16", n_positions=512,
+    ),
+    "t5-gated": dict(
+        architectures=["T5ForConditionalGeneration"], model_type="t5", vocab_size=1003, d_model=96, d_kv=24, d_ff=160,
+        num_layers=3, num_heads=6, feed_forward_proj="gated-gelu", torch_dtype="bfloat16",
+    ),
+    "bart-small": dict(
+        architectures=["BartForConditionalGeneration"], model_type="bart", vocab_size=1003, d_model=96, encoder_layers=3,
+        decoder_layers=4, encoder_attention_heads=6, decoder_attention_heads=4, encoder_ffn_dim=160, decoder_ffn_dim=168,
+        max_position_embeddings=64, torch_dtype="float32", pad_token_id=0,
+    ),
+    "mllama-small": dict(
+        architectures=["MllamaForConditionalGeneration"], model_type="mllama", torch_dtype="bfloat16",
+        text_config=text("mllama_text_model", num_hidden_layers=5, cross_attention_layers=[1, 3], pad_token_id=0),
+        vision_config=dict(
+            model_type="mllama_vision_model", hidden_size=48, intermediate_size=84, num_hidden_layers=4, num_global_layers=2,
+            attention_heads=4, image_size=56, patch_size=14, intermediate_layers_indices=[1, 2], vision_output_dim=144,
+        ),
+    ),
 }
 
 
@@ -663,7 +689,7 @@ def published(model, name):
     return name
 
 
-ATTENTION = ("self_attn", "attention", "attn", "self_attention", "norm_attn_norm")
+ATTENTION = ("self_attn", "SelfAttention", "attention", "attn", "self_attention", "norm_attn_norm")
 STATE = ("mamba", "linear_attn", "conv")
 
 
@@ -673,10 +699,12 @@ def layer_facts(model):
     kinds = getattr(config, "layer_types", None) or []
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h|blocks)$", n) and "vision" not in n and "visual" not in n
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|encoder\.", n)
     ]
     facts = []
     for i, layer in enumerate(stacks[0]):
+        if hasattr(layer, "layer"):  # T5: attention, to the encoder too, and feed-forward in a list
+            layer = layer.layer[0]
         if getattr(layer, "shared_transformer", None) is not None:
             facts.append("both")
             continue
@@ -714,7 +742,7 @@ def state_facts(model):
     """[taps, channels of the convolution, heads, rows, columns] of every layer that keeps a state, else null."""
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h|blocks)$", n) and "vision" not in n and "visual" not in n
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|encoder\.", n)
     ]
     facts = []
     for layer in stacks[0]:
@@ -740,6 +768,27 @@ def state_facts(model):
         else:  # Kimi's delta rule: keys and values of one size
             state = [mixer.num_heads, mixer.head_dim, mixer.head_dim]
         facts.append([taps, channels, *state])
+    return facts
+
+
+def cross_facts(model):
+    """[KV heads, head size] of every decoder layer that reads an encoder's output, else null."""
+    stacks = [
+        m for n, m in model.named_modules()
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|encoder\.", n)
+    ]
+    facts = []
+    for layer in stacks[0]:
+        if hasattr(layer, "layer"):
+            layer = layer.layer[1]
+        found = [getattr(layer, n, None) for n in ("encoder_attn", "EncDecAttention", "cross_attn")]
+        cross = next((m for m in found if m is not None), None)
+        if cross is None:
+            facts.append(None)
+            continue
+        heads = next(n for k in ("num_key_value_heads", "num_heads", "n_heads") if (n := getattr(cross, k, None)))
+        size = getattr(cross, "head_dim", None) or cross.key_value_proj_dim
+        facts.append([heads, size])
     return facts
 
 
@@ -810,6 +859,9 @@ def write(path, source, config):
     states = state_facts(model)
     if any(states):
         body["states"] = states
+    crossed = cross_facts(model)
+    if any(crossed):
+        body["cross"] = crossed
     lines = ["  " + json.dumps(k) + ": " + json.dumps(v) for k, v in body.items()]
     rows = ",\n".join("    " + json.dumps(row) for row in compress(checkpoint(model)))
     lines.append('  "tensors": [\n' + rows + "\n  ]")

@@ -300,6 +300,18 @@ impl SpecBuilder {
     /// Separate query, key, value and output projections of grouped-query attention, under the
     /// names `self_attn.{q,k,v,o}_proj` that most families use.
     pub fn qkvo(&mut self, hidden: u64, a: &Attention, qkv_bias: bool, o_bias: bool) {
+        self.qkvo_as("self_attn", hidden, a, [qkv_bias, o_bias]);
+    }
+
+    /// [`SpecBuilder::qkvo`] under another module's name.
+    pub fn qkvo_as(
+        &mut self,
+        module: &str,
+        hidden: u64,
+        a: &Attention,
+        [qkv_bias, o_bias]: [bool; 2],
+    ) {
+        let name = |part: &str| format!("{module}.{part}_proj");
         let q = Shard::Split {
             units: a.q_heads,
             what: HEADS,
@@ -307,22 +319,10 @@ impl SpecBuilder {
         let kv = Shard::KvHeads { heads: a.kv_heads };
         let at = Role::Attention;
         let (q_out, k_out) = (a.q_heads * a.k_dim, a.kv_heads * a.k_dim);
-        self.out_split(at, "self_attn.q_proj", [q_out, hidden], qkv_bias, q);
-        self.out_split(at, "self_attn.k_proj", [k_out, hidden], qkv_bias, kv);
-        self.out_split(
-            at,
-            "self_attn.v_proj",
-            [a.kv_heads * a.v_dim, hidden],
-            qkv_bias,
-            kv,
-        );
-        self.in_split(
-            at,
-            "self_attn.o_proj",
-            [hidden, a.q_heads * a.v_dim],
-            o_bias,
-            q,
-        );
+        self.out_split(at, &name("q"), [q_out, hidden], qkv_bias, q);
+        self.out_split(at, &name("k"), [k_out, hidden], qkv_bias, kv);
+        self.out_split(at, &name("v"), [a.kv_heads * a.v_dim, hidden], qkv_bias, kv);
+        self.in_split(at, &name("o"), [hidden, a.q_heads * a.v_dim], o_bias, q);
     }
 
     /// `gate_proj`, `up_proj` and `down_proj` under `prefix`.
@@ -513,6 +513,12 @@ fn check_layer(layer: &LayerSpec) -> Result<(), ModelError> {
             .saturating_add(s.conv_channels.saturating_mul(s.conv_taps)),
         Mixer::None => 0,
     };
+    let crossed = layer.cross.map_or(0, |c| {
+        [2, c.kv_heads, c.head_dim, c.positions]
+            .into_iter()
+            .fold(1, u64::saturating_mul)
+    });
+    let elements = elements.saturating_add(crossed);
     if elements > LARGEST_ROW {
         return Err(ModelError::Contradiction(format!(
             "one layer would cache {elements} elements: check the head counts and sizes"
@@ -554,6 +560,7 @@ pub const fn attention_layer(a: Attention, ffn: Ffn) -> LayerSpec {
     LayerSpec {
         mixer: Mixer::Attention(a),
         parallel: None,
+        cross: None,
         ffn,
     }
 }

@@ -61,6 +61,8 @@ pub struct LayerSpec {
     pub mixer: Mixer,
     /// A second mixer that runs beside the first in the same layer (Falcon-H1).
     pub parallel: Option<StateSpace>,
+    /// Attention to what an encoder gave, after the mixer (Whisper) or in its place (LLaMA 3.2 Vision).
+    pub cross: Option<CrossAttention>,
     /// What follows it.
     pub ffn: Ffn,
 }
@@ -93,6 +95,19 @@ pub struct Attention {
     pub reach: Reach,
     /// Set where it reads an earlier layer's cache and allocates none (Gemma 3n).
     pub shared: bool,
+}
+
+/// Attention to an encoder's output, whose keys and values are made once for a request and kept until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CrossAttention {
+    /// Query heads.
+    pub q_heads: u64,
+    /// KV heads.
+    pub kv_heads: u64,
+    /// Size of a head.
+    pub head_dim: u64,
+    /// Most positions that the encoder gives.
+    pub positions: u64,
 }
 
 /// Which cached tokens a layer reads.

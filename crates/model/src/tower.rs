@@ -111,11 +111,12 @@ pub(crate) struct Body {
 
 impl Body {
     pub(crate) fn read(vision: &Config<'_>) -> Result<Self, ModelError> {
+        let heads = ["num_attention_heads", "attention_heads"];
         let it = Self {
             hidden: vision.dim(&["hidden_size"], "it is the width of the vision tower")?,
             layers: vision.layers(&["num_hidden_layers"])?,
             inner: vision.dim(&["intermediate_size"], "it sizes the tower's feed-forward")?,
-            heads: vision.dim(&["num_attention_heads"], "it decides how the tower splits")?,
+            heads: vision.dim(&heads, "it decides how the tower splits")?,
             image: vision.dim(&["image_size"], "it gives the number of patches")?,
             patch: vision.dim(&["patch_size"], "it gives the number of patches")?,
             channels: vision.dim_or(&["num_channels"], 3)?,

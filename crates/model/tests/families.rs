@@ -124,3 +124,14 @@ fn gemma_3n_and_4_share_caches() {
         assert_eq!(a.k_dim == 32, a.reach == Reach::Full, "{name}");
     }
 }
+
+/// The header of google/flan-t5-base has 247,577,856 parameters: T5 1.1's output head is its own.
+#[test]
+fn t5_1_1_has_a_head() {
+    let config = json!({
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 768, "d_kv": 64, "d_ff": 2048,
+        "num_layers": 12, "num_decoder_layers": 12, "num_heads": 12, "vocab_size": 32128, "n_positions": 512,
+        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": false, "torch_dtype": "float32",
+    });
+    assert_eq!(spec(&config).parameters().unwrap(), 247_577_856);
+}

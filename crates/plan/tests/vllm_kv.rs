@@ -316,7 +316,8 @@ fn golden(g: &Value) -> Line {
         "MLAAttentionSpec" => "latent".to_owned(),
         "SlidingWindowSpec" => format!("window {}", g["sliding_window"]),
         "ChunkedLocalAttentionSpec" => format!("chunk {}", g["attention_chunk_size"]),
-        "MambaSpec" => "state".to_owned(),
+        // One size for a sequence of any length.
+        "MambaSpec" | "CrossAttentionSpec" => "state".to_owned(),
         other => other.to_owned(),
     };
     let n = |key: &str| g[key].as_u64().unwrap();

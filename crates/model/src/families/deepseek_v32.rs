@@ -43,6 +43,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let layers = sparse.iter().zip(&indexed).map(|(sparse, indexed)| LayerSpec {
         mixer: Mixer::Latent(if *indexed { with } else { without }),
         parallel: None,
+        cross: None,
         ffn: if *sparse { Ffn::Moe(moe) } else { gated(inner) },
     });
     let h = d.hidden;

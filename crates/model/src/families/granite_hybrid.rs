@@ -63,6 +63,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let layer = LayerSpec {
             mixer,
             parallel: None,
+            cross: None,
             ffn,
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {

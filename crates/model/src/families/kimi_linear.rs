@@ -47,6 +47,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let layers = (0..).zip(&attends).map(|(i, attends)| LayerSpec {
         mixer: if *attends { Mixer::Latent(latent) } else { Mixer::State(delta) },
         parallel: None,
+        cross: None,
         ffn: if routes(i) { Ffn::Moe(moe) } else { gated(inner) },
     });
     stack(b, "model.", &d, layers, |b, i, layer| {

@@ -63,7 +63,7 @@ pub(super) fn text(config: &Config<'_>, b: &mut SpecBuilder, at: &str) -> Result
         let layer = if attends {
             attention_layer(attention, ffn)
         } else {
-            LayerSpec { mixer: Mixer::State(state), parallel: None, ffn }
+            LayerSpec { mixer: Mixer::State(state), parallel: None, cross: None, ffn }
         };
         b.layer(&format!("{at}layers.{i}."), layer, |b| {
             if attends {

@@ -43,7 +43,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         if attends {
             return attention_layer(attention, Ffn::Moe(moe));
         }
-        LayerSpec { mixer: Mixer::State(lightning), parallel: None, ffn: Ffn::Moe(moe) }
+        LayerSpec { mixer: Mixer::State(lightning), parallel: None, cross: None, ffn: Ffn::Moe(moe) }
     });
     // transformers' own class stores the decays of blocks of this length.
     let is_own = config.architecture().or(config.str("model_type")).is_some_and(|n| {

@@ -61,6 +61,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         LayerKind::Linear => LayerSpec {
             mixer: Mixer::State(delta.state()),
             parallel: None,
+            cross: None,
             ffn,
         },
         _ => attention_layer(attention, ffn),

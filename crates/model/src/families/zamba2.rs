@@ -64,9 +64,9 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     for (i, hybrid) in hybrid.into_iter().enumerate() {
         let layer = if hybrid {
             let ffn = Ffn::Dense { intermediate: shared.inner, gated: true };
-            LayerSpec { mixer: Mixer::Attention(shared.attention), parallel: Some(state), ffn }
+            LayerSpec { mixer: Mixer::Attention(shared.attention), parallel: Some(state), cross: None, ffn }
         } else {
-            LayerSpec { mixer: Mixer::State(state), parallel: None, ffn: Ffn::None }
+            LayerSpec { mixer: Mixer::State(state), parallel: None, cross: None, ffn: Ffn::None }
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
             let at = if hybrid { "mamba_decoder." } else { "" };

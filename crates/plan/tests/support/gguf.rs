@@ -132,6 +132,7 @@ impl<'a> Meta<'a> {
             .map(|i| LayerSpec {
                 mixer: self.mixer(i),
                 parallel: None,
+                cross: None,
                 ffn: self.ffn(i),
             })
             .collect()

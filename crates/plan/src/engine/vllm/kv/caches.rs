@@ -4,7 +4,8 @@
 //! (state shapes), `v1/attention/backends/triton_attn.py` and `mla/flashmla_sparse.py` (formats).
 
 use plimsoll_model::{
-    Attention, LatentAttention, LayerSpec, Mixer, Reach, StateKind, StateSpace, local_kv_heads,
+    Attention, CrossAttention, LatentAttention, LayerSpec, Mixer, Reach, StateKind, StateSpace,
+    local_kv_heads,
 };
 use plimsoll_program::{GroupKind, state_bytes};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
@@ -53,6 +54,8 @@ pub(super) enum Shape {
     Index(u64),
     /// A state.
     State(StateSpace),
+    /// Keys and values of an encoder's output: local KV heads, head size.
+    Cross(u64, u64),
 }
 
 impl Cache {
@@ -184,6 +187,20 @@ impl<'a> Format<'a> {
             _ => return Err(self.refuse_kv("no latent attention backend has this format")),
         };
         Ok((Shape::Latent(width), row))
+    }
+
+    /// Bytes of one position of an encoder's output in one layer.
+    fn cross(&self, c: &CrossAttention) -> Result<(Shape, Bytes), PlanError> {
+        let a = Attention {
+            q_heads: c.q_heads,
+            kv_heads: c.kv_heads,
+            k_dim: c.head_dim,
+            v_dim: c.head_dim,
+            reach: Reach::Full,
+            shared: false,
+        };
+        let heads = local_kv_heads(c.kv_heads, self.tp)?;
+        Ok((Shape::Cross(heads, c.head_dim), self.attention(&a, true)?.1))
     }
 
     /// Bytes of one sequence's state in one layer.
@@ -326,6 +343,11 @@ pub(super) fn all(
                 blocks.state,
                 blocks.state_page(kept.1),
             );
+        }
+        if let Some(c) = layer.cross {
+            let kept = format.cross(&c)?;
+            let page = kept.1.times(blocks.attention)?;
+            add(GroupKind::State, kept, blocks.attention, page);
         }
     }
     Ok(out)
