@@ -641,6 +641,99 @@ CASES = {
             attention_heads=4, image_size=56, patch_size=14, intermediate_layers_indices=[1, 2], vision_output_dim=144,
         ),
     ),
+    "internvl-small": dict(
+        architectures=["InternVLForConditionalGeneration"], model_type="internvl", torch_dtype="bfloat16",
+        text_config=text("qwen2", use_sliding_window=False), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="internvl_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=[56, 56], patch_size=[14, 14], attention_bias=True,
+        ),
+    ),
+    "internvl-qk-norm": dict(
+        architectures=["InternVLForConditionalGeneration"], model_type="internvl", torch_dtype="bfloat16",
+        text_config=text("qwen3", head_dim=24), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="internvl_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=[56, 56], patch_size=[14, 14], use_qk_norm=True, norm_type="rms_norm", use_mean_pooling=False,
+        ),
+    ),
+    "cohere2_vision-small": dict(
+        architectures=["Cohere2VisionForConditionalGeneration"], model_type="cohere2_vision", torch_dtype="bfloat16",
+        text_config=text("cohere2", head_dim=24, sliding_window=64, pad_token_id=0), vision_config=SIGLIP,
+        alignment_intermediate_size=128, downsample_factor=2,
+    ),
+    "aya_vision-small": dict(
+        architectures=["AyaVisionForConditionalGeneration"], model_type="aya_vision", torch_dtype="bfloat16",
+        text_config=text("cohere2", head_dim=24, sliding_window=64, pad_token_id=0),
+        vision_config={**SIGLIP, "vision_use_head": False}, downsample_factor=2, alignment_intermediate_size=128,
+    ),
+    "llava_next-small": dict(
+        architectures=["LlavaNextForConditionalGeneration"], model_type="llava_next", torch_dtype="bfloat16",
+        text_config=text("mistral"), vision_config=CLIP,
+    ),
+    "llava_onevision-small": dict(
+        architectures=["LlavaOnevisionForConditionalGeneration"], model_type="llava_onevision", torch_dtype="bfloat16",
+        text_config=text("qwen2"), vision_config={**SIGLIP, "vision_use_head": False},
+    ),
+    "idefics3-small": dict(
+        architectures=["Idefics3ForConditionalGeneration"], model_type="idefics3", torch_dtype="bfloat16",
+        text_config=text("llama", pad_token_id=0),
+        vision_config=dict(
+            model_type="idefics3_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=56, patch_size=14,
+        ),
+        scale_factor=2, pad_token_id=0,
+    ),
+    "smolvlm-small": dict(
+        architectures=["SmolVLMForConditionalGeneration"], model_type="smolvlm", torch_dtype="bfloat16",
+        text_config=text("llama", tie_word_embeddings=True, pad_token_id=0), tie_word_embeddings=True,
+        vision_config=dict(
+            model_type="smolvlm_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=56, patch_size=14,
+        ),
+        scale_factor=2, pad_token_id=0,
+    ),
+    "qwen2_audio-small": dict(
+        architectures=["Qwen2AudioForConditionalGeneration"], model_type="qwen2_audio", torch_dtype="bfloat16",
+        text_config=text("qwen2"),
+        audio_config=dict(
+            model_type="qwen2_audio_encoder", d_model=48, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=84,
+            num_mel_bins=80, max_source_positions=64,
+        ),
+    ),
+    "voxtral-small": dict(
+        architectures=["VoxtralForConditionalGeneration"], model_type="voxtral", torch_dtype="bfloat16",
+        text_config=text("llama", head_dim=24), hidden_size=96,
+        audio_config=dict(
+            model_type="voxtral_encoder", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192,
+            num_mel_bins=80, max_source_positions=64,
+        ),
+    ),
+    "glm4v-small": dict(
+        architectures=["Glm4vForConditionalGeneration"], model_type="glm4v", torch_dtype="bfloat16",
+        text_config=text("glm4v_text", tie_word_embeddings=False, pad_token_id=0), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="glm4v_vision", depth=3, hidden_size=48, intermediate_size=84, num_heads=4, image_size=56, patch_size=14,
+            out_hidden_size=96,
+        ),
+    ),
+    "glm4v_moe-small": dict(
+        architectures=["Glm4vMoeForConditionalGeneration"], model_type="glm4v_moe", torch_dtype="bfloat16",
+        text_config=text(
+            "glm4v_moe_text", head_dim=24, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
+            moe_intermediate_size=44, first_k_dense_replace=1, tie_word_embeddings=False, pad_token_id=0,
+        ),
+        tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="glm4v_moe_vision", depth=3, hidden_size=48, intermediate_size=84, num_heads=4, image_size=56,
+            patch_size=14, out_hidden_size=96,
+        ),
+    ),
+    "paligemma-small": dict(
+        architectures=["PaliGemmaForConditionalGeneration"], model_type="paligemma", torch_dtype="bfloat16",
+        text_config=text("gemma2", head_dim=24, sliding_window=64),
+        vision_config={**SIGLIP, "projection_dim": 96, "vision_use_head": False},
+    ),
 }
 
 
@@ -699,7 +792,7 @@ def layer_facts(model):
     kinds = getattr(config, "layer_types", None) or []
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|encoder\.", n)
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|audio|encoder\.", n)
     ]
     facts = []
     for i, layer in enumerate(stacks[0]):
@@ -742,7 +835,7 @@ def state_facts(model):
     """[taps, channels of the convolution, heads, rows, columns] of every layer that keeps a state, else null."""
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|encoder\.", n)
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|audio|encoder\.", n)
     ]
     facts = []
     for layer in stacks[0]:
@@ -775,7 +868,7 @@ def cross_facts(model):
     """[KV heads, head size] of every decoder layer that reads an encoder's output, else null."""
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|encoder\.", n)
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|audio|encoder\.", n)
     ]
     facts = []
     for layer in stacks[0]:

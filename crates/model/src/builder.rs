@@ -100,6 +100,26 @@ impl SpecBuilder {
         result
     }
 
+    /// Of what is described inside `f`, names that begin with `from` begin with `to`: wrappers keep a text model's
+    /// tensors under other names than the model itself does.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn renamed(
+        &mut self,
+        [from, to]: [&str; 2],
+        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let before = self.spec.tensors.len();
+        f(self)?;
+        for t in self.spec.tensors.iter_mut().skip(before) {
+            if let Some(rest) = t.name.strip_prefix(from) {
+                t.name = format!("{to}{rest}");
+            }
+        }
+        Ok(())
+    }
+
     /// Describes the next decoder layer; its tensors are those added inside `f`, under `prefix`.
     ///
     /// # Errors

@@ -236,6 +236,18 @@ impl Siglip {
         })
     }
 
+    /// Reads a `vision_config` whose tower never has a pooling head.
+    ///
+    /// # Errors
+    /// As [`Siglip::read`].
+    pub(crate) fn read_bare(vision: &Config<'_>) -> Result<Self, ModelError> {
+        Ok(Self {
+            body: Body::read(vision)?,
+            pooling: false,
+            positions: None,
+        })
+    }
+
     /// Reads the `vision_config` of `SigLIP` 2 for images of any size.
     ///
     /// # Errors

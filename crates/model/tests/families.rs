@@ -135,3 +135,44 @@ fn t5_1_1_has_a_head() {
     });
     assert_eq!(spec(&config).parameters().unwrap(), 247_577_856);
 }
+
+/// The published class of InternVL has the converted one's tensors, queries, keys and values of the tower in one.
+#[test]
+fn internvl_weighs_the_same_in_either_class() {
+    for name in ["internvl-small", "internvl-qk-norm"] {
+        let config = golden(name);
+        let mut other = config.clone();
+        let map = other.as_object_mut().unwrap();
+        map.insert("architectures".into(), json!(["InternVLChatModel"]));
+        map.insert("model_type".into(), json!("internvl_chat"));
+        let text = map.shift_remove("text_config").unwrap();
+        map.insert("llm_config".into(), text);
+        let vision = map["vision_config"].as_object_mut().unwrap();
+        for (old, new) in [
+            ("attention_bias", "qkv_bias"),
+            ("use_qk_norm", "qk_normalization"),
+        ] {
+            let flag = vision.shift_remove(old).unwrap_or(json!(false));
+            vision.insert(new.into(), flag);
+        }
+        vision.insert("use_mean_pooling".into(), json!(true));
+        let (hf, chat) = (spec(&config), spec(&other));
+        let names: Vec<&str> = chat.tensors.iter().map(|t| t.name.as_str()).collect();
+        for want in [
+            "vision_model.encoder.layers.2.attn.qkv.weight",
+            "vision_model.encoder.layers.0.ls1",
+            "mlp1.3.bias",
+            "language_model.model.layers.3.self_attn.q_proj.weight",
+        ] {
+            assert!(names.contains(&want), "{name}: {want}");
+        }
+        // What is left of a tower without mean pooling is one norm.
+        let pooled = config["vision_config"]["use_mean_pooling"] != json!(false);
+        let norm = if pooled { 0 } else { 2 * 48 };
+        assert_eq!(
+            hf.parameters().unwrap() - norm,
+            chat.parameters().unwrap(),
+            "{name}"
+        );
+    }
+}

@@ -91,12 +91,16 @@ pub(crate) fn nested(
     b: &mut SpecBuilder,
     default: Family,
 ) -> Result<(), ModelError> {
-    let text = config
-        .object("text_config")?
-        .ok_or_else(|| ModelError::Missing {
+    if !["text_config", "language_config", "llm_config"]
+        .iter()
+        .any(|k| config.has(k))
+    {
+        return Err(ModelError::Missing {
             field: config.path_of("text_config"),
             why: "it describes the text model",
-        })?;
+        });
+    }
+    let text = config.text()?;
     let family = if text.has("architectures") || text.has("model_type") {
         find(&text, Assume::Nothing)?
     } else {
