@@ -591,7 +591,7 @@ CASES = {
     ),
     "mimo_v2_flash-swa-heads": small(
         "mimo_v2_flash", "MiMoV2FlashForCausalLM", num_attention_heads=8, num_hidden_layers=6, head_dim=24, v_head_dim=20,
-        n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, sliding_window=64, sliding_window_size=64,
+        n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, sliding_window=65,
         swa_num_key_value_heads=4, swa_head_dim=24, swa_v_head_dim=20, swa_num_attention_heads=8,
     ),
     "internlm3-small": small("internlm3", "InternLM3ForCausalLM", head_dim=24),

@@ -604,6 +604,7 @@ def allocate(version, case, config, per_worker, specs_from, backends, layout):
         "block_size_requested": flags.get("block_size"),
         "block_size": cache.block_size,
         "mamba_block_size": getattr(cache, "mamba_block_size", None),
+        "mamba_ssm_cache_dtype_requested": flags.get("mamba_ssm_cache_dtype"),
         "mamba_cache_mode": getattr(cache, "mamba_cache_mode", None),
         "backends": list(dict.fromkeys(backend_name(b) for b in backends)),
         "kv_cache_layout": layout,

@@ -376,10 +376,11 @@ GLM5 = dict(
     hidden_act="silu", tie_word_embeddings=False, topk_method="noaux_tc", attention_bias=False,
 )
 MINIMAX_01 = dict(
-    COMMON, architectures=["MiniMaxText01ForCausalLM"], model_type="minimax_text_01",
+    COMMON, architectures=["MiniMaxText01ForCausalLM"], model_type="minimax",
     hidden_size=6144, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
     head_dim=128, intermediate_size=9216, num_local_experts=32, num_experts_per_tok=2,
     attn_type_list=[int(i % 8 == 7) for i in range(80)], vocab_size=200064, rotary_dim=64,
+    layer_types=["full_attention" if i % 8 == 7 else "linear_attention" for i in range(80)],
     max_position_embeddings=10240000, rms_norm_eps=1e-5, rope_theta=10000000.0, postnorm=True,
     shared_intermediate_size=0, hidden_act="silu", tie_word_embeddings=False,
     layernorm_full_attention_alpha=3.5565588200778455, layernorm_full_attention_beta=1.0,
@@ -564,10 +565,51 @@ def cases():
         case("zamba2-2.7b-prefix-cache", ZAMBA2_2B, length=4096, max_num_batched_tokens=4096),
         case("deepseek-v4-flash-tp8-fp8", DEEPSEEK_V4_FLASH, length=262144, tp=8,
              kv_cache_dtype="fp8"),
+        *per_request(),
         # Encoder and decoder.
         case("whisper-base", WHISPER, gib=4, length=448),
     ]
     return rows + refused_cases()
+
+
+# Every family whose layers do not all keep all keys and values, for docs/hybrids.md: a config, and ranks where one
+# card is too small for it.
+HYBRIDS = {
+    "bamba": (BAMBA_9B, 1),
+    "deepseek-v3.2": (DS_V32, 8),
+    "falcon-h1": (FALCON_H1, 1),
+    "gemma-3": (GEMMA3_27B, 2),
+    "gemma-3n": (GEMMA3N_E2B, 1),
+    "gemma-4": (GEMMA4_31B_TEXT, 1),
+    "glm-5": (GLM5, 8),
+    "gpt-oss": (gpt_oss(24, 32), 1),
+    "granite-4": (GRANITE4_TINY, 1),
+    "jamba": (JAMBA_MINI, 1),
+    "kimi-linear": (KIMI_LINEAR, 1),
+    "lfm2": (LFM2, 1),
+    "lfm2-moe": (LFM2_8B_A1B, 1),
+    "llama-4": (LLAMA4_SCOUT, 8),
+    "mimo-v2-flash": (MIMO_V2_FLASH, 4),
+    "minimax-01": (MINIMAX_01, 8),
+    "nemotron-h": (NEMOTRON_H, 1),
+    "qwen3-next": (QWEN3_NEXT, 1),
+    "qwen3.5": (QWEN35_27B, 1),
+    "zamba2": (ZAMBA2_2B, 1),
+}
+
+
+def per_request():
+    """Each hybrid at three lengths: what one request holds."""
+    longest = 131072
+    rows = []
+    for name, (config, tp) in HYBRIDS.items():
+        config = copy.deepcopy(config)
+        text = config.get("text_config", config)
+        if text.get("max_position_embeddings", 0) < longest:
+            text["max_position_embeddings"] = longest
+        for label, length in (("1k", 1024), ("8k", 8192), ("128k", longest)):
+            rows.append(case(f"request-{name}-{label}", config, tp=tp, length=length, prefix_caching=False))
+    return rows
 
 
 def refused_cases():

@@ -13,12 +13,12 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_model::{Assume, Mixer, ModelSpec, from_config};
+use plimsoll_model::{Assume, ModelSpec, from_config};
 use plimsoll_plan::engine::{self, Context};
 use plimsoll_plan::kv::{Capacity, GroupReport, KvLaw};
 use plimsoll_plan::{Deployment, Engine, PlanError, Settings, StateMode, Version};
 use plimsoll_program::{GroupKind, Parallel};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::Bytes;
 use serde_json::Value;
 
 #[path = "vllm_kv/vectors.rs"]
@@ -83,7 +83,7 @@ fn compare(row: &Value) -> Result<Outcome, String> {
         Err(why) => return Ok(Outcome::Uncovered(why.to_string())),
     };
     let flags = &row["flags"];
-    let settings = settings(row, &spec);
+    let settings = settings(row);
     let parallel = Parallel {
         tp: given(row, flags, "tp").unwrap_or(1),
         pp: given(row, flags, "pp").unwrap_or(1),
@@ -244,7 +244,7 @@ fn laws(
         .collect()
 }
 
-fn settings(row: &Value, spec: &ModelSpec) -> Settings {
+fn settings(row: &Value) -> Settings {
     let flags = &row["flags"];
     let version: Version = text(row, "version").parse().unwrap();
     let mut s = Settings::new(Engine::Vllm(version));
@@ -278,21 +278,9 @@ fn settings(row: &Value, spec: &ModelSpec) -> Settings {
         }
         _ => {}
     }
-    s.mamba_ssm_cache_dtype = ssm(row, spec);
+    let state = row["mamba_ssm_cache_dtype_requested"].as_str();
+    s.mamba_ssm_cache_dtype = state.map(|d| d.parse().unwrap());
     s
-}
-
-/// The state type that a row's flag asked for: the row keeps only what it led to.
-fn ssm(row: &Value, spec: &ModelSpec) -> Option<DType> {
-    let fixed = spec
-        .layers
-        .iter()
-        .any(|l| matches!(l.mixer, Mixer::State(s) if s.state_dtype.is_some()));
-    let groups = row["groups"].as_array()?;
-    let dtypes = groups.iter().find_map(|g| g["dtypes"].as_array())?;
-    (!fixed)
-        .then(|| dtypes.last()?.as_str()?.parse().ok())
-        .flatten()
 }
 
 /// Kind, layers with padding, layers, tokens per block, bytes per page.

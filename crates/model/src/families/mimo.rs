@@ -109,11 +109,8 @@ fn attentions(text: &Config<'_>, d: &Decoder) -> Result<(Attention, Attention), 
     if !d.q_heads.is_multiple_of(kv) {
         return Err(text.reject(key, format!("expected a divisor of the {} attention heads", d.q_heads)));
     }
-    // The one field counts the tokens before, the other the token itself, too.
-    let window = match text.opt("sliding_window_size")? {
-        Some(before) => before.saturating_add(1),
-        None => text.dim_or(&["sliding_window"], 129)?,
-    };
+    // So vLLM reads the published field; transformers reads as many before the token, and writes one more.
+    let window = text.dim_or(&["sliding_window_size", "sliding_window"], 129)?;
     Ok((full, Attention { kv_heads: kv, reach: Reach::Window(window), ..full }))
 }
 

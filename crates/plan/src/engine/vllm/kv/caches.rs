@@ -205,8 +205,11 @@ impl<'a> Format<'a> {
 
     /// Bytes of one sequence's state in one layer.
     pub(super) fn state(&self, s: &StateSpace) -> Result<(Shape, Bytes), PlanError> {
+        let asked = self
+            .ssm
+            .filter(|_| self.rules.delta_types || s.kind != StateKind::GatedDelta);
         let typed = StateSpace {
-            state_dtype: self.ssm.or(s.state_dtype),
+            state_dtype: asked.or(s.state_dtype),
             ..*s
         };
         let bytes = state_bytes(&typed, self.tp, self.dtype, self.dtype)?;
