@@ -481,16 +481,17 @@ CASES = {
         tie_word_embeddings=True,
     ),
     "kimi_linear-small": small(
-        "kimi_linear", "KimiLinearForCausalLM", num_hidden_layers=8, **{k: v for k, v in DEEPSEEK.items() if k in (
+        "kimi_linear", "KimiLinearForCausalLM", torch_dtype="float32", num_hidden_layers=8, **{k: v for k, v in DEEPSEEK.items() if k in (
             "num_key_value_heads", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
             "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok")},
         num_local_experts=8, linear_head_dim=24, linear_num_heads=8, pad_token_id=0,
     ),
+    # In 32 bits, since transformers widens routers, which published files and vLLM have in the model's type.
     "deepseek_v32-small": small(
-        "deepseek_v32", "DeepseekV32ForCausalLM", **DEEPSEEK, index_head_dim=16, index_n_heads=4, index_topk=64
+        "deepseek_v32", "DeepseekV32ForCausalLM", torch_dtype="float32", **DEEPSEEK, index_head_dim=16, index_n_heads=4, index_topk=64
     ),
     "glm_moe_dsa-small": small(
-        "glm_moe_dsa", "GlmMoeDsaForCausalLM", **{**DEEPSEEK, "num_hidden_layers": 7}, index_head_dim=16, index_n_heads=4,
+        "glm_moe_dsa", "GlmMoeDsaForCausalLM", torch_dtype="float32", **{**DEEPSEEK, "num_hidden_layers": 7}, index_head_dim=16, index_n_heads=4,
         index_topk=64, attention_bias=True, index_topk_freq=3,
     ),
     # In 32 bits, since routers are kept so by some versions only.

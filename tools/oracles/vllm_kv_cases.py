@@ -598,6 +598,24 @@ HYBRIDS = {
 }
 
 
+# Families whose shares of weights are compared (`vllm_shards.py`).
+SHARDED = {
+    **{name: config for name, (config, _) in HYBRIDS.items()},
+    "deepseek-v3": DS_V3,
+    "gemma-2": GEMMA2_9B,
+    "gpt2": GPT2,
+    "llama": LLAMA_8B,
+    "mamba2": MAMBA2,
+    "mqa": MQA,
+    "opt": OPT_6B,
+    "phi": PHI2,
+    "qwen2": QWEN2_7B,
+    "qwen3": QWEN3_8B,
+    "qwen3-moe": QWEN3_MOE,
+    "whisper": WHISPER,
+}
+
+
 def per_request():
     """Each hybrid at three lengths: what one request holds."""
     longest = 131072

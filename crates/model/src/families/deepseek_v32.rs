@@ -1,13 +1,16 @@
 //! DeepSeek V3.2 and GLM-5: V3's latent attention reading what an indexer chooses; in GLM-5's later models some layers
 //! read what an earlier layer's indexer chose, and have none.
 //!
-//! Source: transformers `models/deepseek_v32` and `models/glm_moe_dsa` (`{configuration,modeling}_*.py`);
-//! multi-token-prediction layers, which transformers drops on loading, from vLLM `models/deepseek_mtp.py`.
+//! Source: transformers `models/deepseek_v32` and `models/glm_moe_dsa` (`{configuration,modeling}_*.py`); multi-token-prediction
+//! layers, which transformers drops on loading, and the router's type, which it widens, from vLLM
+//! `models/deepseek_v2.py` and `models/deepseek_mtp.py`.
+
+use plimsoll_units::DType;
 
 use super::deepseek::{latent, projections};
-use super::glm4_moe::{experts, predictors, routed};
+use super::glm4_moe::{predictors, routed};
 use super::{Defaults, Family, decoder_or, gated, norms, stack, tie};
-use crate::{Config, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelError, Role, Shard, SpecBuilder};
+use crate::{Config, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelError, Moe, Role, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family = Family {
     name: "deepseek_v32",
@@ -115,6 +118,21 @@ fn indexed(text: &Config<'_>, layers: u64) -> Result<Vec<bool>, ModelError> {
             Err(text.reject(key.unwrap_or_default(), reason))
         }
     }
+}
+
+/// The router, whose bias stays in 32 bits, and the experts.
+fn experts(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
+    b.whole(Role::Router, "mlp.gate", [moe.experts, hidden], false);
+    let bias = "mlp.gate.e_score_correction_bias";
+    b.tensor_typed(Role::Router, bias, &[moe.experts], Shard::Replicated, DType::F32);
+    b.experts(moe.experts, |b| {
+        b.gated_mlp(Role::Experts, "mlp.experts.{e}.", hidden, moe.intermediate, false);
+        Ok(())
+    })?;
+    if moe.shared > 0 {
+        b.gated_mlp(Role::SharedExperts, "mlp.shared_experts.", hidden, moe.shared, false);
+    }
+    Ok(())
 }
 
 /// The indexer's matrices, of which every rank keeps all.

@@ -54,8 +54,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         b.whole(role, "altup.prediction_coefs", [streams.saturating_mul(streams), streams], false);
         b.whole(role, "altup.modality_router", [streams, h], false);
         b.norm("altup.router_norm", h);
-        b.whole(role, "laurel.linear_left", [low, h], false);
-        b.whole(role, "laurel.linear_right", [h, low], false);
+        b.out_split(role, "laurel.linear_left", [low, h], false, columns(low));
+        b.in_split(role, "laurel.linear_right", [h, low], false, columns(low));
         b.norm("laurel.post_laurel_norm", h);
         per_layer(b, h, each);
         gemma2::norms(b, h);
@@ -63,8 +63,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     })?;
     b.scope(at, |b| {
         for i in 1..streams {
-            b.whole(role, &format!("altup_projections.{}", i - 1), [h, h], false);
-            b.whole(role, &format!("altup_unembed_projections.{}", i - 1), [h, h], false);
+            b.out_split(role, &format!("altup_projections.{}", i - 1), [h, h], false, columns(h));
+            b.out_split(role, &format!("altup_unembed_projections.{}", i - 1), [h, h], false, columns(h));
         }
         layer_embeddings(b, &d, each, text.dim_or(&["vocab_size_per_layer_input"], 262_144)?);
         Ok(())

@@ -28,7 +28,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     (spec.hidden, spec.vocab, spec.max_context) = (h, vocab, Some(target));
     let kept = b.spec().dtype;
     encoder(b, "model.encoder.", &half, [source, bands], kept)?;
-    b.embedding("model.decoder.embed_tokens.weight", vocab, h);
+    // vLLM does not divide it (`models/whisper.py`).
+    b.tensor(Role::Embedding, "model.decoder.embed_tokens.weight", &[vocab, h], Shard::Replicated);
     b.tensor(Role::Position, "model.decoder.embed_positions.weight", &[target, h], Shard::Replicated);
     decoder.decode(b, "model.decoder.layers.", source)?;
     decoder.norm(b, Role::Norm, "model.decoder.layer_norm");

@@ -133,7 +133,7 @@ impl Shared {
             b.out_split(Role::Attention, &format!("{at}self_attn.{name}_proj"), [wide, wide], false, heads(a.q_heads));
             for turn in turns.iter().filter(|_| self.attention_adapters) {
                 let list = format!("{at}self_attn.linear_{name}_adapter_list.{turn}.");
-                b.whole(Role::Attention, &format!("{list}0"), [self.rank, wide], false);
+                b.out_split(Role::Attention, &format!("{list}0"), [self.rank, wide], false, columns(self.rank));
                 b.out_split(Role::Attention, &format!("{list}1"), [wide, self.rank], false, heads(a.q_heads));
             }
         }
@@ -142,7 +142,7 @@ impl Shared {
         b.in_split(Role::Mlp, &format!("{at}feed_forward.down_proj"), [h, inner], self.bias, columns(inner));
         for turn in turns {
             let list = format!("{at}feed_forward.gate_up_proj_adapter_list.{turn}.");
-            b.whole(Role::Mlp, &format!("{list}0"), [self.rank, h], false);
+            b.out_split(Role::Mlp, &format!("{list}0"), [self.rank, h], false, columns(self.rank));
             b.out_split(Role::Mlp, &format!("{list}1"), [2 * inner, self.rank], false, columns(inner));
         }
         b.norm(&format!("{at}input_layernorm"), wide);
