@@ -14,7 +14,7 @@ Files: {"transformers", "source", "config", "saved_config", "layers", "states", 
 was given, `saved_config` what `save_pretrained` writes for it (left out where it is the same); both must give the same model. A
 tensor is [name, shape, dtype, l, e]: `{l}` and `{e}` in the name run over the numbers in `l` and
 `e` ("0-3,7"), which are left out where the name has none. A layer is a window, 0 for all tokens, "chunk",
-"state", "both" (attention beside a state) or "none". `states` has the sizes of those that are kept; it is left out of
+"state", "both" (attention beside a state) or "none". `cross` has what layers that read an encoder's output keep of it. `states` has the sizes of those that are kept; it is left out of
 models without any, and of files written before it was asked for.
 
 Needs torch and transformers >= 5. Nothing is downloaded.
@@ -34,7 +34,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
@@ -481,10 +481,259 @@ CASES = {
         tie_word_embeddings=True,
     ),
     "kimi_linear-small": small(
-        "kimi_linear", "KimiLinearForCausalLM", num_hidden_layers=8, **{k: v for k, v in DEEPSEEK.items() if k in (
+        "kimi_linear", "KimiLinearForCausalLM", torch_dtype="float32", num_hidden_layers=8, **{k: v for k, v in DEEPSEEK.items() if k in (
             "num_key_value_heads", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
             "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok")},
         num_local_experts=8, linear_head_dim=24, linear_num_heads=8, pad_token_id=0,
+    ),
+    # In 32 bits, since transformers widens routers, which published files and vLLM have in the model's type.
+    "deepseek_v32-small": small(
+        "deepseek_v32", "DeepseekV32ForCausalLM", torch_dtype="float32", **DEEPSEEK, index_head_dim=16, index_n_heads=4, index_topk=64
+    ),
+    "glm_moe_dsa-small": small(
+        "glm_moe_dsa", "GlmMoeDsaForCausalLM", torch_dtype="float32", **{**DEEPSEEK, "num_hidden_layers": 7}, index_head_dim=16, index_n_heads=4,
+        index_topk=64, attention_bias=True, index_topk_freq=3,
+    ),
+    # In 32 bits, since routers are kept so by some versions only.
+    "kimi_k25-small": dict(
+        architectures=["Kimi_K25ForConditionalGeneration"], model_type="kimi_k25", torch_dtype="float32",
+        text_config=text("deepseek_v3", **DEEPSEEK, num_nextn_predict_layers=0), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="kimi_k25_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            patch_size=14, pos_emb_height=8, pos_emb_width=8, pos_emb_time=4, merge_kernel_size=[2, 2],
+        ),
+        projection_hidden_size=48,
+    ),
+    "gemma3n_text-small": small(
+        "gemma3n_text", "Gemma3nForCausalLM", num_attention_heads=4, head_dim=24, num_hidden_layers=10, sliding_window=64,
+        num_kv_shared_layers=5, hidden_size_per_layer_input=12, vocab_size_per_layer_input=999, laurel_rank=8,
+        intermediate_size=[160] * 5 + [320] * 5,
+    ),
+    "gemma3n-small": dict(
+        architectures=["Gemma3nForConditionalGeneration"], model_type="gemma3n", torch_dtype="bfloat16",
+        text_config=text(
+            "gemma3n_text", num_attention_heads=4, head_dim=24, num_hidden_layers=10, sliding_window=64,
+            num_kv_shared_layers=5, hidden_size_per_layer_input=12, vocab_size_per_layer_input=999, laurel_rank=8,
+        ),
+        vision_config=dict(model_type="gemma3n_vision", hidden_size=2048, vocab_size=128, vocab_offset=1000),
+        audio_config=dict(
+            model_type="gemma3n_audio", hidden_size=48, conf_num_hidden_layers=3, conf_num_attention_heads=4, vocab_size=128,
+            vocab_offset=1001,
+        ),
+    ),
+    "gemma4_text-small": small(
+        "gemma4_text", "Gemma4ForCausalLM", head_dim=24, global_head_dim=32, num_hidden_layers=9, sliding_window=64,
+        num_kv_shared_layers=3, hidden_size_per_layer_input=12, vocab_size_per_layer_input=999, use_double_wide_mlp=True,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 3,
+    ),
+    "gemma4_text-experts": small(
+        "gemma4_text", "Gemma4ForCausalLM", head_dim=24, global_head_dim=32, num_global_key_value_heads=1,
+        attention_k_eq_v=True, num_hidden_layers=7, hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=6,
+        top_k_experts=2, moe_intermediate_size=44, tie_word_embeddings=False,
+    ),
+    "gemma4-small": dict(
+        architectures=["Gemma4ForConditionalGeneration"], model_type="gemma4", torch_dtype="bfloat16",
+        text_config=text("gemma4_text", head_dim=24, global_head_dim=32, num_hidden_layers=6, hidden_size_per_layer_input=0),
+        vision_config=dict(
+            model_type="gemma4_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=4, head_dim=12, position_embedding_size=100, use_clipped_linears=True,
+        ),
+        audio_config=dict(
+            model_type="gemma4_audio", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, output_proj_dims=64,
+        ),
+    ),
+    "lfm2-small": small(
+        "lfm2", "Lfm2ForCausalLM", layer_types=["conv", "full_attention", "conv", "conv"], conv_L_cache=3, block_multiple_of=32,
+    ),
+    "lfm2-listed": small(
+        "lfm2", "Lfm2ForCausalLM", full_attn_idxs=[2], block_ff_dim=200, block_multiple_of=32, block_ffn_dim_multiplier=1.3,
+        conv_bias=True, tie_embedding=False,
+    ),
+    "lfm2-plain-width": small(
+        "lfm2", "Lfm2ForCausalLM", layer_types=["conv", "conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
+    ),
+    "lfm2_moe-small": small(
+        "lfm2_moe", "Lfm2MoeForCausalLM", layer_types=["conv", "full_attention", "conv", "full_attention"], num_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, num_dense_layers=1,
+    ),
+    "lfm2_vl-small": dict(
+        architectures=["Lfm2VlForConditionalGeneration"], model_type="lfm2_vl", torch_dtype="bfloat16",
+        text_config=text("lfm2", layer_types=["conv", "full_attention", "conv", "conv"], block_multiple_of=32),
+        vision_config=dict(
+            model_type="siglip2_vision_model", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            num_patches=64, patch_size=16,
+        ),
+        projector_hidden_size=112,
+    ),
+    "minimax-small": small(
+        "minimax", "MiniMaxForCausalLM", head_dim=24, num_local_experts=6, num_experts_per_tok=2,
+        layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+    ),
+    "minimax-defaults": small("minimax", "MiniMaxForCausalLM", num_local_experts=6, num_experts_per_tok=2),
+    "mpt-small": dict(
+        architectures=["MptForCausalLM"], model_type="mpt", vocab_size=1003, d_model=96, n_layers=4, n_heads=6,
+        max_seq_len=512, torch_dtype="bfloat16",
+    ),
+    "zamba2-small": small(
+        "zamba2", "Zamba2ForCausalLM", num_key_value_heads=6, num_hidden_layers=8, mamba_d_state=20, mamba_ngroups=2,
+        n_mamba_heads=8, num_mem_blocks=2, adapter_rank=12, use_shared_attention_adapter=True, pad_token_id=0,
+        layers_block_type=["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba", "hybrid"],
+    ),
+    "zamba2-one-block": small(
+        "zamba2", "Zamba2ForCausalLM", num_key_value_heads=6, num_hidden_layers=8, mamba_d_state=20, n_mamba_heads=8,
+        num_mem_blocks=1, adapter_rank=12, add_bias_linear=True, use_conv_bias=False, use_mem_rope=True, pad_token_id=0,
+        layers_block_type=["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba", "hybrid"],
+    ),
+    "olmo-small": small("olmo", "OlmoForCausalLM", pad_token_id=0),
+    "olmo-tied": small("olmo", "OlmoForCausalLM", attention_bias=True, tie_word_embeddings=True, pad_token_id=0),
+    "mimo_v2_flash-small": small(
+        "mimo_v2_flash", "MiMoV2FlashForCausalLM", num_attention_heads=8, num_hidden_layers=7, head_dim=24, v_head_dim=20, n_routed_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, sliding_window=65,
+    ),
+    "mimo_v2_flash-swa-heads": small(
+        "mimo_v2_flash", "MiMoV2FlashForCausalLM", num_attention_heads=8, num_hidden_layers=6, head_dim=24, v_head_dim=20,
+        n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, sliding_window=65,
+        swa_num_key_value_heads=4, swa_head_dim=24, swa_v_head_dim=20, swa_num_attention_heads=8,
+    ),
+    "internlm3-small": small("internlm3", "InternLM3ForCausalLM", head_dim=24),
+    "internlm3-bias": small("internlm3", "InternLM3ForCausalLM", qkv_bias=True, bias=True, tie_word_embeddings=True),
+    "dbrx-small": dict(
+        architectures=["DbrxForCausalLM"], model_type="dbrx", vocab_size=1003, d_model=96, n_layers=4, n_heads=6,
+        max_seq_len=512, attn_config=dict(kv_n_heads=2, clip_qkv=8, rope_theta=500000),
+        ffn_config=dict(ffn_hidden_size=44, moe_num_experts=6, moe_top_k=2), torch_dtype="bfloat16",
+    ),
+    "dots1-small": small(
+        "dots1", "Dots1ForCausalLM", head_dim=24, n_routed_experts=6, n_shared_experts=2, num_experts_per_tok=2,
+        moe_intermediate_size=44, first_k_dense_replace=1, sliding_window=64, max_window_layers=3,
+    ),
+    "nemotron-small": small("nemotron", "NemotronForCausalLM", head_dim=24),
+    "nemotron-bias": small("nemotron", "NemotronForCausalLM", attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "exaone_moe-small": small(
+        "exaone_moe", "ExaoneMoeForCausalLM", head_dim=24, num_hidden_layers=6, num_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=44, sliding_window=64, sliding_window_pattern=3,
+    ),
+    "solar_open-small": small(
+        "solar_open", "SolarOpenForCausalLM", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44,
+        intermediate_size=DROP,
+    ),
+    "whisper-small": dict(
+        architectures=["WhisperForConditionalGeneration"], model_type="whisper", vocab_size=1003, d_model=96, encoder_layers=3,
+        decoder_layers=4, encoder_attention_heads=6, decoder_attention_heads=4, encoder_ffn_dim=160, decoder_ffn_dim=168,
+        max_source_positions=64, max_target_positions=48, num_mel_bins=80, torch_dtype="float16", pad_token_id=0,
+    ),
+    "t5-small": dict(
+        architectures=["T5ForConditionalGeneration"], model_type="t5", vocab_size=1003, d_model=96, d_kv=24, d_ff=160,
+        num_layers=3, num_decoder_layers=4, num_heads=6, torch_dtype="bfloat16", n_positions=512,
+    ),
+    "t5-gated": dict(
+        architectures=["T5ForConditionalGeneration"], model_type="t5", vocab_size=1003, d_model=96, d_kv=24, d_ff=160,
+        num_layers=3, num_heads=6, feed_forward_proj="gated-gelu", torch_dtype="bfloat16",
+    ),
+    "bart-small": dict(
+        architectures=["BartForConditionalGeneration"], model_type="bart", vocab_size=1003, d_model=96, encoder_layers=3,
+        decoder_layers=4, encoder_attention_heads=6, decoder_attention_heads=4, encoder_ffn_dim=160, decoder_ffn_dim=168,
+        max_position_embeddings=64, torch_dtype="float32", pad_token_id=0,
+    ),
+    "mllama-small": dict(
+        architectures=["MllamaForConditionalGeneration"], model_type="mllama", torch_dtype="bfloat16",
+        text_config=text("mllama_text_model", num_hidden_layers=5, cross_attention_layers=[1, 3], pad_token_id=0),
+        vision_config=dict(
+            model_type="mllama_vision_model", hidden_size=48, intermediate_size=84, num_hidden_layers=4, num_global_layers=2,
+            attention_heads=4, image_size=56, patch_size=14, intermediate_layers_indices=[1, 2], vision_output_dim=144,
+        ),
+    ),
+    "internvl-small": dict(
+        architectures=["InternVLForConditionalGeneration"], model_type="internvl", torch_dtype="bfloat16",
+        text_config=text("qwen2", use_sliding_window=False), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="internvl_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=[56, 56], patch_size=[14, 14], attention_bias=True,
+        ),
+    ),
+    "internvl-qk-norm": dict(
+        architectures=["InternVLForConditionalGeneration"], model_type="internvl", torch_dtype="bfloat16",
+        text_config=text("qwen3", head_dim=24), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="internvl_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=[56, 56], patch_size=[14, 14], use_qk_norm=True, norm_type="rms_norm", use_mean_pooling=False,
+        ),
+    ),
+    "cohere2_vision-small": dict(
+        architectures=["Cohere2VisionForConditionalGeneration"], model_type="cohere2_vision", torch_dtype="bfloat16",
+        text_config=text("cohere2", head_dim=24, sliding_window=64, pad_token_id=0), vision_config=SIGLIP,
+        alignment_intermediate_size=128, downsample_factor=2,
+    ),
+    "aya_vision-small": dict(
+        architectures=["AyaVisionForConditionalGeneration"], model_type="aya_vision", torch_dtype="bfloat16",
+        text_config=text("cohere2", head_dim=24, sliding_window=64, pad_token_id=0),
+        vision_config={**SIGLIP, "vision_use_head": False}, downsample_factor=2, alignment_intermediate_size=128,
+    ),
+    "llava_next-small": dict(
+        architectures=["LlavaNextForConditionalGeneration"], model_type="llava_next", torch_dtype="bfloat16",
+        text_config=text("mistral"), vision_config=CLIP,
+    ),
+    "llava_onevision-small": dict(
+        architectures=["LlavaOnevisionForConditionalGeneration"], model_type="llava_onevision", torch_dtype="bfloat16",
+        text_config=text("qwen2"), vision_config={**SIGLIP, "vision_use_head": False},
+    ),
+    "idefics3-small": dict(
+        architectures=["Idefics3ForConditionalGeneration"], model_type="idefics3", torch_dtype="bfloat16",
+        text_config=text("llama", pad_token_id=0),
+        vision_config=dict(
+            model_type="idefics3_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=56, patch_size=14,
+        ),
+        scale_factor=2, pad_token_id=0,
+    ),
+    "smolvlm-small": dict(
+        architectures=["SmolVLMForConditionalGeneration"], model_type="smolvlm", torch_dtype="bfloat16",
+        text_config=text("llama", tie_word_embeddings=True, pad_token_id=0), tie_word_embeddings=True,
+        vision_config=dict(
+            model_type="smolvlm_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=56, patch_size=14,
+        ),
+        scale_factor=2, pad_token_id=0,
+    ),
+    "qwen2_audio-small": dict(
+        architectures=["Qwen2AudioForConditionalGeneration"], model_type="qwen2_audio", torch_dtype="bfloat16",
+        text_config=text("qwen2"),
+        audio_config=dict(
+            model_type="qwen2_audio_encoder", d_model=48, encoder_layers=3, encoder_attention_heads=4, encoder_ffn_dim=84,
+            num_mel_bins=80, max_source_positions=64,
+        ),
+    ),
+    "voxtral-small": dict(
+        architectures=["VoxtralForConditionalGeneration"], model_type="voxtral", torch_dtype="bfloat16",
+        text_config=text("llama", head_dim=24), hidden_size=96,
+        audio_config=dict(
+            model_type="voxtral_encoder", hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192,
+            num_mel_bins=80, max_source_positions=64,
+        ),
+    ),
+    "glm4v-small": dict(
+        architectures=["Glm4vForConditionalGeneration"], model_type="glm4v", torch_dtype="bfloat16",
+        text_config=text("glm4v_text", tie_word_embeddings=False, pad_token_id=0), tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="glm4v_vision", depth=3, hidden_size=48, intermediate_size=84, num_heads=4, image_size=56, patch_size=14,
+            out_hidden_size=96,
+        ),
+    ),
+    "glm4v_moe-small": dict(
+        architectures=["Glm4vMoeForConditionalGeneration"], model_type="glm4v_moe", torch_dtype="bfloat16",
+        text_config=text(
+            "glm4v_moe_text", head_dim=24, n_routed_experts=6, n_shared_experts=1, num_experts_per_tok=2,
+            moe_intermediate_size=44, first_k_dense_replace=1, tie_word_embeddings=False, pad_token_id=0,
+        ),
+        tie_word_embeddings=False,
+        vision_config=dict(
+            model_type="glm4v_moe_vision", depth=3, hidden_size=48, intermediate_size=84, num_heads=4, image_size=56,
+            patch_size=14, out_hidden_size=96,
+        ),
+    ),
+    "paligemma-small": dict(
+        architectures=["PaliGemmaForConditionalGeneration"], model_type="paligemma", torch_dtype="bfloat16",
+        text_config=text("gemma2", head_dim=24, sliding_window=64),
+        vision_config={**SIGLIP, "projection_dim": 96, "vision_use_head": False},
     ),
 }
 
@@ -496,7 +745,8 @@ def model_of(config):
     model_type = fields.pop("model_type")
     dtype = getattr(torch, fields.get("torch_dtype") or fields.get("dtype") or "bfloat16")
     hf = AutoConfig.for_model(model_type, **fields)
-    cls = getattr(transformers, config["architectures"][0])
+    # A published class that transformers reads with another's code has no name there.
+    cls = getattr(transformers, config["architectures"][0], None) or AutoModelForCausalLM._model_mapping[type(hf)]
     with torch.device("meta"):
         return cls._from_config(hf, dtype=dtype)
 
@@ -513,10 +763,27 @@ def checkpoint(model):
     # A model that was not loaded would be written without the prefixes that published checkpoints
     # have (`vision_model.`); handing it the mapping makes it look loaded, and keeps them.
     model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False) or None
-    return revert_weight_conversion(model, state)
+    return {published(model, n): t for n, t in revert_weight_conversion(model, state).items()}
 
 
-ATTENTION = ("self_attn", "attention", "attn", "self_attention")
+# Where transformers' reverse conversion is not the inverse of what it reads: published names, of its own mapping's
+# source side, in place of those that it writes.
+PUBLISHED = {
+    "kimi_k25": [
+        (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
+        (r"^model\.mm_projector\.", "mm_projector."),
+        (r"^vision_tower\.encoder\.patch_embed\.", "vision_tower.patch_embed."),
+    ],
+}
+
+
+def published(model, name):
+    for pattern, name_there in PUBLISHED.get(model.config.model_type, ()):
+        name = re.sub(pattern, name_there, name)
+    return name
+
+
+ATTENTION = ("self_attn", "SelfAttention", "attention", "attn", "self_attention", "norm_attn_norm")
 STATE = ("mamba", "linear_attn", "conv")
 
 
@@ -526,10 +793,15 @@ def layer_facts(model):
     kinds = getattr(config, "layer_types", None) or []
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|audio|encoder\.", n)
     ]
     facts = []
     for i, layer in enumerate(stacks[0]):
+        if hasattr(layer, "layer"):  # T5: attention, to the encoder too, and feed-forward in a list
+            layer = layer.layer[0]
+        if getattr(layer, "shared_transformer", None) is not None:
+            facts.append("both")
+            continue
         attention = next((m for n in ATTENTION if (m := getattr(layer, n, None)) is not None), None)
         mixer = getattr(layer, "mixer", None)
         if attention is None and hasattr(mixer, "k_proj"):
@@ -564,14 +836,21 @@ def state_facts(model):
     """[taps, channels of the convolution, heads, rows, columns] of every layer that keeps a state, else null."""
     stacks = [
         m for n, m in model.named_modules()
-        if re.search(r"(^|\.)(layers|h)$", n) and "vision" not in n and "visual" not in n
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|audio|encoder\.", n)
     ]
     facts = []
     for layer in stacks[0]:
-        mixers = [getattr(layer, n, None) for n in ("mamba", "linear_attn", "mixer", "self_attn")]
-        mixer = next((m for m in mixers if hasattr(m, "conv1d")), None)
+        inner = getattr(layer, "mamba_decoder", layer)  # a state behind shared attention
+        mixers = [getattr(inner, n, None) for n in ("mamba", "linear_attn", "mixer", "self_attn", "conv")]
+        mixer = next((m for m in mixers if any(hasattr(m, n) for n in ("conv1d", "slope_rate", "conv"))), None)
         if mixer is None:
             facts.append(None)
+            continue
+        if hasattr(mixer, "slope_rate"):  # linear attention with a fixed decay
+            facts.append([0, 0, mixer.num_attention_heads, mixer.head_dim, mixer.head_dim])
+            continue
+        if not hasattr(mixer, "conv1d"):  # a short convolution
+            facts.append([mixer.conv.weight.shape[2], mixer.conv.weight.shape[0], 0, 0, 0])
             continue
         channels, _, taps = mixer.conv1d.weight.shape
         if hasattr(mixer, "head_v_dim"):  # gated delta rule
@@ -583,6 +862,27 @@ def state_facts(model):
         else:  # Kimi's delta rule: keys and values of one size
             state = [mixer.num_heads, mixer.head_dim, mixer.head_dim]
         facts.append([taps, channels, *state])
+    return facts
+
+
+def cross_facts(model):
+    """[KV heads, head size] of every decoder layer that reads an encoder's output, else null."""
+    stacks = [
+        m for n, m in model.named_modules()
+        if re.search(r"(^|\.)(layers|h|blocks|block)$", n) and not re.search(r"vision|visual|audio|encoder\.", n)
+    ]
+    facts = []
+    for layer in stacks[0]:
+        if hasattr(layer, "layer"):
+            layer = layer.layer[1]
+        found = [getattr(layer, n, None) for n in ("encoder_attn", "EncDecAttention", "cross_attn")]
+        cross = next((m for m in found if m is not None), None)
+        if cross is None:
+            facts.append(None)
+            continue
+        heads = next(n for k in ("num_key_value_heads", "num_heads", "n_heads") if (n := getattr(cross, k, None)))
+        size = getattr(cross, "head_dim", None) or cross.key_value_proj_dim
+        facts.append([heads, size])
     return facts
 
 
@@ -608,6 +908,12 @@ def compress(state):
         groups.setdefault((key, tuple(tensor.shape), dtype), []).append(numbers)
     rows = []
     for (name, shape, dtype), found in groups.items():
+        if len(found) != len({n[:1] for n in found}) * len({n[1:] for n in found}):
+            # Stages of unlike lengths (a convolutional tower): one row for each.
+            for stage, run in itertools.groupby(sorted(found), lambda n: n[0]):
+                row = name.replace("{l}", str(stage), 1).replace("{e}", "{l}", 1)
+                rows.append([row, list(shape), dtype, ranges(n[1] for n in run)])
+            continue
         axes = [sorted({n[i] for n in found}) for i in range(len(found[0]))]
         product = 1
         for axis in axes:
@@ -647,6 +953,9 @@ def write(path, source, config):
     states = state_facts(model)
     if any(states):
         body["states"] = states
+    crossed = cross_facts(model)
+    if any(crossed):
+        body["cross"] = crossed
     lines = ["  " + json.dumps(k) + ": " + json.dumps(v) for k, v in body.items()]
     rows = ",\n".join("    " + json.dumps(row) for row in compress(checkpoint(model)))
     lines.append('  "tensors": [\n' + rows + "\n  ]")

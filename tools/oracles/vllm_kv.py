@@ -604,6 +604,7 @@ def allocate(version, case, config, per_worker, specs_from, backends, layout):
         "block_size_requested": flags.get("block_size"),
         "block_size": cache.block_size,
         "mamba_block_size": getattr(cache, "mamba_block_size", None),
+        "mamba_ssm_cache_dtype_requested": flags.get("mamba_ssm_cache_dtype"),
         "mamba_cache_mode": getattr(cache, "mamba_cache_mode", None),
         "backends": list(dict.fromkeys(backend_name(b) for b in backends)),
         "kv_cache_layout": layout,
@@ -672,6 +673,30 @@ def builtin_cases():
     return vllm_kv_cases.cases()
 
 
+def prepare(source, verbose=False):
+    """Everything that vLLM needs to believe before its classes are built; the platform."""
+    if source:
+        sys.path.insert(0, os.path.abspath(source))
+    stub_compiled_extensions()
+    if not verbose:
+        logging.disable(logging.ERROR)
+    platform = fake_h100()
+    fake_flash_attention()
+    try:
+        import torch
+
+        from vllm.v1.worker.workspace import init_workspace_manager
+
+        init_workspace_manager(torch.device("meta"))
+    except ImportError:
+        pass
+    # Model classes are inspected in this process, which has the stand-ins, not in a fresh one.
+    import vllm.model_executor.models.registry as registry
+
+    registry._run_in_subprocess = lambda function: function()
+    return platform
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", help="directory that holds the vllm package to import")
@@ -691,25 +716,7 @@ def main():
         for case in cases:
             print(case["name"], json.dumps(case["flags"]))
         return
-    if options.source:
-        sys.path.insert(0, os.path.abspath(options.source))
-    stub_compiled_extensions()
-    if not options.verbose:
-        logging.disable(logging.ERROR)
-    platform = fake_h100()
-    fake_flash_attention()
-    try:
-        import torch
-
-        from vllm.v1.worker.workspace import init_workspace_manager
-
-        init_workspace_manager(torch.device("meta"))
-    except ImportError:
-        pass
-    # Model classes are inspected in this process, which has the stand-ins, not in a fresh one.
-    import vllm.model_executor.models.registry as registry
-
-    registry._run_in_subprocess = lambda function: function()
+    platform = prepare(options.source, options.verbose)
     import gc
 
     for case in cases:

@@ -365,6 +365,59 @@ DEEPSEEK_V4_FLASH = dict(
 )
 
 
+GLM5 = dict(
+    COMMON, architectures=["GlmMoeDsaForCausalLM"], model_type="glm_moe_dsa", hidden_size=6144,
+    num_hidden_layers=78, num_attention_heads=64, num_key_value_heads=64, intermediate_size=12288,
+    kv_lora_rank=512, q_lora_rank=2048, qk_nope_head_dim=192, qk_rope_head_dim=64, v_head_dim=256,
+    moe_intermediate_size=2048, n_routed_experts=256, n_shared_experts=1, num_experts_per_tok=8,
+    n_group=1, topk_group=1, first_k_dense_replace=3, norm_topk_prob=True, scoring_func="sigmoid",
+    routed_scaling_factor=2.5, index_head_dim=128, index_n_heads=32, index_topk=2048,
+    vocab_size=154880, max_position_embeddings=202752, rms_norm_eps=1e-5, rope_theta=1000000.0,
+    hidden_act="silu", tie_word_embeddings=False, topk_method="noaux_tc", attention_bias=False,
+)
+MINIMAX_01 = dict(
+    COMMON, architectures=["MiniMaxText01ForCausalLM"], model_type="minimax",
+    hidden_size=6144, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+    head_dim=128, intermediate_size=9216, num_local_experts=32, num_experts_per_tok=2,
+    attn_type_list=[int(i % 8 == 7) for i in range(80)], vocab_size=200064, rotary_dim=64,
+    layer_types=["full_attention" if i % 8 == 7 else "linear_attention" for i in range(80)],
+    max_position_embeddings=10240000, rms_norm_eps=1e-5, rope_theta=10000000.0, postnorm=True,
+    shared_intermediate_size=0, hidden_act="silu", tie_word_embeddings=False,
+    layernorm_full_attention_alpha=3.5565588200778455, layernorm_full_attention_beta=1.0,
+    layernorm_linear_attention_alpha=3.5565588200778455, layernorm_linear_attention_beta=1.0,
+    layernorm_mlp_alpha=3.5565588200778455, layernorm_mlp_beta=1.0,
+)
+LFM2_8B_A1B = dict(
+    COMMON, architectures=["Lfm2MoeForCausalLM"], model_type="lfm2_moe", hidden_size=2048,
+    num_hidden_layers=24, num_attention_heads=32, num_key_value_heads=8, intermediate_size=7168,
+    moe_intermediate_size=1792, num_experts=32, num_experts_per_tok=4, num_dense_layers=2,
+    use_expert_bias=True, norm_topk_prob=True, conv_L_cache=3, conv_bias=False, vocab_size=65536,
+    max_position_embeddings=128000, norm_eps=1e-5, rope_theta=1000000.0, tie_word_embeddings=True,
+    layer_types=["full_attention" if i in (2, 6, 10, 14, 18, 21) else "conv" for i in range(24)],
+)
+GEMMA4_SHARED = dict(
+    GEMMA4_31B_TEXT, hidden_size=1536, num_hidden_layers=35, num_attention_heads=8,
+    num_key_value_heads=1, num_global_key_value_heads=None, attention_k_eq_v=False,
+    num_kv_shared_layers=20, intermediate_size=6144, sliding_window=512, use_double_wide_mlp=True,
+    hidden_size_per_layer_input=256, vocab_size_per_layer_input=262144,
+    layer_types=["full_attention" if i % 5 == 4 else "sliding_attention" for i in range(35)],
+)
+MIMO_V2_FLASH = dict(
+    COMMON, architectures=["MiMoV2FlashForCausalLM"], model_type="mimo_v2_flash", hidden_size=4096,
+    num_hidden_layers=48, num_attention_heads=64, num_key_value_heads=4, head_dim=192,
+    v_head_dim=128, swa_num_attention_heads=64, swa_num_key_value_heads=8, swa_head_dim=192,
+    swa_v_head_dim=128, sliding_window=128, sliding_window_size=128, attention_chunk_size=128,
+    hybrid_layer_pattern=[int(i > 0 and i % 6 != 5) for i in range(48)], intermediate_size=16384,
+    moe_layer_freq=[int(i > 0) for i in range(48)], moe_intermediate_size=2048,
+    n_routed_experts=256, num_experts_per_tok=8, n_group=1, topk_group=1, norm_topk_prob=True,
+    scoring_func="sigmoid", topk_method="noaux_tc", routed_scaling_factor=None,
+    n_shared_experts=None, vocab_size=152576, max_position_embeddings=262144, rope_theta=5000000,
+    swa_rope_theta=10000, partial_rotary_factor=0.334, layernorm_epsilon=1e-5, attention_bias=False,
+    add_swa_attention_sink_bias=True, add_full_attention_sink_bias=False, hidden_act="silu",
+    tie_word_embeddings=False, attention_value_scale=0.707,
+)
+
+
 def case(name, config, gib=40, length=8192, **flags):
     flags.setdefault("max_model_len", length)
     flags.setdefault("available_bytes", gib * GIB)
@@ -493,12 +546,88 @@ def cases():
         case("kimi-linear-48b", KIMI_LINEAR, length=131072, prefix_caching=False),
         case("kimi-linear-48b-tp2-prefix-cache", KIMI_LINEAR, length=131072, tp=2),
         case("gemma-3n-e2b-shared-kv", GEMMA3N_E2B, length=32768),
+        case("deepseek-v32-tp8-fp8", DS_V32, tp=8, kv_cache_dtype="fp8"),
+        case("glm-5-tp8", GLM5, tp=8, length=131072),
+        case("glm-5-shared-indexers", variant(GLM5, num_hidden_layers=24, index_topk_freq=4), tp=8),
+        case("minimax-text-01-tp8", MINIMAX_01, tp=8, length=131072, prefix_caching=False),
+        case("minimax-text-01-tp8-prefix-cache", MINIMAX_01, tp=8, length=131072),
+        case("lfm2-8b-a1b", LFM2_8B_A1B, length=32768, prefix_caching=False),
+        case("lfm2-8b-a1b-prefix-cache", LFM2_8B_A1B, length=32768),
+        case("gemma-4-shared-kv", GEMMA4_SHARED, length=131072),
+        case("mimo-v2-flash-tp4", MIMO_V2_FLASH, length=131072, tp=4),
+        case("jamba-mini-prefix-cache", JAMBA_MINI, length=32768),
+        case("nemotron-h-8b-prefix-cache", NEMOTRON_H, length=32768),
+        case("nemotron-h-8b-float16-state", NEMOTRON_H, length=32768, prefix_caching=False,
+             mamba_ssm_cache_dtype="float16"),
+        case("nemotron-h-8b-bfloat16-config", variant(NEMOTRON_H, mamba_ssm_cache_dtype="bfloat16"),
+             length=32768, prefix_caching=False),
+        case("falcon-h1-3b-tp2-prefix-cache", FALCON_H1, length=32768, tp=2),
+        case("zamba2-2.7b-prefix-cache", ZAMBA2_2B, length=4096, max_num_batched_tokens=4096),
         case("deepseek-v4-flash-tp8-fp8", DEEPSEEK_V4_FLASH, length=262144, tp=8,
              kv_cache_dtype="fp8"),
+        *per_request(),
         # Encoder and decoder.
         case("whisper-base", WHISPER, gib=4, length=448),
     ]
     return rows + refused_cases()
+
+
+# Every family whose layers do not all keep all keys and values, for docs/hybrids.md: a config, and ranks where one
+# card is too small for it.
+HYBRIDS = {
+    "bamba": (BAMBA_9B, 1),
+    "deepseek-v3.2": (DS_V32, 8),
+    "falcon-h1": (FALCON_H1, 1),
+    "gemma-3": (GEMMA3_27B, 2),
+    "gemma-3n": (GEMMA3N_E2B, 1),
+    "gemma-4": (GEMMA4_31B_TEXT, 1),
+    "glm-5": (GLM5, 8),
+    "gpt-oss": (gpt_oss(24, 32), 1),
+    "granite-4": (GRANITE4_TINY, 1),
+    "jamba": (JAMBA_MINI, 1),
+    "kimi-linear": (KIMI_LINEAR, 1),
+    "lfm2": (LFM2, 1),
+    "lfm2-moe": (LFM2_8B_A1B, 1),
+    "llama-4": (LLAMA4_SCOUT, 8),
+    "mimo-v2-flash": (MIMO_V2_FLASH, 4),
+    "minimax-01": (MINIMAX_01, 8),
+    "nemotron-h": (NEMOTRON_H, 1),
+    "qwen3-next": (QWEN3_NEXT, 1),
+    "qwen3.5": (QWEN35_27B, 1),
+    "zamba2": (ZAMBA2_2B, 1),
+}
+
+
+# Families whose shares of weights are compared (`vllm_shards.py`).
+SHARDED = {
+    **{name: config for name, (config, _) in HYBRIDS.items()},
+    "deepseek-v3": DS_V3,
+    "gemma-2": GEMMA2_9B,
+    "gpt2": GPT2,
+    "llama": LLAMA_8B,
+    "mamba2": MAMBA2,
+    "mqa": MQA,
+    "opt": OPT_6B,
+    "phi": PHI2,
+    "qwen2": QWEN2_7B,
+    "qwen3": QWEN3_8B,
+    "qwen3-moe": QWEN3_MOE,
+    "whisper": WHISPER,
+}
+
+
+def per_request():
+    """Each hybrid at three lengths: what one request holds."""
+    longest = 131072
+    rows = []
+    for name, (config, tp) in HYBRIDS.items():
+        config = copy.deepcopy(config)
+        text = config.get("text_config", config)
+        if text.get("max_position_embeddings", 0) < longest:
+            text["max_position_embeddings"] = longest
+        for label, length in (("1k", 1024), ("8k", 8192), ("128k", longest)):
+            rows.append(case(f"request-{name}-{label}", config, tp=tp, length=length, prefix_caching=False))
+    return rows
 
 
 def refused_cases():

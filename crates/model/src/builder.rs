@@ -88,16 +88,36 @@ impl SpecBuilder {
     ///
     /// # Errors
     /// Those of `f`.
-    pub fn scope(
+    pub fn scope<T>(
         &mut self,
         prefix: &str,
-        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
-    ) -> Result<(), ModelError> {
+        f: impl FnOnce(&mut Self) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
         let outer = self.prefix.len();
         self.prefix.push_str(prefix);
         let result = f(self);
         self.prefix.truncate(outer);
         result
+    }
+
+    /// Of what is described inside `f`, names that begin with `from` begin with `to`: wrappers keep a text model's
+    /// tensors under other names than the model itself does.
+    ///
+    /// # Errors
+    /// Those of `f`.
+    pub fn renamed(
+        &mut self,
+        [from, to]: [&str; 2],
+        f: impl FnOnce(&mut Self) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let before = self.spec.tensors.len();
+        f(self)?;
+        for t in self.spec.tensors.iter_mut().skip(before) {
+            if let Some(rest) = t.name.strip_prefix(from) {
+                t.name = format!("{to}{rest}");
+            }
+        }
+        Ok(())
     }
 
     /// Describes the next decoder layer; its tensors are those added inside `f`, under `prefix`.
@@ -300,6 +320,18 @@ impl SpecBuilder {
     /// Separate query, key, value and output projections of grouped-query attention, under the
     /// names `self_attn.{q,k,v,o}_proj` that most families use.
     pub fn qkvo(&mut self, hidden: u64, a: &Attention, qkv_bias: bool, o_bias: bool) {
+        self.qkvo_as("self_attn", hidden, a, [qkv_bias, o_bias]);
+    }
+
+    /// [`SpecBuilder::qkvo`] under another module's name.
+    pub fn qkvo_as(
+        &mut self,
+        module: &str,
+        hidden: u64,
+        a: &Attention,
+        [qkv_bias, o_bias]: [bool; 2],
+    ) {
+        let name = |part: &str| format!("{module}.{part}_proj");
         let q = Shard::Split {
             units: a.q_heads,
             what: HEADS,
@@ -307,22 +339,10 @@ impl SpecBuilder {
         let kv = Shard::KvHeads { heads: a.kv_heads };
         let at = Role::Attention;
         let (q_out, k_out) = (a.q_heads * a.k_dim, a.kv_heads * a.k_dim);
-        self.out_split(at, "self_attn.q_proj", [q_out, hidden], qkv_bias, q);
-        self.out_split(at, "self_attn.k_proj", [k_out, hidden], qkv_bias, kv);
-        self.out_split(
-            at,
-            "self_attn.v_proj",
-            [a.kv_heads * a.v_dim, hidden],
-            qkv_bias,
-            kv,
-        );
-        self.in_split(
-            at,
-            "self_attn.o_proj",
-            [hidden, a.q_heads * a.v_dim],
-            o_bias,
-            q,
-        );
+        self.out_split(at, &name("q"), [q_out, hidden], qkv_bias, q);
+        self.out_split(at, &name("k"), [k_out, hidden], qkv_bias, kv);
+        self.out_split(at, &name("v"), [a.kv_heads * a.v_dim, hidden], qkv_bias, kv);
+        self.in_split(at, &name("o"), [hidden, a.q_heads * a.v_dim], o_bias, q);
     }
 
     /// `gate_proj`, `up_proj` and `down_proj` under `prefix`.
@@ -490,7 +510,7 @@ fn stretched(text: &Config<'_>, scaling: &Config<'_>, positions: u64) -> Result<
     clippy::cast_sign_loss,
     reason = "both factors are below 2^32, and the result is clamped there"
 )]
-fn scaled(n: u64, ratio: f64) -> u64 {
+pub(crate) fn scaled(n: u64, ratio: f64) -> u64 {
     (n as f64 * ratio).clamp(0.0, f64::from(u32::MAX)) as u64
 }
 
@@ -502,7 +522,10 @@ const LARGEST_ROW: u64 = 1 << 32;
 fn check_layer(layer: &LayerSpec) -> Result<(), ModelError> {
     let elements = match layer.mixer {
         Mixer::Attention(a) => a.elements_per_token(a.kv_heads),
-        Mixer::Latent(a) => a.rank.saturating_add(a.rope_dim),
+        Mixer::Latent(a) => {
+            let key = a.indexer.map_or(0, |i| i.key_bytes().get());
+            a.rank.saturating_add(a.rope_dim).saturating_add(key)
+        }
         Mixer::State(s) => s
             .heads
             .saturating_mul(s.rows)
@@ -510,6 +533,12 @@ fn check_layer(layer: &LayerSpec) -> Result<(), ModelError> {
             .saturating_add(s.conv_channels.saturating_mul(s.conv_taps)),
         Mixer::None => 0,
     };
+    let crossed = layer.cross.map_or(0, |c| {
+        [2, c.kv_heads, c.head_dim, c.positions]
+            .into_iter()
+            .fold(1, u64::saturating_mul)
+    });
+    let elements = elements.saturating_add(crossed);
     if elements > LARGEST_ROW {
         return Err(ModelError::Contradiction(format!(
             "one layer would cache {elements} elements: check the head counts and sizes"
@@ -551,6 +580,7 @@ pub const fn attention_layer(a: Attention, ffn: Ffn) -> LayerSpec {
     LayerSpec {
         mixer: Mixer::Attention(a),
         parallel: None,
+        cross: None,
         ffn,
     }
 }

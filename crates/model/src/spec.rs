@@ -61,6 +61,8 @@ pub struct LayerSpec {
     pub mixer: Mixer,
     /// A second mixer that runs beside the first in the same layer (Falcon-H1).
     pub parallel: Option<StateSpace>,
+    /// Attention to what an encoder gave, after the mixer (Whisper) or in its place (LLaMA 3.2 Vision).
+    pub cross: Option<CrossAttention>,
     /// What follows it.
     pub ffn: Ffn,
 }
@@ -95,6 +97,19 @@ pub struct Attention {
     pub shared: bool,
 }
 
+/// Attention to an encoder's output, whose keys and values are made once for a request and kept until it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CrossAttention {
+    /// Query heads.
+    pub q_heads: u64,
+    /// KV heads.
+    pub kv_heads: u64,
+    /// Size of a head.
+    pub head_dim: u64,
+    /// Most positions that the encoder gives.
+    pub positions: u64,
+}
+
 /// Which cached tokens a layer reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reach {
@@ -121,6 +136,18 @@ pub struct LatentAttention {
     pub v_dim: u64,
     /// Query compression, where there is one.
     pub q_rank: Option<u64>,
+    /// What chooses the tokens that it reads, where these are not all.
+    pub indexer: Option<Indexer>,
+}
+
+/// The indexer of sparse latent attention (DeepSeek-V3.2, 2025): it scores every token of the sequence by one small
+/// key, so that attention reads the best alone. Its keys are a cache of their own beside the latents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Indexer {
+    /// Query heads.
+    pub heads: u64,
+    /// Size of a head, and of the one key.
+    pub dim: u64,
 }
 
 /// Which recurrence a state layer runs: its convolution and state shapes split differently.
@@ -132,6 +159,10 @@ pub enum StateKind {
     Mamba1,
     /// Selective state space, second form (Bamba, Granite 4, Nemotron-H).
     Mamba2,
+    /// A short convolution alone: its tail is all that is kept (LFM2).
+    ShortConv,
+    /// Linear attention with a fixed decay for each head, without a convolution (MiniMax 01 and M1).
+    Lightning,
 }
 
 /// A layer whose memory is a state of fixed size per sequence.
@@ -261,6 +292,20 @@ impl ModelSpec {
             })
             .max()
             .unwrap_or(0)
+    }
+}
+
+impl Indexer {
+    /// Elements that share a scale.
+    const SCALED: u64 = 128;
+
+    /// Bytes of one token's key: e4m3 elements, and an f32 scale for each 128.
+    ///
+    /// Source: vLLM `models/deepseek_v2.py` (`DeepseekV32IndexerCache`), SGLang `mem_cache/memory_pool.py`; both keep
+    /// it so whatever type the latents have.
+    #[must_use]
+    pub const fn key_bytes(&self) -> Bytes {
+        Bytes::new(self.dim.saturating_add(self.dim / Self::SCALED * 4))
     }
 }
 

@@ -108,6 +108,18 @@ pub enum Shard {
         /// KV heads.
         kv: u64,
     },
+    /// Rows of a state's heads, dealt out evenly, fused with those of the groups that heads share (Mamba 2's B and C),
+    /// of which every rank holds those of its heads.
+    StateGroups {
+        /// Heads, over which `rows` are dealt out.
+        heads: u64,
+        /// Rows of all heads together.
+        rows: u64,
+        /// Groups.
+        groups: u64,
+        /// Rows of one group.
+        each: u64,
+    },
     /// Rows of the vocabulary, padded as the engine pads before the split.
     Vocab {
         /// Rows as stored.
@@ -190,6 +202,26 @@ impl Shard {
                 }
                 let local = q / degree + 2 * local_kv_heads(kv, degree)?;
                 times(part(q + 2 * kv), local)
+            }
+            Self::StateGroups {
+                heads,
+                rows,
+                groups,
+                each,
+            } => {
+                if degree == 0 || !heads.is_multiple_of(degree) {
+                    return Err(ShardError::NotDivisible {
+                        units: heads,
+                        what: "state heads",
+                        degree,
+                    });
+                }
+                let all = times(groups, each)?
+                    .checked_add(rows)
+                    .ok_or(ShardError::Size(SizeOverflow))?;
+                // A rank has at least one group.
+                let local = rows / degree + times(groups.div_ceil(degree), each)?;
+                times(part(all), local)
             }
             Self::Vocab { rows } => {
                 let padded = padded_vocab(rows);

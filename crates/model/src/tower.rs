@@ -4,6 +4,10 @@
 //! checkpoints, which keep CLIP and SigLIP under `vision_model`; transformers 5 drops that part when
 //! it writes a model that it did not load.
 
+pub(crate) mod conformer;
+pub(crate) mod gemma4;
+pub(crate) mod mobilenet_v5;
+
 use crate::builder::{columns, heads};
 use crate::config::shorten;
 use crate::{Config, Encoder, ModelError, Role, Shard, SpecBuilder};
@@ -107,11 +111,12 @@ pub(crate) struct Body {
 
 impl Body {
     pub(crate) fn read(vision: &Config<'_>) -> Result<Self, ModelError> {
+        let heads = ["num_attention_heads", "attention_heads"];
         let it = Self {
             hidden: vision.dim(&["hidden_size"], "it is the width of the vision tower")?,
             layers: vision.layers(&["num_hidden_layers"])?,
             inner: vision.dim(&["intermediate_size"], "it sizes the tower's feed-forward")?,
-            heads: vision.dim(&["num_attention_heads"], "it decides how the tower splits")?,
+            heads: vision.dim(&heads, "it decides how the tower splits")?,
             image: vision.dim(&["image_size"], "it gives the number of patches")?,
             patch: vision.dim(&["patch_size"], "it gives the number of patches")?,
             channels: vision.dim_or(&["num_channels"], 3)?,
@@ -213,6 +218,8 @@ fn pixtral(b: &mut SpecBuilder, body: &Body) -> Result<(), ModelError> {
 pub(crate) struct Siglip {
     pub(crate) body: Body,
     pooling: bool,
+    /// Rows of the table of positions where images keep their own size (`SigLIP` 2), whose patches come as rows.
+    positions: Option<u64>,
 }
 
 impl Siglip {
@@ -225,26 +232,65 @@ impl Siglip {
         Ok(Self {
             body: Body::read(&vision)?,
             pooling: vision.flag("vision_use_head", true)?,
+            positions: None,
+        })
+    }
+
+    /// Reads a `vision_config` whose tower never has a pooling head.
+    ///
+    /// # Errors
+    /// As [`Siglip::read`].
+    pub(crate) fn read_bare(vision: &Config<'_>) -> Result<Self, ModelError> {
+        Ok(Self {
+            body: Body::read(vision)?,
+            pooling: false,
+            positions: None,
+        })
+    }
+
+    /// Reads the `vision_config` of `SigLIP` 2 for images of any size.
+    ///
+    /// # Errors
+    /// As [`Siglip::read`].
+    pub(crate) fn read_unsized(vision: &Config<'_>) -> Result<Self, ModelError> {
+        let patch = vision.dim_or(&["patch_size"], 16)?;
+        let body = Body {
+            hidden: vision.dim_or(&["hidden_size"], 768)?,
+            layers: vision.layers(&["num_hidden_layers"])?,
+            inner: vision.dim_or(&["intermediate_size"], 3072)?,
+            heads: vision.dim_or(&["num_attention_heads"], 12)?,
+            image: patch,
+            patch,
+            channels: vision.dim_or(&["num_channels"], 3)?,
+        };
+        Ok(Self {
+            body,
+            pooling: vision.flag("vision_use_head", true)?,
+            positions: Some(vision.dim_or(&["num_patches"], 256)?),
         })
     }
 
     /// What its activations depend on.
     pub(crate) fn encoder(&self, tokens_per_image: Option<u64>) -> Encoder {
-        self.body.encoder(tokens_per_image)
+        let encoder = self.body.encoder(tokens_per_image);
+        Encoder {
+            patches: encoder.patches.filter(|_| self.positions.is_none()),
+            ..encoder
+        }
     }
 
     /// All tensors, without a prefix.
     pub(crate) fn tensors(&self, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let (e, one, body) = (Role::Encoder, Shard::Replicated, self.body);
         let (h, inner) = (body.hidden, body.inner);
-        body.patch_weight(b, "embeddings.patch_embedding.weight");
+        let patch = "embeddings.patch_embedding.weight";
+        match self.positions {
+            Some(_) => b.tensor(e, patch, &[h, body.encoder(None).patch_elements], one),
+            None => body.patch_weight(b, patch),
+        }
         b.tensor(e, "embeddings.patch_embedding.bias", &[h], one);
-        b.tensor(
-            e,
-            "embeddings.position_embedding.weight",
-            &[body.patches(), h],
-            one,
-        );
+        let rows = self.positions.unwrap_or(body.patches());
+        b.tensor(e, "embeddings.position_embedding.weight", &[rows, h], one);
         body.stack(b)?;
         body.norm(b, "post_layernorm", true);
         if self.pooling {

@@ -60,15 +60,26 @@ fn names_change_nothing() {
     }
 }
 
+/// What fields call the number of layers; an encoder has another.
+const LAYERS: &[&str] = &[
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+];
+
 #[test]
 fn a_layer_more_is_a_layer_more_everywhere() {
     for (name, config) in configs() {
         let want = spec(&config);
         let mut more = config.clone();
         let text = text_mut(&mut more);
-        let key = ["num_hidden_layers", "n_layer", "n_layers"]
-            .into_iter()
-            .find(|k| text.contains_key(*k))
+        let key = LAYERS
+            .iter()
+            .find(|k| text.contains_key(**k))
+            .copied()
             .unwrap();
         let layers = text[key].as_u64().unwrap();
         text.insert(key.into(), json!(layers + 1));
@@ -353,9 +364,9 @@ fn sizes_at_every_limit_do_not_wrap() {
         raise(&mut all, &big);
         for layers in [1, 2] {
             let text = text_mut(&mut all);
-            for key in ["num_hidden_layers", "n_layer", "n_layers"] {
-                if text.contains_key(key) {
-                    text.insert(key.into(), json!(layers));
+            for key in LAYERS.iter().chain(&["encoder_layers"]) {
+                if text.contains_key(*key) {
+                    text.insert((*key).into(), json!(layers));
                 }
             }
             text.shift_remove("layer_types");

@@ -625,6 +625,7 @@ fn fused_experts_keep_their_count() {
     let layer = plimsoll_model::LayerSpec {
         mixer: Mixer::None,
         parallel: None,
+        cross: None,
         ffn: plimsoll_model::Ffn::Moe(plimsoll_model::Moe {
             experts: 4,
             top_k: 2,

@@ -40,6 +40,15 @@ fn states(spec: &ModelSpec) -> Vec<Value> {
     spec.layers.iter().map(sizes).collect()
 }
 
+/// KV heads and head size of all layers that read an encoder's output as the golden files write them.
+fn crossed(spec: &ModelSpec) -> Vec<Value> {
+    let sizes = |l: &LayerSpec| match l.cross {
+        Some(c) => Value::from(vec![c.kv_heads, c.head_dim]),
+        None => Value::Null,
+    };
+    spec.layers.iter().map(sizes).collect()
+}
+
 fn without_quantisation(config: &Value) -> Value {
     let mut config = config.clone();
     config
@@ -90,6 +99,12 @@ fn inventories_equal_transformers() {
                                 states(&spec)
                             ));
                         }
+                    }
+                    let cross = crossed(&spec);
+                    let none = vec![Value::Null; cross.len()];
+                    let want = golden.get("cross").cloned();
+                    if Value::from(cross) != want.unwrap_or(Value::from(none)) {
+                        wrong.push(format!("{name} ({key}): {:?}", crossed(&spec)));
                     }
                     if Value::from(layers(&spec)) != golden["layers"] {
                         wrong.push(format!(

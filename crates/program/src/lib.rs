@@ -23,7 +23,7 @@ pub use inputs::{
 };
 pub use lower::{Limits, LowerError, is_read, lower, lower_rank};
 pub use parallel::{Parallel, ParallelError, Rank, Stage};
-pub use pool::{Group, GroupKind, KvRules, PoolGeometry, state_bytes, token_bytes};
+pub use pool::{Group, GroupKind, KvRules, PoolGeometry, cross_bytes, state_bytes, token_bytes};
 pub use program::{
     ActivationKind, AttentionOp, Buffer, BufferId, ConvolveOp, ExpertGroups, LatentOp, NormKind,
     Op, Program, RotaryTable, Rows, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,

@@ -6,8 +6,8 @@
 //! is counted as internal fragmentation. A state group keeps a fixed number of pages per sequence.
 
 use plimsoll_model::{
-    Attention, LatentAttention, Mixer, ModelSpec, Reach, ShardError, StateKind, StateSpace,
-    local_kv_heads,
+    Attention, CrossAttention, LatentAttention, Mixer, ModelSpec, Reach, ShardError, StateKind,
+    StateSpace, local_kv_heads,
 };
 use plimsoll_units::{Blocks, Bytes, DType, SizeOverflow, Tokens};
 
@@ -24,7 +24,7 @@ pub enum GroupKind {
     Chunk(u64),
     /// One latent vector per token.
     Latent,
-    /// A state of fixed size.
+    /// What has one size for a sequence of any length: a recurrent state, or keys and values of an encoder's output.
     State,
 }
 
@@ -110,13 +110,14 @@ pub(crate) fn attention_group(
     Ok((kind, token_bytes(a, tp, dtype)?))
 }
 
-/// What a latent layer is grouped by.
+/// What a latent layer is grouped by. The key of its indexer, where there is one, lies beside the latent.
 pub(crate) fn latent_group(
     a: &LatentAttention,
     dtype: DType,
 ) -> Result<(GroupKind, Bytes), SizeOverflow> {
     let elements = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
-    Ok((GroupKind::Latent, dtype.bytes(elements)?))
+    let key = a.indexer.map_or(Bytes::ZERO, |i| i.key_bytes());
+    Ok((GroupKind::Latent, dtype.bytes(elements)?.add(key)?))
 }
 
 /// Bytes that one sequence's state takes in one layer on one rank: convolution tail and state.
@@ -150,6 +151,23 @@ pub fn state_bytes(
     Ok(conv
         .bytes(conv_elements)?
         .add(s.state_dtype.unwrap_or(state).bytes(state_elements)?)?)
+}
+
+/// Bytes that one sequence's keys and values of an encoder's output take in one layer on one rank: as of a state,
+/// they are there from the first token on and do not grow.
+///
+/// # Errors
+/// [`ShardError`] where the KV heads do not split.
+pub fn cross_bytes(c: &CrossAttention, tp: u64, dtype: DType) -> Result<Bytes, ShardError> {
+    let a = Attention {
+        q_heads: c.q_heads,
+        kv_heads: c.kv_heads,
+        k_dim: c.head_dim,
+        v_dim: c.head_dim,
+        reach: Reach::Full,
+        shared: false,
+    };
+    Ok(token_bytes(&a, tp, dtype)?.times(c.positions)?)
 }
 
 impl PoolGeometry {
@@ -206,6 +224,9 @@ impl PoolGeometry {
                     GroupKind::State,
                     state_bytes(&s, parallel.tp, rules.state_dtype, rules.state_dtype)?,
                 );
+            }
+            if let Some(c) = layer.cross {
+                add(GroupKind::State, cross_bytes(&c, parallel.tp, rules.dtype)?);
             }
         }
         let mut per_token = Bytes::ZERO;

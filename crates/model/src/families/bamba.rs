@@ -39,7 +39,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let layer = if attends {
             attention_layer(attention, gated(inner))
         } else {
-            LayerSpec { mixer: Mixer::State(mamba.state()), parallel: None, ffn: gated(inner) }
+            LayerSpec { mixer: Mixer::State(mamba.state()), parallel: None, cross: None, ffn: gated(inner) }
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
             if attends {

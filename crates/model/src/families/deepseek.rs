@@ -64,6 +64,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let layer = LayerSpec {
             mixer: Mixer::Latent(latent),
             parallel: None,
+            cross: None,
             ffn,
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
@@ -136,6 +137,7 @@ pub(super) fn latent(text: &Config<'_>, d: &Decoder) -> Result<LatentAttention, 
         )?,
         v_dim: text.dim(&["v_head_dim"], "it sizes the value heads")?,
         q_rank: text.opt("q_lora_rank")?.filter(|r| *r > 0),
+        indexer: None,
     })
 }
 

@@ -24,15 +24,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let d = decoder_or(&text, b, defaults)?;
     let inner = text.dim(&["intermediate_size"], "it sizes the feed-forward")?;
     tie(config, &text, b, false)?;
-    // A number, or a row of letters of which the last stands for the layer without a window.
-    let key = "sliding_window_pattern";
-    let pattern = match text.str(key) {
-        Some(letters) if letters.chars().rev().eq(std::iter::once('G').chain(letters.chars().skip(1).map(|_| 'L'))) => {
-            u64::try_from(letters.len()).unwrap_or(u64::MAX)
-        }
-        Some(_) => return Err(text.reject(key, "expected L for each layer with a window, then one G")),
-        None => text.dim_or(&[key], 4)?,
-    };
+    let pattern = pattern(&text)?;
     let width = window(&text, Some(4096))?;
     let reach = reaches(&text, d.layers, width, |i| !(i + 1).is_multiple_of(pattern))?;
     let layers = reach.into_iter().map(|r| attention_layer(d.attention(r), gated(inner)));
@@ -47,4 +39,16 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     })?;
     b.head("lm_head", d.vocab, d.hidden);
     Ok(())
+}
+
+/// Of how many layers the last has no window: a number, or a row of letters of which the last stands for that layer.
+pub(super) fn pattern(text: &Config<'_>) -> Result<u64, ModelError> {
+    let key = "sliding_window_pattern";
+    match text.str(key) {
+        Some(letters) if letters.chars().rev().eq(std::iter::once('G').chain(letters.chars().skip(1).map(|_| 'L'))) => {
+            Ok(u64::try_from(letters.len()).unwrap_or(u64::MAX))
+        }
+        Some(_) => Err(text.reject(key, "expected L for each layer with a window, then one G")),
+        None => text.dim_or(&[key], 4),
+    }
 }

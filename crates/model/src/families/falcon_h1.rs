@@ -31,6 +31,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let layer = LayerSpec {
         mixer: Mixer::Attention(attention),
         parallel: Some(mamba.state()),
+        cross: None,
         ffn: gated(inner),
     };
     b.embedding("model.embed_tokens.weight", d.vocab, h);

@@ -9,7 +9,7 @@ use crate::{Config, ModelError, Reach, Role, SpecBuilder};
 pub(super) const FAMILY: Family = Family {
     name: "glm4",
     architectures: &["GlmForCausalLM", "Glm4ForCausalLM"],
-    model_types: &["glm", "glm4"],
+    model_types: &["glm", "glm4", "glm4v_text"],
     towers: false,
     lower,
 };
@@ -18,13 +18,14 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let text = config.text()?;
     let defaults = Defaults {
         kv_heads: Some(2),
-        head_dim: Some(128),
+        head_dim: (text.str("model_type") != Some("glm4v_text")).then_some(128),
         ..Defaults::default()
     };
     let d = decoder_or(&text, b, defaults)?;
     let inner = text.dim(&["intermediate_size"], "it sizes the feed-forward")?;
     let bias = text.flag("attention_bias", true)?;
-    let sandwich = config.architecture() == Some("Glm4ForCausalLM") || text.str("model_type") == Some("glm4");
+    let sandwich = config.architecture() == Some("Glm4ForCausalLM")
+        || text.str("model_type").is_some_and(|t| ["glm4", "glm4v_text"].contains(&t));
     tie(config, &text, b, false)?;
     b.rotary_share(0.5);
     let attention = d.attention(Reach::Full);

@@ -13,7 +13,7 @@ use crate::{Config, Ffn, ModelError, Moe, Reach, Role, Shard, SpecBuilder};
 pub(super) const FAMILY: Family = Family {
     name: "glm4_moe",
     architectures: &["Glm4MoeForCausalLM"],
-    model_types: &["glm4_moe"],
+    model_types: &["glm4_moe", "glm4v_moe_text"],
     towers: false,
     lower,
 };
@@ -28,7 +28,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let inner = text.dim(&["intermediate_size"], "it sizes the dense feed-forward")?;
     let moe = routed(&text)?;
     let dense = text.opt("first_k_dense_replace")?.unwrap_or(1);
-    let bias = text.flag("attention_bias", false)?;
+    let bias = text.flag("attention_bias", text.str("model_type") == Some("glm4v_moe_text"))?;
     let qk_norm = text.flag("use_qk_norm", false)?;
     tie(config, &text, b, false)?;
     b.rotary_share(0.5);

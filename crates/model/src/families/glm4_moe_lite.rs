@@ -41,6 +41,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let layers = (0..d.layers).map(|i| LayerSpec {
         mixer: Mixer::Latent(latent),
         parallel: None,
+        cross: None,
         ffn: if routes(i) { Ffn::Moe(moe) } else { gated(inner) },
     });
     let sparse = |b: &mut SpecBuilder| {

@@ -63,6 +63,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let layer = LayerSpec {
             mixer,
             parallel: None,
+            cross: None,
             ffn,
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
@@ -209,19 +210,32 @@ impl Mamba {
         for part in ["dt_bias", "A_log", "D"] {
             b.tensor(state, &name(part), &[self.heads], heads);
         }
+        // B and C of a group are on every rank that has a head of it.
+        let fused = |rows| Shard::StateGroups {
+            heads: self.heads,
+            rows,
+            groups: self.groups,
+            each: self.cols.saturating_mul(2),
+        };
         let conv = [self.channels(), 1, self.taps];
-        b.tensor(state, &name("conv1d.weight"), &conv, heads);
+        b.tensor(state, &name("conv1d.weight"), &conv, fused(inner));
         if self.conv_bias {
-            b.tensor(state, &name("conv1d.bias"), &[self.channels()], heads);
+            b.tensor(state, &name("conv1d.bias"), &[self.channels()], fused(inner));
         }
         // Gate; what the heads take, B and C; steps.
         let rows = inner.saturating_add(self.channels()).saturating_add(self.heads);
-        b.out_split(state, &name("in_proj"), [rows, hidden], self.bias, heads);
+        let own = inner.saturating_mul(2).saturating_add(self.heads);
+        b.out_split(state, &name("in_proj"), [rows, hidden], self.bias, fused(own));
         b.in_split(state, &name("out_proj"), [hidden, inner], self.out_bias, heads);
     }
 
     /// The norm in front of the output projection.
     pub(super) fn norm(self, b: &mut SpecBuilder, prefix: &str) {
-        b.norm(&format!("{prefix}norm"), self.inner());
+        let split = Shard::Split {
+            units: self.heads,
+            what: "state heads",
+        };
+        let name = format!("{prefix}norm.weight");
+        b.tensor(Role::Norm, &name, &[self.inner()], split);
     }
 }

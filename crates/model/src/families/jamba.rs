@@ -41,7 +41,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let layer = if attends(i) {
             attention_layer(attention, ffn)
         } else {
-            LayerSpec { mixer: Mixer::State(mamba.state()), parallel: None, ffn }
+            LayerSpec { mixer: Mixer::State(mamba.state()), parallel: None, cross: None, ffn }
         };
         b.layer(&format!("model.layers.{i}."), layer, |b| {
             if attends(i) {

@@ -47,6 +47,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let layers = (0..).zip(&attends).map(|(i, attends)| LayerSpec {
         mixer: if *attends { Mixer::Latent(latent) } else { Mixer::State(delta) },
         parallel: None,
+        cross: None,
         ffn: if routes(i) { Ffn::Moe(moe) } else { gated(inner) },
     });
     stack(b, "model.", &d, layers, |b, i, layer| {
@@ -126,10 +127,10 @@ fn tensors(b: &mut SpecBuilder, hidden: u64, s: &StateSpace) {
     b.in_split(state, "self_attn.o_proj", [hidden, wide], false, split);
 }
 
-/// Mixtral's names, but for the router, which stays in 32 bits with its bias, and the shared experts.
+/// Mixtral's names, but for the router's bias, which stays in 32 bits, and the shared experts.
 fn experts(b: &mut SpecBuilder, hidden: u64, moe: &Moe) -> Result<(), ModelError> {
     let (role, one) = (Role::Router, Shard::Replicated);
-    b.tensor_typed(role, "block_sparse_moe.gate.weight", &[moe.experts, hidden], one, DType::F32);
+    b.whole(role, "block_sparse_moe.gate", [moe.experts, hidden], false);
     let bias = "block_sparse_moe.gate.e_score_correction_bias";
     b.tensor_typed(role, bias, &[moe.experts], one, DType::F32);
     minimax_m2::routed(b, hidden, moe)?;

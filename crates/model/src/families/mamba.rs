@@ -40,6 +40,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let layer = LayerSpec {
         mixer: Mixer::State(mamba.state()),
         parallel: None,
+        cross: None,
         ffn: Ffn::None,
     };
     b.embedding("backbone.embeddings.weight", d.vocab, h);

@@ -91,12 +91,16 @@ pub(crate) fn nested(
     b: &mut SpecBuilder,
     default: Family,
 ) -> Result<(), ModelError> {
-    let text = config
-        .object("text_config")?
-        .ok_or_else(|| ModelError::Missing {
+    if !["text_config", "language_config", "llm_config"]
+        .iter()
+        .any(|k| config.has(k))
+    {
+        return Err(ModelError::Missing {
             field: config.path_of("text_config"),
             why: "it describes the text model",
-        })?;
+        });
+    }
+    let text = config.text()?;
     let family = if text.has("architectures") || text.has("model_type") {
         find(&text, Assume::Nothing)?
     } else {
@@ -157,7 +161,7 @@ pub(crate) fn decoder_or(
         &["hidden_size", "n_embd", "d_model"],
         "it is the width of every matrix",
     )?;
-    let layer_keys = ["num_hidden_layers", "n_layer", "num_layers"];
+    let layer_keys = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
     let layers = match or.layers {
         Some(n) if !layer_keys.iter().any(|k| text.has(k)) => n.min(MAX_LAYERS),
         _ => text.layers(&layer_keys)?,
@@ -168,7 +172,7 @@ pub(crate) fn decoder_or(
         or.vocab,
     )?;
     let q_heads = stated(
-        &["num_attention_heads", "n_head"],
+        &["num_attention_heads", "n_head", "n_heads"],
         "it decides head size and how far TP can split",
         or.q_heads,
     )?;
@@ -451,7 +455,7 @@ pub(crate) fn moe(
         ));
     }
     let top_k = text.dim(
-        &["num_experts_per_tok", "experts_per_token"],
+        &["num_experts_per_tok", "experts_per_token", "top_k_experts"],
         "it is the number of experts that a token takes",
     )?;
     if top_k > count {

@@ -73,7 +73,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             Block::Mlp => (Mixer::None, dense),
             Block::Experts => (Mixer::None, moe.map_or(Ffn::None, Ffn::Moe)),
         };
-        let layer = LayerSpec { mixer, parallel: None, ffn };
+        let layer = LayerSpec { mixer, parallel: None, cross: None, ffn };
         b.layer(&format!("backbone.layers.{i}."), layer, |b| {
             b.norm("norm", h);
             match ffn {

@@ -3,13 +3,15 @@
 //! Source: transformers `models/qwen3_5/{configuration,modeling}_qwen3_5.py` and `models/qwen3_5_moe`; the
 //! multi-token-prediction layers, which transformers drops on loading, from vLLM `models/qwen3_5_mtp.py`.
 
+use plimsoll_units::DType;
+
 use super::qwen3_next::{DeltaNet, gated_attention};
 use super::{
     Defaults, Family, LayerKind, SparseLayers, decoder_or, gated, layer_types, norms, qwen2_vl, qwen3_moe, qwen3_vl,
     stack, tie,
 };
 use crate::builder::attention_layer;
-use crate::{Config, Ffn, LayerSpec, Mixer, ModelError, Reach, Role, Shard, SpecBuilder};
+use crate::{Config, Ffn, LayerSpec, Mixer, ModelError, Reach, Role, Shard, SpecBuilder, StateSpace};
 
 pub(super) const FAMILY: Family = Family {
     name: "qwen3_5",
@@ -44,6 +46,13 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     };
     let bias = text.flag("attention_bias", false)?;
     let delta = DeltaNet::read(&text)?;
+    // The state's own type, which engines follow (vLLM `models/config.py`, `Qwen3_5ForConditionalGenerationConfig`).
+    let key = "mamba_ssm_dtype";
+    let kept = match text.get(key).map(|v| v.as_str().and_then(|name| name.parse::<DType>().ok())) {
+        Some(Some(kept)) if kept.is_scalar() => Some(kept),
+        Some(_) => return Err(text.reject(key, "expected a type such as float32")),
+        None => None,
+    };
     tie(config, &text, b, false)?;
     b.rotary_share(0.25);
     let every = text.dim_or(&["full_attention_interval"], 4)?;
@@ -59,8 +68,9 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let attention = d.attention(Reach::Full);
     let layers = kinds.into_iter().map(|kind| match kind {
         LayerKind::Linear => LayerSpec {
-            mixer: Mixer::State(delta.state()),
+            mixer: Mixer::State(StateSpace { state_dtype: kept, ..delta.state() }),
             parallel: None,
+            cross: None,
             ffn,
         },
         _ => attention_layer(attention, ffn),

@@ -71,6 +71,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             LayerSpec {
                 mixer: Mixer::State(delta.state()),
                 parallel: None,
+                cross: None,
                 ffn,
             }
         } else {

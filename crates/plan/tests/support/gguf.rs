@@ -86,6 +86,7 @@ impl<'a> Meta<'a> {
                 nope_dim: key - rope,
                 v_dim: self.get("attention.value_length_mla"),
                 q_rank: self.opt("attention.q_lora_rank"),
+                indexer: None,
             });
         }
         let window = self.window(i);
@@ -131,6 +132,7 @@ impl<'a> Meta<'a> {
             .map(|i| LayerSpec {
                 mixer: self.mixer(i),
                 parallel: None,
+                cross: None,
                 ffn: self.ffn(i),
             })
             .collect()

@@ -1,12 +1,12 @@
 //! Figures that people published of vLLM's pools, and per-request figures worked out by hand.
 
-use plimsoll_model::catalogue;
+use plimsoll_model::{Assume, catalogue, from_config};
 use plimsoll_plan::kv::KvLaw;
 use plimsoll_plan::{Engine, Load, Settings};
 use plimsoll_program::Parallel;
 use plimsoll_units::Bytes;
 
-use super::{golden_rows, laws, spec};
+use super::{golden_rows, laws};
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -26,7 +26,7 @@ fn law(model: &str, version: &str, tp: u64, change: impl Fn(&mut Settings)) -> B
         tp,
         ..Parallel::default()
     };
-    let spec = spec(&config).expect("a model that can be read").0;
+    let spec = from_config(&config, Assume::Nothing).expect("a model that can be read");
     laws(&spec, &settings, parallel).unwrap().remove(0)
 }
 
@@ -186,7 +186,7 @@ fn what_a_version_refuses_names_the_flag() {
         let mut settings = Settings::new(Engine::Vllm(version.parse().unwrap()));
         settings.max_model_len = Some(4096);
         change(&mut settings);
-        let spec = spec(config).unwrap().0;
+        let spec = from_config(config, Assume::Nothing).unwrap();
         match laws(&spec, &settings, Parallel::default()) {
             Ok(_) => String::new(),
             Err(e) => e.to_string(),

@@ -189,7 +189,7 @@ impl<'a> Decoder<'a> {
         let not_yet = LowerError::NotYet {
             family: self.spec.family,
         };
-        if layer.parallel.is_some() {
+        if layer.parallel.is_some() || layer.cross.is_some() {
             return Err(not_yet);
         }
         let (names, hidden) = (self.names, self.spec.hidden);

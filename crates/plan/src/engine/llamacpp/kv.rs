@@ -91,6 +91,9 @@ fn groups(net: &Net, run: &Run, layers: std::ops::Range<u64>) -> Result<Vec<Grou
                 let k = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
                 let v = if run.rules.latent_only { 0 } else { a.rank };
                 add(GroupKind::Latent, k, v);
+                if let Some(i) = a.indexer {
+                    add(GroupKind::Latent, i.dim, 0);
+                }
             }
             Mixer::Latent(a) => {
                 let key = a.nope_dim.checked_add(a.rope_dim).ok_or(SizeOverflow)?;

@@ -285,6 +285,9 @@ fn unlike_its_arch(spec: &ModelSpec, arch: Arch, layers: &[LayerSpec]) -> Option
         if l.parallel.is_some() {
             return Some("a layer runs two mixers at once".to_owned());
         }
+        if l.cross.is_some() {
+            return Some("a layer reads an encoder's output".to_owned());
+        }
         let fits = match l.mixer {
             Mixer::Attention(a) => {
                 if a.shared {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_model::{Axis, Role};
-use plimsoll_program::{WeightRules, rank_tensors};
+use plimsoll_program::{LocalTensor, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::super::{Context, activation_dtype};
@@ -96,6 +96,26 @@ impl Rounding {
     }
 }
 
+/// Bytes of keys' projections in layers without one of values: the fused parameter has room for both.
+fn keys_as_values(parts: &[LocalTensor<'_>]) -> Result<u64, SizeOverflow> {
+    let (keys, values) = (".k_proj.weight", ".v_proj.weight");
+    let mut layers: BTreeMap<u32, (u64, bool)> = BTreeMap::new();
+    for part in parts.iter().filter(|p| p.role == Role::Attention) {
+        let Some(layer) = part.tensor.layer else {
+            continue;
+        };
+        let found = layers.entry(layer).or_default();
+        if part.tensor.name.ends_with(keys) {
+            found.0 = part.each.times(part.copies)?.get();
+        }
+        found.1 |= part.tensor.name.ends_with(values);
+    }
+    let without = layers.values().filter(|(_, values)| !values);
+    without
+        .map(|(keys, _)| *keys)
+        .try_fold(0_u64, |sum, k| sum.checked_add(k).ok_or(SizeOverflow))
+}
+
 /// The weight terms of one rank.
 pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     let spec = context.spec;
@@ -132,6 +152,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         row.1 = row.1.saturating_add(part.copies);
     }
     rounding.add(&mut layer_parameters)?;
+    let doubled = keys_as_values(&parts)?;
     let from = if spec.from_headers {
         "file headers"
     } else {
@@ -155,6 +176,14 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py")
         })
         .collect();
+    if doubled > 0 {
+        terms.push(
+            Term::exact(Region::Weights, "keys as values", Bytes::new(doubled))
+                .kind(Kind::Derived)
+                .formula("the projection of keys again, where the checkpoint has none of values")
+                .source("vLLM models/gemma4.py: qkv_proj has a part for each"),
+        );
+    }
     let padding = expert_padding(context)?;
     if padding > 0 {
         terms.push(

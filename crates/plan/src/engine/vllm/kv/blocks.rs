@@ -128,6 +128,11 @@ fn is_blackwell(context: &Context<'_>) -> bool {
     major(context) == 10
 }
 
+/// Whether the sparse latent kernels take latents in plain 8 bits: `FlashInfer`'s do, which 0.32 prefers on Blackwell.
+pub(super) fn plain_sparse(context: &Context<'_>, rules: &Rules) -> bool {
+    rules.blocks == BlockChoice::AllBackends && is_blackwell(context)
+}
+
 /// The block that the latent backend chosen for the card wants.
 fn latent_kernel(context: &Context<'_>, rules: &Rules, format: &Format<'_>) -> u64 {
     if format.is_sparse() {

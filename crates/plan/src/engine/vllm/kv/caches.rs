@@ -4,13 +4,14 @@
 //! (state shapes), `v1/attention/backends/triton_attn.py` and `mla/flashmla_sparse.py` (formats).
 
 use plimsoll_model::{
-    Attention, LatentAttention, Mixer, Reach, StateKind, StateSpace, local_kv_heads,
+    Attention, CrossAttention, LatentAttention, LayerSpec, Mixer, Reach, StateKind, StateSpace,
+    local_kv_heads,
 };
 use plimsoll_program::{GroupKind, state_bytes};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::super::super::{Context, activation_dtype};
-use super::blocks::Blocks;
+use super::blocks::{self, Blocks};
 use super::refused;
 use super::rules::Rules;
 use crate::error::PlanError;
@@ -49,8 +50,12 @@ pub(super) enum Shape {
     Heads(u64, u64, u64),
     /// Latent row.
     Latent(u64),
+    /// An indexer's key.
+    Index(u64),
     /// A state.
     State(StateSpace),
+    /// Keys and values of an encoder's output: local KV heads, head size.
+    Cross(u64, u64),
 }
 
 impl Cache {
@@ -67,6 +72,8 @@ pub(super) struct Format<'a> {
     kv: KvType,
     dtype: DType,
     ssm: Option<DType>,
+    /// Whether an indexer chooses what latent attention reads.
+    sparse: bool,
     tp: u64,
 }
 
@@ -100,11 +107,20 @@ impl<'a> Format<'a> {
             }
             KvType::Fp8DsMla => {}
         }
+        let sparse = context.spec.layers.iter().any(is_sparse);
+        let kv = match settings.kv_type {
+            // Sparse latent kernels have an 8-bit format of their own, but for FlashInfer's.
+            KvType::Plain(DType::F8E4m3) if sparse && !blocks::plain_sparse(context, rules) => {
+                KvType::Fp8DsMla
+            }
+            other => other,
+        };
         Ok(Self {
             rules,
-            kv: settings.kv_type,
+            kv,
             dtype,
             ssm: settings.mamba_ssm_cache_dtype,
+            sparse,
             tp: context.deployment.parallel.tp,
         })
     }
@@ -173,10 +189,27 @@ impl<'a> Format<'a> {
         Ok((Shape::Latent(width), row))
     }
 
+    /// Bytes of one position of an encoder's output in one layer.
+    fn cross(&self, c: &CrossAttention) -> Result<(Shape, Bytes), PlanError> {
+        let a = Attention {
+            q_heads: c.q_heads,
+            kv_heads: c.kv_heads,
+            k_dim: c.head_dim,
+            v_dim: c.head_dim,
+            reach: Reach::Full,
+            shared: false,
+        };
+        let heads = local_kv_heads(c.kv_heads, self.tp)?;
+        Ok((Shape::Cross(heads, c.head_dim), self.attention(&a, true)?.1))
+    }
+
     /// Bytes of one sequence's state in one layer.
     pub(super) fn state(&self, s: &StateSpace) -> Result<(Shape, Bytes), PlanError> {
+        let asked = self
+            .ssm
+            .filter(|_| self.rules.delta_types || s.kind != StateKind::GatedDelta);
         let typed = StateSpace {
-            state_dtype: self.ssm.or(s.state_dtype),
+            state_dtype: asked.or(s.state_dtype),
             ..*s
         };
         let bytes = state_bytes(&typed, self.tp, self.dtype, self.dtype)?;
@@ -192,9 +225,9 @@ impl<'a> Format<'a> {
         }
     }
 
-    /// Whether latent rows are in the sparse kernels' format.
+    /// Whether the sparse latent kernels run.
     pub(super) fn is_sparse(&self) -> bool {
-        self.kv == KvType::Fp8DsMla
+        self.sparse || self.kv == KvType::Fp8DsMla
     }
 
     /// Bytes of one token of the first layer with attention, which hybrids are aligned by.
@@ -223,6 +256,11 @@ impl<'a> Format<'a> {
         }
         Ok(largest)
     }
+}
+
+/// Whether an indexer chooses what a layer reads.
+fn is_sparse(layer: &LayerSpec) -> bool {
+    matches!(layer.mixer, Mixer::Latent(a) if a.indexer.is_some())
 }
 
 /// The states of all layers.
@@ -283,6 +321,11 @@ pub(super) fn all(
                 let kept = format.latent(&a)?;
                 let page = kept.1.times(blocks.attention)?;
                 add(GroupKind::Latent, kept, blocks.attention, page);
+                if let Some(i) = a.indexer {
+                    let kept = (Shape::Index(i.dim), i.key_bytes());
+                    let page = kept.1.times(blocks.attention)?;
+                    add(GroupKind::Latent, kept, blocks.attention, page);
+                }
             }
             Mixer::State(s) => {
                 let kept = format.state(&s)?;
@@ -303,6 +346,11 @@ pub(super) fn all(
                 blocks.state,
                 blocks.state_page(kept.1),
             );
+        }
+        if let Some(c) = layer.cross {
+            let kept = format.cross(&c)?;
+            let page = kept.1.times(blocks.attention)?;
+            add(GroupKind::State, kept, blocks.attention, page);
         }
     }
     Ok(out)

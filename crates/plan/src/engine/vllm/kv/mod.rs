@@ -6,7 +6,7 @@
 //!
 //! Source: vLLM `v1/core/kv_cache_utils.py` (`get_kv_cache_configs`), `v1/kv_cache_interface.py`.
 //! Not modelled: speculative drafts and their cache, KV connectors, decode context parallelism,
-//! cross attention, the packed layouts of DeepSeek-V3.2 and V4.
+//! the packed layouts of DeepSeek-V4.
 
 mod blocks;
 mod caches;
@@ -22,7 +22,7 @@ use crate::error::PlanError;
 use crate::kv::{Held, PagedGroup, PagedLaw};
 use crate::settings::StateMode;
 use blocks::Blocks;
-use caches::Cache;
+use caches::{Cache, Shape};
 use rules::Rules;
 
 /// The KV law of one rank.
@@ -62,7 +62,12 @@ pub(super) fn law(
             block_size: p.like.block,
             page: p.page,
             row: p.row,
-            held: held(&p.like, &rules, &blocks, in_flight),
+            held: held(
+                &p.like,
+                &rules,
+                &blocks,
+                [in_flight, defaults.batched_tokens],
+            ),
             shares: blocks.prefixes && matches!(p.like.kind, GroupKind::Full | GroupKind::Latent),
         })
         .collect();
@@ -125,7 +130,7 @@ fn in_flight(
 }
 
 /// Blocks that a sequence holds.
-fn held(cache: &Cache, rules: &Rules, blocks: &Blocks, in_flight: u64) -> Held {
+fn held(cache: &Cache, rules: &Rules, blocks: &Blocks, [in_flight, batched]: [u64; 2]) -> Held {
     match cache.kind {
         GroupKind::Full | GroupKind::Latent => Held::PerToken,
         GroupKind::Window(w) => Held::Capped {
@@ -139,6 +144,10 @@ fn held(cache: &Cache, rules: &Rules, blocks: &Blocks, in_flight: u64) -> Held {
             extra: 0,
             always_extra: true,
         },
+        // As many as one step's encoders may give, whatever one request's does.
+        GroupKind::State if matches!(cache.shape, Shape::Cross(..)) => {
+            Held::Fixed(batched.div_ceil(cache.block.max(1)))
+        }
         GroupKind::State => match blocks.mode {
             StateMode::None => Held::Fixed(1),
             StateMode::Align => {

@@ -53,6 +53,8 @@ pub(super) struct Rules {
     pub(super) chunks_alone: bool,
     /// Which states are cached with prefixes.
     pub(super) states: States,
+    /// Whether the type asked of states is that of gated delta rules, too.
+    pub(super) delta_types: bool,
     /// Whether the second selective state space (Mamba 2) keeps one state more with cached prefixes:
     /// the one at a block's end inside a prefill.
     pub(super) checkpoint: bool,
@@ -137,6 +139,7 @@ impl Rules {
             } else {
                 States::AllOrOff
             },
+            delta_types: at_least(V0_17),
             checkpoint: at_least(V0_32),
             // 0.11 ignored its own rule for hybrids (vllm#29393).
             hybrid_prefixes: at_least(V0_28) || !at_least(V0_12),
