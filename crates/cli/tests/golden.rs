@@ -556,4 +556,6 @@ fn fp8_as_it_is_stored_fits_where_bf16_does_not() {
     let elements = 58 * 256 * 3 * 7168 * (2048 / 8);
     assert_eq!(experts(&stored), elements + elements / 128 * 4);
     assert_eq!(experts(&wide), 2 * elements);
+    let changes = wide["changes"].to_string();
+    assert!(changes.contains("--weights auto"), "{changes}");
 }

@@ -12,7 +12,7 @@ use plimsoll_device::Device;
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_model::{Mixer, ModelSpec, Role};
 use plimsoll_program::{Parallel, WeightRules, rank_tensors};
-use plimsoll_units::{Bytes, DType};
+use plimsoll_units::{Bytes, DType, WeightType, Weights};
 
 use crate::engine::Engine;
 use crate::error::PlanError;
@@ -561,6 +561,23 @@ pub fn changes_that_fit(
             here.clone(),
             *load,
         );
+    }
+    if settings.engine == Engine::Plimsoll && settings.weights == Weights::default() {
+        let (weights, cost) = if spec.quant.is_some() {
+            (
+                Weights::Stored,
+                "weights as they are stored, where that is fp8 or 4 bits",
+            )
+        } else {
+            let fp8 = Weights::As(WeightType::Fp8);
+            (fp8, "8-bit weights; little accuracy lost")
+        };
+        let s = Settings {
+            weights,
+            ..settings.clone()
+        };
+        let flag = format!("--weights {weights}");
+        push(flag, cost, s, here.clone(), *load);
     }
     if spec.quant.is_none() && settings.quantization.is_none() {
         let formats = [
