@@ -132,7 +132,11 @@ fn figures(r: &PlanReport, out: &mut String) {
     );
     let mut shown = Vec::new();
     if let Some(d) = &r.device {
-        let one = format!("{}, {} usable", d.name, short_bytes(d.usable_bytes));
+        let one = if r.ranks.iter().all(|k| k.device.as_ref() == Some(&d.name)) {
+            format!("{}, {} usable", d.name, short_bytes(d.usable_bytes))
+        } else {
+            "of several kinds".to_owned()
+        };
         shown.push(("devices", a.devices.to_string(), one));
         shown.push(("users carried", or_dash(thousands(a.max_users)), length));
         let asked = format!("tokens, for {}", users(r.load.users.unwrap_or(1)));

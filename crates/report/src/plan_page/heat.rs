@@ -58,13 +58,29 @@ fn one(c: Cell, asked: bool, out: &mut String) {
     );
 }
 
-/// How many times too much it is.
+/// How many times what there is it takes, to a tenth above.
 fn over(need: u64, room: u64) -> String {
-    match need.checked_div(room) {
-        Some(times @ 0..=99) => {
-            let tenths = u128::from(need) * 10 / u128::from(room) % 10;
-            format!("{times}.{tenths}x")
-        }
-        _ => "&gt;99x".to_owned(),
+    let tenths = match room {
+        0 => u128::MAX,
+        _ => (u128::from(need) * 10).div_ceil(room.into()),
+    };
+    if tenths < 1000 {
+        format!("{}.{}x", tenths / 10, tenths % 10)
+    } else {
+        "&gt;99x".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::over;
+
+    #[test]
+    fn what_does_not_fit_is_never_told_as_what_would() {
+        assert_eq!(over(101, 100), "1.1x");
+        assert_eq!(over(200, 100), "2.0x");
+        assert_eq!(over(10_000, 100), "&gt;99x");
+        assert_eq!(over(1, 0), "&gt;99x");
+        assert_eq!(over(u64::MAX, u64::MAX - 1), "1.1x");
     }
 }
