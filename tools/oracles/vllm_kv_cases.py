@@ -616,6 +616,25 @@ SHARDED = {
 }
 
 
+# Families with multi-token-prediction layers, of which one drafts.
+PREDICTING = {
+    "mtp-deepseek-v3": dict(DS_V3, num_nextn_predict_layers=1),
+    "mtp-deepseek-v3.2": dict(DS_V32, num_nextn_predict_layers=1),
+    "mtp-glm-5": dict(GLM5, num_nextn_predict_layers=1),
+    "mtp-qwen3-next": QWEN3_NEXT,
+    "mtp-qwen3.5": dict(
+        QWEN35_27B, text_config=dict(QWEN35_27B["text_config"], mtp_num_hidden_layers=1)),
+    "mtp-glm-4.5": dict(
+        COMMON, architectures=["Glm4MoeForCausalLM"], model_type="glm4_moe", hidden_size=4096, num_hidden_layers=46,
+        num_attention_heads=96, num_key_value_heads=8, head_dim=128, intermediate_size=10944, attention_bias=True,
+        moe_intermediate_size=1408, n_routed_experts=128, n_shared_experts=1, num_experts_per_tok=8, n_group=1,
+        topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, use_qk_norm=False, routed_scaling_factor=1.0,
+        vocab_size=151552, max_position_embeddings=131072, num_nextn_predict_layers=1, rms_norm_eps=1e-5,
+        rope_theta=1000000, partial_rotary_factor=0.5, hidden_act="silu", tie_word_embeddings=False,
+    ),
+}
+
+
 def per_request():
     """Each hybrid at three lengths: what one request holds."""
     longest = 131072
