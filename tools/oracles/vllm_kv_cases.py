@@ -601,6 +601,41 @@ HYBRIDS = {
 # Families whose shares of weights are compared (`vllm_shards.py`).
 SHARDED = {
     **{name: config for name, (config, _) in HYBRIDS.items()},
+    # Classes that transformers does not know: vLLM reads their fields from any config.
+    "baichuan-2": dict(
+        COMMON, architectures=["BaichuanForCausalLM"], model_type="llama", hidden_size=4096, num_hidden_layers=32,
+        num_attention_heads=32, intermediate_size=11008, vocab_size=125696, max_position_embeddings=4096,
+        rms_norm_eps=1e-6, hidden_act="silu", tie_word_embeddings=False,
+    ),
+    "chatglm": dict(
+        COMMON, architectures=["ChatGLMModel"], model_type="chatglm", hidden_size=4096, num_layers=40,
+        num_attention_heads=32, multi_query_attention=True, multi_query_group_num=2, kv_channels=128,
+        ffn_hidden_size=13696, padded_vocab_size=151552, seq_length=131072, add_qkv_bias=True, add_bias_linear=False,
+        rmsnorm=True, post_layer_norm=True, layernorm_epsilon=1.5625e-07, rope_ratio=500, original_rope=True,
+        tie_word_embeddings=False,
+    ),
+    "internlm-2": dict(
+        COMMON, architectures=["InternLM2ForCausalLM"], model_type="llama", hidden_size=4096, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, vocab_size=92544, bias=False,
+        max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1000000, hidden_act="silu",
+        tie_word_embeddings=False,
+    ),
+    "ling-2": dict(
+        COMMON, architectures=["BailingMoeV2ForCausalLM"], model_type="llama", hidden_size=2048, num_hidden_layers=20,
+        num_attention_heads=16, num_key_value_heads=4, head_dim=128, intermediate_size=5120, moe_intermediate_size=512,
+        num_experts=256, num_experts_per_tok=8, num_shared_experts=1, first_k_dense_replace=1, vocab_size=157184,
+        use_bias=False, use_qkv_bias=False, use_qk_norm=True, moe_router_enable_expert_bias=True, n_group=8,
+        topk_group=4, norm_topk_prob=True, score_function="sigmoid", routed_scaling_factor=2.5, router_dtype="fp32",
+        moe_shared_expert_intermediate_size=512, partial_rotary_factor=0.5, max_position_embeddings=32768,
+        rms_norm_eps=1e-6, rope_theta=600000, hidden_act="silu", tie_word_embeddings=False, embedding_dropout=0.0,
+        output_dropout=0.0, attention_dropout=0.0,
+    ),
+    "mimo": dict(
+        COMMON, architectures=["MiMoForCausalLM"], model_type="qwen2", hidden_size=4096, num_hidden_layers=36,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, intermediate_size=11008, vocab_size=151680,
+        max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=640000, hidden_act="silu",
+        tie_word_embeddings=False, use_sliding_window=False, attention_bias=True,
+    ),
     "deepseek-v3": DS_V3,
     "gemma-2": GEMMA2_9B,
     "gpt2": GPT2,
