@@ -759,6 +759,15 @@ CASES = {
             encoder_ffn_dim=84, output_dim=96, downsample_hidden_size=24, num_mel_bins=80, max_source_positions=64,
         ),
     ),
+    "step3p7-small": dict(
+        architectures=["Step3p7ForConditionalGeneration"], model_type="step3p7", torch_dtype="bfloat16",
+        text_config=text(
+            "step3p5", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, share_expert_dim=52,
+            sliding_window=64, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            mlp_layer_types=["dense", "sparse", "sparse", "sparse"], num_sliding_attention_heads=8, pad_token_id=0,
+        ),
+        vision_config=dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14),
+    ),
 }
 
 

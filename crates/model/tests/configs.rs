@@ -70,7 +70,12 @@ const LAYERS: &[&str] = &[
     "num_layers",
 ];
 /// Fields that some families list for each layer.
-const PER_LAYER: &[&str] = &["layer_types", "layers_block_type", "intermediate_size"];
+const PER_LAYER: &[&str] = &[
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "intermediate_size",
+];
 
 #[test]
 fn a_layer_more_is_a_layer_more_everywhere() {
