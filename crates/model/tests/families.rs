@@ -5,7 +5,7 @@
 mod inventory;
 
 use inventory::{golden_files, read};
-use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, from_config};
+use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, Role, from_config};
 use serde_json::{Value, json};
 
 /// The config of a golden file.
@@ -234,5 +234,39 @@ fn what_a_family_does_not_know_is_refused_by_name() {
         at[key] = value;
         let err = from_config(&config, Assume::Nothing).unwrap_err();
         assert!(err.to_string().contains(key), "{name} {field}: {err}");
+    }
+}
+
+/// MiMo is Qwen 2 with prediction layers: each is one of the model's own layers behind a joint of two.
+#[test]
+fn mimo_is_qwen2_with_prediction_layers() {
+    let mut config = golden("qwen2-small");
+    let qwen = spec(&config);
+    config["architectures"] = json!(["MiMoForCausalLM"]);
+    config["model_type"] = json!("mimo");
+    config["num_nextn_predict_layers"] = json!(2);
+    let mimo = spec(&config);
+    let (own, predicting): (Vec<_>, Vec<_>) =
+        mimo.tensors.iter().partition(|t| t.role != Role::Mtp);
+    assert!(
+        own.iter()
+            .map(|t| &t.name)
+            .eq(qwen.tensors.iter().map(|t| &t.name))
+    );
+    assert_eq!((mimo.mtp_layers, mimo.layers.len()), (2, qwen.layers.len()));
+    let last = format!("model.layers.{}.", qwen.layers.len() - 1);
+    for i in 0..2 {
+        let at = format!("model.mtp_layers.{i}.");
+        let parts: Vec<_> = predicting
+            .iter()
+            .filter(|t| t.name.starts_with(&at))
+            .collect();
+        for t in qwen.tensors.iter().filter(|t| t.name.starts_with(&last)) {
+            let name = t.name.replace(&last, &at);
+            let twin = parts.iter().find(|p| p.name == name).unwrap();
+            assert_eq!(twin.shape, t.shape, "{name}");
+        }
+        let joint = parts.iter().find(|p| p.name.ends_with("input_proj.weight"));
+        assert_eq!(joint.unwrap().shape, [qwen.hidden, 2 * qwen.hidden]);
     }
 }
