@@ -19,6 +19,8 @@ use serde_json::Value;
 
 /// Largest difference, of the whole: vLLM keeps some small vectors in 32 bits, or whole on every rank.
 const TOLERANCE: f64 = 2.5e-4;
+/// Differences up to this many bytes are not looked at: routers of the small configs, in 16 bits or 32.
+const SMALL: u64 = 64 << 10;
 /// What differs by more, and why.
 const KNOWN: [(&str, &str); 3] = [
     (
@@ -77,7 +79,7 @@ fn ranks_hold_what_vllms_classes_hold() {
                 let off = (ours as f64 - theirs as f64) / theirs as f64;
                 println!("{name}: {ours} {theirs} {off:+.6}");
                 let known = KNOWN.iter().any(|(of, _)| name.starts_with(of));
-                if off.abs() > TOLERANCE && !known {
+                if off.abs() > TOLERANCE && ours.abs_diff(theirs) > SMALL && !known {
                     wrong.push(format!("{name}: {ours}, vLLM {theirs} ({off:+.5})"));
                 }
                 compared += 1;
@@ -92,7 +94,7 @@ fn ranks_hold_what_vllms_classes_hold() {
         wrong.len(),
         wrong.join("\n")
     );
-    assert!(families.len() >= 28, "{families:?}");
+    assert!(families.len() >= 60, "{families:?}");
 }
 
 /// Prediction layers of the rank, without tables of the vocabulary, which some checkpoints repeat.
