@@ -735,6 +735,39 @@ CASES = {
         text_config=text("gemma2", head_dim=24, sliding_window=64),
         vision_config={**SIGLIP, "projection_dim": 96, "vision_use_head": False},
     ),
+    "bailing_hybrid-small": small(
+        "bailing_hybrid", "BailingHybridForCausalLM", num_hidden_layers=7, layer_group_size=3,
+        **{k: v for k, v in DEEPSEEK.items() if k in (
+            "num_key_value_heads", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+            "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok", "n_group", "topk_group")},
+        num_local_experts=8, head_dim=24, pad_token_id=0, torch_dtype="float32",
+    ),
+    "mistral4-small": small(
+        "mistral4", "Mistral4ForCausalLM", **DEEPSEEK,
+    ),
+    "qwen3_omni_moe-small": dict(
+        architectures=["Qwen3OmniMoeThinkerForConditionalGeneration"], model_type="qwen3_omni_moe_thinker", torch_dtype="bfloat16",
+        text_config=text(
+            "qwen3_omni_moe_text", head_dim=24, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, pad_token_id=0,
+        ),
+        vision_config=dict(
+            model_type="qwen3_omni_moe_vision_encoder", depth=3, hidden_size=48, intermediate_size=84, num_heads=4,
+            out_hidden_size=96, num_position_embeddings=64, deepstack_visual_indexes=[0, 1],
+        ),
+        audio_config=dict(
+            model_type="qwen3_omni_moe_audio_encoder", d_model=48, encoder_layers=3, encoder_attention_heads=4,
+            encoder_ffn_dim=84, output_dim=96, downsample_hidden_size=24, num_mel_bins=80, max_source_positions=64,
+        ),
+    ),
+    "step3p7-small": dict(
+        architectures=["Step3p7ForConditionalGeneration"], model_type="step3p7", torch_dtype="bfloat16",
+        text_config=text(
+            "step3p5", head_dim=24, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=44, share_expert_dim=52,
+            sliding_window=64, layer_types=["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+            mlp_layer_types=["dense", "sparse", "sparse", "sparse"], num_sliding_attention_heads=8, pad_token_id=0,
+        ),
+        vision_config=dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14),
+    ),
 }
 
 
@@ -769,6 +802,10 @@ def checkpoint(model):
 # Where transformers' reverse conversion is not the inverse of what it reads: published names, of its own mapping's
 # source side, in place of those that it writes.
 PUBLISHED = {
+    "qwen3_omni_moe_thinker": [
+        (r"^thinker\.model\.thinker\.language_model\.", "thinker.model."),
+        (r"^thinker\.model\.thinker\.", "thinker."),
+    ],
     "kimi_k25": [
         (r"^language_model\.model\.blocks\.", "language_model.model.layers."),
         (r"^model\.mm_projector\.", "mm_projector."),

@@ -386,13 +386,13 @@ def engine_config(folder, flags):
     if flags.get("block_size") is not None:
         args["block_size"] = flags["block_size"]
     for key in ("mamba_cache_mode", "mamba_ssm_cache_dtype", "disable_hybrid_kv_cache_manager",
-                "async_scheduling", "limit_mm_per_prompt", "mamba_block_size"):
+                "async_scheduling", "limit_mm_per_prompt", "mamba_block_size", "speculative_config"):
         if flags.get(key) is not None and key in known:
             args[key] = flags[key]
     return EngineArgs(**args).create_engine_config()
 
 
-def build_model(vllm_config):
+def build_model(vllm_config, model_config=None):
     import torch
 
     from vllm.config import set_current_vllm_config
@@ -415,7 +415,7 @@ def build_model(vllm_config):
 
     with set_default_torch_dtype(vllm_config.model_config.dtype):
         with torch.device("meta"), NoCuda(), set_current_vllm_config(vllm_config):
-            return initialize_model(vllm_config=vllm_config)
+            return initialize_model(vllm_config=vllm_config, model_config=model_config)
 
 
 def layer_specs(vllm_config):

@@ -601,6 +601,41 @@ HYBRIDS = {
 # Families whose shares of weights are compared (`vllm_shards.py`).
 SHARDED = {
     **{name: config for name, (config, _) in HYBRIDS.items()},
+    # Classes that transformers does not know: vLLM reads their fields from any config.
+    "baichuan-2": dict(
+        COMMON, architectures=["BaichuanForCausalLM"], model_type="llama", hidden_size=4096, num_hidden_layers=32,
+        num_attention_heads=32, intermediate_size=11008, vocab_size=125696, max_position_embeddings=4096,
+        rms_norm_eps=1e-6, hidden_act="silu", tie_word_embeddings=False,
+    ),
+    "chatglm": dict(
+        COMMON, architectures=["ChatGLMModel"], model_type="chatglm", hidden_size=4096, num_layers=40,
+        num_attention_heads=32, multi_query_attention=True, multi_query_group_num=2, kv_channels=128,
+        ffn_hidden_size=13696, padded_vocab_size=151552, seq_length=131072, add_qkv_bias=True, add_bias_linear=False,
+        rmsnorm=True, post_layer_norm=True, layernorm_epsilon=1.5625e-07, rope_ratio=500, original_rope=True,
+        tie_word_embeddings=False,
+    ),
+    "internlm-2": dict(
+        COMMON, architectures=["InternLM2ForCausalLM"], model_type="llama", hidden_size=4096, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=8, intermediate_size=14336, vocab_size=92544, bias=False,
+        max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=1000000, hidden_act="silu",
+        tie_word_embeddings=False,
+    ),
+    "ling-2": dict(
+        COMMON, architectures=["BailingMoeV2ForCausalLM"], model_type="llama", hidden_size=2048, num_hidden_layers=20,
+        num_attention_heads=16, num_key_value_heads=4, head_dim=128, intermediate_size=5120, moe_intermediate_size=512,
+        num_experts=256, num_experts_per_tok=8, num_shared_experts=1, first_k_dense_replace=1, vocab_size=157184,
+        use_bias=False, use_qkv_bias=False, use_qk_norm=True, moe_router_enable_expert_bias=True, n_group=8,
+        topk_group=4, norm_topk_prob=True, score_function="sigmoid", routed_scaling_factor=2.5, router_dtype="fp32",
+        moe_shared_expert_intermediate_size=512, partial_rotary_factor=0.5, max_position_embeddings=32768,
+        rms_norm_eps=1e-6, rope_theta=600000, hidden_act="silu", tie_word_embeddings=False, embedding_dropout=0.0,
+        output_dropout=0.0, attention_dropout=0.0,
+    ),
+    "mimo": dict(
+        COMMON, architectures=["MiMoForCausalLM"], model_type="qwen2", hidden_size=4096, num_hidden_layers=36,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, intermediate_size=11008, vocab_size=151680,
+        max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=640000, hidden_act="silu",
+        tie_word_embeddings=False, use_sliding_window=False, attention_bias=True,
+    ),
     "deepseek-v3": DS_V3,
     "gemma-2": GEMMA2_9B,
     "gpt2": GPT2,
@@ -613,6 +648,77 @@ SHARDED = {
     "qwen3": QWEN3_8B,
     "qwen3-moe": QWEN3_MOE,
     "whisper": WHISPER,
+}
+
+
+def middling(model_type, architecture, **fields):
+    """A config of no published model: large enough for 4 ranks and every kernel."""
+    return dict(
+        COMMON, architectures=[architecture], model_type=model_type, vocab_size=32000, hidden_size=1024,
+        num_hidden_layers=4, intermediate_size=2048, num_attention_heads=16, num_key_value_heads=8, head_dim=64,
+        max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=10000.0, hidden_act="silu",
+        tie_word_embeddings=False, **fields,
+    )
+
+
+ROUTED = dict(moe_intermediate_size=512, num_experts_per_tok=2)
+SHARDED.update({f"middling-{c['model_type']}": c for c in (
+    # vLLM ties it whatever the config says, as all published models do.
+    dict(middling("cohere2", "Cohere2ForCausalLM", sliding_window=1024, layer_norm_eps=1e-5, logit_scale=0.25),
+         tie_word_embeddings=True),
+    middling("dots1", "Dots1ForCausalLM", n_routed_experts=8, n_shared_experts=2, first_k_dense_replace=1, n_group=1,
+             topk_group=1, norm_topk_prob=True, scoring_func="noaux_tc", sliding_window=None, max_window_layers=4,
+             routed_scaling_factor=2.5, **ROUTED),
+    middling("ernie4_5", "Ernie4_5ForCausalLM", use_bias=False),
+    middling("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", moe_num_experts=8, moe_k=2, moe_intermediate_size=512,
+             moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_end_index=3, moe_layer_interval=1,
+             moe_use_aux_free=True, use_bias=False),
+    middling("exaone4", "Exaone4ForCausalLM", sliding_window=1024, sliding_window_pattern=4),
+    middling("exaone_moe", "ExaoneMoEForCausalLM", num_experts=8, num_shared_experts=1, sliding_window=1024,
+             sliding_window_pattern=4, first_k_dense_replace=1, n_group=1, topk_group=1, norm_topk_prob=True,
+             scoring_func="sigmoid", routed_scaling_factor=2.5, **ROUTED),
+    middling("glm4", "Glm4ForCausalLM", attention_bias=True, partial_rotary_factor=0.5),
+    middling("glm4_moe", "Glm4MoeForCausalLM", n_routed_experts=8, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
+             topk_group=1, norm_topk_prob=True, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.0,
+             partial_rotary_factor=0.5, **ROUTED),
+    middling("granite", "GraniteForCausalLM"),
+    middling("granitemoe", "GraniteMoeForCausalLM", num_local_experts=8, num_experts_per_tok=2),
+    middling("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", use_qk_norm=True),
+    middling("minimax_m2", "MiniMaxM2ForCausalLM", num_local_experts=8, num_experts_per_tok=2, use_qk_norm=True,
+             qk_norm_type="per_layer", scoring_func="sigmoid", use_routing_bias=True, rotary_dim=32),
+    middling("mistral", "MistralForCausalLM", sliding_window=None),
+    middling("mixtral", "MixtralForCausalLM", num_local_experts=8, num_experts_per_tok=2, sliding_window=None),
+    middling("nemotron", "NemotronForCausalLM", partial_rotary_factor=0.5, norm_eps=1e-5),
+    middling("olmo", "OlmoForCausalLM"),
+    middling("olmo2", "Olmo2ForCausalLM"),
+    middling("olmoe", "OlmoeForCausalLM", num_experts=8, num_experts_per_tok=2),
+    middling("phi3", "Phi3ForCausalLM", sliding_window=None, original_max_position_embeddings=4096, rope_scaling=None),
+    middling("phimoe", "PhiMoEForCausalLM", num_local_experts=8, num_experts_per_tok=2, lm_head_bias=True,
+             attention_bias=True, sliding_window=None),
+    middling("qwen2_moe", "Qwen2MoeForCausalLM", num_experts=8, shared_expert_intermediate_size=1024,
+             decoder_sparse_step=1, norm_topk_prob=False, use_sliding_window=False, **ROUTED),
+    middling("seed_oss", "SeedOssForCausalLM", attention_bias=True, attention_out_bias=False),
+    middling("smollm3", "SmolLM3ForCausalLM", pad_token_id=0),
+    middling("stablelm", "StableLmForCausalLM", use_qkv_bias=False, layer_norm_eps=1e-5, partial_rotary_factor=0.25),
+    middling("starcoder2", "Starcoder2ForCausalLM", use_bias=True, norm_epsilon=1e-5, sliding_window=None),
+)})
+
+# Families with multi-token-prediction layers, of which one drafts.
+PREDICTING = {
+    "mtp-deepseek-v3": dict(DS_V3, num_nextn_predict_layers=1),
+    "mtp-deepseek-v3.2": dict(DS_V32, num_nextn_predict_layers=1),
+    "mtp-glm-5": dict(GLM5, num_nextn_predict_layers=1),
+    "mtp-qwen3-next": QWEN3_NEXT,
+    "mtp-qwen3.5": dict(
+        QWEN35_27B, text_config=dict(QWEN35_27B["text_config"], mtp_num_hidden_layers=1)),
+    "mtp-glm-4.5": dict(
+        COMMON, architectures=["Glm4MoeForCausalLM"], model_type="glm4_moe", hidden_size=4096, num_hidden_layers=46,
+        num_attention_heads=96, num_key_value_heads=8, head_dim=128, intermediate_size=10944, attention_bias=True,
+        moe_intermediate_size=1408, n_routed_experts=128, n_shared_experts=1, num_experts_per_tok=8, n_group=1,
+        topk_group=1, first_k_dense_replace=1, norm_topk_prob=True, use_qk_norm=False, routed_scaling_factor=1.0,
+        vocab_size=151552, max_position_embeddings=131072, num_nextn_predict_layers=1, rms_norm_eps=1e-5,
+        rope_theta=1000000, partial_rotary_factor=0.5, hidden_act="silu", tie_word_embeddings=False,
+    ),
 }
 
 

@@ -107,6 +107,14 @@ impl<'a> Config<'a> {
     /// # Errors
     /// As [`Config::object`].
     pub fn text(&self) -> Result<Config<'a>, ModelError> {
+        // Of a model that speaks, too, the part that thinks.
+        if let Some(inner) = self.object("thinker_config")? {
+            return inner.text_of();
+        }
+        self.text_of()
+    }
+
+    fn text_of(&self) -> Result<Config<'a>, ModelError> {
         for key in ["text_config", "language_config", "llm_config"] {
             if let Some(inner) = self.object(key)? {
                 return Ok(inner);

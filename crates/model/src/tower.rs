@@ -7,6 +7,7 @@
 pub(crate) mod conformer;
 pub(crate) mod gemma4;
 pub(crate) mod mobilenet_v5;
+pub(crate) mod step;
 
 use crate::builder::{columns, heads};
 use crate::config::shorten;

@@ -5,7 +5,7 @@
 mod inventory;
 
 use inventory::{golden_files, read};
-use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, from_config};
+use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, Role, from_config};
 use serde_json::{Value, json};
 
 /// The config of a golden file.
@@ -174,5 +174,99 @@ fn internvl_weighs_the_same_in_either_class() {
             chat.parameters().unwrap(),
             "{name}"
         );
+    }
+}
+
+/// What a class does not know is refused by its field, never guessed.
+#[test]
+fn what_a_family_does_not_know_is_refused_by_name() {
+    for (name, field, value) in [
+        ("bart-small", "decoder_attention_heads", json!(5)),
+        ("dbrx-small", "ffn_config", Value::Null),
+        ("deepseek_v32-small", "q_lora_rank", Value::Null),
+        ("exaone_moe-small", "mlp_layer_types", json!(["dense"])),
+        ("gemma3n_text-small", "intermediate_size", json!([160, 160])),
+        ("gemma3n_text-small", "num_kv_shared_layers", json!(10)),
+        (
+            "gemma3n-small",
+            "vision_config.architecture",
+            json!("resnet"),
+        ),
+        (
+            "gemma4_text-experts",
+            "num_global_key_value_heads",
+            json!(4),
+        ),
+        ("glm_moe_dsa-small", "mlp_layer_types", json!(["sparse"])),
+        ("internvl-small", "downsample_ratio", json!(0.25)),
+        (
+            "internvl-small",
+            "vision_config.image_size",
+            json!([56, 28]),
+        ),
+        ("kimi_k25-small", "vision_config", Value::Null),
+        ("lfm2-small", "layer_types", json!(["conv", "nobody"])),
+        ("mimo_v2_flash-small", "swa_head_dim", json!(48)),
+        ("minimax-defaults", "attn_type_list", json!([0, 1, 2, 0])),
+        ("minimax-defaults", "shared_intermediate_size", json!(64)),
+        ("mllama-small", "vision_config", Value::Null),
+        (
+            "mpt-small",
+            "attn_config",
+            json!({"attn_type": "multiquery_attention"}),
+        ),
+        ("mpt-small", "no_bias", json!(false)),
+        ("qwen2_audio-small", "audio_config", Value::Null),
+        (
+            "qwen3_omni_moe-small",
+            "vision_config.deepstack_visual_indexes",
+            json!([0, 1, 2, 3, 4]),
+        ),
+        ("t5-small", "feed_forward_proj", json!("twice-gated-gelu")),
+        ("whisper-small", "encoder_layers", json!("three")),
+        ("zamba2-small", "layers_block_type", json!(["hybrid"])),
+    ] {
+        let mut config = golden(name);
+        let (at, key) = match field.split_once('.') {
+            Some((outer, key)) => (&mut config[outer], key),
+            None => (&mut config, field),
+        };
+        at[key] = value;
+        let err = from_config(&config, Assume::Nothing).unwrap_err();
+        assert!(err.to_string().contains(key), "{name} {field}: {err}");
+    }
+}
+
+/// MiMo is Qwen 2 with prediction layers: each is one of the model's own layers behind a joint of two.
+#[test]
+fn mimo_is_qwen2_with_prediction_layers() {
+    let mut config = golden("qwen2-small");
+    let qwen = spec(&config);
+    config["architectures"] = json!(["MiMoForCausalLM"]);
+    config["model_type"] = json!("mimo");
+    config["num_nextn_predict_layers"] = json!(2);
+    let mimo = spec(&config);
+    let (own, predicting): (Vec<_>, Vec<_>) =
+        mimo.tensors.iter().partition(|t| t.role != Role::Mtp);
+    assert!(
+        own.iter()
+            .map(|t| &t.name)
+            .eq(qwen.tensors.iter().map(|t| &t.name))
+    );
+    assert_eq!((mimo.mtp_layers, mimo.layers.len()), (2, qwen.layers.len()));
+    let last = format!("model.layers.{}.", qwen.layers.len() - 1);
+    for i in 0..2 {
+        let at = format!("model.mtp_layers.{i}.");
+        let parts: Vec<_> = predicting
+            .iter()
+            .filter(|t| t.name.starts_with(&at))
+            .collect();
+        for t in qwen.tensors.iter().filter(|t| t.name.starts_with(&last)) {
+            let name = t.name.replace(&last, &at);
+            let twin = parts.iter().find(|p| p.name == name).unwrap();
+            assert_eq!(twin.shape, t.shape, "{name}");
+        }
+        let joint = parts.iter().find(|p| p.name.ends_with("input_proj.weight"));
+        assert_eq!(joint.unwrap().shape, [qwen.hidden, 2 * qwen.hidden]);
     }
 }

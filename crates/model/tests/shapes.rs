@@ -49,6 +49,10 @@ fn crossed(spec: &ModelSpec) -> Vec<Value> {
     spec.layers.iter().map(sizes).collect()
 }
 
+/// Families that transformers does not know: what ranks hold of them is compared with vLLM's classes
+/// (`crates/plan/tests/vllm_shards.rs`).
+const ELSEWHERE: &[&str] = &["baichuan", "bailing_moe", "chatglm"];
+
 fn without_quantisation(config: &Value) -> Value {
     let mut config = config.clone();
     config
@@ -130,6 +134,7 @@ fn inventories_equal_transformers() {
         .iter()
         .map(|f| f.name)
         .collect();
+    families.extend(ELSEWHERE);
     assert_eq!(families, all, "a family has no golden file");
 }
 

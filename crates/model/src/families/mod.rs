@@ -455,7 +455,12 @@ pub(crate) fn moe(
         ));
     }
     let top_k = text.dim(
-        &["num_experts_per_tok", "experts_per_token", "top_k_experts"],
+        &[
+            "num_experts_per_tok",
+            "experts_per_token",
+            "top_k_experts",
+            "moe_top_k",
+        ],
         "it is the number of experts that a token takes",
     )?;
     if top_k > count {

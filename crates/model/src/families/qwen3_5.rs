@@ -10,7 +10,7 @@ use super::{
     Defaults, Family, LayerKind, SparseLayers, decoder_or, gated, layer_types, norms, qwen2_vl, qwen3_moe, qwen3_vl,
     stack, tie,
 };
-use crate::builder::attention_layer;
+use crate::builder::{attention_layer, columns};
 use crate::{Config, Ffn, LayerSpec, Mixer, ModelError, Reach, Role, Shard, SpecBuilder, StateSpace};
 
 pub(super) const FAMILY: Family = Family {
@@ -101,7 +101,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     b.spec().mtp_layers = count;
     if count > 0 {
         b.mtp("mtp.", |b| {
-            b.whole(Role::Mtp, "fc", [d.hidden, 2 * d.hidden], false);
+            b.out_split(Role::Mtp, "fc", [d.hidden, 2 * d.hidden], false, columns(d.hidden));
             for name in ["pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"] {
                 b.norm(name, d.hidden);
             }

@@ -8,7 +8,7 @@
 use super::{
     Decoder, Defaults, Family, LayerKind, SparseLayers, decoder_or, layer_types, qwen3_moe, tie,
 };
-use crate::builder::{attention_layer, heads};
+use crate::builder::{attention_layer, columns, heads};
 use crate::{
     Attention, Config, LayerSpec, Mixer, ModelError, Reach, Role, Shard, SpecBuilder, StateKind,
     StateSpace,
@@ -106,7 +106,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     }
     if count > 0 {
         b.mtp("mtp.", |b| {
-            b.whole(Role::Mtp, "fc", [d.hidden, 2 * d.hidden], false);
+            b.out_split(Role::Mtp, "fc", [d.hidden, 2 * d.hidden], false, columns(d.hidden));
             for name in ["pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"] {
                 b.norm(name, d.hidden);
             }

@@ -63,7 +63,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
 }
 
 /// All experts of a layer in two tensors.
-fn experts(b: &mut SpecBuilder, d: &Decoder, ffn: &Ffn) -> Result<(), ModelError> {
+pub(super) fn experts(b: &mut SpecBuilder, d: &Decoder, ffn: &Ffn) -> Result<(), ModelError> {
     let Ffn::Moe(moe) = ffn else { return Ok(()) };
     let (h, inner) = (d.hidden, moe.intermediate);
     b.whole(Role::Router, "mlp.gate", [moe.experts, h], false);

@@ -41,8 +41,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         ..Defaults::default()
     };
     let d = decoder_or(&text, b, defaults)?;
-    let long = text.flag("use_long_context", false)?;
-    b.spec().max_context = if long { Some(16_384) } else { b.spec().max_context };
+    b.spec().max_context = if text.flag("use_long_context", false)? { Some(16_384) } else { b.spec().max_context };
     let dim = text.dim_or(&["attention_head_dim"], joined / q_heads)?;
     if d.q_heads.checked_mul(dim) != Some(joined) {
         return Err(text.reject("num_attention_heads", format!("expected heads that are {joined} wide together")));
@@ -125,8 +124,8 @@ impl Shared {
         if block >= self.blocks {
             return;
         }
-        let (h, a) = (d.hidden, &self.attention);
-        let (wide, inner) = (a.q_heads * a.k_dim, self.inner);
+        let (h, a, inner) = (d.hidden, &self.attention, self.inner);
+        let wide = a.q_heads * a.k_dim;
         let turns: Vec<u64> = (0..self.turns).filter(|t| t % self.blocks == block).collect();
         let at = "shared_transformer.";
         for name in ["q", "k", "v"] {
