@@ -43,6 +43,7 @@ fn bytes(row: &Value) -> Result<u64, String> {
     };
     let version = row["version"].as_str().unwrap().parse().unwrap();
     let deployment = Deployment {
+        kinds: None,
         device: plimsoll_device::find("h100").unwrap().clone(),
         parallel,
         in_use: Bytes::ZERO,
