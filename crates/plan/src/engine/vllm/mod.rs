@@ -23,6 +23,7 @@ use crate::term::{Region, Term, total};
 
 pub use constants::{Constant, constants};
 pub use defaults::Defaults;
+pub(in crate::engine) use weights::tensors;
 
 /// The newest release whose rules were read.
 pub const NEWEST: Version = Version {

@@ -96,8 +96,13 @@ impl Rounding {
     }
 }
 
-/// The weight terms of one rank.
-pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+/// The stored tensors of one rank, role by role.
+pub(in crate::engine) fn tensors(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+    Ok(stored(context)?.0)
+}
+
+/// The stored tensors, and what the allocator adds to them.
+fn stored(context: &Context<'_>) -> Result<(Vec<Term>, Rounding), PlanError> {
     let spec = context.spec;
     let rules = WeightRules {
         dtype: Some(activation_dtype(context)),
@@ -138,7 +143,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         "config"
     };
     let layers = &context.stage.layers;
-    let mut terms: Vec<Term> = Role::ALL
+    let terms = Role::ALL
         .iter()
         .filter_map(|role| Some((role, plain.get(role)?)))
         .map(|(role, (bytes, tensors))| {
@@ -155,6 +160,13 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py")
         })
         .collect();
+    Ok((terms, rounding))
+}
+
+/// The weight terms of one rank.
+pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+    let spec = context.spec;
+    let (mut terms, rounding) = stored(context)?;
     let padding = expert_padding(context)?;
     if padding > 0 {
         terms.push(
