@@ -1,4 +1,4 @@
-//! The plan as a command: flags for vLLM, llama.cpp and Plimsoll.
+//! The plan as a command: flags for vLLM, SGLang, llama.cpp and Plimsoll.
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
 use plimsoll_program::Parallel;
@@ -7,98 +7,212 @@ use plimsoll_units::{Bytes, DType, Weights};
 use crate::build::ModelFacts;
 use crate::wire::EngineFlags;
 
+/// A flag of an engine and its value, where it takes one.
+pub(crate) type Flag = (&'static str, Option<String>);
+
 /// One command per engine that serves; every flag restates a figure of the plan.
 #[must_use]
 pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineFlags> {
-    let p = a.evaluation.deployment.parallel;
-    let settings = &q.settings;
-    let length = q.load.context;
-    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
     let model = &facts.name;
-
-    let mut vllm = vec![format!("vllm serve {model} --max-model-len {length}")];
-    for (flag, n) in [
-        ("tensor-parallel-size", p.tp),
-        ("pipeline-parallel-size", p.pp),
-        ("data-parallel-size", p.dp),
-    ] {
-        if n > 1 {
-            vllm.push(format!("--{flag} {n}"));
-        }
-    }
-    if p.expert_parallel {
-        vllm.push("--enable-expert-parallel".to_owned());
-    }
-    if let Some(d) = settings.dtype {
-        vllm.push(format!("--dtype {}", torch_name(d)));
-    }
-    if settings.kv_type != KvType::Auto {
-        vllm.push(format!(
-            "--kv-cache-dtype {}",
-            vllm_kv_name(settings.kv_type)
-        ));
-    }
-    for (flag, n) in [
-        ("max-num-seqs", settings.max_num_seqs),
-        ("max-num-batched-tokens", settings.max_num_batched_tokens),
-        ("block-size", settings.block_size),
-    ] {
-        if let Some(n) = n {
-            vllm.push(format!("--{flag} {n}"));
-        }
-    }
-    if let Some(u) = settings.gpu_memory_utilization {
-        vllm.push(format!("--gpu-memory-utilization {u}"));
-    } else if q.in_use > Bytes::ZERO
-        && let Engine::Vllm(_) = settings.engine
-        && let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device)
-    {
-        // The share that the plan took beside the other process.
-        vllm.push(format!(
-            "--gpu-memory-utilization {:.2}",
-            s.budget.bytes.gib() / d.usable.gib()
-        ));
-    }
-    if let Some(l) = settings.lora {
-        vllm.push(format!(
-            "--enable-lora --max-loras {} --max-lora-rank {}",
-            l.slots, l.rank
-        ));
-    }
-    if let Some(kv) = settings.kv_memory {
-        vllm.push(format!("--kv-cache-memory-bytes {}", kv.get()));
-    }
-    if settings.enforce_eager {
-        vllm.push("--enforce-eager".to_owned());
-    }
-
-    let context = length.saturating_mul(sequences);
-    let mut llama = vec![format!(
-        "llama-server -m MODEL.gguf -c {context} -np {sequences} -ngl 99"
-    )];
-    if let KvType::Plain(d) = settings.kv_type {
-        llama.push(format!(
-            "-ctk {} -ctv {}",
-            d.name(),
-            settings
-                .kv_type_v
-                .map_or_else(|| d.name().to_owned(), |v| v.to_string())
-        ));
-    }
-    if let Some(u) = settings.ubatch {
-        llama.push(format!("-ub {u}"));
-    }
-
     let own = of_one_process(model, q, a).unwrap_or_else(|| on_gpus(facts, q, a));
-    let of = |engine: &str, parts: &[String]| EngineFlags {
+    let of = |engine: &str, command: String| EngineFlags {
         engine: engine.to_owned(),
-        command: parts.join(" "),
+        command,
     };
     vec![
-        of("vllm", &vllm),
-        of("llama.cpp", &llama),
-        of("plimsoll", &own),
+        of(
+            "vllm",
+            command(&format!("vllm serve {model}"), &vllm_flags(q, a)),
+        ),
+        of(
+            "sglang",
+            command(
+                &format!("python -m sglang.launch_server --model-path {model}"),
+                &sglang_flags(q, a),
+            ),
+        ),
+        of(
+            "llama.cpp",
+            command("llama-server -m MODEL.gguf", &llama_cpp_flags(q)),
+        ),
+        of("plimsoll", own.join(" ")),
     ]
+}
+
+/// A command line: `head`, then flags with their values.
+#[must_use]
+pub(crate) fn command(head: &str, flags: &[Flag]) -> String {
+    let mut out = head.to_owned();
+    for (flag, value) in flags {
+        out.push(' ');
+        out.push_str(flag);
+        if let Some(v) = value {
+            out.push(' ');
+            out.push_str(v);
+        }
+    }
+    out
+}
+
+/// A number that stands only where it is not one.
+fn degrees(out: &mut Vec<Flag>, all: &[(&'static str, u64)]) {
+    for (flag, n) in all {
+        if *n > 1 {
+            out.push((flag, Some(n.to_string())));
+        }
+    }
+}
+
+/// Numbers that stand only where they were given.
+fn given(out: &mut Vec<Flag>, all: &[(&'static str, Option<u64>)]) {
+    for (flag, n) in all {
+        if let Some(n) = n {
+            out.push((flag, Some(n.to_string())));
+        }
+    }
+}
+
+/// The share of the card that the plan took beside another process, where the engine is told one.
+fn shared_card(q: &Question, a: &Answer) -> Option<String> {
+    let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device) else {
+        return None;
+    };
+    (q.in_use > Bytes::ZERO).then(|| format!("{:.2}", s.budget.bytes.gib() / d.usable.gib()))
+}
+
+/// vLLM's flags.
+#[must_use]
+pub(crate) fn vllm_flags(q: &Question, a: &Answer) -> Vec<Flag> {
+    let p = a.evaluation.deployment.parallel;
+    let settings = &q.settings;
+    let mut out = vec![("--max-model-len", Some(q.load.context.to_string()))];
+    degrees(
+        &mut out,
+        &[
+            ("--tensor-parallel-size", p.tp),
+            ("--pipeline-parallel-size", p.pp),
+            ("--data-parallel-size", p.dp),
+        ],
+    );
+    if p.expert_parallel {
+        out.push(("--enable-expert-parallel", None));
+    }
+    if let Some(d) = settings.dtype {
+        out.push(("--dtype", Some(torch_name(d).to_owned())));
+    }
+    if settings.kv_type != KvType::Auto {
+        out.push(("--kv-cache-dtype", Some(vllm_kv_name(settings.kv_type))));
+    }
+    given(
+        &mut out,
+        &[
+            ("--max-num-seqs", settings.max_num_seqs),
+            ("--max-num-batched-tokens", settings.max_num_batched_tokens),
+            ("--block-size", settings.block_size),
+        ],
+    );
+    let beside = shared_card(q, a).filter(|_| matches!(settings.engine, Engine::Vllm(_)));
+    if let Some(u) = settings
+        .gpu_memory_utilization
+        .map(|u| u.to_string())
+        .or(beside)
+    {
+        out.push(("--gpu-memory-utilization", Some(u)));
+    }
+    if let Some(l) = settings.lora {
+        out.push(("--enable-lora", None));
+        out.push(("--max-loras", Some(l.slots.to_string())));
+        out.push(("--max-lora-rank", Some(l.rank.to_string())));
+    }
+    if let Some(kv) = settings.kv_memory {
+        out.push(("--kv-cache-memory-bytes", Some(kv.get().to_string())));
+    }
+    if settings.enforce_eager {
+        out.push(("--enforce-eager", None));
+    }
+    out
+}
+
+/// SGLang's flags.
+#[must_use]
+pub(crate) fn sglang_flags(q: &Question, a: &Answer) -> Vec<Flag> {
+    let p = a.evaluation.deployment.parallel;
+    let settings = &q.settings;
+    let mut out = vec![("--context-length", Some(q.load.context.to_string()))];
+    degrees(
+        &mut out,
+        &[
+            ("--tp-size", p.tp),
+            ("--pp-size", p.pp),
+            ("--dp-size", p.dp),
+        ],
+    );
+    if p.expert_parallel {
+        out.push(("--ep-size", Some(p.tp.to_string())));
+    }
+    if let Some(d) = settings.dtype {
+        out.push(("--dtype", Some(torch_name(d).to_owned())));
+    }
+    // Its pools have the model's type, or 8 bits.
+    if let KvType::Plain(d @ (DType::Bf16 | DType::F8E4m3 | DType::F8E5m2)) = settings.kv_type {
+        let name = match d {
+            DType::F8E4m3 => "fp8_e4m3",
+            DType::F8E5m2 => "fp8_e5m2",
+            _ => "bf16",
+        };
+        out.push(("--kv-cache-dtype", Some(name.to_owned())));
+    }
+    given(
+        &mut out,
+        &[
+            ("--max-running-requests", settings.max_num_seqs),
+            ("--chunked-prefill-size", settings.max_num_batched_tokens),
+            ("--page-size", settings.block_size),
+            ("--max-total-tokens", settings.max_total_tokens),
+        ],
+    );
+    if let Engine::Sglang(_) = settings.engine {
+        if let Some(u) = settings.gpu_memory_utilization {
+            out.push(("--mem-fraction-static", Some(u.to_string())));
+        } else if let (Some(kv), Some(s)) = (settings.kv_memory, a.evaluation.tightest()) {
+            // It is told tokens, not bytes.
+            let tokens = s.kv.capacity(kv, a.evaluation.max_model_len);
+            if let Some(t) = tokens.ok().map(|c| c.tokens) {
+                out.push(("--max-total-tokens", Some(t.to_string())));
+            }
+        }
+    }
+    if let Some(l) = settings.lora {
+        out.push(("--enable-lora", None));
+        out.push(("--max-loras-per-batch", Some(l.slots.to_string())));
+        out.push(("--max-lora-rank", Some(l.rank.to_string())));
+    }
+    if settings.enforce_eager {
+        out.push(("--disable-cuda-graph", None));
+    }
+    out
+}
+
+/// llama.cpp's flags.
+#[must_use]
+pub(crate) fn llama_cpp_flags(q: &Question) -> Vec<Flag> {
+    let settings = &q.settings;
+    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
+    let context = q.load.context.saturating_mul(sequences);
+    let mut out = vec![
+        ("-c", Some(context.to_string())),
+        ("-np", Some(sequences.to_string())),
+        ("-ngl", Some("99".to_owned())),
+    ];
+    if let KvType::Plain(d) = settings.kv_type {
+        let v = settings
+            .kv_type_v
+            .map_or_else(|| d.name().to_owned(), |v| v.to_string());
+        out.push(("-ctk", Some(d.name().to_owned())));
+        out.push(("-ctv", Some(v)));
+    }
+    given(&mut out, &[("-ub", settings.ubatch)]);
+    out
 }
 
 /// The flags of our own server on GPUs.

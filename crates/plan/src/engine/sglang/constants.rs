@@ -11,8 +11,9 @@ use crate::term::{Kind, Region, Term};
 const LOADING: (f64, f64, f64) = (0.02, 0.06, 0.15);
 /// GiB taken before loading on one device: least, expected, most.
 const BEFORE_ONE: (f64, f64, f64) = (0.3, 0.6, 0.8);
-/// The same where ranks communicate.
-const BEFORE_MANY: (f64, f64, f64) = (0.8, 1.4, 2.1);
+/// The same where ranks communicate, with in-switch buffers (NVLink of Hopper) and without.
+const BEFORE_SWITCHED: (f64, f64, f64) = (1.4, 2.0, 2.4);
+const BEFORE_MANY: (f64, f64, f64) = (0.5, 0.9, 1.4);
 
 fn calibrated(term: Term, (low, _, high): (f64, f64, f64)) -> Result<Term, PlanError> {
     Ok(term.kind(Kind::Calibrated {
@@ -52,7 +53,16 @@ pub(super) fn before_loading(context: &Context<'_>) -> Result<Term, PlanError> {
         let taken = device.usable.saturating_sub(context.deployment.in_use);
         return Ok(term(taken.saturating_sub(free)));
     }
-    let range = if ranks > 1 { BEFORE_MANY } else { BEFORE_ONE };
+    let switched = device.has_compute(9, 0)
+        && device
+            .link
+            .as_ref()
+            .is_some_and(|(kind, _)| kind == "nvlink");
+    let range = match ranks {
+        0 | 1 => BEFORE_ONE,
+        _ if switched => BEFORE_SWITCHED,
+        _ => BEFORE_MANY,
+    };
     calibrated(term(Bytes::from_gib(range.1)?), range)
 }
 
@@ -82,8 +92,8 @@ pub fn constants() -> Vec<Constant> {
         ),
         of(
             "sglang_before_ranks",
-            BEFORE_MANY.1,
-            "the same, with communicators",
+            BEFORE_SWITCHED.1,
+            "the same, with communicators and their in-switch buffers",
         ),
     ]
 }

@@ -64,6 +64,12 @@ struct Facts<'a> {
 const GIB: u64 = 1024;
 
 impl Defaults {
+    /// Whether a release's default share depends on the card (before 0.4.8 only on cards above 96 GB).
+    #[must_use]
+    pub fn depend_on_card(version: Version) -> bool {
+        version >= BY_CARD
+    }
+
     /// Fills in what the flags leave open, on this card.
     #[must_use]
     pub fn new(context: &Context<'_>, version: Version) -> Self {

@@ -4,7 +4,7 @@
 //! rotary embeddings stay f32 on GPUs (`srt/layers/rotary_embedding`), and the figure is the driver's, so that whole
 //! segments of the allocator and the first kernels' modules are in it.
 
-use plimsoll_units::{Bytes, DType, SizeOverflow};
+use plimsoll_units::{Bytes, DType};
 
 use super::super::{Context, activation_dtype, vllm};
 use super::constants;
@@ -21,17 +21,15 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     }
     let width = activation_dtype(context).bytes(1)?.get();
     let wide = DType::F32.bytes(1)?.get().max(width);
-    let mut rotary = 0_u64;
-    for table in &context.spec.rotary {
-        let bytes = Bytes::product([table.positions, table.dim, wide])?.get();
-        rotary = rotary.checked_add(bytes).ok_or(SizeOverflow)?;
-    }
-    if rotary > 0 {
+    // A model with local and global positions computes them as it goes (`models/gemma3_causal.py`).
+    if let [table] = context.spec.rotary.as_slice() {
+        let rotary = Bytes::product([table.positions, table.dim, wide])?;
         terms.push(
-            Term::exact(Region::Weights, "rotary tables", Bytes::new(rotary))
+            Term::exact(Region::Weights, "rotary table", rotary)
                 .kind(Kind::Derived)
-                .formula("sum over tables of positions x rotated elements x 4 bytes")
-                .input("tables", context.spec.rotary.len())
+                .formula("positions x rotated elements x 4 bytes")
+                .input("positions", table.positions)
+                .input("rotated elements", table.dim)
                 .source("SGLang srt/layers/rotary_embedding: cos_sin_cache is f32 on GPUs"),
         );
     }

@@ -7,7 +7,7 @@
 use plimsoll_units::Bytes;
 
 use super::super::{Context, Version};
-use super::is_cpu;
+use super::{FIRST_V1, is_cpu};
 
 /// Settings with every default filled in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,12 +34,20 @@ impl Defaults {
     #[must_use]
     pub fn new(context: &Context<'_>, version: Version) -> Self {
         let settings = context.settings;
-        let (t, r) = batch(context, version);
+        let v0 = version < FIRST_V1 && !is_cpu(context);
+        let (t, r) = if v0 {
+            v0_batch(context, version)
+        } else {
+            batch(context, version)
+        };
         let given_t = settings.max_num_batched_tokens;
         let given_r = settings.max_num_seqs;
         let r = given_r.unwrap_or(r);
         // T never exceeds what R sequences of the longest length could fill, nor R exceeds T.
-        let t = given_t.unwrap_or_else(|| t.min(r.saturating_mul(context.max_model_len)).max(1));
+        let t = given_t.unwrap_or_else(|| match v0 {
+            true => t,
+            false => t.min(r.saturating_mul(context.max_model_len)).max(1),
+        });
         let r = given_r.unwrap_or_else(|| r.min(t));
         let u = if version >= GRAPHS_COUNTED { 0.92 } else { 0.9 };
         Self {
@@ -51,6 +59,33 @@ impl Defaults {
                 .unwrap_or(version >= ASYNC && !is_cpu(context)),
         }
     }
+}
+
+/// Up to here chunks of a prompt had 512 tokens (0.6.3), from 0.6.4 on 2048.
+const LONGER_CHUNKS: Version = Version {
+    major: 0,
+    minor: 6,
+    patch: 4,
+};
+/// V0 divides prompts into chunks where the longest is longer than this.
+const V0_CHUNKS_ABOVE: u64 = 32 << 10;
+/// V0's least T for a multimodal model.
+const V0_IMAGES: u64 = 5120;
+
+/// T and R of the V0 engine, the same on every card: a step takes a whole prompt of the longest length, unless that is
+/// so long that prompts are divided.
+///
+/// Source: vLLM 0.6 and 0.7 `config.py: SchedulerConfig`, `engine/arg_utils.py: create_engine_config`.
+fn v0_batch(context: &Context<'_>, version: Version) -> (u64, u64) {
+    let images = context.spec.encoder.is_some();
+    let t = if context.max_model_len > V0_CHUNKS_ABOVE && !images {
+        if version < LONGER_CHUNKS { 512 } else { 2048 }
+    } else if images {
+        context.max_model_len.max(V0_IMAGES)
+    } else {
+        context.max_model_len.max(2048)
+    };
+    (t, 256)
 }
 
 /// T and R before limits.

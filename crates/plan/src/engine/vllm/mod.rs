@@ -33,7 +33,7 @@ pub const NEWEST: Version = Version {
 };
 
 /// The first release whose default engine is the one modelled here.
-const FIRST_V1: Version = Version::new(0, 8);
+pub(crate) const FIRST_V1: Version = Version::new(0, 8);
 
 pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
     let outside: Vec<Term> = in_use(context)
@@ -84,7 +84,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
     }
     if version < FIRST_V1 {
         notes.push(format!(
-            "vLLM {version} had another engine (V0): its KV blocks are planned, the rest is a bound at best"
+            "vLLM {version} had another engine (V0): its budget and KV blocks are planned, its activation peak is a bound"
         ));
     }
     let off = constants::off_measured(context, version, &defaults);
