@@ -242,7 +242,7 @@ pub(crate) struct DeviceArgs {
 #[command(next_help_heading = "Engine (flags named as vLLM's; SGLang's names do as well)")]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct EngineArgs {
-    /// ideal, contiguous, vllm, vllm@VERSION, sglang, sglang@VERSION, llama.cpp, llama.cpp@ik or plimsoll
+    /// ideal, contiguous, vllm, vllm@VERSION, sglang, sglang@VERSION, trtllm, llama.cpp, llama.cpp@ik or plimsoll
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<Engine>,
     /// What a contiguous server reserves
@@ -281,7 +281,7 @@ pub(crate) struct EngineArgs {
     /// Physical batch (llama.cpp)
     #[arg(long, visible_alias = "ubatch", value_name = "TOKENS", value_parser = tokens)]
     pub(crate) ubatch_size: Option<u64>,
-    /// Share of the device that vLLM takes, or that SGLang has for weights and cache
+    /// Share of the device that vLLM takes, that SGLang has for weights and cache, of free memory that TensorRT-LLM's cache takes
     #[arg(long, visible_alias = "mem-fraction-static", value_name = "0..1", value_parser = utilization)]
     pub(crate) gpu_memory_utilization: Option<f64>,
     /// KV cache per device, taken as given

@@ -186,6 +186,7 @@ fn engine_name(engine: Engine) -> EngineName {
         Engine::Contiguous(Reserve::Oracle) => of("contiguous", Some("oracle".to_owned())),
         Engine::Vllm(v) => of("vllm", Some(v.to_string())),
         Engine::Sglang(v) => of("sglang", Some(v.to_string())),
+        Engine::TrtLlm => of("trtllm", None),
         Engine::LlamaCpp(EngineVersion::Mainline) => of("llama.cpp", None),
         Engine::LlamaCpp(v) => of("llama.cpp", Some(v.to_string())),
         Engine::Plimsoll => of("plimsoll", None),

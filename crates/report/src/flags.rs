@@ -1,4 +1,4 @@
-//! The plan as a command: flags for vLLM, SGLang, llama.cpp and Plimsoll.
+//! The plan as a command: flags for vLLM, SGLang, TensorRT-LLM, llama.cpp and Plimsoll.
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
 use plimsoll_program::Parallel;
@@ -20,16 +20,17 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
         command,
     };
     vec![
-        of(
-            "vllm",
-            command(&format!("vllm serve {model}"), &vllm_flags(q, a)),
-        ),
+        of("vllm", command(&vllm_head(model, q), &vllm_flags(q, a))),
         of(
             "sglang",
             command(
                 &format!("python -m sglang.launch_server --model-path {model}"),
                 &sglang_flags(q, a),
             ),
+        ),
+        of(
+            "trtllm",
+            command(&format!("trtllm-serve {model}"), &trtllm_flags(q, a)),
         ),
         of(
             "llama.cpp",
@@ -40,7 +41,6 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
 }
 
 /// A command line: `head`, then flags with their values.
-#[must_use]
 pub(crate) fn command(head: &str, flags: &[Flag]) -> String {
     let mut out = head.to_owned();
     for (flag, value) in flags {
@@ -80,8 +80,24 @@ fn shared_card(q: &Question, a: &Answer) -> Option<String> {
     (q.in_use > Bytes::ZERO).then(|| format!("{:.2}", s.budget.bytes.gib() / d.usable.gib()))
 }
 
+/// Whether the plan is for vLLM on processors, where the KV cache is given in a variable.
+fn on_processors(q: &Question) -> bool {
+    matches!(q.settings.engine, Engine::Vllm(_))
+        && q.device.as_ref().is_some_and(|d| d.vendor == "cpu")
+}
+
+/// vLLM's command, and on processors the variable that sizes its KV cache, in whole GiB.
+fn vllm_head(model: &str, q: &Question) -> String {
+    match q.settings.kv_memory.filter(|_| on_processors(q)) {
+        Some(kv) => format!(
+            "VLLM_CPU_KVCACHE_SPACE={} vllm serve {model}",
+            (kv.get() >> 30).max(1)
+        ),
+        None => format!("vllm serve {model}"),
+    }
+}
+
 /// vLLM's flags.
-#[must_use]
 pub(crate) fn vllm_flags(q: &Question, a: &Answer) -> Vec<Flag> {
     let p = a.evaluation.deployment.parallel;
     let settings = &q.settings;
@@ -124,7 +140,7 @@ pub(crate) fn vllm_flags(q: &Question, a: &Answer) -> Vec<Flag> {
         out.push(("--max-loras", Some(l.slots.to_string())));
         out.push(("--max-lora-rank", Some(l.rank.to_string())));
     }
-    if let Some(kv) = settings.kv_memory {
+    if let Some(kv) = settings.kv_memory.filter(|_| !on_processors(q)) {
         out.push(("--kv-cache-memory-bytes", Some(kv.get().to_string())));
     }
     if settings.enforce_eager {
@@ -134,7 +150,6 @@ pub(crate) fn vllm_flags(q: &Question, a: &Answer) -> Vec<Flag> {
 }
 
 /// SGLang's flags.
-#[must_use]
 pub(crate) fn sglang_flags(q: &Question, a: &Answer) -> Vec<Flag> {
     let p = a.evaluation.deployment.parallel;
     let settings = &q.settings;
@@ -193,8 +208,31 @@ pub(crate) fn sglang_flags(q: &Question, a: &Answer) -> Vec<Flag> {
     out
 }
 
+/// TensorRT-LLM's flags.
+pub(crate) fn trtllm_flags(q: &Question, a: &Answer) -> Vec<Flag> {
+    let p = a.evaluation.deployment.parallel;
+    let settings = &q.settings;
+    let mut out = vec![("--max_seq_len", Some(q.load.context.to_string()))];
+    degrees(&mut out, &[("--tp_size", p.tp), ("--pp_size", p.pp)]);
+    if p.expert_parallel {
+        out.push(("--ep_size", Some(p.tp.to_string())));
+    }
+    given(
+        &mut out,
+        &[
+            ("--max_batch_size", settings.max_num_seqs),
+            ("--max_num_tokens", settings.max_num_batched_tokens),
+        ],
+    );
+    if settings.engine == Engine::TrtLlm
+        && let Some(u) = settings.gpu_memory_utilization
+    {
+        out.push(("--kv_cache_free_gpu_memory_fraction", Some(u.to_string())));
+    }
+    out
+}
+
 /// llama.cpp's flags.
-#[must_use]
 pub(crate) fn llama_cpp_flags(q: &Question) -> Vec<Flag> {
     let settings = &q.settings;
     let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);

@@ -13,6 +13,7 @@ pub(crate) use plimsoll::DRIVER_BOUND_MIB;
 pub use plimsoll::host::{STAGED_PAGES, STAGED_WEIGHTS};
 pub use plimsoll::http::HttpLimits;
 pub mod sglang;
+mod trtllm;
 pub mod vllm;
 
 use std::fmt;
@@ -38,6 +39,8 @@ pub enum Engine {
     Vllm(Version),
     /// SGLang.
     Sglang(Version),
+    /// TensorRT-LLM, as a bound.
+    TrtLlm,
     /// llama.cpp.
     LlamaCpp(EngineVersion),
     /// Plimsoll's own server.
@@ -176,6 +179,7 @@ impl fmt::Display for Engine {
             Self::Contiguous(Reserve::Pow2) => f.pad("contiguous (reserve pow2)"),
             Self::Contiguous(Reserve::Oracle) => f.pad("contiguous (reserve oracle)"),
             Self::Vllm(v) => f.pad(&format!("vllm {v}")),
+            Self::TrtLlm => f.pad("trtllm"),
             Self::Sglang(v) => f.pad(&format!("sglang {v}")),
             Self::LlamaCpp(EngineVersion::Mainline) => f.pad("llama.cpp"),
             Self::LlamaCpp(EngineVersion::Ik) => f.pad("ik_llama.cpp"),
@@ -188,7 +192,7 @@ impl fmt::Display for Engine {
 impl FromStr for Engine {
     type Err = String;
 
-    /// Reads `ideal`, `contiguous`, `vllm`, `vllm@0.19`, `sglang`, `sglang@0.5.2`, `llama.cpp`, `llama.cpp@b7079`,
+    /// Reads `ideal`, `contiguous`, `vllm`, `vllm@0.19`, `sglang`, `sglang@0.5.2`, `trtllm`, `llama.cpp`, `llama.cpp@b7079`,
     /// `llama.cpp@2025-07`, `llama.cpp@ik`, `plimsoll`.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let lower = s.trim().to_ascii_lowercase();
@@ -201,6 +205,7 @@ impl FromStr for Engine {
             ("contiguous", None) => Ok(Self::Contiguous(Reserve::Max)),
             ("vllm", None) => Ok(Self::Vllm(vllm::NEWEST)),
             ("vllm", Some(v)) => v.parse().map(Self::Vllm),
+            ("trtllm" | "tensorrt-llm", None) => Ok(Self::TrtLlm),
             ("sglang", None) => Ok(Self::Sglang(sglang::NEWEST)),
             ("sglang", Some(v)) => v.parse().map(Self::Sglang),
             ("llama.cpp" | "llamacpp", None) => Ok(Self::LlamaCpp(EngineVersion::Mainline)),
@@ -208,7 +213,7 @@ impl FromStr for Engine {
             ("ik_llama.cpp", None) => Ok(Self::LlamaCpp(EngineVersion::Ik)),
             ("plimsoll", None) => Ok(Self::Plimsoll),
             _ => Err(format!(
-                "`{s}` is no engine: use ideal, contiguous, vllm, vllm@VERSION, sglang, sglang@VERSION, llama.cpp, \
+                "`{s}` is no engine: use ideal, contiguous, vllm, vllm@VERSION, sglang, sglang@VERSION, trtllm, llama.cpp, \
                  llama.cpp@BUILD, llama.cpp@ik or plimsoll"
             )),
         }
@@ -295,6 +300,7 @@ pub fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         Engine::Contiguous(reserve) => contiguous::stage(context, reserve),
         Engine::Vllm(version) => vllm::stage(context, version),
         Engine::Sglang(version) => sglang::stage(context, version),
+        Engine::TrtLlm => trtllm::stage(context),
         Engine::LlamaCpp(version) => llamacpp::stage(context, version),
         Engine::Plimsoll => plimsoll::stage(context),
     }

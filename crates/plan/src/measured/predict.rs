@@ -148,9 +148,8 @@ fn span(first: &mut Prediction, others: &[Prediction]) {
             }
         }
     }
-    if others.iter().any(|p| p.start != first.start) {
-        first.start = Err("it depends on the release or the card".to_owned());
-    }
+    // Those looked at need not be the one that it was.
+    first.start = Err("the release or the card is open".to_owned());
 }
 
 /// As [`predict`], with model and device at hand, or why they are not.

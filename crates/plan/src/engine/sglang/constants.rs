@@ -36,7 +36,7 @@ pub(super) fn loading() -> Result<Term, PlanError> {
 
 /// What the context and the communicators take before anything is loaded. Nothing is to be estimated where it is known
 /// what was free.
-pub(super) fn before_loading(context: &Context<'_>) -> Result<Term, PlanError> {
+pub(in crate::engine) fn before_loading(context: &Context<'_>) -> Result<Term, PlanError> {
     let device = &context.deployment.device;
     let ranks = context
         .deployment
