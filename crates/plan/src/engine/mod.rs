@@ -248,6 +248,8 @@ pub enum Takes {
     Blocks,
     /// Whole blocks of the rest of the budget, at most so many bytes, since no more can be used.
     AtMost(Bytes),
+    /// The rest of the budget, at most so many bytes: the user said that no more is to be had.
+    Capped(Bytes),
 }
 
 /// What an engine allocates on one rank of one stage.

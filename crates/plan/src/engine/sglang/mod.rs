@@ -71,7 +71,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         ));
     }
     let takes = match settings.max_total_tokens {
-        Some(tokens) => Takes::AtMost(law.bytes(tokens)?),
+        Some(tokens) => Takes::Capped(law.bytes(tokens)?),
         None => Takes::Rest,
     };
     let requests = law.requests(pool, context.max_model_len)?;
