@@ -323,8 +323,8 @@ impl KvLaw for TokenPools {
         };
         let pages = |n: u64| n.div_ceil(self.page);
         let mut groups = Vec::new();
-        if self.full_layers > 0 {
-            let page = Bytes::new(self.full.get() / self.full_layers).times(self.page)?;
+        if let Some(each) = self.full.get().checked_div(self.full_layers) {
+            let page = Bytes::new(each).times(self.page)?;
             groups.push(of(
                 self.full_kind,
                 self.full_layers,
@@ -338,13 +338,12 @@ impl KvLaw for TokenPools {
             let held = pages(max_len.min(w.reach)) + 1;
             groups.push(of(w.kind, w.layers, self.page, page, held));
         }
-        if self.state_layers > 0 {
-            let page = Bytes::new(self.state.get() / self.state_layers);
+        if let Some(page) = self.state.get().checked_div(self.state_layers) {
             groups.push(of(
                 GroupKind::State,
                 self.state_layers,
                 1,
-                page,
+                Bytes::new(page),
                 STATE_SLOTS,
             ));
         }
