@@ -522,6 +522,19 @@ pub(super) fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
 /// Sizes of files are printed with two or three decimals.
 const FILE_ROUNDING_GIB: f64 = 0.005;
 
+/// What a file of `gib` takes in buffers. Beside devices the host's buffers of a mapped file span what lies on those too, so
+/// their sum is the file at least, and twice it at most.
+fn file_buffers(setup: &Setup, gib: f64) -> Estimate {
+    let beside_devices = setup.layers_offloaded.is_some_and(|(n, _)| n > 0);
+    let most = if beside_devices { 2.0 * gib } else { gib };
+    Estimate {
+        value: gib,
+        low: gib - FILE_ROUNDING_GIB,
+        high: most + FILE_ROUNDING_GIB,
+        kind: if beside_devices { "bound" } else { "derived" },
+    }
+}
+
 /// llama.cpp's figures.
 fn llama_cpp(
     setup: &Setup,
@@ -542,19 +555,7 @@ fn llama_cpp(
         Figure::Weights,
         setup.file_gib.map_or_else(
             || Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
-            |gib| {
-                Ok(Estimate {
-                    value: gib,
-                    // As many digits as the size is printed with.
-                    low: gib - FILE_ROUNDING_GIB,
-                    // A mapped file's host buffers span what lies on devices too.
-                    high: match setup.layers_offloaded {
-                        Some((n, _)) if n > 0 => 2.0 * gib,
-                        _ => gib + FILE_ROUNDING_GIB,
-                    },
-                    kind: "derived",
-                })
-            },
+            |gib| Ok(file_buffers(setup, gib)),
         ),
     ));
     let kv = run.kv_mib().map_err(|e| e.to_string())?;
