@@ -61,6 +61,14 @@ impl Defaults {
     }
 }
 
+/// Large cards are told by their size: in 0.8.5, while earlier V1 knew the H100 and H200 by name.
+const BY_SIZE: Version = Version {
+    major: 0,
+    minor: 8,
+    patch: 5,
+};
+/// The A100 of 80 GB is none of them: in 0.11, not in 0.8.5.
+const A100_APART: Version = Version::new(0, 9);
 /// Up to here chunks of a prompt had 512 tokens (0.6.3), from 0.6.4 on 2048.
 const LONGER_CHUNKS: Version = Version {
     major: 0,
@@ -101,18 +109,67 @@ fn batch(context: &Context<'_>, version: Version) -> (u64, u64) {
     }
     let gib = |n: u64| Bytes::new(n << 30);
     // vLLM looks for the letters in the driver's name.
-    let a100 = device
-        .aliases
-        .iter()
-        .chain([&device.name])
-        .any(|n| n.to_ascii_lowercase().contains("a100"));
+    let named = |letters: &str| {
+        device
+            .aliases
+            .iter()
+            .chain([&device.name])
+            .any(|n| n.to_ascii_lowercase().contains(letters))
+    };
     let total = device.driver_total;
+    let large = if version < BY_SIZE {
+        named("h100") || named("h200")
+    } else {
+        total >= gib(70) && !(named("a100") && version >= A100_APART)
+    };
     if version >= LARGEST_CARDS && total >= gib(160) {
         (16_384, 1024)
-    } else if total >= gib(70) && !a100 {
+    } else if large {
         (8192, 1024)
     } else {
         (2048, 256)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+    use crate::settings::{Deployment, Settings};
+    use plimsoll_model::{Assume, catalogue, from_config};
+    use plimsoll_program::Parallel;
+
+    #[test]
+    fn batches_of_large_cards_by_release() {
+        let entry = catalogue::find("qwen3-0.6b").expect("a built-in model");
+        let spec = from_config(&entry.config, Assume::Nothing).expect("it lowers");
+        let tokens = |card: &str, version: &str| {
+            let version: Version = version.parse().expect("a version");
+            let parallel = Parallel::default();
+            let deployment = Deployment {
+                device: plimsoll_device::find(card).expect("a card").clone(),
+                parallel,
+                in_use: Bytes::ZERO,
+            };
+            let settings = Settings::new(Engine::Vllm(version));
+            let stages = parallel.stages(spec.layers.len() as u64);
+            let context = Context {
+                spec: &spec,
+                deployment: &deployment,
+                settings: &settings,
+                stage: &stages[0],
+                max_model_len: 40_960,
+                users: 1,
+            };
+            Defaults::new(&context, version).batched_tokens
+        };
+        assert_eq!(tokens("h100", "0.8.2"), 8192);
+        assert_eq!(tokens("a100-80g", "0.8.2"), 2048);
+        assert_eq!(tokens("a100-80g", "0.8.5"), 8192);
+        assert_eq!(tokens("a100-80g", "0.11"), 2048);
+        // V0 takes a prompt of the longest length, or chunks of it.
+        assert_eq!(tokens("h100", "0.7.3"), 2048);
+        assert_eq!(tokens("h100", "0.6.3"), 512);
     }
 }
 
