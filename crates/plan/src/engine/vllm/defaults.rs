@@ -132,6 +132,19 @@ fn batch(context: &Context<'_>, version: Version) -> (u64, u64) {
 }
 
 #[cfg(test)]
+impl Defaults {
+    /// Those of an H100.
+    pub(super) const fn for_tests() -> Self {
+        Self {
+            batched_tokens: 8192,
+            sequences: 1024,
+            gpu_memory_utilization: 0.9,
+            async_scheduling: true,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::Engine;
@@ -170,18 +183,5 @@ mod tests {
         // V0 takes a prompt of the longest length, or chunks of it.
         assert_eq!(tokens("h100", "0.7.3"), 2048);
         assert_eq!(tokens("h100", "0.6.3"), 512);
-    }
-}
-
-#[cfg(test)]
-impl Defaults {
-    /// Those of an H100.
-    pub(super) const fn for_tests() -> Self {
-        Self {
-            batched_tokens: 8192,
-            sequences: 1024,
-            gpu_memory_utilization: 0.9,
-            async_scheduling: true,
-        }
     }
 }
