@@ -21,7 +21,7 @@ block() {
 What is predicted from configuration, flags, engine version and card alone, against what servers printed at start-up. Made by
 `tools/accuracy_page.sh`; nothing on this page is typed by hand. Errors of memory terms are relative to the larger of the reported
 figure and 1 GiB; those of tokens and concurrency to the reported figure. `none` counts reports that state the term and were not predicted, each
-listed with its reason below. `inside` is the share of reports within the stated 90 % interval.
+listed with its reason below; `bounds` says how many reports keep a bound, of those for which no more is known. `inside` is the share of reports within the stated 90 % interval.
 
 The constants (last section) were fitted on the same reports; their leave-one-model-out errors stand beside them.
 

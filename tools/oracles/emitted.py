@@ -133,7 +133,7 @@ def main() -> None:
         return emitted(args.plimsoll, draw, engine, emit or engine, args.plans)
 
     if args.manifests:
-        for engine in ("vllm", "llama.cpp", "plimsoll"):
+        for engine in ("vllm", "sglang", "llama.cpp", "plimsoll"):
             manifests(of(engine, "kubernetes"))
             print(f"{args.plans} manifests for {engine}: valid")
     if args.vllm:

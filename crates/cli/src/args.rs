@@ -295,10 +295,10 @@ pub(crate) struct DeviceArgs {
 
 /// Under which rules.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Engine (flags named as vLLM's)")]
+#[command(next_help_heading = "Engine (flags named as vLLM's; SGLang's names do as well)")]
 #[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct EngineArgs {
-    /// ideal, contiguous, vllm, vllm@VERSION, llama.cpp, llama.cpp@ik or plimsoll
+    /// ideal, contiguous, vllm, vllm@VERSION, sglang, sglang@VERSION, trtllm, llama.cpp, llama.cpp@ik or plimsoll
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<Engine>,
     /// What a contiguous server reserves
@@ -320,28 +320,31 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "TYPE")]
     pub(crate) cache_type_v: Option<KvType>,
     /// Tokens per block
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    #[arg(long, alias = "page-size", value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub(crate) block_size: Option<u64>,
     /// Longest sequence the engine accepts (default: the trained context, or the load's)
-    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    #[arg(long, alias = "context-length", value_name = "TOKENS", value_parser = tokens)]
     pub(crate) max_model_len: Option<u64>,
     /// R: sequences per step
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    #[arg(long, alias = "max-running-requests", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub(crate) max_num_seqs: Option<u64>,
     /// T: tokens per step
-    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    #[arg(long, alias = "chunked-prefill-size", value_name = "TOKENS", value_parser = tokens)]
     pub(crate) max_num_batched_tokens: Option<u64>,
+    /// Most tokens of the pool (SGLang)
+    #[arg(long, value_name = "TOKENS", value_parser = tokens)]
+    pub(crate) max_total_tokens: Option<u64>,
     /// Physical batch (llama.cpp)
     #[arg(long, visible_alias = "ubatch", value_name = "TOKENS", value_parser = tokens)]
     pub(crate) ubatch_size: Option<u64>,
-    /// Share of the device that vLLM takes
-    #[arg(long, value_name = "0..1", value_parser = utilization)]
+    /// Share of the device that vLLM takes, that SGLang has for weights and cache, of free memory that TensorRT-LLM's cache takes
+    #[arg(long, visible_alias = "mem-fraction-static", value_name = "0..1", value_parser = utilization)]
     pub(crate) gpu_memory_utilization: Option<f64>,
     /// KV cache per device, taken as given
     #[arg(long, visible_alias = "kv-cache-memory-bytes", value_name = "SIZE")]
     pub(crate) kv_memory: Option<Bytes>,
     /// No CUDA graphs
-    #[arg(long)]
+    #[arg(long, alias = "disable-cuda-graph")]
     pub(crate) enforce_eager: bool,
     /// Keep cached prefixes where the engine would not (vLLM: models with recurrent states)
     #[arg(long, conflicts_with = "no_enable_prefix_caching")]

@@ -41,9 +41,9 @@ fn file(name: &str, text: &str) -> PathBuf {
     path
 }
 
-/// Fields of a record that were measured, or say something about it.
+/// Fields of a record that were measured, or say something about it. A card's total, a file's size and what was free
+/// before anything was loaded are facts of the start.
 const MEASURED: &[&str] = &[
-    "total_gpu_memory_gib",
     "weights_gib_per_gpu",
     "activation_peak_gib",
     "non_torch_gib",
@@ -59,12 +59,24 @@ const MEASURED: &[&str] = &[
     "kv_detail",
     "compute_buffer_mib",
     "compute_buffer_mib_by_device",
-    "model_file_size",
     "model_params",
-    "notes",
     "source",
     "source_kind",
 ];
+
+/// What a remark says of the start: free memory before loading, a cap by flag.
+fn conditions(notes: &str) -> String {
+    let mut kept = Vec::new();
+    if let Some(at) = notes.find(" GB before load") {
+        let from = notes[..at].rfind(' ').map_or(0, |i| i + 1);
+        kept.push(format!("{} GB before load", &notes[from..at]));
+    }
+    if let Some(at) = notes.find("max_total_tokens capped at ") {
+        let rest = &notes[at..];
+        kept.push(rest.split(';').next().unwrap_or(rest).to_owned());
+    }
+    kept.join("; ")
+}
 
 /// Only what was predicted, record by record.
 fn predictions(report: &Value) -> String {
@@ -93,6 +105,9 @@ fn predictions_see_no_figure() {
             let mut v: Value = serde_json::from_str(l).expect("test data");
             let map = v.as_object_mut().expect("an object");
             map.retain(|k, _| !MEASURED.contains(&k.as_str()));
+            if let Some(n) = map.get("notes").and_then(Value::as_str).map(conditions) {
+                map.insert("notes".to_owned(), Value::String(n));
+            }
             format!("{v}\n")
         })
         .collect();
@@ -115,7 +130,7 @@ fn predictions_see_no_figure() {
 fn every_record_is_judged_or_listed() {
     let r = json(&data("measurements.jsonl"), &[]);
     let records = r["records"].as_array().expect("records");
-    assert_eq!(records.len(), 20);
+    assert_eq!(records.len(), 24);
     for (term, m) in r["terms"].as_object().expect("terms") {
         let reported = records
             .iter()
@@ -123,7 +138,8 @@ fn every_record_is_judged_or_listed() {
             .count() as u64;
         let n = m["n"].as_u64().expect("n");
         let none = m["unpredicted"].as_u64().expect("unpredicted");
-        assert_eq!(n + none, reported, "{term}");
+        let bounds = m["bounds"].as_u64().expect("bounds");
+        assert_eq!(n + none + bounds, reported, "{term}");
         let by: u64 = r["by_engine"]
             .as_object()
             .expect("by_engine")
@@ -146,8 +162,24 @@ fn every_record_is_judged_or_listed() {
             .unwrap_or_default()
             .to_owned()
     };
-    assert!(reason("gh-55068335887-sglang-qwen25-05b", "kv_tokens").contains("SGLang"));
+    assert!(reason("gh-55068335887-sglang-qwen25-05b", "kv_tokens").contains("no card is named"));
     assert!(reason("gh-58849745494-llama31-8b-aqlm", "weights").contains("aqlm"));
+}
+
+/// A report that names no release is not judged by one: its figures are bounds that span several.
+#[test]
+fn what_a_report_leaves_open_is_a_bound() {
+    let r = json(&data("measurements.jsonl"), &[]);
+    let records = r["records"].as_array().expect("records");
+    let of = |id: &str| records.iter().find(|x| x["id"] == id).expect("a record");
+    let open = of("gh-60408716987-qwen3-06b-h100-u95");
+    assert_eq!(open["terms"]["kv_pool"]["kind"], "bound");
+    assert!(open["terms"]["weights"]["kind"] != "bound");
+    let assumed = open["assumed"].to_string();
+    assert!(assumed.contains("any of"), "{assumed}");
+    // Its share is given, and what was free before loading is known.
+    let sglang = of("gh-55068335887-sglang-qwen25-05b");
+    assert!(sglang["terms"]["weights"]["inside"] == true, "{sglang}");
 }
 
 #[test]
@@ -178,7 +210,7 @@ fn old_and_unnumbered_versions_are_kept_out_and_listed() {
     );
     assert!(!excluded.contains(&"gh-55068335887-sglang-qwen25-05b"));
     let all = r["records"].as_array().expect("records").len() + excluded.len();
-    assert_eq!(all, 20);
+    assert_eq!(all, 24);
 }
 
 #[test]
@@ -228,7 +260,7 @@ fn the_table_lists_reasons() {
         "weights",
         "kv_tokens",
         "not predicted:",
-        "SGLang",
+        "sglang",
         "starts:",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
@@ -256,6 +288,19 @@ fn constants_are_listed() {
     }
 }
 
+/// SGLang's tokens follow from its share, what was free and the weights: none may be off by more than 3 %.
+#[test]
+fn sglangs_tokens_are_within_three_percent() {
+    let r = json(&data("measurements.jsonl"), &[]);
+    let tokens = &r["by_engine"]["sglang"]["kv_tokens"];
+    assert_eq!(tokens["n"], 4, "{tokens}");
+    let worst = tokens["worst"]["error_pct"].as_f64();
+    assert!(worst.is_some_and(|e| e.abs() <= 3.0), "{tokens}");
+    // Loading is seen from the driver: a few MiB of segments and modules are not counted one by one.
+    let weights = &r["by_engine"]["sglang"]["weights"];
+    assert_eq!(weights["interval_coverage_pct"], 100.0, "{weights}");
+}
+
 #[test]
 fn the_committed_reports_are_predicted_within_the_bars() {
     let r = json(&data("measurements.jsonl"), &["--min-version", "0.17"]);
@@ -268,7 +313,12 @@ fn the_committed_reports_are_predicted_within_the_bars() {
         ("max_concurrency", 2.0, 8),
         ("kv_buffer", 0.0, 2),
     ] {
-        let t = &r["terms"][term];
+        // SGLang's weights are the driver's figure, which has a test of its own.
+        let of = match term {
+            "kv_buffer" => &r["terms"],
+            _ => &r["by_engine"]["vllm"],
+        };
+        let t = &of[term];
         assert!(t["n"].as_u64().is_some_and(|n| n >= least), "{term}: {t}");
         let mean = t["mean_abs_pct"].as_f64().expect("a figure");
         assert!(

@@ -254,7 +254,7 @@ fn an_engine_beside_another_has_what_it_leaves() {
 /// What is emitted is what the plan prints below its table, and nothing where it does not fit.
 #[test]
 fn a_plan_is_emitted_as_its_command() {
-    for engine in ["vllm", "llama.cpp", "plimsoll"] {
+    for engine in ["vllm", "sglang", "llama.cpp", "plimsoll"] {
         let plan = format!("plan llama-3.1-8b --gpu h100 --users 8 --context 4k --engine {engine}");
         let flags = json(&format!("{plan} --json"))["flags"].clone();
         let printed = flags

@@ -52,6 +52,28 @@ fn flags_of_advice(v: &Value) -> Vec<String> {
         .collect()
 }
 
+/// Its share and what was free are printed, so neither release nor card is needed.
+#[test]
+fn an_sglang_log_needs_nothing_else() {
+    let v = json(&log("sglang-0.4-qwen3-0.6b.log"), &[]);
+    assert_eq!(v["engine"], "sglang");
+    assert_eq!(v["flags"]["mem_fraction_static"], "0.818");
+    assert_eq!(v["flags"]["chunked_prefill_size"], "2048");
+    assert_eq!(reported(&v, "weights"), Some(1.25));
+    assert_eq!(reported(&v, "kv_pool"), Some(11.14));
+    assert_eq!(reported(&v, "kv_tokens"), Some(104_273.0));
+    let off = v["terms"]["kv_tokens"]["error_pct"].as_f64();
+    assert!(off.is_some_and(|e| e.abs() <= 3.0), "{off:?}");
+    assert_eq!(v["terms"]["kv_tokens"]["inside"], true);
+    let advice = flags_of_advice(&v);
+    assert!(
+        advice
+            .iter()
+            .any(|f| f.starts_with("--mem-fraction-static")),
+        "{advice:?}"
+    );
+}
+
 #[test]
 fn a_v1_log_needs_nothing_else() {
     let v = json(&log("vllm-0.19-llama-3.1-8b.log"), &[]);

@@ -213,7 +213,7 @@ fn ways(spec: &ModelSpec, e: &Evaluation, settings: &Settings) -> Result<Ways, P
         Engine::Contiguous(_) | Engine::Ideal | Engine::LlamaCpp(_) => {
             evaluate(spec, &e.deployment, &own, &load).ok()
         }
-        Engine::Vllm(_) | Engine::Plimsoll => None,
+        Engine::Vllm(_) | Engine::Sglang(_) | Engine::TrtLlm | Engine::Plimsoll => None,
     };
     let pages = paged.as_ref().unwrap_or(e);
     out.paged = way(e, &unshared, |i, l| Ok(pages.stages[i].kv.need(l)?.pool))?;

@@ -377,6 +377,11 @@ fn judge(
         Some(kv) => (kv, kv, kv, expected.add(kv)? > budget),
         None => (rest(expected), rest(high), rest(low), expected > budget),
     };
+    let cap = match engine.takes {
+        Takes::Capped(most) => most,
+        Takes::Need | Takes::Rest | Takes::Blocks | Takes::AtMost(_) => Bytes::new(u64::MAX),
+    };
+    let [room, room_low, room_high] = [room, room_low, room_high].map(|r| r.min(cap));
     let need = engine.kv.need(share)?;
     let beside_terms = engine.kv.beside_terms(share)?;
     let beside = Bytes::sum(beside_terms.iter().map(Term::high))?;
@@ -385,7 +390,7 @@ fn judge(
         Takes::AtMost(most) if settings.kv_memory.is_none() => Some(most),
         Takes::AtMost(_) => Some(pools[0]),
         Takes::Blocks => Some(pools[2]),
-        Takes::Need | Takes::Rest => None,
+        Takes::Need | Takes::Rest | Takes::Capped(_) => None,
     };
     if let Some(most) = most {
         let block = engine.kv.capacity(most, max_model_len)?.bytes_per_block;
@@ -416,6 +421,10 @@ fn judge(
             Some(_) => "given (--kv-memory)".to_owned(),
             None if matches!(engine.takes, Takes::AtMost(_)) => format!(
                 "the smaller of R sequences of the longest length and budget ({}) - all other terms",
+                engine.budget.formula
+            ),
+            None if matches!(engine.takes, Takes::Capped(_)) => format!(
+                "the smaller of --max-total-tokens and budget ({}) - all other terms",
                 engine.budget.formula
             ),
             None if engine.takes == Takes::Blocks => format!(

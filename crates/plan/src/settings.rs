@@ -191,6 +191,12 @@ pub struct Settings {
     pub gpu_memory_utilization: Option<f64>,
     /// `--kv-memory`: the KV budget per device, taken as given.
     pub kv_memory: Option<Bytes>,
+    /// `--max-total-tokens`: most tokens of the pool (SGLang).
+    pub max_total_tokens: Option<u64>,
+    /// `--cuda-graph-max-bs`: the largest captured batch (SGLang).
+    pub graph_batch: Option<u64>,
+    /// What the engine found free on each device before it loaded anything, where that is known (SGLang prints it).
+    pub free_before_loading: Option<Bytes>,
     /// `--enforce-eager`: no CUDA graphs.
     pub enforce_eager: bool,
     /// `--enable-prefix-caching`: whether cached prefixes are kept and shared; `None` for the
@@ -259,6 +265,9 @@ impl Settings {
             ubatch: None,
             gpu_memory_utilization: None,
             kv_memory: None,
+            max_total_tokens: None,
+            graph_batch: None,
+            free_before_loading: None,
             enforce_eager: false,
             prefix_caching: None,
             disable_hybrid_kv_cache_manager: None,

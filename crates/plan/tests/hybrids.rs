@@ -52,6 +52,7 @@ fn law(spec: &ModelSpec, engine: Engine, row: &Value, length: u64, tp: u64) -> B
         ..Parallel::default()
     };
     let deployment = Deployment {
+        kinds: None,
         device: plimsoll_device::find("h100").unwrap().clone(),
         parallel,
         in_use: Bytes::ZERO,

@@ -36,6 +36,9 @@ fn engines() -> Vec<Engine> {
         Engine::Contiguous(Reserve::Oracle),
         "vllm@0.19".parse().expect("an engine"),
         "vllm".parse().expect("an engine"),
+        "sglang".parse().expect("an engine"),
+        "sglang@0.5.2".parse().expect("an engine"),
+        Engine::TrtLlm,
         Engine::Plimsoll,
     ]
 }

@@ -205,6 +205,8 @@ pub(crate) fn engine_name(engine: Engine) -> EngineName {
         Engine::Contiguous(Reserve::Pow2) => of("contiguous", Some("pow2".to_owned())),
         Engine::Contiguous(Reserve::Oracle) => of("contiguous", Some("oracle".to_owned())),
         Engine::Vllm(v) => of("vllm", Some(v.to_string())),
+        Engine::Sglang(v) => of("sglang", Some(v.to_string())),
+        Engine::TrtLlm => of("trtllm", None),
         Engine::LlamaCpp(EngineVersion::Mainline) => of("llama.cpp", None),
         Engine::LlamaCpp(v) => of("llama.cpp", Some(v.to_string())),
         Engine::Plimsoll => of("plimsoll", None),

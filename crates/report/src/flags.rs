@@ -1,4 +1,4 @@
-//! The plan as a command: flags for vLLM, llama.cpp and Plimsoll.
+//! The plan as a command: flags for vLLM, SGLang, TensorRT-LLM, llama.cpp and Plimsoll.
 
 use plimsoll_plan::{Answer, Engine, KvType, Question};
 use plimsoll_program::Parallel;
@@ -8,6 +8,9 @@ use crate::build::ModelFacts;
 use crate::launch::Launch;
 use crate::wire::EngineFlags;
 
+/// A flag of an engine and its value, where it takes one.
+type Flag = (&'static str, Option<String>);
+
 /// One command per engine that serves; every flag restates a figure of the plan.
 #[must_use]
 pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineFlags> {
@@ -16,11 +19,16 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
         engine: l.engine().to_owned(),
         command: l.command(),
     };
-    [vllm(facts, q, a, p), llama_cpp(facts, q)]
-        .into_iter()
-        .chain(plimsoll(facts, q, a, p))
-        .map(told)
-        .collect()
+    [
+        vllm(facts, q, a, p),
+        sglang(facts, q, a, p),
+        trtllm(facts, q, p),
+        llama_cpp(facts, q),
+    ]
+    .into_iter()
+    .chain(plimsoll(facts, q, a, p))
+    .map(told)
+    .collect()
 }
 
 /// The start of the engine that the question is about, divided by `p`: as the plan is, or one of its replicas. `None` where
@@ -29,80 +37,52 @@ pub fn engine_flags(facts: &ModelFacts, q: &Question, a: &Answer) -> Vec<EngineF
 pub fn launch(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Option<Launch> {
     match q.settings.engine {
         Engine::Vllm(_) => Some(vllm(facts, q, a, p)),
+        Engine::Sglang(_) => Some(sglang(facts, q, a, p)),
+        Engine::TrtLlm => Some(trtllm(facts, q, p)),
         Engine::LlamaCpp(_) => Some(llama_cpp(facts, q)),
         Engine::Plimsoll => plimsoll(facts, q, a, p),
         Engine::Ideal | Engine::Contiguous(_) => None,
     }
 }
 
+/// vLLM's command. On processors a variable sizes its KV cache, in whole GiB.
 fn vllm(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Launch {
-    let settings = &q.settings;
     let mut l = Launch::new("vllm", &["vllm", "serve", facts.served()]);
-    l.flag("--max-model-len", q.load.context);
-    for (flag, n) in [
-        ("--tensor-parallel-size", p.tp),
-        ("--pipeline-parallel-size", p.pp),
-        ("--data-parallel-size", p.dp),
-    ] {
-        if n > 1 {
-            l.flag(flag, n);
-        }
+    if let Some(kv) = q.settings.kv_memory.filter(|_| on_processors(q)) {
+        l.variable(
+            "VLLM_CPU_KVCACHE_SPACE",
+            (kv.get() >> 30).max(1).to_string(),
+        );
     }
-    if let Some(layers) = a
-        .evaluation
-        .deployment
-        .kinds
-        .as_ref()
-        .and_then(|k| k.layers.as_ref())
-    {
+    let kinds = a.evaluation.deployment.kinds.as_ref();
+    if let Some(layers) = kinds.and_then(|k| k.layers.as_ref()) {
         let each: Vec<String> = layers.iter().map(u64::to_string).collect();
         l.variable("VLLM_PP_LAYER_PARTITION", each.join(","));
     }
-    if p.expert_parallel {
-        l.switch("--enable-expert-parallel");
-    }
-    if let Some(d) = settings.dtype {
-        l.flag("--dtype", torch_name(d));
-    }
-    if settings.kv_type != KvType::Auto {
-        l.flag("--kv-cache-dtype", vllm_kv_name(settings.kv_type));
-    }
-    for (flag, n) in [
-        ("--max-num-seqs", settings.max_num_seqs),
-        ("--max-num-batched-tokens", settings.max_num_batched_tokens),
-        ("--block-size", settings.block_size),
-    ] {
-        if let Some(n) = n {
-            l.flag(flag, n);
-        }
-    }
-    if let Some(u) = settings.gpu_memory_utilization {
-        l.flag("--gpu-memory-utilization", u);
-    } else if q.in_use > Bytes::ZERO
-        && let Engine::Vllm(_) = settings.engine
-        && let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device)
-    {
-        // The share that the plan took beside the other process.
-        let share = s.budget.bytes.gib() / d.usable.gib();
-        l.flag("--gpu-memory-utilization", format!("{share:.2}"));
-    }
-    if let Some(lora) = settings.lora {
-        l.switch("--enable-lora");
-        l.flag("--max-loras", lora.slots);
-        l.flag("--max-lora-rank", lora.rank);
-    }
-    if let Some(kv) = settings.kv_memory {
-        l.flag("--kv-cache-memory-bytes", kv.get());
-    }
-    if settings.enforce_eager {
-        l.switch("--enforce-eager");
-    }
+    l.flags(vllm_flags(q, a, p));
+    l
+}
+
+fn sglang(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Launch {
+    let head = [
+        "python",
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        facts.served(),
+    ];
+    let mut l = Launch::new("sglang", &head);
+    l.flags(sglang_flags(q, a, p));
+    l
+}
+
+fn trtllm(facts: &ModelFacts, q: &Question, p: Parallel) -> Launch {
+    let mut l = Launch::new("trtllm", &["trtllm-serve", facts.served()]);
+    l.flags(trtllm_flags(q, p));
     l
 }
 
 fn llama_cpp(facts: &ModelFacts, q: &Question) -> Launch {
-    let settings = &q.settings;
-    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
     // It reads nothing but GGUF files.
     let file = if facts.name.ends_with(".gguf") && !facts.name.contains(':') {
         &facts.name
@@ -110,20 +90,193 @@ fn llama_cpp(facts: &ModelFacts, q: &Question) -> Launch {
         "MODEL.gguf"
     };
     let mut l = Launch::new("llama.cpp", &["llama-server", "-m", file]);
-    l.flag("-c", q.load.context.saturating_mul(sequences));
-    l.flag("-np", sequences);
-    l.flag("-ngl", 99);
-    if let KvType::Plain(d) = settings.kv_type {
-        l.flag("-ctk", d.name());
-        match settings.kv_type_v {
-            Some(v) => l.flag("-ctv", v),
-            None => l.flag("-ctv", d.name()),
+    l.flags(llama_cpp_flags(q));
+    l
+}
+
+/// A number that stands only where it is not one.
+fn degrees(out: &mut Vec<Flag>, all: &[(&'static str, u64)]) {
+    for (flag, n) in all {
+        if *n > 1 {
+            out.push((flag, Some(n.to_string())));
         }
     }
-    if let Some(u) = settings.ubatch {
-        l.flag("-ub", u);
+}
+
+/// Numbers that stand only where they were given.
+fn given(out: &mut Vec<Flag>, all: &[(&'static str, Option<u64>)]) {
+    for (flag, n) in all {
+        if let Some(n) = n {
+            out.push((flag, Some(n.to_string())));
+        }
     }
-    l
+}
+
+/// The share of the card that the plan took beside another process, where the engine is told one.
+fn shared_card(q: &Question, a: &Answer) -> Option<String> {
+    let (Some(s), Some(d)) = (a.evaluation.tightest(), &q.device) else {
+        return None;
+    };
+    (q.in_use > Bytes::ZERO).then(|| format!("{:.2}", s.budget.bytes.gib() / d.usable.gib()))
+}
+
+/// Whether the plan is for vLLM on processors, where the KV cache is given in a variable.
+fn on_processors(q: &Question) -> bool {
+    matches!(q.settings.engine, Engine::Vllm(_))
+        && q.device.as_ref().is_some_and(|d| d.vendor == "cpu")
+}
+
+/// vLLM's flags.
+fn vllm_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
+    let settings = &q.settings;
+    let mut out = vec![("--max-model-len", Some(q.load.context.to_string()))];
+    degrees(
+        &mut out,
+        &[
+            ("--tensor-parallel-size", p.tp),
+            ("--pipeline-parallel-size", p.pp),
+            ("--data-parallel-size", p.dp),
+        ],
+    );
+    if p.expert_parallel {
+        out.push(("--enable-expert-parallel", None));
+    }
+    if let Some(d) = settings.dtype {
+        out.push(("--dtype", Some(torch_name(d).to_owned())));
+    }
+    if settings.kv_type != KvType::Auto {
+        out.push(("--kv-cache-dtype", Some(vllm_kv_name(settings.kv_type))));
+    }
+    given(
+        &mut out,
+        &[
+            ("--max-num-seqs", settings.max_num_seqs),
+            ("--max-num-batched-tokens", settings.max_num_batched_tokens),
+            ("--block-size", settings.block_size),
+        ],
+    );
+    let beside = shared_card(q, a).filter(|_| matches!(settings.engine, Engine::Vllm(_)));
+    if let Some(u) = settings
+        .gpu_memory_utilization
+        .map(|u| u.to_string())
+        .or(beside)
+    {
+        out.push(("--gpu-memory-utilization", Some(u)));
+    }
+    if let Some(l) = settings.lora {
+        out.push(("--enable-lora", None));
+        out.push(("--max-loras", Some(l.slots.to_string())));
+        out.push(("--max-lora-rank", Some(l.rank.to_string())));
+    }
+    if let Some(kv) = settings.kv_memory.filter(|_| !on_processors(q)) {
+        out.push(("--kv-cache-memory-bytes", Some(kv.get().to_string())));
+    }
+    if settings.enforce_eager {
+        out.push(("--enforce-eager", None));
+    }
+    out
+}
+
+/// SGLang's flags.
+fn sglang_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
+    let settings = &q.settings;
+    let mut out = vec![("--context-length", Some(q.load.context.to_string()))];
+    degrees(
+        &mut out,
+        &[
+            ("--tp-size", p.tp),
+            ("--pp-size", p.pp),
+            ("--dp-size", p.dp),
+        ],
+    );
+    if p.expert_parallel {
+        out.push(("--ep-size", Some(p.tp.to_string())));
+    }
+    if let Some(d) = settings.dtype {
+        out.push(("--dtype", Some(torch_name(d).to_owned())));
+    }
+    // Its pools have the model's type, or 8 bits.
+    if let KvType::Plain(d @ (DType::Bf16 | DType::F8E4m3 | DType::F8E5m2)) = settings.kv_type {
+        let name = match d {
+            DType::F8E4m3 => "fp8_e4m3",
+            DType::F8E5m2 => "fp8_e5m2",
+            _ => "bf16",
+        };
+        out.push(("--kv-cache-dtype", Some(name.to_owned())));
+    }
+    given(
+        &mut out,
+        &[
+            ("--max-running-requests", settings.max_num_seqs),
+            ("--chunked-prefill-size", settings.max_num_batched_tokens),
+            ("--page-size", settings.block_size),
+            ("--max-total-tokens", settings.max_total_tokens),
+        ],
+    );
+    if let Engine::Sglang(_) = settings.engine {
+        if let Some(u) = settings.gpu_memory_utilization {
+            out.push(("--mem-fraction-static", Some(u.to_string())));
+        } else if let (Some(kv), Some(s)) = (settings.kv_memory, a.evaluation.tightest()) {
+            // It is told tokens, not bytes.
+            let tokens = s.kv.capacity(kv, a.evaluation.max_model_len);
+            if let Some(t) = tokens.ok().map(|c| c.tokens) {
+                out.push(("--max-total-tokens", Some(t.to_string())));
+            }
+        }
+    }
+    if let Some(l) = settings.lora {
+        out.push(("--enable-lora", None));
+        out.push(("--max-loras-per-batch", Some(l.slots.to_string())));
+        out.push(("--max-lora-rank", Some(l.rank.to_string())));
+    }
+    if settings.enforce_eager {
+        out.push(("--disable-cuda-graph", None));
+    }
+    out
+}
+
+/// TensorRT-LLM's flags.
+fn trtllm_flags(q: &Question, p: Parallel) -> Vec<Flag> {
+    let settings = &q.settings;
+    let mut out = vec![("--max_seq_len", Some(q.load.context.to_string()))];
+    degrees(&mut out, &[("--tp_size", p.tp), ("--pp_size", p.pp)]);
+    if p.expert_parallel {
+        out.push(("--ep_size", Some(p.tp.to_string())));
+    }
+    given(
+        &mut out,
+        &[
+            ("--max_batch_size", settings.max_num_seqs),
+            ("--max_num_tokens", settings.max_num_batched_tokens),
+        ],
+    );
+    if settings.engine == Engine::TrtLlm
+        && let Some(u) = settings.gpu_memory_utilization
+    {
+        out.push(("--kv_cache_free_gpu_memory_fraction", Some(u.to_string())));
+    }
+    out
+}
+
+/// llama.cpp's flags.
+fn llama_cpp_flags(q: &Question) -> Vec<Flag> {
+    let settings = &q.settings;
+    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
+    let context = q.load.context.saturating_mul(sequences);
+    let mut out = vec![
+        ("-c", Some(context.to_string())),
+        ("-np", Some(sequences.to_string())),
+        ("-ngl", Some("99".to_owned())),
+    ];
+    if let KvType::Plain(d) = settings.kv_type {
+        let v = settings
+            .kv_type_v
+            .map_or_else(|| d.name().to_owned(), |v| v.to_string());
+        out.push(("-ctk", Some(d.name().to_owned())));
+        out.push(("-ctv", Some(v)));
+    }
+    given(&mut out, &[("-ub", settings.ubatch)]);
+    out
 }
 
 /// One process of our own server: a replica. It has no pipeline stages.

@@ -26,6 +26,14 @@ impl Launch {
         self.words.push(value.to_string());
     }
 
+    /// Adds flags, those with a value and those without.
+    pub(crate) fn flags(&mut self, all: Vec<(&'static str, Option<String>)>) {
+        for (name, value) in all {
+            self.words.push(name.to_owned());
+            self.words.extend(value);
+        }
+    }
+
     /// Adds a flag without one.
     pub(crate) fn switch(&mut self, name: &str) {
         self.words.push(name.to_owned());

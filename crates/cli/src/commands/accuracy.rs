@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use plimsoll_plan::engine::sglang;
 use plimsoll_plan::engine::vllm::{Constant, constants};
 use plimsoll_plan::measured::{
     Configs, EngineName, Figure, Fit, Judged, LineError, Metrics, Prediction, Record, StartOutcome,
@@ -290,8 +291,8 @@ impl Judgement {
         let title = |out: &mut String, text: &str| {
             let _ = writeln!(
                 out,
-                "{text:<46}{:>5}{:>6}{:>9}{:>9}{:>9}{:>9}{:>9}  worst",
-                "n", "none", "mean %", "median %", "p95 %", "bias %", "inside %"
+                "{text:<46}{:>5}{:>6}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}  worst",
+                "n", "none", "bounds", "mean %", "median %", "p95 %", "bias %", "inside %"
             );
         };
         title(&mut out, "term");
@@ -325,7 +326,7 @@ impl Judgement {
         }
         let _ = writeln!(
             out,
-            "\nn: reported and predicted; none: reported, not predicted. Errors of memory terms are relative to\nmax(reported, 1 GiB), those of kv_tokens and max_concurrency to the reported figure."
+            "\nn: reported and predicted; none: reported, not predicted; bounds: those that the report keeps, of those for\nwhich only a bound is known. Errors of memory terms are relative to max(reported, 1 GiB), those of kv_tokens and\nmax_concurrency to the reported figure."
         );
         out
     }
@@ -437,7 +438,7 @@ fn band(p: &Prediction) -> String {
 
 fn terms_lines(out: &mut String, group: &str, terms: &[(Figure, Metrics)]) {
     for (figure, m) in terms {
-        if m.n == 0 && m.unpredicted == 0 {
+        if m.n == 0 && m.unpredicted == 0 && m.bounds == 0 {
             continue;
         }
         let name = if group.is_empty() {
@@ -466,9 +467,13 @@ fn line(out: &mut String, name: &str, m: &Metrics) {
         .unwrap_or_default();
     let _ = writeln!(
         out,
-        "{name:<46}{:>5}{:>6}{:>9}{:>9}{:>9}{:>9}{:>9}  {worst}",
+        "{name:<46}{:>5}{:>6}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}  {worst}",
         m.n,
         m.unpredicted,
+        match m.bounds {
+            0 => "-".to_owned(),
+            n => format!("{}/{n}", m.bounds_kept),
+        },
         f(m.mean_abs_pct),
         f(m.median_abs_pct),
         f(m.p95_abs_pct),
@@ -493,6 +498,8 @@ fn metrics_json(m: &Metrics) -> Value {
     json!({
         "n": m.n,
         "unpredicted": m.unpredicted,
+        "bounds": m.bounds,
+        "bounds_kept": m.bounds_kept,
         "mean_abs_pct": percent(m.mean_abs_pct),
         "median_abs_pct": percent(m.median_abs_pct),
         "p95_abs_pct": percent(m.p95_abs_pct),
@@ -579,11 +586,12 @@ fn list_constants(
     output: &mut Output,
 ) -> Result<ExitCode, Failure> {
     let all: Vec<(Constant, Option<Fit>)> = constants()
-        .iter()
+        .into_iter()
+        .chain(sglang::constants::constants())
         .map(|c| {
             let found = judged.and_then(|j| {
                 fit(
-                    c,
+                    &c,
                     j.rows.iter().map(|r| {
                         (
                             r.record.setup.id.as_str(),
@@ -597,7 +605,7 @@ fn list_constants(
                     }),
                 )
             });
-            (*c, found)
+            (c, found)
         })
         .collect();
     if json {
@@ -620,7 +628,7 @@ fn list_constants(
     for (c, f) in &all {
         let _ = writeln!(
             out,
-            "{} = {} {} (vLLM {})\n  cause: {}",
+            "{} = {} {} ({})\n  cause: {}",
             c.name, c.value, c.unit, c.versions, c.cause
         );
         let pct = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.2} %"));

@@ -9,7 +9,7 @@ use plimsoll_device::Device;
 use plimsoll_model::{Assume, catalogue};
 use plimsoll_plan::log::{Advice, StartLog, advice, read};
 use plimsoll_plan::measured::{
-    Judged, Model, Prediction, Setup, Unit, graph_estimate, judge, predict_on,
+    EngineName, Judged, Model, Prediction, Setup, Unit, graph_estimate, judge, predict_on,
 };
 use plimsoll_report::thousands;
 use serde_json::{Map, Value, json};
@@ -171,9 +171,12 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Flags as read, in the words of vLLM's or llama.cpp's flags.
+    /// Flags as read, in the words of the engine's own flags.
     fn flags(&self) -> Vec<(&'static str, String)> {
         let s: &Setup = &self.log.setup;
+        let sglang = self.prediction.engine == EngineName::SgLang;
+        // What vLLM and SGLang call the same thing.
+        let word = |vllm: &'static str, sglangs: &'static str| if sglang { sglangs } else { vllm };
         let mut out: Vec<(&'static str, String)> = Vec::new();
         let mut number = |name, n: Option<u64>| {
             if let Some(n) = n {
@@ -183,15 +186,18 @@ impl Report<'_> {
         number("tensor_parallel", s.tensor_parallel);
         number("pipeline_parallel", s.pipeline_parallel.filter(|n| *n > 1));
         number("data_parallel", s.data_parallel.filter(|n| *n > 1));
-        let length = if s.engine == "vllm" {
-            "max_model_len"
-        } else {
-            "n_ctx"
+        let length = match self.prediction.engine {
+            EngineName::LlamaCpp | EngineName::IkLlamaCpp => "n_ctx",
+            _ => word("max_model_len", "context_length"),
         };
         number(length, s.max_model_len);
-        number("max_num_seqs", s.max_num_seqs);
-        number("max_num_batched_tokens", s.max_num_batched_tokens);
-        number("block_size", s.block_size);
+        number(word("max_num_seqs", "max_running_requests"), s.max_num_seqs);
+        number(
+            word("max_num_batched_tokens", "chunked_prefill_size"),
+            s.max_num_batched_tokens,
+        );
+        number(word("block_size", "page_size"), s.block_size);
+        number("max_total_tokens", s.max_total_tokens);
         number("n_batch", s.n_batch);
         number("n_ubatch", s.n_ubatch);
         number("mla_attn", s.mla_attn);
@@ -204,7 +210,7 @@ impl Report<'_> {
         text("quantization", s.quantization.clone());
         text("kv_cache_dtype", s.kv_cache_dtype.clone());
         text(
-            "gpu_memory_utilization",
+            word("gpu_memory_utilization", "mem_fraction_static"),
             s.gpu_memory_utilization.map(|u| u.to_string()),
         );
         text("flash_attn", s.flash_attn.map(|f| f.to_string()));
@@ -212,8 +218,15 @@ impl Report<'_> {
             "layers_offloaded",
             s.layers_offloaded.map(|(a, b)| format!("{a}/{b}")),
         );
+        text(
+            "free_before_loading",
+            s.free_before_gib.map(|g| format!("{g:.2} GiB")),
+        );
         if s.enforce_eager {
-            out.push(("enforce_eager", "true".to_owned()));
+            out.push((
+                word("enforce_eager", "disable_cuda_graph"),
+                "true".to_owned(),
+            ));
         }
         out
     }
@@ -348,7 +361,7 @@ impl Report<'_> {
             "flags": flags,
             "terms": terms,
             "also_reported": {
-                "total_gpu_memory_gib": r.total_gpu_memory_gib,
+                "total_gpu_memory_gib": self.log.setup.total_gpu_memory_gib,
                 "cuda_graph_gib": r.cuda_graph_gib,
                 "gpu_blocks": r.gpu_blocks,
                 "model_buffers_mib": r.weights_buffer_mib,

@@ -468,6 +468,7 @@ fn the_settings(
         ubatch: args.ubatch_size,
         gpu_memory_utilization: args.gpu_memory_utilization,
         kv_memory: args.kv_memory,
+        max_total_tokens: args.max_total_tokens,
         enforce_eager: args.enforce_eager,
         prefix_caching: match (args.enable_prefix_caching, args.no_enable_prefix_caching) {
             (_, true) => Some(false),

@@ -12,6 +12,8 @@ pub(crate) mod plimsoll;
 pub(crate) use plimsoll::DRIVER_BOUND_MIB;
 pub use plimsoll::host::{STAGED_PAGES, STAGED_WEIGHTS};
 pub use plimsoll::http::HttpLimits;
+pub mod sglang;
+mod trtllm;
 pub mod vllm;
 
 use std::fmt;
@@ -35,6 +37,10 @@ pub enum Engine {
     Contiguous(Reserve),
     /// vLLM's V1 engine.
     Vllm(Version),
+    /// SGLang.
+    Sglang(Version),
+    /// TensorRT-LLM, as a bound.
+    TrtLlm,
     /// llama.cpp.
     LlamaCpp(EngineVersion),
     /// Plimsoll's own server.
@@ -173,6 +179,8 @@ impl fmt::Display for Engine {
             Self::Contiguous(Reserve::Pow2) => f.pad("contiguous (reserve pow2)"),
             Self::Contiguous(Reserve::Oracle) => f.pad("contiguous (reserve oracle)"),
             Self::Vllm(v) => f.pad(&format!("vllm {v}")),
+            Self::TrtLlm => f.pad("trtllm"),
+            Self::Sglang(v) => f.pad(&format!("sglang {v}")),
             Self::LlamaCpp(EngineVersion::Mainline) => f.pad("llama.cpp"),
             Self::LlamaCpp(EngineVersion::Ik) => f.pad("ik_llama.cpp"),
             Self::LlamaCpp(v) => f.pad(&format!("llama.cpp {v}")),
@@ -184,7 +192,7 @@ impl fmt::Display for Engine {
 impl FromStr for Engine {
     type Err = String;
 
-    /// Reads `ideal`, `contiguous`, `vllm`, `vllm@0.19`, `llama.cpp`, `llama.cpp@b7079`,
+    /// Reads `ideal`, `contiguous`, `vllm`, `vllm@0.19`, `sglang`, `sglang@0.5.2`, `trtllm`, `llama.cpp`, `llama.cpp@b7079`,
     /// `llama.cpp@2025-07`, `llama.cpp@ik`, `plimsoll`.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let lower = s.trim().to_ascii_lowercase();
@@ -197,13 +205,16 @@ impl FromStr for Engine {
             ("contiguous", None) => Ok(Self::Contiguous(Reserve::Max)),
             ("vllm", None) => Ok(Self::Vllm(vllm::NEWEST)),
             ("vllm", Some(v)) => v.parse().map(Self::Vllm),
+            ("trtllm" | "tensorrt-llm", None) => Ok(Self::TrtLlm),
+            ("sglang", None) => Ok(Self::Sglang(sglang::NEWEST)),
+            ("sglang", Some(v)) => v.parse().map(Self::Sglang),
             ("llama.cpp" | "llamacpp", None) => Ok(Self::LlamaCpp(EngineVersion::Mainline)),
             ("llama.cpp" | "llamacpp", Some(v)) => v.parse().map(Self::LlamaCpp),
             ("ik_llama.cpp", None) => Ok(Self::LlamaCpp(EngineVersion::Ik)),
             ("plimsoll", None) => Ok(Self::Plimsoll),
             _ => Err(format!(
-                "`{s}` is no engine: use ideal, contiguous, vllm, vllm@VERSION, llama.cpp, llama.cpp@BUILD, \
-                 llama.cpp@ik or plimsoll"
+                "`{s}` is no engine: use ideal, contiguous, vllm, vllm@VERSION, sglang, sglang@VERSION, trtllm, llama.cpp, \
+                 llama.cpp@BUILD, llama.cpp@ik or plimsoll"
             )),
         }
     }
@@ -237,6 +248,8 @@ pub enum Takes {
     Blocks,
     /// Whole blocks of the rest of the budget, at most so many bytes, since no more can be used.
     AtMost(Bytes),
+    /// The rest of the budget, at most so many bytes: the user said that no more is to be had.
+    Capped(Bytes),
 }
 
 /// What an engine allocates on one rank of one stage.
@@ -288,6 +301,8 @@ pub fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         Engine::Ideal => ideal::stage(context),
         Engine::Contiguous(reserve) => contiguous::stage(context, reserve),
         Engine::Vllm(version) => vllm::stage(context, version),
+        Engine::Sglang(version) => sglang::stage(context, version),
+        Engine::TrtLlm => trtllm::stage(context),
         Engine::LlamaCpp(version) => llamacpp::stage(context, version),
         Engine::Plimsoll => plimsoll::stage(context),
     }

@@ -9,7 +9,7 @@ use super::{StartFailure, StartLog};
 use crate::engine::llamacpp::Run;
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, Verdict, evaluate};
-use crate::measured::{Compute, LlamaRun, Prediction};
+use crate::measured::{Compute, EngineName, LlamaRun, Prediction};
 use crate::settings::{KvType, Load, Settings};
 use crate::solve::{changes_that_fit, max_context};
 
@@ -35,6 +35,9 @@ pub fn advice(log: &StartLog, prediction: &mut Prediction) -> Vec<Advice> {
     // An overflow or a refused setting only means that there is nothing to propose.
     if let Some(run) = &prediction.llama {
         return llama_cpp(run).unwrap_or_default();
+    }
+    if prediction.engine == EngineName::SgLang {
+        return sglang(log, prediction).unwrap_or_default();
     }
     let (Some(e), Some(settings), Some(spec)) = (
         prediction.evaluation.as_mut(),
@@ -125,7 +128,7 @@ impl Advisor<'_> {
     fn share_of_free(&mut self, free: f64) {
         let total = self
             .log
-            .reported
+            .setup
             .total_gpu_memory_gib
             .unwrap_or(self.e.deployment.device.usable.gib());
         let share = (free / total * 100.0).floor() / 100.0;
@@ -295,6 +298,78 @@ impl Advisor<'_> {
             })
             .fold(f64::INFINITY, f64::min))
     }
+}
+
+/// Largest share that is proposed to SGLang: activations and graphs must do with the rest.
+const MAX_STATIC: f64 = 0.92;
+
+/// Flags of SGLang that make its pool larger, with what they would make of it.
+fn sglang(log: &StartLog, p: &Prediction) -> Result<Vec<Advice>, PlanError> {
+    let (Some(e), Some(settings), Some(spec)) = (&p.evaluation, &p.settings, &p.spec) else {
+        return Ok(Vec::new());
+    };
+    // Where nobody knows what was free, no pool is worth a word.
+    if e.deployment.device.is_unlimited() && settings.free_before_loading.is_none() {
+        return Ok(Vec::new());
+    }
+    let tokens = |s: &Settings| -> Result<u64, PlanError> {
+        let e = evaluate(spec, &e.deployment, s, &e.load)?;
+        Ok(e.stages
+            .iter()
+            .map(|s| s.capacity.tokens)
+            .min()
+            .unwrap_or(0))
+    };
+    let now = tokens(settings)?;
+    let mut tries: Vec<(String, Settings)> = Vec::new();
+    if settings
+        .gpu_memory_utilization
+        .is_none_or(|f| f < MAX_STATIC)
+    {
+        tries.push((
+            format!("--mem-fraction-static {MAX_STATIC}"),
+            Settings {
+                gpu_memory_utilization: Some(MAX_STATIC),
+                ..settings.clone()
+            },
+        ));
+    }
+    if settings.max_total_tokens.is_some() {
+        tries.push((
+            "without --max-total-tokens".to_owned(),
+            Settings {
+                max_total_tokens: None,
+                ..settings.clone()
+            },
+        ));
+    }
+    if settings.kv_type == KvType::Auto {
+        tries.push((
+            "--kv-cache-dtype fp8_e4m3".to_owned(),
+            Settings {
+                kv_type: KvType::Plain(DType::F8E4m3),
+                ..settings.clone()
+            },
+        ));
+    }
+    let mut out = Vec::new();
+    for (flag, settings) in tries {
+        let Ok(then) = tokens(&settings) else {
+            continue;
+        };
+        if then > now {
+            let started = if log.failure.is_some() && now == 0 {
+                "starts, with"
+            } else {
+                "by the prediction,"
+            };
+            out.push(Advice {
+                flag,
+                effect: format!("{started} {then} tokens instead of {now}"),
+            });
+        }
+    }
+    Ok(out)
 }
 
 /// Smaller buffers, with the difference that each flag makes.

@@ -1,4 +1,4 @@
-//! Start-up logs of vLLM and llama.cpp: what was started, and what it printed.
+//! Start-up logs of vLLM, SGLang and llama.cpp: what was started, and what it printed.
 //!
 //! The readers take text as it comes: with prefixes of a container runtime, colours, progress bars
 //! and the lines of several workers mixed. They look for each engine's own phrases, version by
@@ -7,7 +7,8 @@
 //!
 //! Sources of the phrases: vLLM `v1/engine/core.py`, `v1/worker/gpu_worker.py`,
 //! `v1/worker/gpu_model_runner.py`, `v1/core/kv_cache_utils.py`, `utils/mem_utils.py` (0.11 to 0.32)
-//! and `worker/worker.py`, `executor/executor_base.py` (V0); llama.cpp `src/llama-model.cpp`,
+//! and `worker/worker.py`, `executor/executor_base.py` (V0); SGLang `srt/model_executor/model_runner.py`,
+//! `srt/mem_cache/memory_pool.py`, `srt/managers/scheduler.py`; llama.cpp `src/llama-model.cpp`,
 //! `src/llama-context.cpp`, `src/llama-kv-cache.cpp`, `src/llama-model-loader.cpp` and their forms
 //! of 2024.
 //!
@@ -15,13 +16,13 @@
 
 mod advice;
 mod llamacpp;
+mod sglang;
 mod text;
 mod vllm;
 
 pub use advice::{Advice, advice};
 
-use plimsoll_device::{Confidence, Device, devices};
-use plimsoll_units::Bytes;
+use plimsoll_device::{Device, devices};
 use serde_json::Value;
 
 use crate::measured::{Reported, Setup};
@@ -118,6 +119,7 @@ impl StartFailure {
 /// The reason where no line of it is one of these engines'.
 pub fn read(text: &str) -> Result<StartLog, String> {
     let mut vllm = vllm::Reader::default();
+    let mut sglang = sglang::Reader::default();
     let mut llama = llamacpp::Reader::default();
     let mut card = None;
     // One line at a time: a text of millions of short lines is not copied.
@@ -127,20 +129,23 @@ pub fn read(text: &str) -> Result<StartLog, String> {
         }
         let line = text::clean(raw, MAX_LINE);
         vllm.read(&line);
+        sglang.read(&line);
         llama.read(&line);
         if card.is_none() {
             card = named_card(&line);
         }
     }
-    let (vllm, llama) = (vllm.finish(), llama.finish());
-    // The engine with more known lines wrote it; a tie of nothing is no log.
-    let mut log = if vllm.known_lines >= llama.known_lines {
-        vllm
-    } else {
-        llama
-    };
+    // The engine with most known lines wrote it; a tie of nothing is no log.
+    let mut log = vllm.finish();
+    for other in [sglang.finish(), llama.finish()] {
+        if other.known_lines > log.known_lines {
+            log = other;
+        }
+    }
     if log.known_lines == 0 {
-        return Err("no line of it is one that vLLM or llama.cpp prints at start".to_owned());
+        return Err(
+            "no line of it is one that vLLM, SGLang or llama.cpp prints at start".to_owned(),
+        );
     }
     if log.setup.gpu.is_none() {
         log.setup.gpu = card;
@@ -174,35 +179,7 @@ impl StartLog {
     /// # Errors
     /// The reason where the log shows neither.
     pub fn device(&self) -> Result<Device, String> {
-        let named = crate::measured::card(self.setup.gpu.as_deref()).cloned();
-        let total = self
-            .reported
-            .total_gpu_memory_gib
-            .and_then(|g| Bytes::from_gib(g).ok())
-            .filter(|b| *b > Bytes::ZERO);
-        match (named, total) {
-            (Ok(mut d), Some(total)) => {
-                // Two printed decimals: keep the catalogue's exact figure where they agree.
-                if (d.usable.gib() - total.gib()).abs() > 0.01 {
-                    d.usable = total;
-                }
-                Ok(d)
-            }
-            (Ok(d), None) => Ok(d),
-            (Err(_), Some(total)) => {
-                // The size alone names a card where only one kind has it to the printed digit; a size that
-                // was derived is known no better than a card's neighbour.
-                let mut same = devices()
-                    .iter()
-                    .filter(|d| d.confidence == Confidence::Printed)
-                    .filter(|d| (d.usable.gib() - total.gib()).abs() <= 0.005);
-                match (same.next(), same.next()) {
-                    (Some(d), None) => Ok(d.clone()),
-                    _ => Ok(Device::of_size(total)),
-                }
-            }
-            (Err(reason), None) => Err(reason),
-        }
+        crate::measured::device(&self.setup)
     }
 }
 

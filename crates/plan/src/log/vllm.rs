@@ -237,7 +237,7 @@ impl Reader {
         }
         if let Some(rest) = after(line, "total_gpu_memory (") {
             // V0: total_gpu_memory (23.58GiB) x gpu_memory_utilization (0.90) = 21.22GiB
-            first(&mut r.total_gpu_memory_gib, gib(rest));
+            first(&mut self.log.setup.total_gpu_memory_gib, gib(rest));
             if let Some(u) = after(rest, "gpu_memory_utilization (") {
                 first(&mut self.log.setup.gpu_memory_utilization, gib(u));
             }
@@ -316,7 +316,7 @@ impl Reader {
         first(&mut self.free_gib, decimal(rest, false));
         let total = after(rest, "/").and_then(|t| decimal(t, false));
         let r = &mut self.log.reported;
-        first(&mut r.total_gpu_memory_gib, total);
+        first(&mut self.log.setup.total_gpu_memory_gib, total);
         let desired = after(rest, "GPU memory utilization is (")
             .or_else(|| after(rest, "desired GPU memory utilization ("));
         if let Some(d) = desired {
@@ -385,7 +385,7 @@ impl Reader {
         } else if line.contains("CUDA out of memory") || line.contains("HIP out of memory") {
             if let Some(total) = after(line, "has a total capacity of ") {
                 first(
-                    &mut self.log.reported.total_gpu_memory_gib,
+                    &mut self.log.setup.total_gpu_memory_gib,
                     decimal(total, false),
                 );
             }
@@ -441,7 +441,7 @@ impl Reader {
         if self.log.failure.is_some() {
             r.start = StartOutcome::OutOfMemory;
         }
-        if let Some(total) = r.total_gpu_memory_gib
+        if let Some(total) = self.log.setup.total_gpu_memory_gib
             && let Some(free) = self.free_gib
             && total - free > 1.5
         {
@@ -494,7 +494,7 @@ mod tests {
         assert_eq!(r.non_torch_gib, Some(0.25));
         assert_eq!(r.cuda_graph_gib, Some(0.91));
         assert_eq!(r.kv_available_gib, Some(58.11));
-        assert_eq!(r.total_gpu_memory_gib, Some(79.19));
+        assert_eq!(l.setup.total_gpu_memory_gib, Some(79.19));
         assert_eq!(l.setup.gpu_memory_utilization, Some(0.95));
         assert_eq!(l.failure, None);
     }

@@ -62,6 +62,9 @@ impl Figure {
         Self::MaxConcurrency,
     ];
 
+    /// What SGLang prints.
+    pub const SGLANG: &'static [Self] = &[Self::Weights, Self::KvPool, Self::KvTokens];
+
     /// What llama.cpp prints.
     pub const LLAMA_CPP: &'static [Self] = &[Self::Weights, Self::KvBuffer, Self::ComputeBuffer];
 

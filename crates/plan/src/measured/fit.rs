@@ -10,6 +10,7 @@ use plimsoll_model::ModelSpec;
 use super::figure::Figure;
 use super::metrics::Judged;
 use super::predict::Prediction;
+use super::version::EngineName;
 use crate::engine::Version;
 use crate::engine::vllm::Constant;
 
@@ -93,13 +94,44 @@ pub fn fit<'a>(
 
 /// Whether a report belongs to a constant, and with which weight.
 fn point(name: &str, id: &str, p: &Prediction, judged: &[Judged]) -> Option<Point> {
-    let release = p.said.number()?;
+    // Constants of V0 and of SGLang rest on reports that name a month; others on those that name a release.
+    let dated = name.starts_with("non_torch_v0") || name.starts_with("sglang");
+    let release = p.said.number().or(p.release.filter(|_| dated));
+    if name == "sglang_loading" {
+        let weights = p.engine == EngineName::SgLang;
+        return weights
+            .then(|| residual(Figure::Weights, 1.0, id, p, judged))
+            .flatten();
+    }
+    if name.starts_with("sglang_before") {
+        // What was free is printed where it is known, and then nothing is estimated.
+        let e = p.evaluation.as_ref()?;
+        let ranks = e
+            .deployment
+            .parallel
+            .tp
+            .saturating_mul(e.deployment.parallel.pp);
+        let known = p.settings.as_ref()?.free_before_loading.is_some();
+        let mine = p.engine == EngineName::SgLang
+            && !known
+            && (ranks > 1) == (name == "sglang_before_ranks");
+        // More taken before is less for the pool, by the share.
+        return mine
+            .then(|| residual(Figure::KvPool, -1.0, id, p, judged))
+            .flatten();
+    }
+    let release = release?;
     let e = p.evaluation.as_ref()?;
     let parallel = e.deployment.parallel;
     let new = (Version::new(0, 18)..Version::new(0, 21)).contains(&release);
     let old = (Version::new(0, 11)..Version::new(0, 18)).contains(&release);
     let (tp, pp) = (parallel.tp > 1, parallel.pp > 1);
+    let v0 = (Version::new(0, 6)..crate::engine::vllm::FIRST_V1).contains(&release);
+    let snapshot = release.minor > 6 || release.patch >= 5;
     let times = match name {
+        "non_torch_v0_one_device" => (v0 && snapshot && !tp && !pp).then_some(1.0),
+        "non_torch_v0_tp" => (v0 && snapshot && (tp || pp)).then_some(1.0),
+        "non_torch_v0_with_context" => (v0 && !snapshot && !tp && !pp).then_some(1.0),
         "non_torch_one_device" => (new && !tp && !pp).then_some(1.0),
         "non_torch_pp_only" => (new && !tp && pp).then_some(1.0),
         "non_torch_tp" => (new && tp).then_some(1.0),
@@ -132,11 +164,28 @@ fn point(name: &str, id: &str, p: &Prediction, judged: &[Judged]) -> Option<Poin
     } else {
         Figure::NonTorch
     };
+    (times > 0.0)
+        .then(|| residual(figure, times, id, p, judged))
+        .flatten()
+}
+
+/// What a report's figure says of a constant that enters it `times` times.
+fn residual(
+    figure: Figure,
+    times: f64,
+    id: &str,
+    p: &Prediction,
+    judged: &[Judged],
+) -> Option<Point> {
     let j = judged.iter().find(|j| j.figure == figure)?;
     let (Ok(estimate), Some(reported)) = (&j.predicted, j.reported) else {
         return None;
     };
-    (times > 0.0).then(|| Point {
+    // Pools that a flag caps say nothing of what was free.
+    if figure == Figure::KvPool && p.settings.as_ref()?.max_total_tokens.is_some() {
+        return None;
+    }
+    Some(Point {
         id: id.to_owned(),
         model: p.spec.as_ref().map_or((0, 0, 0), shape),
         residual: reported - estimate.value,

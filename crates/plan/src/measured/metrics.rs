@@ -31,6 +31,10 @@ pub struct Judged {
 pub struct Metrics {
     /// Records that report it and were predicted.
     pub n: u64,
+    /// Records that report it and for which a bound is known: no error counts them.
+    pub bounds: u64,
+    /// Bounds that the printed figure keeps.
+    pub bounds_kept: u64,
     /// Records that report it and were not.
     pub unpredicted: u64,
     /// Mean of absolute errors, percent.
@@ -194,6 +198,11 @@ pub fn metrics<'a>(items: impl IntoIterator<Item = (&'a str, &'a Judged)>) -> Me
             m.unpredicted += 1;
             continue;
         };
+        if matches!(&j.predicted, Ok(p) if p.kind == "bound") {
+            m.bounds += 1;
+            m.bounds_kept += u64::from(j.inside == Some(true));
+            continue;
+        }
         m.n += 1;
         signed += e;
         errors.push(e.abs());
@@ -262,6 +271,28 @@ mod tests {
         );
         assert_eq!(m.interval_coverage_pct, Some(5.0));
         assert_eq!(m.worst, Some(("x".to_owned(), 20.0)));
+    }
+
+    #[test]
+    fn a_bound_is_kept_or_not_and_has_no_error() {
+        let bound = |reported| {
+            judge_figure(
+                Figure::Activation,
+                Ok(Estimate {
+                    value: 2.0,
+                    low: 0.0,
+                    high: 2.0,
+                    kind: "bound",
+                }),
+                Some(reported),
+            )
+        };
+        let (kept, broken) = (bound(1.0), bound(3.0));
+        let m = metrics([("a", &kept), ("b", &broken)]);
+        assert_eq!(
+            (m.n, m.unpredicted, m.bounds, m.bounds_kept, m.mean_abs_pct),
+            (0, 0, 2, 1, None)
+        );
     }
 
     #[test]

@@ -17,9 +17,10 @@ mod metrics;
 mod predict;
 mod quantisation;
 mod record;
+mod sglang;
 mod version;
 
-pub use card::card;
+pub use card::{card, device};
 pub use configs::Configs;
 pub use figure::{Figure, Unit};
 pub use fit::{Fit, fit};

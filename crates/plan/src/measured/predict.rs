@@ -7,12 +7,13 @@ use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
 use serde_json::{Value, json};
 
-use super::card::card;
+use super::card::{candidates, device};
 use super::configs::Configs;
 use super::figure::Figure;
 use super::llama::{Compute, LlamaRun};
 use super::quantisation::{self, Weights};
 use super::record::Setup;
+use super::sglang::figures as sglang_figures;
 use super::version::{EngineName, Said, read_engine};
 use crate::engine::{Engine, Version};
 use crate::error::PlanError;
@@ -69,16 +70,86 @@ pub enum Model {
 
 /// Predicts every figure of `setup`, with the configuration that `configs` has of its model and
 /// the card that it names.
+///
+/// Where it names no release, or a class of cards, figures that depend on it are bounds that span the possible ones.
 #[must_use]
 pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
-    let (model, assumed) = match configs.config(&setup.model) {
-        Ok((json, assumed)) => (Ok(Model::Config(json)), assumed),
-        Err(reason) => (Err(reason), Vec::new()),
+    let cards: Vec<Result<Device, String>> = match device(setup) {
+        Ok(card) => vec![Ok(card)],
+        Err(reason) => match candidates(setup.gpu.as_deref()).as_slice() {
+            [] => vec![Err(reason)],
+            some => some.iter().map(|d| Ok((*d).clone())).collect(),
+        },
     };
-    let device = card(setup.gpu.as_deref()).cloned();
-    let mut p = predict_on(setup, model, device);
-    p.assumed.splice(0..0, assumed);
-    p
+    let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
+    let versions = said.possible(engine, setup.engine_version.as_deref());
+    let mut setups = vec![setup.clone()];
+    if !versions.is_empty() {
+        setups = versions
+            .iter()
+            .map(|v| Setup {
+                engine_version: Some(v.to_string()),
+                ..setup.clone()
+            })
+            .collect();
+    }
+    let mut all = Vec::new();
+    for setup in &setups {
+        for card in &cards {
+            let (model, assumed) = match configs.config(&setup.model) {
+                Ok((json, assumed)) => (Ok(Model::Config(json)), assumed),
+                Err(reason) => (Err(reason), Vec::new()),
+            };
+            let mut p = predict_on(setup, model, card.clone());
+            p.assumed.splice(0..0, assumed);
+            all.push(p);
+        }
+    }
+    let mut first = all.swap_remove(0);
+    if all.is_empty() {
+        return first;
+    }
+    span(&mut first, &all);
+    let names = |v: Vec<String>| v.join(", ");
+    if !versions.is_empty() {
+        first.said = said;
+        first.release = None;
+        let all = versions.iter().map(ToString::to_string).collect();
+        first
+            .assumed
+            .push(format!("version: any of {}", names(all)));
+    }
+    if cards.len() > 1 {
+        let all = cards.iter().flatten().map(|d| d.name.clone()).collect();
+        first.assumed.push(format!("card: any of {}", names(all)));
+    }
+    first
+}
+
+/// Makes figures that differ between `first` and `others` bounds that span all of them.
+fn span(first: &mut Prediction, others: &[Prediction]) {
+    for (figure, estimate) in &mut first.figures {
+        let theirs: Vec<&Result<Estimate, String>> = others
+            .iter()
+            .filter_map(|p| p.figures.iter().find(|(f, _)| f == figure).map(|(_, e)| e))
+            .collect();
+        let Ok(e) = estimate else { continue };
+        for other in theirs {
+            match other {
+                // An engine that would not start so is no possibility.
+                Err(_) => {}
+                Ok(o) if o == e => {}
+                Ok(o) => {
+                    e.low = e.low.min(o.low);
+                    e.high = e.high.max(o.high);
+                    e.value = e.high;
+                    e.kind = "bound";
+                }
+            }
+        }
+    }
+    // Those looked at need not be the one that it was.
+    first.start = Err("the release or the card is open".to_owned());
 }
 
 /// As [`predict`], with model and device at hand, or why they are not.
@@ -103,9 +174,12 @@ pub fn predict_on(
         llama: None,
     };
     // The release is a fact of the setup, known or not before the model is.
-    if engine == EngineName::Vllm
-        && let Some((version, note)) = said.vllm_release()
-    {
+    let release = match engine {
+        EngineName::Vllm => said.vllm_release(),
+        EngineName::SgLang => said.sglang_release(),
+        EngineName::LlamaCpp | EngineName::IkLlamaCpp | EngineName::Other => None,
+    };
+    if let Some((version, note)) = release {
         p.release = Some(version);
         p.assumed.extend(note.map(|n| format!("version: {n}")));
     }
@@ -118,13 +192,14 @@ pub fn predict_on(
         EngineName::LlamaCpp | EngineName::IkLlamaCpp => {
             loaded.and_then(|m| llama_cpp(setup, m, device, &mut p))
         }
-        EngineName::SgLang => Err("engine not modelled yet (SGLang)".to_owned()),
+        EngineName::SgLang => loaded.and_then(|m| sglang_figures(setup, m, device, &mut p)),
         EngineName::Other => Err(format!("engine `{}` is not modelled", setup.engine)),
     };
     if let Err(reason) = result {
         let all = match engine {
             EngineName::LlamaCpp | EngineName::IkLlamaCpp => Figure::LLAMA_CPP,
-            EngineName::Vllm | EngineName::SgLang | EngineName::Other => Figure::VLLM,
+            EngineName::SgLang => Figure::SGLANG,
+            EngineName::Vllm | EngineName::Other => Figure::VLLM,
         };
         p.figures = all.iter().map(|f| (*f, Err(reason.clone()))).collect();
         p.start = Err(reason);
@@ -159,12 +234,12 @@ pub fn attention_kind(spec: &ModelSpec) -> &'static str {
 }
 
 /// A model as an engine loads it.
-struct Loaded {
-    spec: ModelSpec,
+pub(super) struct Loaded {
+    pub(super) spec: ModelSpec,
     /// Quantised while loading.
-    online: Option<QuantFormat>,
+    pub(super) online: Option<QuantFormat>,
     /// Why its weights' format is not known.
-    unknown: Option<String>,
+    pub(super) unknown: Option<String>,
 }
 
 fn load(
@@ -213,7 +288,7 @@ fn load(
     Ok(loaded)
 }
 
-fn parallel(setup: &Setup, assumed: &mut Vec<String>) -> Result<Parallel, String> {
+pub(super) fn parallel(setup: &Setup, assumed: &mut Vec<String>) -> Result<Parallel, String> {
     let pp = setup.pipeline_parallel.unwrap_or(1).max(1);
     let dp = setup.data_parallel.unwrap_or(1).max(1);
     let tp = match (setup.tensor_parallel, setup.gpu_count) {
@@ -234,7 +309,7 @@ fn parallel(setup: &Setup, assumed: &mut Vec<String>) -> Result<Parallel, String
     })
 }
 
-fn text_dtype(text: Option<&String>) -> Result<Option<DType>, String> {
+pub(super) fn text_dtype(text: Option<&String>) -> Result<Option<DType>, String> {
     match text.map(|t| t.trim().to_ascii_lowercase()) {
         None => Ok(None),
         Some(t) if t == "auto" || t.is_empty() => Ok(None),
@@ -247,7 +322,7 @@ fn text_dtype(text: Option<&String>) -> Result<Option<DType>, String> {
     }
 }
 
-fn kv_type(text: Option<&String>) -> Result<KvType, String> {
+pub(super) fn kv_type(text: Option<&String>) -> Result<KvType, String> {
     match text {
         None => Ok(KvType::Auto),
         Some(t) => t
@@ -303,7 +378,10 @@ fn vllm(
 
     // Which of the setup's gaps stand in the way of which figure.
     let no_card = device.err();
-    let defaults_open = (setup.max_num_seqs.is_none() || setup.max_num_batched_tokens.is_none())
+    // V0's batch sizes, and what it measures beside torch, are the same on every card.
+    let by_card = release >= crate::engine::vllm::FIRST_V1;
+    let open = setup.max_num_seqs.is_none() || setup.max_num_batched_tokens.is_none();
+    let defaults_open = (by_card && open)
         .then(|| {
             no_card
                 .as_ref()
@@ -337,7 +415,7 @@ fn vllm(
     );
     put(
         Figure::NonTorch,
-        needs(&[&unknown_release, &no_card]).and_then(|()| {
+        needs(&[&unknown_release, if by_card { &no_card } else { &None }]).and_then(|()| {
             let regions = [Region::Driver, Region::Collectives];
             if !first.terms.iter().any(|t| regions.contains(&t.region)) {
                 return Err("the engine's model has no such term yet".to_owned());
@@ -376,7 +454,7 @@ fn vllm(
 }
 
 /// Terms of some regions in GiB, added up; the interval is as wide as all of them together.
-fn of_regions<'a>(
+pub(super) fn of_regions<'a>(
     terms: impl Iterator<Item = &'a Term> + Clone,
     regions: &[Region],
 ) -> Result<Estimate, String> {
@@ -405,7 +483,7 @@ const KINDS: [&str; 4] = ["exact", "derived", "calibrated", "bound"];
 
 /// What is left for the KV cache. Where everything else already exceeds the budget, the engine
 /// prints a negative figure; so does this.
-fn pool(s: &StageEvaluation) -> Estimate {
+pub(super) fn pool(s: &StageEvaluation) -> Estimate {
     let rest = |f: fn(&Term) -> Bytes| {
         let used: f64 = s.terms.iter().map(|t| f(t).gib()).sum();
         s.budget.bytes.gib() - used
@@ -419,13 +497,13 @@ fn pool(s: &StageEvaluation) -> Estimate {
 }
 
 /// Tokens and requests: expected, low, high.
-struct Capacities {
-    tokens: [f64; 3],
-    concurrency: [f64; 3],
+pub(super) struct Capacities {
+    pub(super) tokens: [f64; 3],
+    pub(super) concurrency: [f64; 3],
 }
 
 /// All stages have the blocks of the stage that has the fewest.
-fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
+pub(super) fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
     let mut out = Capacities {
         tokens: [f64::INFINITY; 3],
         concurrency: [f64::INFINITY; 3],
@@ -440,6 +518,22 @@ fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
         }
     }
     Ok(out)
+}
+
+/// Sizes of files are printed with two or three decimals.
+const FILE_ROUNDING_GIB: f64 = 0.005;
+
+/// What a file of `gib` takes in buffers. Beside devices the host's buffers of a mapped file span what lies on those too, so
+/// their sum is the file at least, and twice it at most.
+fn file_buffers(setup: &Setup, gib: f64) -> Estimate {
+    let beside_devices = setup.layers_offloaded.is_some_and(|(n, _)| n > 0);
+    let most = if beside_devices { 2.0 * gib } else { gib };
+    Estimate {
+        value: gib,
+        low: gib - FILE_ROUNDING_GIB,
+        high: most + FILE_ROUNDING_GIB,
+        kind: if beside_devices { "bound" } else { "derived" },
+    }
 }
 
 /// llama.cpp's figures.
@@ -460,7 +554,10 @@ fn llama_cpp(
     )?;
     p.figures.push((
         Figure::Weights,
-        Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
+        setup.file_gib.map_or_else(
+            || Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
+            |gib| Ok(file_buffers(setup, gib)),
+        ),
     ));
     let kv = run.kv_mib().map_err(|e| e.to_string())?;
     let exact = |value: f64, low: f64, high: f64| Estimate {
@@ -472,7 +569,16 @@ fn llama_cpp(
     p.figures.push((Figure::KvBuffer, Ok(exact(kv, kv, kv))));
     let compute = match run.compute().map_err(|e| e.to_string())? {
         Compute::Exact { mib, low, high } => Ok(exact(mib, low, high)),
-        Compute::Bound(_, why) => Err(format!("only a bound is known: {why}")),
+        Compute::Bound(mib, why) => {
+            p.assumed
+                .push(format!("compute buffer: only a bound is known: {why}"));
+            Ok(Estimate {
+                value: mib,
+                low: 0.0,
+                high: mib,
+                kind: "bound",
+            })
+        }
     };
     p.figures.push((Figure::ComputeBuffer, compute));
     p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());

@@ -64,6 +64,14 @@ pub struct Setup {
     pub attn_max_batch: Option<u64>,
     /// llama.cpp's `offloaded/all` layers, output included.
     pub layers_offloaded: Option<(u64, u64)>,
+    /// Bytes of a GGUF file's tensors, GiB: known before anything is started.
+    pub file_gib: Option<f64>,
+    /// Total memory of the card as a process sees it, GiB: a fact of the card, printed or not.
+    pub total_gpu_memory_gib: Option<f64>,
+    /// Free memory before anything was loaded, GiB (SGLang prints it).
+    pub free_before_gib: Option<f64>,
+    /// `--max-total-tokens` (SGLang).
+    pub max_total_tokens: Option<u64>,
 }
 
 /// What it printed. Absent where the source does not show it.
@@ -93,8 +101,6 @@ pub struct Reported {
     pub compute_buffer_mib: Option<f64>,
     /// Model buffers over all devices, MiB.
     pub weights_buffer_mib: Option<f64>,
-    /// Total memory as the engine saw it, GiB.
-    pub total_gpu_memory_gib: Option<f64>,
     /// Whether the server came up.
     pub start: StartOutcome,
 }
@@ -236,6 +242,7 @@ impl Fields<'_> {
 }
 
 fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
+    let notes = f.text("notes")?.unwrap_or_default();
     let need = |key: &str| f.text(key)?.ok_or_else(|| format!("`{key}` is missing"));
     let setup = Setup {
         id: f.text("id")?.unwrap_or_else(|| format!("line {line}")),
@@ -268,6 +275,11 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
             let (a, b) = t.split_once('/')?;
             Some((a.trim().parse().ok()?, b.trim().parse().ok()?))
         }),
+        file_gib: f.text("model_file_size")?.and_then(|t| size_gib(&t)),
+        total_gpu_memory_gib: f.number("total_gpu_memory_gib")?,
+        free_before_gib: before(&notes, " GB before load"),
+        max_total_tokens: number_after(&notes, "max_total_tokens capped at ")
+            .and_then(|n| n.parse().ok()),
     };
     let mut reported = Reported {
         weights_gib: f.number("weights_gib_per_gpu")?,
@@ -281,16 +293,56 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         max_concurrency: f.number("max_concurrency")?,
         kv_buffer_mib: f.sum("kv_buffer_mib")?,
         compute_buffer_mib: f.number("compute_buffer_mib")?,
-        weights_buffer_mib: f.sum("weights_buffer_mib")?,
-        total_gpu_memory_gib: f.number("total_gpu_memory_gib")?,
+        weights_buffer_mib: f
+            .sum("weights_buffer_mib")?
+            .filter(|_| !only_host_buffers(f, &setup)),
         start: StartOutcome::Started,
     };
-    let notes = f.text("notes")?.unwrap_or_default();
     if reported.graph_estimate_gib.is_none() {
         reported.graph_estimate_gib = graph_estimate(&notes);
     }
     reported.start = start(&setup, &reported, &notes);
     Ok(Record { setup, reported })
+}
+
+/// Whether layers are on devices and only the host's buffers are listed: then the list is not whole.
+fn only_host_buffers(f: &Fields<'_>, setup: &Setup) -> bool {
+    let on_devices = setup.layers_offloaded.is_some_and(|(n, _)| n > 0);
+    let host = |name: &str| name.starts_with("CPU") || name.ends_with("_Host");
+    match f.get("weights_buffer_mib") {
+        Some(Value::Object(parts)) => on_devices && parts.keys().all(|k| host(k)),
+        _ => false,
+    }
+}
+
+/// `357.623 GiB (4.578 BPW)`, a decimal comma allowed.
+fn size_gib(text: &str) -> Option<f64> {
+    let (number, rest) = text.trim().split_once(' ')?;
+    let number: f64 = number.replace(',', ".").parse().ok()?;
+    match rest.split([' ', '(']).next() {
+        Some("GiB") => Some(number),
+        Some("MiB") => Some(number / 1024.0),
+        _ => None,
+    }
+    .filter(|g| *g > 0.0)
+}
+
+/// The number that ends where `marker` begins: a condition of the start that reports carry in a remark.
+fn before(notes: &str, marker: &str) -> Option<f64> {
+    let head = &notes[..notes.find(marker)?];
+    let from = head
+        .rfind(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .map_or(0, |i| i + 1);
+    head[from..].parse().ok()
+}
+
+/// The digits that follow `marker`.
+fn number_after<'a>(notes: &'a str, marker: &str) -> Option<&'a str> {
+    let rest = &notes[notes.find(marker)? + marker.len()..];
+    let end = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    Some(&rest[..end])
 }
 
 /// The estimate of graph memory, which reports carry in a remark.

@@ -160,6 +160,32 @@ const RELEASES: &[(u32, u32, Version)] = &[
     (2026, 11, v(0, 32, 0)),
 ];
 
+/// The newest SGLang release on the first day of a month, as the wheels of the package index are dated.
+const SGLANG_RELEASES: &[(u32, u32, Version)] = &[
+    (2025, 3, v(0, 4, 3)),
+    (2025, 4, v(0, 4, 4)),
+    (2025, 5, v(0, 4, 6)),
+    (2025, 8, v(0, 4, 9)),
+    (2025, 10, v(0, 5, 2)),
+    (2025, 11, v(0, 5, 4)),
+    (2026, 1, v(0, 5, 6)),
+    (2026, 2, v(0, 5, 8)),
+    (2026, 5, v(0, 5, 10)),
+    (2026, 6, v(0, 5, 12)),
+    (2026, 7, v(0, 5, 14)),
+    (2026, 8, v(0, 5, 16)),
+    (2026, 10, v(0, 5, 20)),
+    (2026, 11, v(0, 5, 23)),
+];
+
+fn newest_in(releases: &[(u32, u32, Version)], year: u32, month: u32) -> Option<Version> {
+    releases
+        .iter()
+        .rev()
+        .find(|(y, m, _)| (*y, *m) <= (year, month))
+        .map(|(_, _, v)| *v)
+}
+
 const fn v(major: u32, minor: u32, patch: u32) -> Version {
     Version {
         major,
@@ -171,7 +197,38 @@ const fn v(major: u32, minor: u32, patch: u32) -> Version {
 /// The last release whose default engine was V0.
 const LAST_V0: Version = v(0, 7, 3);
 
+/// vLLM's releases that stand for all where a report names none: the last V0, and V1 as it measured over time.
+const ANY_VLLM: [Version; 4] = [v(0, 7, 3), v(0, 11, 0), v(0, 19, 0), v(0, 32, 0)];
+/// The same of SGLang: by ranks, by card, by parts.
+const ANY_SGLANG: [Version; 4] = [v(0, 4, 6), v(0, 5, 2), v(0, 5, 8), v(0, 5, 23)];
+
 impl Said {
+    /// Releases that stand for all that it may be; empty where it is known well enough. `text` may name a year.
+    #[must_use]
+    pub fn possible(self, engine: EngineName, text: Option<&str>) -> Vec<Version> {
+        if !matches!(self, Self::Nothing { v0: false }) {
+            return Vec::new();
+        }
+        let year = text.unwrap_or("");
+        let newer = |v: &Version, table: &[(u32, u32, Version)]| {
+            (2024..2030)
+                .find(|y| year.contains(&y.to_string()))
+                .and_then(|y| newest_in(table, y, 1))
+                .is_none_or(|first| *v >= first)
+        };
+        match engine {
+            EngineName::Vllm => ANY_VLLM
+                .into_iter()
+                .filter(|v| newer(v, RELEASES))
+                .collect(),
+            EngineName::SgLang => ANY_SGLANG
+                .into_iter()
+                .filter(|v| newer(v, SGLANG_RELEASES))
+                .collect(),
+            EngineName::LlamaCpp | EngineName::IkLlamaCpp | EngineName::Other => Vec::new(),
+        }
+    }
+
     /// The number, where one is written.
     #[must_use]
     pub const fn number(self) -> Option<Version> {
@@ -188,11 +245,7 @@ impl Said {
         match self {
             Self::Number(v) => Some((v, None)),
             Self::Month { year, month, v0 } => {
-                let newest = RELEASES
-                    .iter()
-                    .rev()
-                    .find(|(y, m, _)| (*y, *m) <= (year, month))
-                    .map(|(_, _, v)| *v)?;
+                let newest = newest_in(RELEASES, year, month)?;
                 let version = if v0 { newest.min(LAST_V0) } else { newest };
                 let name = MONTHS[(month as usize - 1).min(11)];
                 Some((
@@ -209,6 +262,25 @@ impl Said {
                 )),
             )),
             Self::Nothing { v0: false } => None,
+        }
+    }
+
+    /// The release to predict SGLang with, and what was assumed to get it.
+    #[must_use]
+    pub fn sglang_release(self) -> Option<(Version, Option<String>)> {
+        match self {
+            Self::Number(v) => Some((v, None)),
+            Self::Month { year, month, .. } => {
+                let newest = newest_in(SGLANG_RELEASES, year, month)?;
+                let name = MONTHS[(month as usize - 1).min(11)];
+                Some((
+                    newest,
+                    Some(format!(
+                        "SGLang {newest}, the release current in {name} {year}"
+                    )),
+                ))
+            }
+            Self::Nothing { .. } => None,
         }
     }
 }

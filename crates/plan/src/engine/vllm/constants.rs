@@ -68,6 +68,17 @@ const NON_TORCH_PER_LAYER: f64 = 0.0005;
 const OLD_NON_TORCH_ONE: f64 = 0.116;
 const OLD_NON_TORCH_TP: f64 = 0.476;
 
+/// V0, which measured from the first snapshot on from 0.6.5 on, and took the context in before.
+const V0_NON_TORCH_ONE: f64 = 0.05;
+const V0_NON_TORCH_TP: f64 = 0.74;
+const V0_CONTEXT_ONE: f64 = 0.41;
+/// The first V0 that measures from a snapshot.
+const V0_SNAPSHOT: Version = Version {
+    major: 0,
+    minor: 6,
+    patch: 5,
+};
+
 /// Whether the card is the one that constants were fitted on.
 fn measured_card(context: &Context<'_>) -> bool {
     context.deployment.device.name.starts_with("h100")
@@ -105,6 +116,9 @@ pub(super) fn non_torch(context: &Context<'_>, version: Version, layers: u64) ->
     let p = &context.deployment.parallel;
     #[allow(clippy::cast_precision_loss, reason = "a few thousand at most")]
     let slope = NON_TORCH_PER_LAYER * (p.tp.saturating_mul(layers)) as f64;
+    if version < super::FIRST_V1 {
+        return v0_non_torch(p.tp.saturating_mul(p.pp), version);
+    }
     let old = version < Version::new(0, 18);
     let base = match (p.tp, p.pp, old) {
         (1, 1, true) => OLD_NON_TORCH_ONE,
@@ -125,6 +139,16 @@ pub(super) fn non_torch(context: &Context<'_>, version: Version, layers: u64) ->
         (_, false) => (expected - 0.2, 0.55),
     };
     (expected, (expected - below).max(0.0), expected + above)
+}
+
+/// The same of V0: expected, and the interval.
+fn v0_non_torch(ranks: u64, version: Version) -> (f64, f64, f64) {
+    match (ranks, version < V0_SNAPSHOT) {
+        (0 | 1, false) => (V0_NON_TORCH_ONE, 0.02, 0.15),
+        (0 | 1, true) => (V0_CONTEXT_ONE, 0.3, 0.55),
+        (_, false) => (V0_NON_TORCH_TP, 0.3, 2.2),
+        (_, true) => (V0_NON_TORCH_TP + V0_CONTEXT_ONE, 0.6, 2.6),
+    }
 }
 
 /// What the interval of the activation peak depends on.
@@ -201,7 +225,7 @@ pub fn constants() -> Vec<Constant> {
         in_sample_error_pct: None,
         leave_one_out_error_pct: None,
     };
-    let new = "0.18 to 0.20";
+    let new = "vLLM 0.18 to 0.20";
     #[allow(clippy::cast_precision_loss, reason = "small numbers, for print")]
     let graph = |n: u64| n as f64 / f64::from(1 << 20);
     vec![
@@ -238,35 +262,56 @@ pub fn constants() -> Vec<Constant> {
             OLD_NON_TORCH_ONE,
             "GiB",
             "as above, before the graph trial was measured along",
-            "0.11 to 0.17",
+            "vLLM 0.11 to 0.17",
         ),
         of(
             "non_torch_tp_old",
             OLD_NON_TORCH_TP,
             "GiB",
             "as above, with that time's communicator",
-            "0.11 to 0.17",
+            "vLLM 0.11 to 0.17",
+        ),
+        of(
+            "non_torch_v0_one_device",
+            V0_NON_TORCH_ONE,
+            "GiB",
+            "handles made after the first snapshot",
+            "vLLM 0.6.5 to 0.7 (V0)",
+        ),
+        of(
+            "non_torch_v0_tp",
+            V0_NON_TORCH_TP,
+            "GiB",
+            "the same, with a communicator",
+            "vLLM 0.6.5 to 0.7 (V0)",
+        ),
+        of(
+            "non_torch_v0_with_context",
+            V0_CONTEXT_ONE,
+            "GiB",
+            "everything that torch did not allocate, the context among it",
+            "vLLM 0.6.3 and 0.6.4 (V0)",
         ),
         of(
             "graph_per_layer",
             graph(GRAPH_PER_LAYER),
             "MiB per layer and size",
             "kernel nodes and parameters of one captured layer",
-            "0.18 on",
+            "vLLM 0.18 on",
         ),
         of(
             "graph_first_full",
             graph(GRAPH_FIRST_FULL),
             "MiB",
             "pool of the first full capture",
-            "0.18 on",
+            "vLLM 0.18 on",
         ),
         of(
             "graph_first_piecewise",
             graph(GRAPH_FIRST_PIECEWISE),
             "MiB",
             "pool of the first piecewise capture",
-            "0.18 on",
+            "vLLM 0.18 on",
         ),
     ]
 }

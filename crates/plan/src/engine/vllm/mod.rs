@@ -23,6 +23,8 @@ use crate::term::{Region, Term, total};
 
 pub use constants::{Constant, constants};
 pub use defaults::Defaults;
+pub(in crate::engine) use profile::activation_bound;
+pub(in crate::engine) use weights::tensors;
 
 /// The newest release whose rules were read.
 pub const NEWEST: Version = Version {
@@ -32,7 +34,7 @@ pub const NEWEST: Version = Version {
 };
 
 /// The first release whose default engine is the one modelled here.
-const FIRST_V1: Version = Version::new(0, 8);
+pub(crate) const FIRST_V1: Version = Version::new(0, 8);
 
 pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineStage, PlanError> {
     let outside: Vec<Term> = in_use(context)
@@ -71,7 +73,11 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
         &defaults,
     )?;
     let budget = if is_cpu(context) {
-        cpu_budget(context, version, &terms)?
+        notes.push(
+            "on processors: one NUMA node is assumed, and what Python and torch take beside these terms is not planned"
+                .to_owned(),
+        );
+        cpu_budget(context, version, &defaults, &terms)?
     } else {
         budget(context, &defaults)?
     };
@@ -83,7 +89,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
     }
     if version < FIRST_V1 {
         notes.push(format!(
-            "vLLM {version} had another engine (V0): its KV blocks are planned, the rest is a bound at best"
+            "vLLM {version} had another engine (V0): its budget and KV blocks are planned, its activation peak is a bound"
         ));
     }
     let off = constants::off_measured(context, version, &defaults);
@@ -198,11 +204,19 @@ fn share_the_card(
 /// What vLLM's CPU backend gives the KV cache where `VLLM_CPU_KVCACHE_SPACE` says nothing, up to 0.16.
 const CPU_KV_BYTES: u64 = 4 << 30;
 
-/// The CPU backend has no share of memory to fill: the KV cache is `VLLM_CPU_KVCACHE_SPACE`, which is
-/// `--kv-memory` here.
+/// The CPU backend takes its share of a NUMA node's memory: in 0.32, the first release read that does.
+const CPU_SHARE: Version = Version::new(0, 32);
+
+/// The KV cache of the CPU backend is `VLLM_CPU_KVCACHE_SPACE`, which is `--kv-memory` here. Where nobody gives it, it
+/// was 4 GiB up to 0.16, and is what the process leaves of `--gpu-memory-utilization` of the node in 0.32.
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "vLLM computes this in floating point too"
+)]
 fn cpu_budget(
     context: &Context<'_>,
     version: Version,
+    defaults: &Defaults,
     terms: &[Term],
 ) -> Result<Budget, PlanError> {
     let source = "vLLM platforms/cpu.py: VLLM_CPU_KVCACHE_SPACE".to_owned();
@@ -211,6 +225,15 @@ fn cpu_budget(
             bytes: context.deployment.device.usable,
             formula: "host memory (the KV cache is given)".to_owned(),
             source,
+        });
+    }
+    if version >= CPU_SHARE {
+        let node = context.deployment.device.usable;
+        let share = defaults.gpu_memory_utilization;
+        return Ok(Budget {
+            bytes: Bytes::from_f64((node.get() as f64 * share).ceil())?,
+            formula: format!("ceil({node} x {share} gpu_memory_utilization), of host memory"),
+            source: "vLLM v1/worker/cpu_worker.py: determine_available_memory".to_owned(),
         });
     }
     if version >= Version::new(0, 17) {

@@ -356,8 +356,14 @@ pub(super) fn terms(
             format!("{} = {}", w.bytes.get(), w.formula),
         );
     }
-    if version < FIRST_MODELLED {
+    if version < super::FIRST_V1 {
         term = term.kind(Kind::Bound);
+    } else if version < FIRST_MODELLED {
+        // Seen from nearly nothing up to the expected figure.
+        term = term.kind(Kind::Calibrated {
+            low: Bytes::ZERO,
+            high: Bytes::from_f64(high)?,
+        });
     }
     let mut terms = vec![term];
     terms.push(non_torch(context, version)?);
@@ -365,6 +371,25 @@ pub(super) fn terms(
         terms.push(g);
     }
     Ok(terms)
+}
+
+/// What a step of `tokens` with `sequences` rows of logits needs, bounded by the larger phase: for engines whose own
+/// buffers are not counted.
+pub(in crate::engine) fn activation_bound(
+    context: &Context<'_>,
+    tokens: u64,
+    sequences: u64,
+) -> Result<Term, PlanError> {
+    let width = activation_dtype(context).bytes(1)?.get();
+    let sizes = Defaults {
+        batched_tokens: tokens,
+        sequences,
+        gpu_memory_utilization: 0.0,
+        async_scheduling: false,
+    };
+    let mut term = on_cpu(context, super::NEWEST, &sizes, width)?;
+    "plimsoll-plan: engine/vllm/profile.rs, as for vLLM".clone_into(&mut term.source);
+    Ok(term.input("T", tokens).input("R", sequences))
 }
 
 /// The CPU backend profiles nothing that it subtracts; what a step needs is bounded by the larger phase.

@@ -116,8 +116,13 @@ fn keys_as_values(parts: &[LocalTensor<'_>]) -> Result<u64, SizeOverflow> {
         .try_fold(0_u64, |sum, k| sum.checked_add(k).ok_or(SizeOverflow))
 }
 
-/// The weight terms of one rank.
-pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+/// The stored tensors of one rank, role by role.
+pub(in crate::engine) fn tensors(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+    Ok(stored(context)?.0)
+}
+
+/// The stored tensors, what the allocator adds to them, and the bytes of keys that are loaded as values too.
+fn stored(context: &Context<'_>) -> Result<(Vec<Term>, Rounding, u64), PlanError> {
     let spec = context.spec;
     let rules = WeightRules {
         dtype: Some(activation_dtype(context)),
@@ -159,7 +164,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
         "config"
     };
     let layers = &context.stage.layers;
-    let mut terms: Vec<Term> = Role::ALL
+    let terms = Role::ALL
         .iter()
         .filter_map(|role| Some((role, plain.get(role)?)))
         .map(|(role, (bytes, tensors))| {
@@ -176,6 +181,13 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM model_executor/layers/linear.py, vocab_parallel_embedding.py")
         })
         .collect();
+    Ok((terms, rounding, doubled))
+}
+
+/// The weight terms of one rank.
+pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+    let spec = context.spec;
+    let (mut terms, rounding, doubled) = stored(context)?;
     if doubled > 0 {
         terms.push(
             Term::exact(Region::Weights, "keys as values", Bytes::new(doubled))

@@ -1,0 +1,153 @@
+//! What SGLang, TensorRT-LLM and vLLM's CPU backend make of a device.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use plimsoll_device::{Device, find};
+use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
+use plimsoll_plan::{
+    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate,
+};
+use plimsoll_program::Parallel;
+use plimsoll_units::Bytes;
+
+fn model(name: &str) -> ModelSpec {
+    let entry = catalogue::find(name).unwrap();
+    from_config(&entry.config, Assume::Nothing).unwrap()
+}
+
+fn engine(name: &str) -> Engine {
+    name.parse().unwrap()
+}
+
+fn plan(
+    name: &str,
+    device: Device,
+    settings: &Settings,
+    load: &Load,
+) -> Result<Evaluation, PlanError> {
+    let deployment = Deployment {
+        device,
+        parallel: Parallel::default(),
+        in_use: Bytes::ZERO,
+    };
+    evaluate(&model(name), &deployment, settings, load)
+}
+
+fn h100() -> Device {
+    find("h100").unwrap().clone()
+}
+
+fn processors(gib: u64) -> Device {
+    Device {
+        vendor: "cpu".to_owned(),
+        ..Device::of_size(Bytes::new(gib << 30))
+    }
+}
+
+#[test]
+fn sglang_divides_the_whole_card() {
+    let e = plan(
+        "qwen3-8b",
+        h100(),
+        &Settings::new(engine("sglang")),
+        &Load::plain(4, 8192),
+    )
+    .unwrap();
+    let s = &e.stages[0];
+    // Weights and cache have their share, activations and graphs the rest.
+    assert_eq!(s.total().unwrap(), h100().usable);
+    assert_eq!(e.verdict, Verdict::Yes);
+    let share = s.budget.formula.contains("0.830 mem_fraction_static");
+    assert!(share, "{}", s.budget.formula);
+}
+
+#[test]
+fn a_pool_carries_what_it_is_said_to_need() {
+    for name in ["qwen3-8b", "gpt-oss-20b", "qwen3-next-80b-a3b"] {
+        let settings = Settings::new(engine("sglang"));
+        let mut device = h100();
+        device.usable = Bytes::new(400 << 30);
+        let e = plan(name, device, &settings, &Load::plain(1, 8192)).unwrap();
+        let law = &e.stages[0].kv;
+        for (users, context) in [(1, 1), (1, 8192), (7, 1000), (40, 8192), (3, 131_072)] {
+            let load = Load::plain(users, context);
+            let need = law.need(&load).unwrap();
+            let has = law.capacity(need.pool, context).unwrap();
+            let asked = users * context;
+            assert!(has.tokens >= asked, "{name}: {} for {asked}", has.tokens);
+            let more = law.need(&Load::plain(users + 1, context)).unwrap();
+            assert!(more.pool > need.pool, "{name}");
+            assert!(need.token_states <= need.pool, "{name}");
+        }
+    }
+}
+
+#[test]
+fn sglangs_cap_on_tokens_caps_the_pool() {
+    let settings = Settings {
+        max_total_tokens: Some(20_480),
+        ..Settings::new(engine("sglang"))
+    };
+    let e = plan("llama-3.1-8b", h100(), &settings, &Load::plain(2, 8192)).unwrap();
+    let s = &e.stages[0];
+    assert_eq!(s.capacity.tokens, 20_480);
+    assert_eq!(s.kv_term.bytes, Bytes::new(20_480 * 131_072));
+    let e = plan("llama-3.1-8b", h100(), &settings, &Load::plain(3, 8192)).unwrap();
+    assert_eq!(e.verdict, Verdict::No);
+}
+
+#[test]
+fn tensorrt_llm_takes_nine_tenths_of_what_is_free() {
+    let settings = Settings::new(Engine::TrtLlm);
+    let e = plan("qwen3-8b", h100(), &settings, &Load::plain(4, 8192)).unwrap();
+    let s = &e.stages[0];
+    let left = s.region(Region::Reserve).unwrap().gib();
+    let ratio = s.pool.gib() / (s.pool.gib() + left);
+    // Whole blocks of 32 tokens: a few MiB less.
+    assert!((ratio - 0.9).abs() < 0.001, "{ratio}");
+    assert_eq!(s.capacity.block_size, 32);
+    let odd = Settings {
+        block_size: Some(48),
+        ..settings.clone()
+    };
+    assert!(plan("qwen3-8b", h100(), &odd, &Load::plain(1, 1)).is_err());
+    let states = plan("qwen3-next-80b-a3b", h100(), &settings, &Load::plain(1, 1));
+    assert!(states.is_err(), "states are not modelled");
+}
+
+#[test]
+fn vllm_on_processors_takes_its_share_of_the_node() {
+    let load = Load::plain(2, 4096);
+    let newest = Settings::new(engine("vllm@0.32"));
+    let e = plan("qwen3-0.6b", processors(64), &newest, &load).unwrap();
+    let node = Bytes::new(64 << 30).gib();
+    assert!((e.stages[0].budget.bytes.gib() - node * 0.92).abs() < 1e-6);
+    // Between 0.17 and that, nobody has read what it takes: it has to be given.
+    let between = Settings::new(engine("vllm@0.19"));
+    assert!(plan("qwen3-0.6b", processors(64), &between, &load).is_err());
+    let given = Settings {
+        kv_memory: Some(Bytes::new(8 << 30)),
+        ..between
+    };
+    let e = plan("qwen3-0.6b", processors(64), &given, &load).unwrap();
+    assert_eq!(e.stages[0].pool, Bytes::new(8 << 30));
+    let old = Settings::new(engine("vllm@0.12"));
+    let e = plan("qwen3-0.6b", processors(64), &old, &load).unwrap();
+    assert_eq!(e.stages[0].pool, Bytes::new(4 << 30));
+}
+
+/// V0 took a whole prompt of the longest length in a step, on every card alike.
+#[test]
+fn v0_steps_as_long_as_the_longest_prompt() {
+    let activation = |len: u64| {
+        let settings = Settings {
+            max_model_len: Some(len),
+            ..Settings::new(engine("vllm@0.7.3"))
+        };
+        let e = plan("qwen3-4b", h100(), &settings, &Load::plain(1, 1)).unwrap();
+        e.stages[0].region(Region::Activations).unwrap()
+    };
+    assert!(activation(30_000) > activation(4096));
+    // Longer ones are divided.
+    assert!(activation(40_000) < activation(30_000));
+}
