@@ -26,6 +26,7 @@ fn plan(
     load: &Load,
 ) -> Result<Evaluation, PlanError> {
     let deployment = Deployment {
+        kinds: None,
         device,
         parallel: Parallel::default(),
         in_use: Bytes::ZERO,

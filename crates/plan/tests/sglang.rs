@@ -40,6 +40,7 @@ fn with_context<T>(
     f: impl FnOnce(&Context<'_>) -> T,
 ) -> T {
     let deployment = Deployment {
+        kinds: None,
         device,
         parallel,
         in_use: Bytes::ZERO,
