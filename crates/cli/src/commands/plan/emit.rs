@@ -79,10 +79,13 @@ pub(super) fn print(
         .hint("choose `--engine vllm`, llama.cpp or plimsoll, the last without pipeline stages")
     };
     let launch = launch(facts, question, answered, divided).ok_or_else(cannot)?;
-    for note in &report.notes {
-        output.talk(&format!("note: {note}"));
-    }
     if emit != EmitArg::Kubernetes {
+        if divided != parallel {
+            output.talk(&format!(
+                "note: the plan has {} replicas, and this starts one",
+                parallel.dp
+            ));
+        }
         return output.line(&launch.command());
     }
     let pod = Pod {
