@@ -203,7 +203,7 @@ fn slices_of_a_card_run_whole_replicas_only() {
     let load = ["--users", "64", "--context", "4k"];
     let out = plimsoll(&[&begin[..], &load].concat());
     let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
-    let division = &plan["plan"]["parallel"];
+    let division = &plan["answer"]["parallel"];
     assert_eq!(out.status.code(), Some(0), "{plan}");
     for degree in ["tp", "pp", "ep"] {
         assert_eq!(division[degree], 1, "{division}");
