@@ -88,6 +88,8 @@ PUBLISHED = {
     "seed-oss-36b": "36B", "hunyuan-a13b": "80B", "nemotron-nano-9b-v2": "9B", "falcon-h1-7b": "7.59B",
     "bloom-176b": "176B", "bloom-7b1": "7.07B", "llava-1.5-7b": "7.06B", "mistral-small-3.1-24b": "24.0B",
     "glm-4-32b-0414": "32.6B", "mamba-2.8b": "2.77B", "qwen3.6-27b": "27B", "qwen3.6-35b-a3b": "35B",
+    "gemma-4-31b": "31B", "gemma-4-26b-a4b": "26B", "deepseek-v3.2": "671B", "glm-5": "744B", "kimi-k2.5": "1T",
+    "devstral-small-2-24b": "24B", "nemotron-3-super-120b-a12b": "120B", "llama-3.2-90b-vision": "88.8B",
 }
 
 problems = []
@@ -220,10 +222,12 @@ def meta_count(config):
     import transformers
     from transformers import CONFIG_MAPPING
 
-    model_class = getattr(transformers, config["architectures"][0])
-    # Some types that only their hub's code knows name a class that transformers has.
+    model_class = getattr(transformers, config["architectures"][0], None)
+    # Some types that only their hub's code knows name a class that transformers has, and some classes a type.
     known = config["model_type"] in CONFIG_MAPPING
     config_class = CONFIG_MAPPING[config["model_type"]] if known else model_class.config_class
+    autos = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    model_class = model_class or next(a._model_mapping[config_class] for a in autos if config_class in a._model_mapping)
     parsed = config_class.from_dict(json.loads(json.dumps(config)))
     with torch.device("meta"):
         model = model_class(parsed)

@@ -440,6 +440,20 @@ CASES = {
         mamba_num_heads=8, mamba_head_dim=24, ssm_state_size=20, n_groups=2, conv_kernel=4, n_routed_experts=6,
         num_experts_per_tok=2, moe_intermediate_size=44, moe_shared_expert_intermediate_size=52,
     ),
+    "nemotron_h-latent": small(
+        "nemotron_h", "NemotronHForCausalLM", head_dim=24, num_hidden_layers=5, hybrid_override_pattern="MEM*E",
+        mamba_num_heads=8, mamba_head_dim=24, ssm_state_size=20, n_groups=2, conv_kernel=4, n_routed_experts=6,
+        num_experts_per_tok=2, moe_intermediate_size=44, moe_shared_expert_intermediate_size=52, moe_latent_size=36,
+    ),
+    "ministral3-small": small("ministral3", "Ministral3ForCausalLM", head_dim=24),
+    "ministral3-defaults": small(
+        "ministral3", "Ministral3ForCausalLM", vocab_size=DROP, num_attention_heads=DROP, num_key_value_heads=DROP,
+        max_position_embeddings=DROP, tie_word_embeddings=True,
+    ),
+    "mistral3-ministral3": dict(
+        architectures=["Mistral3ForConditionalGeneration"], model_type="mistral3", torch_dtype="bfloat16",
+        text_config=text("ministral3", head_dim=24), vision_config=PIXTRAL, tie_word_embeddings=False,
+    ),
     "glm4_moe_lite-small": small("glm4_moe_lite", "Glm4MoeLiteForCausalLM", **{**DEEPSEEK, "first_k_dense_replace": DROP}),
     "phimoe-small": small("phimoe", "PhimoeForCausalLM", num_local_experts=6, num_experts_per_tok=2, lm_head_bias=True),
     "phimoe-bias": small(

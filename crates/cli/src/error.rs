@@ -100,6 +100,12 @@ impl Failure {
 impl From<PlanError> for Failure {
     fn from(e: PlanError) -> Self {
         let (code, hint) = match &e {
+            PlanError::Slices { card, .. } => {
+                let hint = format!(
+                    "write `--dp` for replicas on several slices, or give one larger slice or the whole card, `--gpu {card}`"
+                );
+                return Self::new(Exit::Usage, "E-PLAN-006", e.to_string()).hint(hint);
+            }
             PlanError::Parallel(_) | PlanError::Shard(_) => (
                 "E-PLAN-001",
                 "choose degrees that divide heads, MLP columns and experts, or leave them out and let the planner choose",

@@ -198,6 +198,36 @@ fn every_listed_device_can_be_planned_for() {
 }
 
 #[test]
+fn slices_of_a_card_run_whole_replicas_only() {
+    let begin = ["plan", "llama-3.1-8b", "--gpu", "h100:3g.40gb", "--json"];
+    let load = ["--users", "64", "--context", "4k"];
+    let out = plimsoll(&[&begin[..], &load].concat());
+    let plan: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let division = &plan["answer"]["parallel"];
+    assert_eq!(out.status.code(), Some(0), "{plan}");
+    for degree in ["tp", "pp", "ep"] {
+        assert_eq!(division[degree], 1, "{division}");
+    }
+    assert!(division["dp"].as_u64() > Some(1), "{division}");
+
+    for (degrees, said) in [
+        (&["--tp", "2"][..], "TP 2"),
+        (&["--pp", "2", "--dp", "2"], "PP 2"),
+    ] {
+        let out = plimsoll(&[&begin[..], degrees].concat());
+        let error = text(&out.stderr) + &text(&out.stdout);
+        assert_eq!(out.status.code(), Some(2), "{error}");
+        for part in ["E-PLAN-006", said, "h100-80g-sxm:3g.40gb", "--dp"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+    // Nor may a slice be a stage beside other cards.
+    let kinds = ["plan", "llama-3.1-8b", "--gpu", "l40s+h100:3g.40gb"];
+    let out = plimsoll(&kinds);
+    assert!(text(&out.stderr).contains("E-PLAN-006"), "{out:?}");
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_one_error() {
     let dir = Dir::new();
     let model = dir.model("llama");

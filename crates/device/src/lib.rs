@@ -50,6 +50,10 @@ pub struct Device {
     /// What the device can be cut into, one of each kind: devices with a share of its memory, its
     /// bandwidth and its multiprocessors, and no link.
     pub slices: Vec<Device>,
+    /// The card that it is a slice of. Slices reach neither one another nor another card: there is no
+    /// peer-to-peer access and no NCCL between them, and a process sees one. Source: NVIDIA's MIG User
+    /// Guide, "Application Considerations".
+    pub slice_of: Option<String>,
     /// Where rates and links were read.
     pub source: String,
     /// What the reader should know.
@@ -174,6 +178,7 @@ impl Raw {
                 .collect(),
             link: self.link.and_then(|l| Some((l.kind, l.bytes_per_s?))),
             slices: Vec::new(),
+            slice_of: None,
             source: self.source,
             note: self.note,
         };
@@ -187,7 +192,7 @@ impl Raw {
 }
 
 impl Slice {
-    /// This slice of a card. MIG has no links between slices, nor to other cards.
+    /// This slice of a card.
     fn device(&self, whole: &Device, source: &str) -> Device {
         #[allow(clippy::cast_precision_loss, reason = "shares of rates")]
         let share = |part: u64, of: u64| part as f64 / of.max(1) as f64;
@@ -217,6 +222,7 @@ impl Slice {
             bandwidth: whole.bandwidth.map(|b| b * memory),
             dense_flops: rates.map(|(t, f)| (t.clone(), f * compute)).collect(),
             link: None,
+            slice_of: Some(whole.name.clone()),
             note: Some(match self.instances {
                 1 => "one on a card".to_owned(),
                 n => format!("up to {n} on a card"),
@@ -289,6 +295,7 @@ impl Device {
             dense_flops: Vec::new(),
             link: None,
             slices: Vec::new(),
+            slice_of: None,
             source: String::new(),
             note: None,
         }

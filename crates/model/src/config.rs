@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use plimsoll_units::DType;
 
 use crate::ModelError;
+use crate::json::non_finite;
 
 /// Largest accepted dimension (hidden size, vocabulary, heads ...): far above any model, far below
 /// what would let a product of four dimensions leave 128 bits.
@@ -32,7 +33,7 @@ fn kind(v: &Value) -> &'static str {
 
 /// A JSON value in at most 60 characters.
 fn short(v: &Value) -> String {
-    let text = v.to_string();
+    let text = non_finite(v).map_or_else(|| v.to_string(), str::to_owned);
     if text.chars().count() <= 60 {
         return text;
     }

@@ -89,41 +89,76 @@ pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
     Ok(value)
 }
 
-/// Reads a `config.json`: as [`parse`], but Python's `Infinity` and `-Infinity` count as `null`
-/// and its `NaN` as an empty string, since `json.dumps` writes them and published configs hold them
-/// (`time_step_limit`).
+/// Reads a `config.json`: as [`parse`], but with `Infinity`, `-Infinity` and `NaN` where a value may
+/// stand. Python's `json.dumps` writes them, and published configs hold them (`time_step_limit`). They
+/// become what newer releases of transformers write for them, `{"__float__": "Infinity"}`: no number, so that
+/// whoever reads a size refuses them.
 ///
 /// # Errors
 /// As [`parse`].
 pub fn parse_config(bytes: &[u8]) -> Result<Value, JsonError> {
-    let mut bytes = bytes.to_vec();
-    let mut in_string = false;
-    let mut i = 0;
-    while let Some(&b) = bytes.get(i) {
-        let mut step = 1;
-        match b {
-            b'"' => in_string = !in_string,
-            b'\\' if in_string => step = 2,
-            b'N' | b'I' | b'-' if !in_string => {
-                let rest = bytes.get(i..).unwrap_or_default();
-                let word = [&b"NaN"[..], b"Infinity", b"-Infinity"]
-                    .into_iter()
-                    .find(|w| rest.starts_with(w));
-                // Same length, so that offsets in later errors still point into the file. `NaN` is
-                // a letter short of `null`; an empty string is refused where a number matters.
-                if let Some(word) = word {
-                    step = word.len();
-                    let with: &[u8] = if step < 4 { b"\"\" " } else { b"null     " };
-                    for (slot, c) in bytes.iter_mut().skip(i).take(step).zip(with) {
-                        *slot = *c;
-                    }
+    let mut marked = bytes.to_vec();
+    let (mut in_string, mut at) = (false, 0);
+    while let Some(&b) = bytes.get(at) {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let word = WORDS.iter().find(|w| rest.starts_with(w.as_bytes()));
+        at += match (b, word) {
+            (b'\\', _) if in_string => 2,
+            (_, Some(word)) if !in_string && !is_key(rest, word) => {
+                // A string of the same length, so that places of later errors are those of the file.
+                let mark = mark(word);
+                for (slot, c) in marked.iter_mut().skip(at).zip(mark.bytes()) {
+                    *slot = c;
                 }
+                word.len()
             }
-            _ => {}
-        }
-        i += step;
+            _ => {
+                in_string ^= b == b'"';
+                1
+            }
+        };
     }
-    parse(&bytes)
+    let mut value = parse(&marked)?;
+    unmark(&mut value);
+    Ok(value)
+}
+
+/// What Python writes for numbers that JSON lacks.
+const WORDS: [&str; 3] = ["NaN", "Infinity", "-Infinity"];
+
+/// A JSON string as long as `word`: nothing but a character that no text has.
+fn mark(word: &str) -> String {
+    format!("\"{}\"", "\u{7f}".repeat(word.len() - 2))
+}
+
+/// Whether `word`, at the start of `rest`, stands in place of a key.
+fn is_key(rest: &[u8], word: &str) -> bool {
+    let after = rest.iter().skip(word.len());
+    after.copied().find(|b| !b.is_ascii_whitespace()) == Some(b':')
+}
+
+/// Marks as numbers. Values nest no deeper than [`parse`] lets them.
+fn unmark(value: &mut Value) {
+    match value {
+        Value::String(s) if s.starts_with('\u{7f}') => {
+            let word = WORDS.iter().find(|w| mark(w).trim_matches('"') == s);
+            if let Some(word) = word {
+                *value = serde_json::json!({ FLOAT: word });
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(unmark),
+        Value::Object(map) => map.values_mut().for_each(unmark),
+        _ => {}
+    }
+}
+
+/// The key under which transformers keeps a number that JSON lacks.
+const FLOAT: &str = "__float__";
+
+/// The name of a number that JSON lacks, where `value` is one.
+#[must_use]
+pub fn non_finite(value: &Value) -> Option<&str> {
+    value.get(FLOAT)?.as_str()
 }
 
 /// Builds a [`Value`] in which every key occurs once.
@@ -287,10 +322,26 @@ mod tests {
 
     #[test]
     fn a_config_may_hold_what_python_writes_for_infinity() {
-        let text = br#"{"a": [0.0, Infinity, -Infinity], "b": "Infinity \"NaN", "c": -1}"#;
-        let expected = serde_json::json!({"a": [0.0, null, null], "b": "Infinity \"NaN", "c": -1});
+        let text = br#"{"a": [0.0, Infinity, -Infinity], "b": "Infinity \"NaN", "c": -1, "d":NaN}"#;
+        let float = |word: &str| serde_json::json!({ "__float__": word });
+        let expected = serde_json::json!({
+            "a": [0.0, float("Infinity"), float("-Infinity")], "b": "Infinity \"NaN", "c": -1, "d": float("NaN"),
+        });
         assert_eq!(parse_config(text), Ok(expected));
         assert!(parse(text).is_err());
+        // Elsewhere they are no words, and what is wrong is found where it is.
+        for (text, offset) in [
+            (r#"{"a": Infinity, NaN: 1}"#, 16),
+            (r#"{"a": [-Infinity, Infinit]}"#, 18),
+            (r#"{"a": NaN, "b": nan}"#, 17),
+            (r#"{"a": Infinity5}"#, 14),
+        ] {
+            assert_eq!(
+                parse_config(text.as_bytes()).unwrap_err().offset,
+                offset,
+                "{text}"
+            );
+        }
     }
 
     #[test]

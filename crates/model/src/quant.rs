@@ -13,11 +13,15 @@ use crate::config::{Config, shorten};
 use crate::spec::ModelSpec;
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 
+mod mixed;
+
 /// How the weights of linear layers are stored, and which are left alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QuantScheme {
     /// The layout.
     pub format: QuantFormat,
+    /// Modules that have another one.
+    pub others: Vec<(Pattern, QuantFormat)>,
     /// Modules that keep their type.
     pub ignore: Vec<Pattern>,
     /// The modules that it is limited to; empty for every linear layer.
@@ -293,11 +297,17 @@ impl QuantScheme {
     }
 
     fn read(q: &Config<'_>) -> Result<Self, ModelError> {
-        let method = q.str("quant_method").unwrap_or("").to_ascii_lowercase();
+        // ModelOpt's own files do not name it.
+        let unnamed = if q.has("quant_algo") { "modelopt" } else { "" };
+        let method = q
+            .str("quant_method")
+            .unwrap_or(unnamed)
+            .to_ascii_lowercase();
         // Libraries that replace every linear layer they are not told to leave reach the tower too;
         // those that quantise block by block never do.
         let mut extras = Extras::default();
         let mut targets = Vec::new();
+        let mut others = Vec::new();
         let format = match method.as_str() {
             "fp8" | "fbgemm_fp8" => {
                 extras.tower = true;
@@ -339,13 +349,21 @@ impl QuantScheme {
                 }
             }
             "compressed-tensors" | "compressed_tensors" => {
-                compressed(q, &mut extras, &mut targets)?
+                mixed::compressed(q, &mut extras, &mut targets, &mut others)?
             }
-            "" if q.has("config_groups") => compressed(q, &mut extras, &mut targets)?,
+            "" if q.has("config_groups") => {
+                mixed::compressed(q, &mut extras, &mut targets, &mut others)?
+            }
             "mxfp4" | "gpt_oss_mxfp4" => QuantFormat::Mxfp4,
+            "modelopt" | "modelopt_fp4" | "modelopt_mixed" if mixed::is_mixed(q) => {
+                // Whatever is named.
+                extras.tower = true;
+                extras.head = true;
+                mixed::modelopt(q, &mut targets, &mut others)?
+            }
             "modelopt" | "modelopt_fp4" => {
                 extras.tower = true;
-                modelopt(q)?
+                modelopt(q, "NVFP4")?
             }
             "bitsandbytes" => {
                 extras.tower = true;
@@ -380,6 +398,7 @@ impl QuantScheme {
         }
         Ok(Self {
             format,
+            others,
             ignore,
             targets,
             method,
@@ -392,6 +411,7 @@ impl QuantScheme {
     pub fn online(format: QuantFormat) -> Self {
         Self {
             format,
+            others: Vec::new(),
             ignore: Vec::new(),
             targets: Vec::new(),
             method: "online".to_owned(),
@@ -411,17 +431,51 @@ impl QuantScheme {
             Role::Encoder => self.extras.tower,
             Role::Embedding | Role::Position | Role::Router | Role::Norm | Role::Other => false,
         };
-        // Lists name experts by number, and treat all of a layer alike.
-        let module = tensor
-            .name
-            .strip_suffix(".weight")
-            .unwrap_or(&tensor.name)
-            .replace("{e}", "0");
+        let module = module(tensor);
         let named = |patterns: &[Pattern]| patterns.iter().any(|p| p.matches(&module));
         quantised_role
             && tensor.linear.is_some()
             && !named(&self.ignore)
-            && (self.targets.is_empty() || named(&self.targets))
+            && (self.targets.is_empty()
+                || named(&self.targets)
+                || self.others.iter().any(|(p, _)| p.matches(&module)))
+    }
+
+    /// The layout of `tensor`, to which it [applies](Self::applies_to).
+    ///
+    /// # Errors
+    /// [`ModelError::Contradiction`] where it is named with two.
+    fn format_of(&self, tensor: &TensorSpec) -> Result<QuantFormat, ModelError> {
+        if self.others.is_empty() {
+            return Ok(self.format);
+        }
+        let module = module(tensor);
+        let other = self.others.iter().filter(|(p, _)| p.matches(&module));
+        let target = self.targets.iter().filter(|p| p.matches(&module));
+        let mut formats = other.map(|(_, f)| *f).chain(target.map(|_| self.format));
+        let first = formats.next().unwrap_or(self.format);
+        match formats.find(|f| *f != first) {
+            Some(other) => Err(ModelError::Contradiction(format!(
+                "`{}` is said to be stored in two ways: {} and {}",
+                shorten(&module),
+                first.name(),
+                other.name()
+            ))),
+            None => Ok(first),
+        }
+    }
+
+    /// A short name for reports: of every layout, where there are several.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let mut names = vec![self.format.name()];
+        for (_, format) in &self.others {
+            let name = format.name();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.join(" and ")
     }
 
     /// compressed-tensors keeps scales in the model's type; the others in 32 bits.
@@ -429,6 +483,12 @@ impl QuantScheme {
     pub fn is_compressed(&self) -> bool {
         self.method.starts_with("compressed") || self.method.is_empty()
     }
+}
+
+/// A tensor's module as lists name it: they name experts by number, and treat all of a layer alike.
+fn module(tensor: &TensorSpec) -> String {
+    let name = tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name);
+    name.replace("{e}", "0")
 }
 
 fn bits(q: &Config<'_>) -> Result<u64, ModelError> {
@@ -504,64 +564,16 @@ fn fp8(q: &Config<'_>, method: &str) -> Result<QuantFormat, ModelError> {
     })
 }
 
-fn modelopt(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
-    let algo = q.str("quant_algo").unwrap_or("NVFP4");
+/// A layout that ModelOpt names in `quant_algo`; `default` where it is silent.
+fn modelopt(q: &Config<'_>, default: &str) -> Result<QuantFormat, ModelError> {
+    let algo = q.str("quant_algo").unwrap_or(default);
     match algo.to_ascii_uppercase().as_str() {
         "FP8" => Ok(QuantFormat::Fp8Tensor { static_input: true }),
         "NVFP4" => Ok(QuantFormat::Nvfp4),
-        _ => Err(q.reject("quant_algo", "expected FP8 or NVFP4")),
+        "W4A16_NVFP4" => Ok(QuantFormat::Nvfp4Weights),
+        "MXFP8" => Ok(QuantFormat::Mxfp8),
+        _ => Err(q.reject("quant_algo", "expected FP8, NVFP4, W4A16_NVFP4 or MXFP8")),
     }
-}
-
-fn compressed(
-    q: &Config<'_>,
-    extras: &mut Extras,
-    targets: &mut Vec<Pattern>,
-) -> Result<QuantFormat, ModelError> {
-    let groups = q
-        .object("config_groups")?
-        .ok_or_else(|| ModelError::Missing {
-            field: q.path_of("config_groups"),
-            why: "it says how the weights are packed",
-        })?;
-    // Whatever is a linear layer and not in the ignore list.
-    extras.head = true;
-    extras.tower = true;
-    if let Some(kv) = q.object("kv_cache_scheme")? {
-        extras.kv_scales = !is_dynamic(&kv);
-    }
-    let mut everything = false;
-    let mut found: Option<QuantFormat> = None;
-    for key in groups.keys() {
-        let Some(group) = groups.object(key)? else {
-            continue;
-        };
-        let Some(weights) = group.object("weights")? else {
-            continue;
-        };
-        let input = group.object("input_activations")?;
-        let stated = group.str("format").or(q.str("format"));
-        let format = compressed_group(&weights, input.as_ref(), stated, extras)?;
-        if found.is_some_and(|f| f != format) {
-            return Err(q.reject(
-                "config_groups",
-                "groups with different weight formats are not supported",
-            ));
-        }
-        found = Some(format);
-        match group.strings("targets")? {
-            Some(names) if !names.contains(&"Linear") => {
-                for name in names {
-                    targets.push(Pattern::parse(&group, "targets", name)?);
-                }
-            }
-            _ => everything = true,
-        }
-    }
-    if everything {
-        targets.clear();
-    }
-    found.ok_or_else(|| q.reject("config_groups", "no group states a weight format"))
 }
 
 /// Whether scales are computed at run time and so not stored; `"local"` still stores a global one.
@@ -656,6 +668,7 @@ fn compressed_group(
 /// [`ModelError::Contradiction`] where a shape does not divide as the format needs.
 pub fn apply(spec: &mut ModelSpec, scheme: QuantScheme) -> Result<(), ModelError> {
     let mut tensors = Vec::with_capacity(spec.tensors.len() * 2);
+    let mut applied = false;
     for tensor in spec.tensors.drain(..) {
         if scheme.extras.kv_scales
             && let Some(attention) = tensor.name.strip_suffix("k_proj.weight")
@@ -672,10 +685,17 @@ pub fn apply(spec: &mut ModelSpec, scheme: QuantScheme) -> Result<(), ModelError
         }
         match tensor.linear {
             Some(linear) if scheme.applies_to(&tensor) => {
+                applied = true;
                 replace(&tensor, linear, &scheme, &mut tensors)?;
             }
             _ => tensors.push(tensor),
         }
+    }
+    if !applied && !scheme.others.is_empty() {
+        return Err(ModelError::Contradiction(
+            "`quantization_config` names modules one by one, and the model has none of them"
+                .to_owned(),
+        ));
     }
     spec.tensors = tensors;
     spec.quant = Some(scheme);
@@ -689,6 +709,7 @@ fn replace(
     scheme: &QuantScheme,
     into: &mut Vec<TensorSpec>,
 ) -> Result<(), ModelError> {
+    let format = scheme.format_of(t)?;
     let (out, inp) = (l.out, l.inp);
     let module = t.name.strip_suffix(".weight").unwrap_or(&t.name).to_owned();
     // A scale per output row follows the outputs' split; where inputs are split all ranks need it.
@@ -734,7 +755,7 @@ fn replace(
             .map(|b| b.div_ceil(32))
             .ok_or(ModelError::from(SizeOverflow))
     };
-    match scheme.format {
+    match format {
         QuantFormat::Fp8Tensor { static_input } => {
             push(".weight", &t.shape, DType::F8E4m3, t.shard, true);
             let (of_weight, of_input) = if fine {
@@ -771,7 +792,7 @@ fn replace(
         QuantFormat::Int8Channel { .. }
         | QuantFormat::Int8Tensor
         | QuantFormat::Int8Group { .. } => {
-            let (scales, shard): (&[u64], Shard) = match scheme.format {
+            let (scales, shard): (&[u64], Shard) = match format {
                 QuantFormat::Int8Group { group } => (&[out, groups(Some(group))], t.shard),
                 QuantFormat::Int8Tensor => (&[1], whole),
                 _ => (&[out, 1], per_out),
@@ -781,7 +802,7 @@ fn replace(
             if scheme.extras.zero_points {
                 push(".weight_zero_point", scales, DType::I8, shard, false);
             }
-            if scheme.format == (QuantFormat::Int8Channel { static_input: true }) {
+            if format == (QuantFormat::Int8Channel { static_input: true }) {
                 push(".input_scale", &[1], scale_type, whole, false);
                 if scheme.extras.input_zero_point {
                     push(".input_zero_point", &[1], DType::I8, whole, false);
@@ -898,7 +919,7 @@ fn replace(
             push(weight, &packed, DType::U8, t.shard, true);
             push(".weight_scale", &scales, DType::F8E4m3, t.shard, false);
             push(of_weight, one, DType::F32, whole, false);
-            if scheme.format == QuantFormat::Nvfp4 {
+            if format == QuantFormat::Nvfp4 {
                 push(of_input, one, DType::F32, whole, false);
             }
         }
@@ -908,7 +929,7 @@ fn replace(
             let packed = [elements.div_ceil(2), 1];
             push(".weight", &packed, DType::U8, t.shard, true);
             push(".weight.quant_map", &[16], DType::F32, whole, false);
-            let double = scheme.format == QuantFormat::Bnb4Double;
+            let double = format == QuantFormat::Bnb4Double;
             if double {
                 push(".weight.absmax", &[blocks], DType::U8, t.shard, false);
                 let nested = [blocks.div_ceil(256)];

@@ -6,6 +6,7 @@
 mod inventory;
 
 use inventory::{golden_files, read};
+use plimsoll_model::json::parse_config;
 use plimsoll_model::{
     Assume, Mixer, ModelError, ModelSpec, Positions, Reach, RopeScaling, catalogue, from_config,
 };
@@ -35,6 +36,36 @@ fn text_mut(config: &mut Value) -> &mut Map<String, Value> {
         config
     };
     text.as_object_mut().unwrap()
+}
+
+#[test]
+fn a_size_that_is_no_finite_number_is_refused_with_its_field() {
+    let text = |key: &str, word: &str| {
+        let mut config = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 2816,
+            "num_hidden_layers": 2, "num_attention_heads": 16, "vocab_size": 32000,
+        });
+        config[key] = json!("@");
+        let text = config.to_string().replace("\"@\"", word);
+        parse_config(text.as_bytes()).unwrap()
+    };
+    for word in ["Infinity", "-Infinity", "NaN"] {
+        // Absent, each has a default or is an error of its own.
+        for key in [
+            "hidden_size",
+            "num_hidden_layers",
+            "num_key_value_heads",
+            "max_position_embeddings",
+        ] {
+            let e = from_config(&text(key, word), Assume::Nothing).unwrap_err();
+            let ModelError::Invalid { field, value, .. } = &e else {
+                panic!("{key} = {word}: {e}");
+            };
+            assert_eq!((field.as_str(), value.as_str()), (key, word));
+        }
+        // What nobody reads may be anything.
+        assert!(from_config(&text("time_step_limit", word), Assume::Nothing).is_ok());
+    }
 }
 
 #[test]
@@ -551,7 +582,7 @@ fn hybrid_configs_are_checked_where_they_have_states() {
         let e = spec(&with(key, value)).arithmetic.unwrap_err();
         assert!(e.to_string().contains(key), "{key}: {e}");
     }
-    let limits = json!([0.01, {"__float__": "Infinity"}]);
+    let limits = parse_config(b"[0.01, Infinity]").unwrap();
     let read = spec(&with("time_step_limit", limits)).arithmetic.unwrap();
     assert_eq!(read.step_limits, [0.01, f64::INFINITY]);
     let mut attention = with("layer_types", json!(["attention", "attention"]));

@@ -78,7 +78,7 @@ const EDGES: [u64; 12] = [
 ];
 
 /// Words of JSON that change what a reader does next.
-const WORDS: [&str; 10] = [
+const WORDS: [&str; 12] = [
     "null",
     "{}",
     "[]",
@@ -89,6 +89,8 @@ const WORDS: [&str; 10] = [
     "{\"a\":",
     "9223372036854775807",
     "NaN",
+    "Infinity",
+    "-Infinity",
 ];
 
 fn mutate(seed: &[u8], other: &[u8], rng: &mut Lcg) -> Vec<u8> {

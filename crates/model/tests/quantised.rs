@@ -119,6 +119,14 @@ fn some_layouts_are_refused_not_guessed() {
         json!({"quant_method": "fp8", "weight_block_size": [128]}),
         json!({"quant_method": "fp8", "weight_block_size": [0, 128]}),
         json!({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}),
+        json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": {}}),
+        json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": {"lm_head": {"quant_algo": "W4A8_AWQ"}}}),
+        json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": {"lm_head": {}}}),
+        json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": {
+            "a.experts.0.up": {"quant_algo": "FP8"}, "a.experts.1.up": {"quant_algo": "NVFP4"}}}),
+        json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": {
+            "a.mlp": {"quant_algo": "FP8"}, "b.mlp": {"quant_algo": "NVFP4"}}}),
+        json!({"quant_method": "compressed-tensors", "kv_cache_scheme": "static", "config_groups": {}}),
         json!({"quant_method": "compressed-tensors"}),
         json!({"quant_method": "compressed-tensors", "config_groups": {}}),
         json!({"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": 64}}}}),
@@ -131,4 +139,80 @@ fn some_layouts_are_refused_not_guessed() {
         let err = from_config(&config, Assume::Nothing).expect_err(&format.to_string());
         assert!(err.to_string().contains("quantization_config"), "{err}");
     }
+}
+
+/// Where modules are not all stored alike, each has what it has where all are stored as it is.
+#[test]
+fn modules_of_several_layouts_are_each_stored_by_their_own() {
+    let plain = catalogue::find("qwen3-30b-a3b").unwrap().config.clone();
+    let with = |format: Value| {
+        let mut config = plain.clone();
+        config["quantization_config"] = format;
+        inventory(&from_config(&config, Assume::Nothing).unwrap())
+    };
+    let one = |algo: &str| {
+        with(json!({"quant_method": "modelopt", "quant_algo": algo, "ignore": ["nothing"]}))
+    };
+    let (fp8, nvfp4) = (one("FP8"), one("NVFP4"));
+    // As published: attention by matrix, experts by layer or by number, and a head that nobody else quantises.
+    let mut layers = serde_json::Map::new();
+    for i in 0..48 {
+        for m in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            layers.insert(
+                format!("model.layers.{i}.self_attn.{m}"),
+                json!({"quant_algo": "FP8"}),
+            );
+        }
+        let experts = if i % 2 == 0 { "experts" } else { "experts.7" };
+        let algo = json!({"quant_algo": "NVFP4", "group_size": 16});
+        layers.insert(format!("model.layers.{i}.mlp.{experts}"), algo.clone());
+        if i % 2 == 1 {
+            layers.insert(format!("model.layers.{i}.mlp.experts.8"), algo);
+        }
+    }
+    layers.insert("lm_head".to_owned(), json!({"quant_algo": "W4A16_NVFP4"}));
+    let mixed = with(json!({"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}));
+    let mut head = 0;
+    for (name, have) in &mixed {
+        if name.starts_with("lm_head") {
+            head += 1;
+            continue;
+        }
+        let whole = if name.contains("self_attn") {
+            &fp8
+        } else {
+            &nvfp4
+        };
+        assert_eq!(Some(have), whole.get(name), "{name}");
+    }
+    // Packed, scales and the scale of scales; inputs are not quantised.
+    assert_eq!(head, 3);
+    assert_eq!(mixed.len(), nvfp4.len() - 1 - 48 * 4 + 3);
+
+    // The same by compressed-tensors' groups: what is named comes before what is left.
+    let group = |bits: u64, group: Value, targets: Value| {
+        json!({"targets": targets, "input_activations": null, "weights": {
+            "num_bits": bits, "type": "float", "strategy": if bits == 4 { "group" } else { "channel" },
+            "group_size": group, "symmetric": true, "dynamic": false}})
+    };
+    let all = |groups: Value| {
+        with(
+            json!({"quant_method": "compressed-tensors", "ignore": ["lm_head"], "config_groups": groups}),
+        )
+    };
+    let rest = |bits, size| all(json!({"a": group(bits, size, json!(["Linear"]))}));
+    let (rows, small) = (rest(8, Value::Null), rest(4, json!(16)));
+    let attention = json!(["re:.*self_attn.*"]);
+    let both = all(json!({
+        "a": group(4, json!(16), json!(["Linear"])), "b": group(8, Value::Null, attention),
+    }));
+    for (name, have) in &both {
+        let whole = if name.contains("self_attn") {
+            &rows
+        } else {
+            &small
+        };
+        assert_eq!(Some(have), whole.get(name), "{name}");
+    }
+    assert_eq!(both.len(), small.len() - 48 * 4);
 }

@@ -210,3 +210,14 @@ fn deepseek_v3_is_as_long_as_its_files() {
     );
     assert_eq!(spec.mtp_layers, 1);
 }
+
+/// What the headers of Nemotron 3 Super hold, as the hub counts it: its prediction layer and the corrections of its
+/// routers among it.
+#[test]
+fn nemotron_3_super_has_as_many_parameters_as_its_files() {
+    let spec = catalogued("nemotron-3-super-120b-a12b");
+    assert_eq!(spec.parameters().unwrap(), 123_611_033_088);
+    let ahead = spec.tensors.iter().filter(|t| t.role == Role::Mtp);
+    let ahead: u64 = ahead.map(|t| t.elements().unwrap() * t.copies()).sum();
+    assert_eq!(ahead, 2_942_324_736 + 512);
+}

@@ -29,6 +29,19 @@ pub enum PlanError {
         /// Why.
         reason: String,
     },
+    /// One replica over several slices of cards.
+    #[error(
+        "{degrees} would spread one replica over slices of a card, and {slice} reaches no other slice or card \
+         (no peer-to-peer access, no NCCL): each slice runs a whole replica"
+    )]
+    Slices {
+        /// The degrees that spread it, in words.
+        degrees: String,
+        /// The slice.
+        slice: String,
+        /// The card that it is a slice of.
+        card: String,
+    },
     /// A load that makes no sense for the model.
     #[error("{0}")]
     Load(String),

@@ -341,6 +341,7 @@ pub(crate) fn evaluate_prepared(
 
 /// The pipeline stages, with the layers that each runs.
 fn stages(spec: &ModelSpec, deployment: &Deployment) -> Result<Vec<Stage>, PlanError> {
+    slices_alone(deployment)?;
     let mut stages = engine::check(spec, &deployment.parallel)?;
     let Some(layers) = deployment.kinds.as_ref().and_then(|k| k.layers.as_ref()) else {
         return Ok(stages);
@@ -359,6 +360,34 @@ fn stages(spec: &ModelSpec, deployment: &Deployment) -> Result<Vec<Stage>, PlanE
         start += n;
     }
     Ok(stages)
+}
+
+/// Refuses a replica of several slices of cards, and experts spread over replicas there.
+fn slices_alone(deployment: &Deployment) -> Result<(), PlanError> {
+    let p = &deployment.parallel;
+    let kinds = deployment.kinds.iter().flat_map(|k| &k.devices);
+    let slice = kinds.chain([&deployment.device]).find_map(|d| {
+        let card = d.slice_of.as_ref()?;
+        Some((d.name.clone(), card.clone()))
+    });
+    let spread = [
+        ("TP", p.tp),
+        ("PP", p.pp),
+        ("EP", if p.expert_parallel { p.ep() } else { 1 }),
+    ];
+    let degrees: Vec<String> = spread
+        .iter()
+        .filter(|(_, n)| *n > 1)
+        .map(|(name, n)| format!("{name} {n}"))
+        .collect();
+    match slice {
+        Some((slice, card)) if !degrees.is_empty() => Err(PlanError::Slices {
+            degrees: degrees.join(", "),
+            slice,
+            card,
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn judge(

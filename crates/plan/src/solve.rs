@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use plimsoll_device::Device;
+use plimsoll_device::{Device, find};
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_model::{Mixer, ModelSpec, Role};
 use plimsoll_program::{Parallel, WeightRules, rank_tensors};
@@ -101,8 +101,15 @@ pub fn max_context(e: &Evaluation) -> Result<u64, PlanError> {
 }
 
 /// The divisions of `n` devices that are worth trying, best first: tensor parallel inside a node,
-/// then pipeline stages, then replicas.
-fn divisions(n: u64, spec: &ModelSpec) -> Vec<Parallel> {
+/// then pipeline stages, then replicas. Of slices of a card only replicas.
+fn divisions(n: u64, spec: &ModelSpec, device: &Device) -> Vec<Parallel> {
+    if device.slice_of.is_some() {
+        let replicas = Parallel {
+            dp: n,
+            ..Parallel::default()
+        };
+        return vec![replicas];
+    }
     let divides = |a: u64| n.is_multiple_of(a);
     let mut all = Vec::new();
     for dp in (1..=n).filter(|d| divides(*d)) {
@@ -290,7 +297,7 @@ impl<'a> Search<'a> {
             if n > tried.saturating_mul(TIGHT_MULTIPLE) {
                 break;
             }
-            for parallel in divisions(n, &self.spec) {
+            for parallel in divisions(n, &self.spec, device) {
                 if self.hopeless(&parallel, device) {
                     legal = true;
                     continue;
@@ -356,7 +363,7 @@ pub fn best_division(
 ) -> Result<Evaluation, PlanError> {
     let mut best: Option<Evaluation> = None;
     let mut first_error = None;
-    for parallel in divisions(n, spec) {
+    for parallel in divisions(n, spec, device) {
         let deployment = Deployment {
             device: device.clone(),
             kinds: None,
@@ -637,6 +644,31 @@ pub fn changes_that_fit(
             d,
             *load,
         );
+    }
+    if let Some(card) = here.device.slice_of.as_deref().and_then(find) {
+        let between = |s: &&Device| s.usable > here.device.usable && s.usable < card.usable;
+        let mut larger: Vec<&Device> = card.slices.iter().filter(between).collect();
+        larger.sort_by_key(|s| s.usable);
+        // Of slices with the same memory one stands for all.
+        larger.dedup_by_key(|s| s.usable);
+        larger.push(card);
+        for device in larger {
+            let d = Deployment {
+                device: device.clone(),
+                ..here.clone()
+            };
+            push(
+                format!("--gpu {}", device.name),
+                if device.slice_of.is_some() {
+                    "a larger slice"
+                } else {
+                    "the whole card"
+                },
+                settings.clone(),
+                d,
+                *load,
+            );
+        }
     }
     let shorter = max_context(e)?;
     if shorter > 0 && shorter < load.context {

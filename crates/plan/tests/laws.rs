@@ -4,7 +4,8 @@ use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
     Deployment, Engine, Kind, Kinds, KvType, Load, PlanError, Region, Reserve, STAGED_WEIGHTS,
-    Settings, Verdict, evaluate, grid, max_context, max_users, of_kinds, total,
+    Settings, Verdict, best_division, changes_that_fit, evaluate, grid, max_context, max_users,
+    of_kinds, smallest, total,
 };
 use plimsoll_program::{
     Buckets, KvRules, Limits, Parallel, Program, Rank, StepInputs, lower, lower_rank,
@@ -111,6 +112,32 @@ proptest! {
                 best = best.max(max_users(&evaluate(&spec, &d, &s, &load).unwrap()).unwrap());
             }
             prop_assert_eq!(found, best, "{} {:?}", engine, memory);
+        }
+    }
+
+    #[test]
+    fn slices_of_a_card_are_given_whole_replicas_alone(
+        layers in 1_u64..90, users in 1_u64..300, tp in 1_u64..4, pp in 1_u64..4, dp in 1_u64..4,
+    ) {
+        let spec = llama(layers.max(pp), 4, 32_000);
+        let slice = find("h100:2g.20gb").unwrap();
+        let load = Load::plain(users, 4096);
+        for engine in engines() {
+            let s = Settings::new(engine);
+            let p = Parallel { tp, pp, dp, ..Parallel::default() };
+            let given = evaluate(&spec, &on(slice, p), &s, &load);
+            let refused = matches!(given, Err(PlanError::Slices { .. }));
+            // A degree of 3 does not divide the heads, slices or not.
+            prop_assert_eq!(refused, tp * pp > 1, "{} {:?}", engine, p);
+            for n in [1, dp] {
+                let best = best_division(&spec, slice, Bytes::ZERO, &s, &load, n).unwrap();
+                let division = best.deployment.parallel;
+                prop_assert_eq!(division, Parallel { dp: n, ..Parallel::default() });
+            }
+            if let Some(e) = smallest(&spec, slice, Bytes::ZERO, &s, &load, 8).unwrap() {
+                let p = e.deployment.parallel;
+                prop_assert_eq!(p, Parallel { dp: p.devices(), ..Parallel::default() });
+            }
         }
     }
 
@@ -529,4 +556,41 @@ fn plimsoll_plans_scales_and_refuses_latents_that_would_need_them() {
     assert!(matches!(refused, Err(PlanError::Refused { .. })));
     plan("deepseek-v3", Engine::Plimsoll, DType::F16).expect("a plan");
     plan("deepseek-v3", Engine::Ideal, DType::I8).expect("a plan");
+}
+
+#[test]
+fn experts_are_not_spread_over_slices_and_a_larger_slice_or_the_card_is_a_change() {
+    let spec = builtin("qwen3-30b-a3b");
+    let slice = find("h200:3g.71gb").unwrap();
+    let s = Settings::new("vllm".parse().unwrap());
+    let load = Load::plain(4, 4096);
+    let spread = |expert_parallel| Parallel {
+        dp: 2,
+        expert_parallel,
+        ..Parallel::default()
+    };
+    let at = |p| evaluate(&spec, &on(slice, p), &s, &load);
+    assert!(at(spread(false)).is_ok());
+    assert!(matches!(at(spread(true)), Err(PlanError::Slices { .. })));
+    // The solver does not try what slices cannot do: its reason is the engine's.
+    let wrong = Settings {
+        max_num_seqs: Some(512),
+        max_num_batched_tokens: Some(256),
+        ..s.clone()
+    };
+    let none = best_division(&spec, slice, Bytes::ZERO, &wrong, &load, 2);
+    assert!(matches!(none, Err(PlanError::Refused { .. })));
+
+    let small = find("h200:1g.18gb").unwrap();
+    let e = evaluate(&spec, &on(small, Parallel::default()), &s, &load).unwrap();
+    assert_eq!(e.verdict, Verdict::No);
+    let flags = changes_that_fit(&spec, &e, &s, &load).unwrap();
+    let flags: Vec<&str> = flags.iter().map(|c| c.flag.as_str()).collect();
+    for fits in ["--gpu h200-141g-sxm:3g.71gb", "--gpu h200-141g-sxm"] {
+        assert!(flags.contains(&fits), "{flags:?}");
+    }
+    let several = ["--tp", "--pp", "--gpu h200-141g-sxm:1g"];
+    for flag in several {
+        assert!(!flags.iter().any(|f| f.starts_with(flag)), "{flags:?}");
+    }
 }

@@ -55,7 +55,7 @@ pub fn build(
     let decisive = e
         .tightest()
         .ok_or_else(|| PlanError::Load("the plan has no stage".to_owned()))?;
-    let quantization = spec.quant.as_ref().map(|q| q.format.name()).or_else(|| {
+    let quantization = spec.quant.as_ref().map(|q| q.name()).or_else(|| {
         question
             .settings
             .quantization

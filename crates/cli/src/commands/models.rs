@@ -58,7 +58,7 @@ pub(crate) fn run(command: &ModelsCommand, output: &mut Output) -> Result<ExitCo
                     spec.vocab,
                 );
                 if let Some(q) = &spec.quant {
-                    text.push_str(&format!("  quantised     {}\n", q.format.name()));
+                    text.push_str(&format!("  quantised     {}\n", q.name()));
                 }
                 if let Some(c) = spec.max_context {
                     text.push_str(&format!(

@@ -5,6 +5,7 @@
 
 use super::{Decoder, Defaults, Family, LayerKind, decoder_or, granite, granite_moe, layer_types, moe, tie};
 use crate::builder::columns;
+use crate::json::non_finite;
 use crate::{
     Arithmetic, Config, Ffn, LayerSpec, Mixer, ModelError, Positions, Reach, Role, Shard,
     SpecBuilder, StateKind, StateSpace,
@@ -113,14 +114,14 @@ fn arithmetic(text: &Config<'_>, d: &Decoder) -> Result<Arithmetic, ModelError> 
     })
 }
 
-/// `time_step_limit`: two numbers, of which the second may be infinite, which transformers writes as an object.
+/// `time_step_limit`: two numbers, of which the second may be infinite.
 fn step_limits(text: &Config<'_>) -> Result<[f64; 2], ModelError> {
     let key = "time_step_limit";
     let Some(value) = text.get(key) else {
         return Ok([0.0, f64::INFINITY]);
     };
     let number = |v: &serde_json::Value| {
-        let infinite = v.get("__float__").and_then(|f| f.as_str()) == Some("Infinity");
+        let infinite = non_finite(v) == Some("Infinity");
         if infinite { Some(f64::INFINITY) } else { v.as_f64() }
     };
     let both = value.as_array().map(|a| a.iter().map(number).collect::<Vec<_>>());

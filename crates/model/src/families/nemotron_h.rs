@@ -1,8 +1,9 @@
-//! Nemotron-H and Nemotron 3 Nano: each layer is one thing alone: a Mamba 2 state, attention without positions, a
-//! feed-forward or experts, as a pattern says.
+//! Nemotron-H and Nemotron 3: each layer is one thing alone: a Mamba 2 state, attention without positions, a
+//! feed-forward or experts, as a pattern says. Experts may stand behind a projection to a narrower latent.
 //!
 //! Source: transformers `models/nemotron_h/{configuration,modeling}_nemotron_h.py`; the state's type from vLLM
-//! `models/config.py` (`NemotronHForCausalLMConfig`), which takes 32 bits where the config is silent.
+//! `models/config.py` (`NemotronHForCausalLMConfig`), which takes 32 bits where the config is silent, and the
+//! multi-token-prediction layers, which transformers drops on loading, from vLLM `models/nemotron_h_mtp.py`.
 
 use plimsoll_units::DType;
 
@@ -29,7 +30,10 @@ enum Block {
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let text = config.text()?;
-    let blocks = blocks(&text)?;
+    let blocks = blocks(&text, "layers_block_type", "hybrid_override_pattern")?.ok_or_else(|| ModelError::Missing {
+        field: text.path_of("hybrid_override_pattern"),
+        why: "it says what each layer is",
+    })?;
     let defaults = Defaults {
         layers: u64::try_from(blocks.len()).ok(),
         kv_heads: Some(8),
@@ -41,18 +45,20 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         let reason = format!("expected one entry for each of the {} layers", d.layers);
         return Err(text.reject("hybrid_override_pattern", reason));
     }
-    if text.has("moe_latent_size") {
-        return Err(text.reject("moe_latent_size", "experts behind a latent projection are not known"));
-    }
     let (h, bias, mlp_bias) = (d.hidden, text.flag("attention_bias", false)?, text.flag("mlp_bias", false)?);
     let inner = text.dim_or(&["intermediate_size"], 21_504)?;
-    let moe = if blocks.contains(&Block::Experts) {
+    let ahead = ahead(&text)?;
+    let moe = if blocks.contains(&Block::Experts) || ahead.contains(&Block::Experts) {
         let shared = text.dim_or(&["moe_shared_expert_intermediate_size"], 7688)?;
         let count = text.opt("n_shared_experts")?.unwrap_or(1);
         Some(moe(&text, &["n_routed_experts"], &["moe_intermediate_size"], shared.saturating_mul(count))?)
     } else {
         None
     };
+    let latent = text.opt("moe_latent_size")?;
+    if latent == Some(0) {
+        return Err(text.reject("moe_latent_size", "expected 1 or more, or null"));
+    }
     let mamba = mamba2::mamba(&text, "mamba_num_heads", "mamba_head_dim")?;
     let kept = match text.str("mamba_ssm_cache_dtype") {
         None | Some("float32") => DType::F32,
@@ -78,7 +84,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             b.norm("norm", h);
             match ffn {
                 Ffn::Dense { .. } => mlp(b, Role::Mlp, "mixer.", h, inner, mlp_bias),
-                Ffn::Moe(moe) => experts(b, h, &moe, mlp_bias)?,
+                Ffn::Moe(moe) => experts(b, h, latent, &moe, mlp_bias)?,
                 Ffn::None if block == Block::State => {
                     mamba.tensors(b, "mixer.", h);
                     mamba.norm(b, "mixer.");
@@ -90,34 +96,65 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     }
     b.norm("backbone.norm_f", h);
     b.head("lm_head", d.vocab, h);
+
+    b.spec().mtp_layers = u64::from(!ahead.is_empty());
+    for (i, block) in ahead.iter().enumerate() {
+        b.mtp(&format!("mtp.layers.{i}."), |b| {
+            if i == 0 {
+                b.norm("enorm", h);
+                b.norm("hnorm", h);
+                b.tensor(Role::Mtp, "eh_proj.weight", &[h, 2 * h], Shard::Replicated);
+            }
+            b.norm("norm", h);
+            match (block, &moe) {
+                (Block::Experts, Some(moe)) => experts(b, h, latent, moe, mlp_bias)?,
+                _ => attention_tensors(b, h, &attention, bias),
+            }
+            if i + 1 == ahead.len() {
+                b.norm("final_layernorm", h);
+            }
+            Ok(())
+        })?;
+    }
     Ok(())
 }
 
-/// The layers of `hybrid_override_pattern`, or of `layers_block_type`, which transformers 5 writes.
-fn blocks(text: &Config<'_>) -> Result<Vec<Block>, ModelError> {
-    if let Some(names) = text.strings("layers_block_type")? {
+/// The parts of the multi-token-prediction layer, where there is one.
+fn ahead(text: &Config<'_>) -> Result<Vec<Block>, ModelError> {
+    let (names, pattern) = ("mtp_layers_block_type", "mtp_hybrid_override_pattern");
+    match text.opt("num_nextn_predict_layers")?.unwrap_or(0) {
+        0 => return Ok(Vec::new()),
+        1 => {}
+        _ => return Err(text.reject("num_nextn_predict_layers", "expected one layer at most")),
+    }
+    let parts = blocks(text, names, pattern)?.unwrap_or_else(|| vec![Block::Attention, Block::Experts]);
+    if parts.is_empty() || !parts.iter().all(|p| matches!(p, Block::Attention | Block::Experts)) {
+        let key = if text.has(names) { names } else { pattern };
+        return Err(text.reject(key, "expected attention and experts"));
+    }
+    Ok(parts)
+}
+
+/// The layers that the string `pattern` describes, or the list `names`, which transformers 5 writes.
+fn blocks(text: &Config<'_>, names: &str, pattern: &str) -> Result<Option<Vec<Block>>, ModelError> {
+    if let Some(list) = text.strings(names)? {
         let block = |name: &str| match name {
             "mamba" | "linear_attention" => Ok(Block::State),
             "attention" | "full_attention" => Ok(Block::Attention),
             "mlp" => Ok(Block::Mlp),
             "moe" => Ok(Block::Experts),
-            _ => Err(text.reject("layers_block_type", "expected mamba, attention, mlp or moe")),
+            _ => Err(text.reject(names, "expected mamba, attention, mlp or moe")),
         };
-        return names.into_iter().map(block).collect();
+        return list.into_iter().map(block).collect::<Result<_, _>>().map(Some);
     }
-    let key = "hybrid_override_pattern";
-    let pattern = text.str(key).ok_or_else(|| ModelError::Missing {
-        field: text.path_of(key),
-        why: "it says what each layer is",
-    })?;
     let block = |c| match c {
         'M' => Ok(Block::State),
         '*' => Ok(Block::Attention),
         '-' => Ok(Block::Mlp),
         'E' => Ok(Block::Experts),
-        _ => Err(text.reject(key, "expected M, *, - or E for each layer")),
+        _ => Err(text.reject(pattern, "expected M, *, - or E for each layer")),
     };
-    pattern.chars().map(block).collect()
+    text.str(pattern).map(|p| p.chars().map(block).collect()).transpose()
 }
 
 fn attention_tensors(b: &mut SpecBuilder, h: u64, a: &crate::Attention, bias: bool) {
@@ -136,13 +173,18 @@ fn mlp(b: &mut SpecBuilder, role: Role, prefix: &str, h: u64, inner: u64, bias: 
     b.in_split(role, &format!("{prefix}down_proj"), [h, inner], bias, columns(inner));
 }
 
-fn experts(b: &mut SpecBuilder, h: u64, moe: &Moe, bias: bool) -> Result<(), ModelError> {
+fn experts(b: &mut SpecBuilder, h: u64, latent: Option<u64>, moe: &Moe, bias: bool) -> Result<(), ModelError> {
     let (role, one) = (Role::Router, Shard::Replicated);
     b.tensor_typed(role, "mixer.gate.weight", &[moe.experts, h], one, DType::F32);
     let correction = "mixer.gate.e_score_correction_bias";
     b.tensor_typed(role, correction, &[moe.experts], one, DType::F32);
+    if let Some(latent) = latent {
+        // Every rank has the whole of both.
+        b.whole(Role::Mlp, "mixer.fc1_latent_proj", [latent, h], bias);
+        b.whole(Role::Mlp, "mixer.fc2_latent_proj", [h, latent], bias);
+    }
     b.experts(moe.experts, |b| {
-        mlp(b, Role::Experts, "mixer.experts.{e}.", h, moe.intermediate, bias);
+        mlp(b, Role::Experts, "mixer.experts.{e}.", latent.unwrap_or(h), moe.intermediate, bias);
         Ok(())
     })?;
     mlp(b, Role::SharedExperts, "mixer.shared_experts.", h, moe.shared, bias);

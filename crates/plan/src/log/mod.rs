@@ -153,14 +153,14 @@ pub fn read(text: &str) -> Result<StartLog, String> {
     Ok(log)
 }
 
-/// A card's full name, as drivers print it, anywhere in a line.
+/// A card's full name, as drivers print it, anywhere in a line; of a slice, with its profile.
 fn named_card(line: &str) -> Option<String> {
     const MAKERS: [&str; 3] = ["nvidia", "amd", "tesla"];
     let lower = line.to_ascii_lowercase();
     if !MAKERS.iter().any(|m| lower.contains(m)) {
         return None;
     }
-    devices()
+    let card = devices()
         .iter()
         .flat_map(|d| d.aliases.iter())
         // Only names with their maker: `l4` or `a10` are words of other lines too.
@@ -169,8 +169,18 @@ fn named_card(line: &str) -> Option<String> {
             a.contains(' ') && MAKERS.iter().any(|m| a.starts_with(m))
         })
         .filter(|a| lower.contains(&a.to_ascii_lowercase()))
-        .max_by_key(|a| a.len())
-        .cloned()
+        .max_by_key(|a| a.len())?;
+    // A profile that the catalogue lacks is kept too: that slice is not the card.
+    let rest = text::after(&lower, &card.to_ascii_lowercase()).unwrap_or_default();
+    let profile: Option<String> = rest.strip_prefix(" mig ").map(|p| {
+        p.chars()
+            .take_while(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+'))
+            .collect()
+    });
+    Some(match profile {
+        Some(profile) => format!("{card} MIG {profile}"),
+        None => card.clone(),
+    })
 }
 
 impl StartLog {
@@ -206,5 +216,29 @@ mod tests {
             Some("NVIDIA GeForce RTX 3090 Ti")
         );
         assert_eq!(named_card("the l4 cache"), None);
+    }
+
+    #[test]
+    fn a_card_with_a_profile_is_that_slice() {
+        let slice = |name: &str| {
+            let line = format!("INFO 09-01 12:00:00 [cuda.py:1] using {name} (UUID: MIG-0)");
+            let gpu = named_card(&line);
+            crate::measured::card(gpu.as_deref()).map(|d| d.name.as_str())
+        };
+        assert_eq!(
+            slice("NVIDIA H100 80GB HBM3 MIG 3g.40gb"),
+            Ok("h100-80g-sxm:3g.40gb")
+        );
+        assert_eq!(slice("NVIDIA H100 80GB HBM3"), Ok("h100-80g-sxm"));
+        // Never the whole card, where the profile is unknown.
+        assert!(slice("NVIDIA H100 80GB HBM3 MIG 1c.3g.40gb").is_err());
+        let log = "INFO device NVIDIA A100-SXM4-40GB MIG 1g.5gb\n\
+            INFO Initializing a V1 LLM engine (v0.19.0) with config: model='a/b', dtype=torch.bfloat16";
+        let device = read(log).unwrap().device().unwrap();
+        assert_eq!(device.name, "a100-40g-sxm:1g.5gb");
+        let llama = "ggml_cuda_init: found 1 CUDA devices:\n  \
+            Device 0: NVIDIA A100-SXM4-40GB MIG 2g.10gb, compute capability 8.0, VMM: yes";
+        let device = read(llama).unwrap().device().unwrap();
+        assert_eq!(device.name, "a100-40g-sxm:2g.10gb");
     }
 }

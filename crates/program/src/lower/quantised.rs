@@ -78,6 +78,7 @@ pub(super) fn check(scheme: &QuantScheme) -> Result<(), String> {
         | QuantFormat::Bnb4Double
         | QuantFormat::Bnb8 => false,
     };
+    let readable = readable && scheme.others.is_empty();
     let packing = if scheme.extras.other_packing {
         ", packed for one kernel alone"
     } else {
@@ -89,7 +90,7 @@ pub(super) fn check(scheme: &QuantScheme) -> Result<(), String> {
     Err(format!(
         "its weights are quantised as {}{packing}, which is not read yet: use a checkpoint in bf16, fp8, AWQ (gemm), GPTQ or \
          compressed-tensors of 2, 4 or 8 bits",
-        scheme.format.name()
+        scheme.name()
     ))
 }
 

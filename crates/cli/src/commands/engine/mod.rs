@@ -534,7 +534,7 @@ fn converted(spec: &ModelSpec, weights: Weights) -> Option<String> {
         .map(|t| t.dtype)
         .filter(|d| *d != DType::Bf16 || !matches!(weights, KEPT | Weights::Stored))
         .map(|d| match &spec.quant {
-            Some(scheme) if !plain.contains(&d) => scheme.format.name(),
+            Some(scheme) if !plain.contains(&d) => scheme.name(),
             _ => d.to_string(),
         })
         .collect();
