@@ -56,7 +56,8 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder, at: &str) -> Result<(), ModelE
     // The class makes the last one full, whatever its config says.
     kinds.last_mut().into_iter().for_each(|last| *last = LayerKind::Full);
     let own = own_layers(&text, d.layers, 0)?;
-    let moe = if text.flag("enable_moe_block", false)? {
+    // Configs that others copied out leave the switch away where they name experts.
+    let moe = if text.flag("enable_moe_block", text.has("num_experts"))? {
         Some(moe(&text, &["num_experts"], &["moe_intermediate_size"], inner)?)
     } else {
         None

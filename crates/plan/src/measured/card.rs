@@ -5,7 +5,7 @@ use plimsoll_units::Bytes;
 
 use super::record::Setup;
 
-/// The device that `text` names: `H100`, `H100 80GB`, `NVIDIA GeForce RTX 4090`, `A100-80GB`.
+/// The device that `text` names: `H100`, `H100 80GB`, `NVIDIA GeForce RTX 4090`, `A100-80GB`, with a remark or without.
 ///
 /// # Errors
 /// The reason where it names none, several, or one that the catalogue lacks.
@@ -16,8 +16,17 @@ pub fn card(text: Option<&str>) -> Result<&'static Device, String> {
     if let Some(device) = find(text) {
         return Ok(device);
     }
-    let short = with_short_size(text);
-    find(&short).ok_or_else(|| format!("`{text}` is not in the device catalogue"))
+    // What follows a comma is a remark, as in `NVIDIA Thor, unified memory`, or another card.
+    let (name, remark) = text.split_once(',').unwrap_or((text, ""));
+    let name = if remark.contains(|c: char| c.is_ascii_digit()) {
+        text
+    } else {
+        name
+    };
+    let short = with_short_size(name);
+    find(name)
+        .or_else(|| find(&short))
+        .ok_or_else(|| format!("`{text}` is not in the device catalogue"))
 }
 
 /// Cards that a text leaves open: `H200 or H20`, `24GB-class GPU`, `32GB Volta/Turing-class`.
@@ -109,6 +118,11 @@ mod tests {
         assert_eq!(name("A100-80GB"), Some("a100-80g-sxm"));
         assert_eq!(name("RTX 5060 Ti 16GB"), Some("rtx-5060-ti-16g"));
         assert_eq!(name("NVIDIA GeForce RTX 3090 Ti"), Some("rtx-3090-ti-24g"));
+        assert_eq!(
+            name("NVIDIA Thor, unified memory"),
+            Some("jetson-thor-128g")
+        );
+        assert_eq!(name("RTX 4090, RTX 3090"), None, "two cards");
         assert_eq!(name("24GB-class GPU"), None);
         assert_eq!(name("H200 or H20 (page says 8x H200/H20)"), None);
         assert!(card(None).is_err());
