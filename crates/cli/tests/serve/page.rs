@@ -417,7 +417,7 @@ fn lock_files_name_no_registry() {
 /// The same words have the same colours as in the page of `simulate --html`.
 #[test]
 fn colours_are_those_of_the_charts() {
-    let charts = read("crates/report/src/simulation/chart.css");
+    let charts = read("crates/report/src/page/chart.css");
     let page = read("web/page/page.css");
     let (light, dark) = charts
         .split_once("@media (prefers-color-scheme: dark)")
