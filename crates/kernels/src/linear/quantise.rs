@@ -218,7 +218,7 @@ pub fn pack_group_row(
     }
 }
 
-/// Packs output row `lane` of a panel of e4m3: codes that are numbers, and the scale of each [`GROUP`] of them.
+/// Packs output row `lane` of a panel of e4m3: codes that are numbers, and the scale of each `GROUP` of them.
 ///
 /// # Panics
 /// Where the panel has not the words of as many columns as there are codes.
