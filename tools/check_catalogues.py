@@ -44,7 +44,8 @@ OPTIONAL = {"compute_capability", "multiprocessors", "l2_bytes", "usable_bytes",
 SLICE_FIELDS = ("profile", "instances", "bytes", "multiprocessors", "memory_eighths")
 
 # What the makers publish (model card, paper, or the hub's count of what they stored), with as many digits as they print. A count agrees when it is within
-# 1 % or rounds to the printed figure ("13B" stands for 12.5B to 13.5B).
+# 1 % or rounds to the printed figure ("13B" stands for 12.5B to 13.5B). Those from minimax-m2.5 on were written from
+# knowledge of the cards, which were not opened again.
 PUBLISHED = {
     "gpt2": "124M", "gpt2-345m": "355M", "gpt2-large": "774M", "gpt2-xl": "1.56B", "gpt3-175b": "175B",
     "opt-125m": "125M", "opt-1.3b": "1.3B", "opt-6.7b": "6.7B", "opt-13b": "13B", "opt-30b": "30B", "opt-66b": "66B",

@@ -198,7 +198,7 @@ fn devices_of_several_kinds_make_one_plan() {
         ("--gpu h100+l40s --gpus 2", "says it too"),
         ("--gpu h100+l40s,a10", "says it too"),
         ("--gpu 2xh100+4xl40s --tp 4", "does not divide"),
-        ("--gpu h100+l40s --engine plimsoll", "no pipeline stages"),
+        ("--gpu h100+l40s --engine plimsoll", "needs pipeline stages"),
         ("--gpu h100+", "no sum of devices"),
         ("--gpu h100+nosuch", "no device is called `nosuch`"),
         ("--gpu h100+l40s --emit kubernetes", "several kinds"),

@@ -18,6 +18,8 @@ const READ_PER_S: u64 = 100_000_000;
 const PERIOD_S: u64 = 10;
 /// Where servers listen.
 const PORT: u64 = 8000;
+/// Where models are downloaded to, whoever the image runs as.
+const MODELS: &str = "/models";
 /// Where servers say that they take requests.
 const READY_PATH: &str = "/health";
 
@@ -201,10 +203,7 @@ fn pod_spec(
         ("livenessProbe", probe(live_path(engine), 6)),
         (
             "volumeMounts",
-            Yaml::List(vec![
-                mount("shm", "/dev/shm"),
-                mount("cache", "/root/.cache/huggingface"),
-            ]),
+            Yaml::List(vec![mount("shm", "/dev/shm"), mount("models", MODELS)]),
         ),
     ]);
     Yaml::Map(vec![
@@ -221,7 +220,7 @@ fn pod_spec(
                     ),
                 ]),
                 Yaml::Map(vec![
-                    ("name", Yaml::text("cache")),
+                    ("name", Yaml::text("models")),
                     ("emptyDir", Yaml::Map(vec![])),
                 ]),
             ]),
@@ -229,9 +228,13 @@ fn pod_spec(
     ])
 }
 
-/// Secrets: the hub's token where there is one, and the key without which our server does not listen to others.
+/// Where models go, and secrets: the hub's token where there is one, and the key without which our server does not listen to others.
 fn environment(engine: &str) -> Yaml {
-    let mut out = vec![secret("HF_TOKEN", "hf-token", "token", true)];
+    let models = Yaml::Map(vec![
+        ("name", Yaml::text("HF_HOME")),
+        ("value", Yaml::text(MODELS)),
+    ]);
+    let mut out = vec![models, secret("HF_TOKEN", "hf-token", "token", true)];
     if engine == "plimsoll" {
         out.push(secret("PLIMSOLL_API_KEY", "plimsoll", "api-key", false));
     }

@@ -129,7 +129,7 @@ fn committed(device: &str) {
         maybe("--max-num-batched-tokens", &["64", "2048"]);
         maybe("--max-model-len", &["512", "777"]);
         maybe("--kv-cache-dtype", &["bf16", "f16", "f32", "int8"]);
-        maybe("--weights", &["bf16", "int8", "int4"]);
+        maybe("--weights", &["bf16", "fp8", "int8", "int4", "auto"]);
         maybe("--block-size", &["16", "32"]);
         if device == "cpu" {
             // Elsewhere it says nothing, and a plan refuses it.

@@ -1,6 +1,6 @@
 //! SGLang's lines, 0.4.3 to 0.5.23.
 
-use super::text::{after, count, decimal, field};
+use super::text::{after, count, decimal, field, first};
 use super::{StartFailure, StartLog};
 use crate::measured::StartOutcome;
 
@@ -12,13 +12,6 @@ pub(super) struct Reader {
     pool_gib: f64,
     /// Free memory after loading, GiB.
     after_gib: Option<f64>,
-}
-
-/// Sets what is not set yet: the first rank speaks for all.
-fn first<T>(slot: &mut Option<T>, value: Option<T>) {
-    if slot.is_none() {
-        *slot = value;
-    }
 }
 
 impl Reader {

@@ -98,6 +98,13 @@ fn unquoted(value: &str) -> Option<&str> {
     (!matches!(bare, "" | "None" | "null")).then_some(bare)
 }
 
+/// Sets what is not set yet: the first rank speaks for all.
+pub(super) fn first<T>(slot: &mut Option<T>, value: Option<T>) {
+    if slot.is_none() {
+        *slot = value;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

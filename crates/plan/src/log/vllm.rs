@@ -1,6 +1,6 @@
 //! vLLM's lines: V0, and V1 from 0.8 to 0.32.
 
-use super::text::{after, count, decimal, field};
+use super::text::{after, count, decimal, field, first};
 use super::{StartFailure, StartLog};
 use crate::measured::StartOutcome;
 
@@ -16,13 +16,6 @@ pub(super) struct Reader {
     consumed_gib: Option<f64>,
     /// Whether the summary line's activation includes the pre-estimate.
     summary_activation: Option<f64>,
-}
-
-/// Sets what is not set yet: the first worker speaks for all.
-fn first<T>(slot: &mut Option<T>, value: Option<T>) {
-    if slot.is_none() {
-        *slot = value;
-    }
 }
 
 impl Reader {

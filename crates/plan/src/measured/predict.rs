@@ -126,6 +126,20 @@ pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
     first
 }
 
+/// The release whose rules apply, and why it is not known where the newest stands in for it.
+pub(super) fn release(setup: &Setup, p: &Prediction, newest: Version) -> (Version, Option<String>) {
+    match p.release {
+        Some(v) => (v, None),
+        None => (
+            newest,
+            Some(match &setup.engine_version {
+                Some(t) => format!("`{t}` names no engine version"),
+                None => "no engine version is given".to_owned(),
+            }),
+        ),
+    }
+}
+
 /// Makes figures that differ between `first` and `others` bounds that span all of them.
 fn span(first: &mut Prediction, others: &[Prediction]) {
     for (figure, estimate) in &mut first.figures {
@@ -340,16 +354,7 @@ fn vllm(
 ) -> Result<(), String> {
     let spec = loaded.spec;
     let parallel = parallel(setup, &mut p.assumed)?;
-    let (release, unknown_release) = match p.release {
-        Some(v) => (v, None),
-        None => (
-            crate::engine::vllm::NEWEST,
-            Some(match &setup.engine_version {
-                Some(t) => format!("`{t}` names no engine version"),
-                None => "no engine version is given".to_owned(),
-            }),
-        ),
-    };
+    let (release, unknown_release) = release(setup, p, crate::engine::vllm::NEWEST);
     let settings = Settings {
         dtype: text_dtype(setup.dtype.as_ref())?,
         quantization: loaded.online,

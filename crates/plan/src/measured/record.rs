@@ -330,10 +330,8 @@ fn size_gib(text: &str) -> Option<f64> {
 /// The number that ends where `marker` begins: a condition of the start that reports carry in a remark.
 fn before(notes: &str, marker: &str) -> Option<f64> {
     let head = &notes[..notes.find(marker)?];
-    let from = head
-        .rfind(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .map_or(0, |i| i + 1);
-    head[from..].parse().ok()
+    let number = head.rsplit(|c: char| !(c.is_ascii_digit() || c == '.'));
+    number.into_iter().next()?.parse().ok()
 }
 
 /// The digits that follow `marker`.
@@ -392,6 +390,16 @@ mod tests {
         let e = parse_records("{").expect_err("no object");
         assert_eq!(e.line, 1);
         assert!(parse_records("[1]").is_err());
+    }
+
+    #[test]
+    fn a_number_in_a_remark_is_found_behind_any_sign() {
+        let number = |notes: &str| before(notes, " GB before load");
+        assert_eq!(number("avail mem 77.1 GB before load"), Some(77.1));
+        assert_eq!(number("about \u{2248}0.8 GB before load"), Some(0.8));
+        assert_eq!(number("3 GB before load"), Some(3.0));
+        assert_eq!(number(" GB before load"), None);
+        assert_eq!(number("nothing"), None);
     }
 
     #[test]

@@ -5,7 +5,8 @@ use plimsoll_units::Bytes;
 
 use super::figure::Figure;
 use super::predict::{
-    Estimate, Loaded, Prediction, capacities, kv_type, of_regions, parallel, pool, text_dtype,
+    Estimate, Loaded, Prediction, capacities, kv_type, of_regions, parallel, pool, release,
+    text_dtype,
 };
 use super::record::Setup;
 use crate::engine::{Engine, sglang};
@@ -27,16 +28,7 @@ pub(super) fn figures(
     } else {
         parallel(setup, &mut p.assumed)?
     };
-    let (release, unknown_release) = match p.release {
-        Some(v) => (v, None),
-        None => (
-            sglang::NEWEST,
-            Some(match &setup.engine_version {
-                Some(t) => format!("`{t}` names no engine version"),
-                None => "no engine version is given".to_owned(),
-            }),
-        ),
-    };
+    let (release, unknown_release) = release(setup, p, sglang::NEWEST);
     let settings = Settings {
         dtype: text_dtype(setup.dtype.as_ref())?,
         quantization: loaded.online,

@@ -89,7 +89,8 @@ pub(super) fn ask(
         Engine::Vllm(_) | Engine::LlamaCpp(_) | Engine::Ideal
     ) {
         return Err(usage(format!(
-            "{engine} has no pipeline stages, which devices of several kinds need"
+            "for {engine}, devices of several kinds cannot be planned: each kind needs pipeline stages whose layers can be \
+             chosen"
         ))
         .hint("choose `--engine vllm` or `--engine llama.cpp`"));
     }
