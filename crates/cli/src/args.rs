@@ -311,7 +311,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "FORMAT", value_parser = quantization)]
     pub(crate) quantization: Option<plimsoll_model::quant::QuantFormat>,
     /// What matrices are kept as (plimsoll): bf16, fp8, int8 or int4, or auto: fp8 and 4-bit groups as they are stored, others bf16
-    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    #[arg(long, value_name = "TYPE", default_value_t)]
     pub(crate) weights: Weights,
     /// Type of the KV cache
     #[arg(long, visible_aliases = ["kv-dtype", "cache-type-k"], value_name = "TYPE")]

@@ -229,7 +229,7 @@ fn p_flags_that_contradict_each_other_or_the_model() {
         ("--engine vllm --weights int8", "--quantization"),
         (
             "--engine plimsoll --gpu h100 --pp 2 --weights int8",
-            "only models that run",
+            "only where the model runs",
         ),
         ("--gpu h100 --tp 3", "3 does not divide 40"),
         ("--gpu h100 --pp 41", "PP 41"),

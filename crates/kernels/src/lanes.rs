@@ -509,7 +509,10 @@ macro_rules! for_levels {
             use super::*;
 
             pub(super) fn scalar($($arg: $type),*) {
-                $generic::<$crate::lanes::Scalar $($(, $more)*)?>($($arg),*)
+                $crate::cpu::fused(
+                    #[inline(always)]
+                    || $generic::<$crate::lanes::Scalar $($(, $more)*)?>($($arg),*),
+                );
             }
 
             /// # Safety

@@ -11,8 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Turns of a spin before a thread sleeps: some tens of microseconds.
-const SPINS: u32 = 20_000;
+/// Turns of a spin before a thread leaves its processor to others: some tens of microseconds.
+const SPINS: u32 = 1_000;
+/// Times that it leaves it before it sleeps.
+const YIELDS: u32 = 500;
 
 /// Elements of a tile of rows, at least: fewer are done before another thread has heard of them.
 const ROW_ELEMENTS: usize = 16_384;
@@ -117,12 +119,8 @@ impl Pool {
         let mut spins = 0_u32;
         while s.busy.load(Ordering::Acquire) > 0 {
             spins = spins.saturating_add(1);
-            if spins < SPINS / 8 {
-                std::hint::spin_loop();
-            } else {
-                // Whoever has the last tile may be waiting for this very processor.
-                std::thread::yield_now();
-            }
+            // Whoever has the last tile may be waiting for this very processor.
+            turn(spins);
         }
         if let Err(panic) = mine {
             resume_unwind(panic);
@@ -194,12 +192,22 @@ fn claim(s: &Shared, f: &(dyn Fn(usize) + Sync), tiles: usize) {
     }
 }
 
+/// A turn of a spin after so many: at first the processor is kept, then others may have it, since threads may be more
+/// than processors.
+fn turn(spins: u32) {
+    if spins < SPINS {
+        std::hint::spin_loop();
+    } else {
+        std::thread::yield_now();
+    }
+}
+
 fn work(s: &Shared) {
     let mut seen = 0;
     loop {
         let mut spins = 0;
-        while s.epoch.load(Ordering::Acquire) == seen && spins < SPINS {
-            std::hint::spin_loop();
+        while s.epoch.load(Ordering::Acquire) == seen && spins < SPINS + YIELDS {
+            turn(spins);
             spins += 1;
         }
         let job = {

@@ -9,7 +9,7 @@ use plimsoll_device::Device;
 use plimsoll_model::ModelSpec;
 use plimsoll_model::quant::QuantFormat;
 use plimsoll_program::Parallel;
-use plimsoll_units::{Bytes, DType, WeightType, Weights};
+use plimsoll_units::{Bytes, DType, Weights};
 
 use crate::engine::Engine;
 use crate::kv::Lengths;
@@ -255,7 +255,7 @@ impl Settings {
             engine,
             dtype: None,
             quantization: None,
-            weights: Weights::As(WeightType::Bf16),
+            weights: Weights::Stored,
             kv_type: KvType::Auto,
             kv_type_v: None,
             block_size: None,

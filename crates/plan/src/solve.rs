@@ -569,8 +569,9 @@ pub fn changes_that_fit(
             *load,
         );
     }
-    if settings.engine == Engine::Plimsoll && settings.weights == Weights::default() {
-        let (weights, cost) = if spec.quant.is_some() {
+    let bf16 = Weights::As(WeightType::Bf16);
+    if settings.engine == Engine::Plimsoll && [bf16, Weights::Stored].contains(&settings.weights) {
+        let (weights, cost) = if spec.quant.is_some() && settings.weights == bf16 {
             (
                 Weights::Stored,
                 "weights as they are stored, where that is fp8 or 4 bits",

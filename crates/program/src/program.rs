@@ -612,6 +612,20 @@ impl Program {
         &self.buffers[usize::from(id.0)]
     }
 
+    /// What its matrices are kept as, each once.
+    #[must_use]
+    pub fn forms(&self) -> Vec<WeightType> {
+        let mut forms = Vec::new();
+        for weight in &self.weights {
+            if let WeightLayout::Packed { form, .. } = weight.layout
+                && !forms.contains(&form)
+            {
+                forms.push(form);
+            }
+        }
+        forms
+    }
+
     /// Bytes of the arena of weights by role, in report order, what lies between them counted to the one before; roles
     /// with nothing are left out.
     ///

@@ -254,6 +254,7 @@ fn published_floats_keep_their_groups() {
         ("float8", 4, true),
     ] {
         for weights in [Weights::Stored, fp8] {
+            let whole = whole || weights == Weights::Stored;
             match of(folder, ranks, weights) {
                 Ok(p) => {
                     let down = p.weights.iter().find(|w| w.name.ends_with("mlp_out"));

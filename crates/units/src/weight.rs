@@ -120,18 +120,13 @@ impl WeightType {
 }
 
 /// What matrices are to be kept as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Weights {
     /// This, whatever they are stored as.
     As(WeightType),
     /// Published groups of four bits and float8 as they are stored, everything else as bfloat16.
+    #[default]
     Stored,
-}
-
-impl Default for Weights {
-    fn default() -> Self {
-        Self::As(WeightType::default())
-    }
 }
 
 impl From<WeightType> for Weights {

@@ -94,7 +94,7 @@ pub(crate) struct EngineArgs {
     pub(crate) enforce_eager: bool,
     /// What matrices are kept as: bf16, fp8, int8 or int4, quantised as they are loaded; auto: fp8 and groups of 4 bits
     /// (AWQ, GPTQ, compressed-tensors) as they are stored, others bf16
-    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    #[arg(long, value_name = "TYPE", default_value_t)]
     pub(crate) weights: Weights,
     /// What bf16 weights are multiplied with: their inputs rounded to bf16, or in f32, closer to the model's own arithmetic in
     /// f32 and slower where the processor multiplies bf16 by itself; results differ

@@ -11,7 +11,7 @@ use plimsoll_runtime::Peaks;
 use plimsoll_runtime::sample::{Sampling, SamplingParams};
 use plimsoll_runtime::text::Stops;
 use plimsoll_schedule::{CostModel, Fan, Notice, Request, RequestId, StepLoad};
-use plimsoll_units::{WeightType, Weights};
+use plimsoll_units::WeightType;
 use serde_json::{Value, json};
 
 use super::engine::{Start, Started, start};
@@ -107,10 +107,11 @@ pub(crate) fn run(args: &BenchArgs, output: &mut Output) -> Result<ExitCode, Fai
         .map(|t| f64::from(args.prefill) / t.first_s)
         .collect();
     let rates = Rates::new("prefill", prefill, rates);
-    all.push(match args.engine.weights {
-        Weights::As(WeightType::Bf16) => rates.computes(&bench.server.cost, peaks),
+    all.push(if bench.server.forms == [WeightType::Bf16] {
+        rates.computes(&bench.server.cost, peaks)
+    } else {
         // Their products are of whole numbers, or of what is widened first: peaks that are not measured.
-        Weights::As(_) | Weights::Stored => rates,
+        rates
     });
     for &requests in &args.concurrency {
         let case = Case {

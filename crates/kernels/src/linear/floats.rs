@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use super::quantise::GROUP;
 use super::{Kernel, PANEL, ROW, sums};
-use crate::cpu::Level;
+use crate::cpu::{Level, fused};
 use crate::lanes::{LANES, Lanes, Scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::lanes::{avx2::Avx2, avx512::Avx512};
@@ -31,6 +31,17 @@ pub(super) fn kernel(level: Level) -> Kernel {
 /// # Safety
 /// That of a [kernel](super::Kernel).
 unsafe fn scalar(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    // SAFETY: the caller's.
+    fused(
+        #[inline(always)]
+        || unsafe { scalar_here(words, x, y) },
+    );
+}
+
+/// # Safety
+/// That of a [kernel](super::Kernel).
+#[inline(always)]
+unsafe fn scalar_here(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     for (panel, words) in words.iter().enumerate() {
         for (r, y) in y.iter().enumerate() {
             // SAFETY: the caller's.

@@ -13,7 +13,7 @@ use std::arch::x86_64::*;
 
 use super::{Kernel, PANEL, ROW, sums};
 use crate::bf16::bf16_from_f32;
-use crate::cpu::Level;
+use crate::cpu::{Level, fused};
 
 const SIGN: u32 = 1 << 31;
 const EXPONENT: u32 = 0x7f80_0000;
@@ -107,6 +107,7 @@ const fn flushed(x: f32) -> f32 {
 }
 
 /// `a b + c` of normal numbers and zeros, rounded once.
+#[inline(always)]
 fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
     let y = a.mul_add(b, c);
     if y.abs() == f32::from_bits(NORMAL) {
@@ -126,6 +127,17 @@ fn multiply_add(a: f32, b: f32, c: f32) -> f32 {
 /// # Safety
 /// That of a [kernel](Kernel).
 unsafe fn scalar(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    // SAFETY: the caller's.
+    fused(
+        #[inline(always)]
+        || unsafe { scalar_here(words, x, y) },
+    );
+}
+
+/// # Safety
+/// That of a [kernel](Kernel).
+#[inline(always)]
+unsafe fn scalar_here(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     for i in 0..words.len() * y.len() {
         let (panel, r) = (i / y.len(), i % y.len());
         // SAFETY: the caller's.
@@ -141,6 +153,7 @@ unsafe fn scalar(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     }
 }
 
+#[inline(always)]
 fn halves(word: u32) -> [f32; 2] {
     [
         f32::from_bits(word << 16),

@@ -2,12 +2,25 @@
 
 #![allow(unsafe_code)]
 
+use crate::cpu::fused;
+
 use super::quantise::{BELOW_SCALE, GROUP, HEAD, WORDS, ZERO};
 use super::{EIGHT, FOUR, PANEL, ROW, has_line, part_columns, per_word, sums};
 
 /// # Safety
 /// That of a [kernel](super::Kernel).
 pub(super) unsafe fn multiply(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
+    // SAFETY: the caller's.
+    fused(
+        #[inline(always)]
+        || unsafe { multiply_here(words, x, y) },
+    );
+}
+
+/// # Safety
+/// That of a [kernel](super::Kernel).
+#[inline(always)]
+unsafe fn multiply_here(words: &[&[u32]], x: &[f32], y: &[*mut f32]) {
     for i in 0..words.len() * y.len() {
         let (panel, r) = (i / y.len(), i % y.len());
         // SAFETY: the caller's.

@@ -69,7 +69,9 @@ pub(super) fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
                 return Err(PlanError::Refused {
                     engine: "plimsoll".to_owned(),
                     setting: format!("--weights {weights}"),
-                    reason: format!("only models that run are quantised, and {why}"),
+                    reason: format!(
+                        "weights become another type only where the model runs, and {why}"
+                    ),
                 });
             }
             notes.push(format!("activations, logits and driver are bounds: {why}"));

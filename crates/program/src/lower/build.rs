@@ -238,21 +238,19 @@ impl<'a> Builder<'a> {
         let form = match (role, self.limits.weights) {
             // Which experts a token takes changes at once where their scores change a little, and these are small.
             (Role::Router, _) => WeightType::Bf16,
-            (_, Weights::As(form)) => form,
-            (_, Weights::Stored) => stored_form(sources),
-        };
-        for source in sources {
-            let stored = source.quantised.as_ref();
-            let columns = match form {
-                WeightType::Grouped(group) => group.columns(),
-                // One scale for all columns is that of any.
-                WeightType::Fp8 if stored.is_some_and(|q| q.is_f8() && q.groups() > 1) => {
-                    WeightType::SCALED
+            (_, Weights::As(form)) => {
+                whole_groups(form, sources, inputs)?;
+                form
+            }
+            (_, Weights::Stored) => {
+                let form = stored_form(sources);
+                match whole_groups(form, sources, inputs) {
+                    Ok(()) => form,
+                    // Ranks whose columns cut a group of these widen the matrix; others keep theirs.
+                    Err(_) => WeightType::Bf16,
                 }
-                _ => continue,
-            };
-            whole(&source.tensor, "groups", columns, inputs)?;
-        }
+            }
+        };
         let k = inputs.count();
         Ok(WeightLayout::Packed { form, n, k })
     }
@@ -576,6 +574,23 @@ fn whole(tensor: &str, what: &str, block: u64, inputs: &Inputs) -> Result<(), Lo
             "`{tensor}` has {what} of {block} elements, and ranks of {} columns would cut them",
             inputs.count()
         )));
+    }
+    Ok(())
+}
+
+/// That the columns taken are whole groups of a published scale, where `form` keeps the groups.
+fn whole_groups(form: WeightType, sources: &[Source], inputs: &Inputs) -> Result<(), LowerError> {
+    for source in sources {
+        let stored = source.quantised.as_ref();
+        let columns = match form {
+            WeightType::Grouped(group) => group.columns(),
+            // One scale for all columns is that of any.
+            WeightType::Fp8 if stored.is_some_and(|q| q.is_f8() && q.groups() > 1) => {
+                WeightType::SCALED
+            }
+            _ => continue,
+        };
+        whole(&source.tensor, "groups", columns, inputs)?;
     }
     Ok(())
 }

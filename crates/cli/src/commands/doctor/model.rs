@@ -6,7 +6,7 @@ use clap::Parser;
 use plimsoll_kv::Scope;
 use plimsoll_runtime::{Agreement, Runner, Teacher};
 use plimsoll_schedule::{Fan, Request, RequestId};
-use plimsoll_units::{DType, WeightType, Weights};
+use plimsoll_units::{DType, WeightType};
 use serde_json::json;
 
 use crate::args::doctor::{DoctorArgs, GpuArg};
@@ -31,21 +31,26 @@ struct Flags {
 /// What one run came to.
 struct Run {
     device: String,
+    /// What matrices were kept as.
+    weights: Vec<WeightType>,
     tokens: Vec<u32>,
     teacher: Teacher,
 }
 
 /// How far a difference is no surprise, in parts of the largest logit: what tests on tiny models of each family allow at
 /// most (`crates/runtime/tests/cuda.rs`, `tensor_cores_are_near_the_processors`).
-fn tolerance(args: &EngineArgs) -> f32 {
-    match (args.weights, args.kv_cache_dtype) {
-        // What is rounded to the other side of a middle is off by an eighth of itself.
-        (_, DType::F8E4m3) => 0.15,
-        (Weights::As(WeightType::Bf16), _) => 0.03,
+fn tolerance(kv: DType, weights: &[WeightType]) -> f32 {
+    let widest = |form: &WeightType| match form {
+        WeightType::Bf16 => 0.03,
         // Elements of weights are rounded to bfloat16.
-        (Weights::As(WeightType::Fp8), _) => 0.05,
+        WeightType::Fp8 => 0.05,
         // The processors round inputs, too, to eight bits.
-        (Weights::As(_) | Weights::Stored, _) => 0.1,
+        _ => 0.1,
+    };
+    match kv {
+        // What is rounded to the other side of a middle is off by an eighth of itself.
+        DType::F8E4m3 => 0.15,
+        _ => weights.iter().map(widest).fold(0.0, f32::max),
     }
 }
 
@@ -67,7 +72,7 @@ pub(super) fn run(
     let exact = of(&["--device", &device, "--batch-invariant"], &[])?;
     // Decode steps that are told what comes, so that one token that is another does not end the comparison.
     let fast = of(&["--device", &device], &processors.tokens)?;
-    let tolerance = tolerance(&parsed(args, &[])?);
+    let tolerance = tolerance(parsed(args, &[])?.kv_cache_dtype, &fast.weights);
     let [exactly, fastly] = [&exact, &fast]
         .map(|r| Agreement::of(processors.teacher.logits(), r.teacher.logits(), tolerance));
     let equal = exact.tokens == processors.tokens;
@@ -200,6 +205,7 @@ fn one(model: &str, args: &DoctorArgs, flags: &[&str], given: &[u32]) -> Result<
     let teacher = std::mem::take(engine.executor_mut().chooser_mut());
     Ok(Run {
         device: server.device,
+        weights: server.forms,
         tokens,
         teacher,
     })

@@ -80,6 +80,8 @@ pub(crate) struct Started {
     pub(crate) level: Level,
     /// What bf16 weights are multiplied with.
     pub(crate) inputs: Inputs,
+    /// What matrices are kept as.
+    pub(crate) forms: Vec<WeightType>,
     /// What steps are believed to take.
     pub(crate) cost: CostModel,
     pub(crate) planned: Planned,
@@ -277,6 +279,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
     let (level, inputs) = (level(args)?, inputs(args));
     let swap_pages = whole_pages(swap_bytes, geometry.page);
     let step_tokens = programs[0].tokens;
+    let forms = programs[0].forms();
     let mut cost = cost(spec, &programs[0], args.tp)?;
     let (progress, began) = (Progress::new(), Instant::now());
     let tell = |done: Bytes, all: Bytes| {
@@ -403,6 +406,7 @@ pub(crate) fn start(what: &Start<'_>) -> Result<Started, Failure> {
         threads,
         level,
         inputs,
+        forms,
         cost,
         device: device.join("; "),
         note: (!notes.is_empty()).then(|| notes.join("\n")),
