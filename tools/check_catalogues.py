@@ -33,7 +33,7 @@ REQUIRED_DEVICES = (
 )
 VENDORS = {"nvidia", "amd", "intel", "apple", "google", "aws"}
 RATES = {"f32", "tf32", "f16", "bf16", "fp8", "fp6", "fp4", "int8", "int4"}
-LINKS = {"nvlink", "infinity-fabric", "ethernet", "ici", "pcie"}
+LINKS = {"nvlink", "infinity-fabric", "ethernet", "ici", "neuronlink", "pcie"}
 CONFIDENCE = {"printed", "datasheet", "derived"}
 DEVICE_FIELDS = {
     "name": str, "aliases": list, "vendor": str, "arch": str, "compute_capability": str, "multiprocessors": int, "l2_bytes": int, "marketing_memory": str,
