@@ -346,6 +346,13 @@ mod tests {
             "tpu-v6e",
             "trn2",
             "Tesla P40",
+            "Intel(R) Arc(TM) Pro B70 Graphics",
+            "NVIDIA H20-3e",
+            "vera-rubin",
+            "mi455x",
+            "trn3",
+            "m5-ultra",
+            "Ascend910B",
         ] {
             assert!(find(name).is_some(), "{name}");
         }
@@ -356,6 +363,53 @@ mod tests {
         for d in devices() {
             assert!(d.usable <= d.driver_total, "{}", d.name);
             assert!(d.usable > Bytes::new(1 << 30), "{}", d.name);
+        }
+    }
+
+    #[test]
+    fn every_rate_names_where_it_was_read() {
+        for d in devices() {
+            assert!(!d.source.is_empty(), "{}", d.name);
+            assert!(!d.source.contains("knowledge"), "{}", d.name);
+            assert!(d.bandwidth.is_some(), "{}", d.name);
+        }
+    }
+
+    #[test]
+    fn narrower_types_are_no_slower() {
+        for d in devices() {
+            let rate = |t: &str| d.dense_flops.iter().find(|(n, _)| n == t).map(|r| r.1);
+            for (wide, narrow) in [("tf32", "f16"), ("bf16", "fp8"), ("fp8", "fp4")] {
+                if let (Some(wide), Some(narrow)) = (rate(wide), rate(narrow)) {
+                    assert!(narrow >= wide, "{}: {narrow} below {wide}", d.name);
+                    assert!(
+                        narrow <= wide * 5.0,
+                        "{}: {narrow} far above {wide}",
+                        d.name
+                    );
+                }
+            }
+            if let (Some(f16), Some(bf16), true) = (rate("f16"), rate("bf16"), d.arch != "gaudi3") {
+                assert!((f16 - bf16).abs() < 1.0, "{}: {f16} and {bf16}", d.name);
+            }
+        }
+    }
+
+    #[test]
+    fn metals_working_set_follows_from_the_machines_memory() {
+        let macs = || devices().iter().filter(|d| d.vendor == "apple");
+        for derived in macs().filter(|d| d.confidence == Confidence::Derived) {
+            let mut printed = macs().filter(|d| d.confidence == Confidence::Printed);
+            let same = printed
+                .any(|d| (d.driver_total, d.usable) == (derived.driver_total, derived.usable));
+            assert!(same, "{}", derived.name);
+        }
+        // That is why they may be derived: the printed ones of one size agree to 2 MiB.
+        for a in macs().filter(|d| d.confidence == Confidence::Printed) {
+            for b in macs().filter(|b| b.driver_total == a.driver_total) {
+                let apart = a.usable.get().abs_diff(b.usable.get());
+                assert!(apart < 2 << 20, "{} and {}: {apart}", a.name, b.name);
+            }
         }
     }
 
