@@ -577,6 +577,7 @@ def cases():
 HYBRIDS = {
     "bamba": (BAMBA_9B, 1),
     "deepseek-v3.2": (DS_V32, 8),
+    "deepseek-v4": (DEEPSEEK_V4_FLASH, 4),
     "falcon-h1": (FALCON_H1, 1),
     "gemma-3": (GEMMA3_27B, 2),
     "gemma-3n": (GEMMA3N_E2B, 1),

@@ -291,7 +291,9 @@ impl QuantScheme {
         for place in [config, &text] {
             for key in ["quantization_config", "compression_config"] {
                 if let Some(q) = place.object(key)? {
-                    return Self::read(&q).map(Some);
+                    let mut scheme = Self::read(&q)?;
+                    scheme.others.extend(mixed::experts(&text, &scheme));
+                    return Ok(Some(scheme));
                 }
             }
         }

@@ -22,7 +22,7 @@ fn layers(spec: &ModelSpec) -> Vec<Value> {
                 Reach::Window(n) => Value::from(n),
                 Reach::Chunk(_) => Value::from("chunk"),
             },
-            Mixer::Latent(_) => Value::from(0),
+            Mixer::Latent(a) => Value::from(a.compressed.map_or(0, |c| c.window)),
             Mixer::State(_) => Value::from("state"),
             Mixer::None => Value::from("none"),
         })

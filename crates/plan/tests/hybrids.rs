@@ -19,8 +19,8 @@ use serde_json::Value;
 
 const LENGTHS: [(&str, u64); 3] = [("1k", 1 << 10), ("8k", 8 << 10), ("128k", 128 << 10)];
 
-/// Families that llama.cpp has no architecture for (`src/llama-arch.cpp`, mid-2026).
-const NOT_IN_LLAMACPP: [&str; 2] = ["minimax-01", "zamba2"];
+/// Families that llama.cpp has no architecture for (`src/llama-arch.cpp`, mid-2026), or whose caches there are not modelled.
+const NOT_IN_LLAMACPP: [&str; 3] = ["deepseek-v4", "minimax-01", "zamba2"];
 
 /// The oracle's rows at the lengths of the page: family and length.
 fn rows() -> BTreeMap<(String, u64), Value> {

@@ -303,7 +303,7 @@ fn golden(g: &Value) -> Line {
     let kind = match text(g, "kind") {
         "FullAttentionSpec" => "full".to_owned(),
         "MLAAttentionSpec" => "latent".to_owned(),
-        "SlidingWindowSpec" => format!("window {}", g["sliding_window"]),
+        "SlidingWindowSpec" | "SlidingWindowMLASpec" => format!("window {}", g["sliding_window"]),
         "ChunkedLocalAttentionSpec" => format!("chunk {}", g["attention_chunk_size"]),
         // One size for a sequence of any length.
         "MambaSpec" | "CrossAttentionSpec" => "state".to_owned(),

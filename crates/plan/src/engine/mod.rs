@@ -19,7 +19,7 @@ pub mod vllm;
 use std::fmt;
 use std::str::FromStr;
 
-use plimsoll_model::ModelSpec;
+use plimsoll_model::{Mixer, ModelSpec};
 use plimsoll_program::{Parallel, RoleBytes, Stage, WeightRules, rank_weights};
 use plimsoll_units::{Bytes, DType};
 
@@ -297,6 +297,7 @@ pub struct Budget {
 /// # Errors
 /// [`PlanError`] where the model cannot be divided so, or the engine refuses a setting.
 pub fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
+    check_compressed(context)?;
     match context.settings.engine {
         Engine::Ideal => ideal::stage(context),
         Engine::Contiguous(reserve) => contiguous::stage(context, reserve),
@@ -306,6 +307,26 @@ pub fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         Engine::LlamaCpp(version) => llamacpp::stage(context, version),
         Engine::Plimsoll => plimsoll::stage(context),
     }
+}
+
+/// Refuses models with attention over compressed entries where the engine's caches of it are not modelled: what it keeps
+/// is a part of a vector for every token, so that no other rule is near.
+fn check_compressed(context: &Context<'_>) -> Result<(), PlanError> {
+    let compressed = |m: &Mixer| matches!(m, Mixer::Latent(a) if a.compressed.is_some());
+    let engine = match context.settings.engine {
+        Engine::Sglang(_) => "SGLang",
+        Engine::TrtLlm => "TensorRT-LLM",
+        Engine::LlamaCpp(_) => "llama.cpp",
+        Engine::Ideal | Engine::Contiguous(_) | Engine::Vllm(_) | Engine::Plimsoll => return Ok(()),
+    };
+    if !context.spec.layers.iter().any(|l| compressed(&l.mixer)) {
+        return Ok(());
+    }
+    Err(PlanError::Refused {
+        engine: engine.to_owned(),
+        setting: "a model with attention over compressed entries".to_owned(),
+        reason: "its caches are not modelled: plan it for vLLM (`--engine vllm`)".to_owned(),
+    })
 }
 
 /// Weight terms of one rank, by role.

@@ -5,11 +5,11 @@
 //! concurrency. [`rules`] is the table of what differs between versions.
 //!
 //! Source: vLLM `v1/core/kv_cache_utils.py` (`get_kv_cache_configs`), `v1/kv_cache_interface.py`.
-//! Not modelled: speculative drafts and their cache, KV connectors, decode context parallelism,
-//! the packed layouts of DeepSeek-V4.
+//! Not modelled: speculative drafts and their cache, KV connectors, decode context parallelism.
 
 mod blocks;
 mod caches;
+mod compressed;
 mod groups;
 mod rules;
 
@@ -40,8 +40,12 @@ pub(super) fn law(
     let blocks = blocks::choose(context, &rules, &format)?;
     let caches = caches::all(context, &rules, &format, &blocks)?;
     let hybrid = hybrid_manager(context, &rules, &caches)?;
+    let packed = hybrid && compressed::is_packed(&caches);
     let groups = groups::of(caches, &rules, hybrid)?;
-    let (parts, block_bytes) = groups::project(&groups, &context.stage.layers)?;
+    let (parts, mut block_bytes) = groups::project(&groups, &context.stage.layers)?;
+    if packed {
+        block_bytes = compressed::block(&groups, &context.stage.layers, rules.packing)?;
+    }
     if parts.iter().all(|p| p.layers == 0) && !parts.is_empty() {
         let pp = context.deployment.parallel.pp;
         return Err(refused(
@@ -58,7 +62,7 @@ pub(super) fn law(
             kind: p.like.kind,
             own_pages: p.own_pages,
             layers: p.layers,
-            padding_layers: widest - p.layers,
+            padding_layers: if packed { 0 } else { widest - p.layers },
             block_size: p.like.block,
             page: p.page,
             row: p.row,
