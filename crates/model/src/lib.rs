@@ -36,8 +36,8 @@ pub use builder::{Conv1dSplit, attention_layer, columns, heads};
 pub use config::Config;
 pub use error::ModelError;
 pub use spec::{
-    Attention, Compressed, CrossAttention, Encoder, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelSpec,
-    Moe, Reach, Rotary, StateKind, StateSpace,
+    Attention, Compressed, CrossAttention, Encoder, Ffn, Indexer, LatentAttention, LayerSpec,
+    Mixer, ModelSpec, Moe, Reach, Rotary, StateKind, StateSpace,
 };
 pub use tensor::{Axis, Linear, Role, Shard, ShardError, TensorSpec, local_kv_heads};
 

@@ -122,7 +122,10 @@ pub(crate) fn latent_group(
 
 /// What a latent layer keeps. Over compressed entries: latents of its window; of every token its share of an entry and of
 /// its indexer's key, rounded up; and once for a sequence what compressors keep until an entry is whole.
-fn latent_groups(a: &LatentAttention, dtype: DType) -> Result<Vec<(GroupKind, Bytes)>, SizeOverflow> {
+fn latent_groups(
+    a: &LatentAttention,
+    dtype: DType,
+) -> Result<Vec<(GroupKind, Bytes)>, SizeOverflow> {
     let Some(c) = a.compressed else {
         return Ok(vec![latent_group(a, dtype)?]);
     };

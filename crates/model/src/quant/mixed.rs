@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Extras, Pattern, QuantFormat, QuantScheme, compressed_group, is_dynamic, modelopt as algorithm};
+use super::{
+    Extras, Pattern, QuantFormat, QuantScheme, compressed_group, is_dynamic, modelopt as algorithm,
+};
 use crate::ModelError;
 use crate::config::{Config, shorten};
 

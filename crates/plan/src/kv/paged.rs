@@ -261,7 +261,9 @@ impl KvLaw for PagedLaw {
         };
         let first = self.groups.first().map_or(1, |g| g.block_size);
         let tokens = match self.log {
-            LogRule::ConcurrencyTimesLength | LogRule::BytesOverFirstPage => (max_concurrency * max_len as f64) as u64,
+            LogRule::ConcurrencyTimesLength | LogRule::BytesOverFirstPage => {
+                (max_concurrency * max_len as f64) as u64
+            }
             LogRule::BlocksOverGroups => {
                 let smallest = self.groups.iter().map(|g| g.block_size).min().unwrap_or(1);
                 mul(blocks / (self.groups.len() as u64).max(1), smallest)?

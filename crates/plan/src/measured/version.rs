@@ -197,8 +197,15 @@ const fn v(major: u32, minor: u32, patch: u32) -> Version {
 /// The last release whose default engine was V0.
 const LAST_V0: Version = v(0, 7, 3);
 
-/// vLLM's releases that stand for all where a report names none: the last V0, and V1 as it measured over time.
-const ANY_VLLM: [Version; 4] = [v(0, 7, 3), v(0, 11, 0), v(0, 19, 0), v(0, 32, 0)];
+/// vLLM's releases that stand for all where a report names none: the last V0, and V1 as it measured over time. 0.24 has
+/// compressed caches, which 0.19 does not know, as small as they ever were.
+const ANY_VLLM: [Version; 5] = [
+    v(0, 7, 3),
+    v(0, 11, 0),
+    v(0, 19, 0),
+    v(0, 24, 0),
+    v(0, 32, 0),
+];
 /// The same of SGLang: by ranks, by card, by parts.
 const ANY_SGLANG: [Version; 4] = [v(0, 4, 6), v(0, 5, 2), v(0, 5, 8), v(0, 5, 23)];
 

@@ -75,7 +75,11 @@ pub(super) fn choose(
         }
         if let Some(other) = asked.filter(|b| *b != compressed::BLOCK) {
             let flag = format!("--block-size {other}");
-            return Err(refused(rules, flag, "its kernels take blocks of 256 tokens".to_owned()));
+            return Err(refused(
+                rules,
+                flag,
+                "its kernels take blocks of 256 tokens".to_owned(),
+            ));
         }
     }
     let base = base(context, rules, format);

@@ -114,7 +114,9 @@ impl<'a> Format<'a> {
         let eight = [KvType::Auto, KvType::Plain(DType::F8E4m3), KvType::Fp8DsMla];
         let kv = match settings.kv_type {
             given if compressed::is_in(context) && !eight.contains(&given) => {
-                return refuse("the kernels for compressed entries keep them in 8 bits: auto or fp8");
+                return refuse(
+                    "the kernels for compressed entries keep them in 8 bits: auto or fp8",
+                );
             }
             _ if compressed::is_in(context) => KvType::Fp8DsMla,
             // Sparse latent kernels have an 8-bit format of their own, but for FlashInfer's.

@@ -39,10 +39,11 @@ pub(super) enum Packing {
     },
 }
 
-/// The caches of one layer: kind, shape, tokens per block, page and bytes of one token.
-pub(super) fn caches(
-    a: &LatentAttention,
-) -> Result<Vec<(GroupKind, Shape, u64, Bytes, Bytes)>, SizeOverflow> {
+/// One cache of a layer: kind, shape, tokens per block, page and bytes of one token.
+type Kept = (GroupKind, Shape, u64, Bytes, Bytes);
+
+/// The caches of one layer.
+pub(super) fn caches(a: &LatentAttention) -> Result<Vec<Kept>, SizeOverflow> {
     let Some(c) = a.compressed else {
         return Ok(Vec::new());
     };
@@ -57,7 +58,13 @@ pub(super) fn caches(
     let page = |row: Bytes, rows: u64| row.times(rows)?.round_up(Bytes::new(ALIGN));
     let mut all = Vec::new();
     let window = GroupKind::Window(c.window);
-    all.push((window, Shape::Latent(width), WINDOW_BLOCK, page(row, WINDOW_BLOCK)?, row));
+    all.push((
+        window,
+        Shape::Latent(width),
+        WINDOW_BLOCK,
+        page(row, WINDOW_BLOCK)?,
+        row,
+    ));
     if c.ratio == 0 {
         return Ok(all);
     }
@@ -70,14 +77,26 @@ pub(super) fn caches(
     let waiting = GroupKind::Window(c.state_tokens());
     let mut candidates = |dim: u64| {
         let row = c.state_row(dim);
-        all.push((waiting, Shape::Candidates(dim), block, page(row, block)?, row));
+        all.push((
+            waiting,
+            Shape::Candidates(dim),
+            block,
+            page(row, block)?,
+            row,
+        ));
         Ok::<_, SizeOverflow>(())
     };
     candidates(width)?;
     if let Some(i) = a.indexer {
         candidates(i.dim)?;
         let row = i.key_bytes();
-        all.push((GroupKind::Latent, Shape::Index(i.dim), BLOCK, page(row, entries)?, per_token(row)));
+        all.push((
+            GroupKind::Latent,
+            Shape::Index(i.dim),
+            BLOCK,
+            page(row, entries)?,
+            per_token(row),
+        ));
     }
     Ok(all)
 }
@@ -91,20 +110,29 @@ pub(super) fn is_in(context: &Context<'_>) -> bool {
 /// Whether the caches are laid out so: windows of latents have no other layout.
 pub(super) fn is_packed(caches: &[Cache]) -> bool {
     let window = |c: &Cache| matches!(c.kind, GroupKind::Window(_));
-    caches.iter().any(|c| window(c) && matches!(c.shape, Shape::Latent(_)))
+    caches
+        .iter()
+        .any(|c| window(c) && matches!(c.shape, Shape::Latent(_)))
 }
 
 /// The groups: entries and keys in one, which comes first; what a window keeps by window and block, dealt out so that no
 /// group has more repeats than most have.
 pub(super) fn groups(caches: Vec<Cache>, packing: Packing) -> Vec<Group> {
-    let sizes: Vec<Bytes> = caches.iter().filter(|c| c.kind == GroupKind::Latent).map(|c| c.page).collect();
+    let sizes: Vec<Bytes> = caches
+        .iter()
+        .filter(|c| c.kind == GroupKind::Latent)
+        .map(|c| c.page)
+        .collect();
     let mut buckets: Vec<Vec<Cache>> = vec![Vec::new()];
     for mut c in caches {
         let grown = sizes.iter().copied().filter(|s| *s >= c.page).min();
         if let (Packing::Repeats | Packing::Sizes, Some(size)) = (packing, grown) {
             c.page = size;
         }
-        let alike = |b: &[Cache]| b.first().is_some_and(|f| (f.kind, f.block) == (c.kind, c.block));
+        let alike = |b: &[Cache]| {
+            b.first()
+                .is_some_and(|f| (f.kind, f.block) == (c.kind, c.block))
+        };
         match buckets.iter_mut().skip(1).find(|b| alike(b)) {
             _ if c.kind == GroupKind::Latent => buckets[0].push(c),
             Some(b) => b.push(c),
@@ -120,7 +148,9 @@ pub(super) fn groups(caches: Vec<Cache>, packing: Packing) -> Vec<Group> {
     let counted = buckets.iter().filter(|b| !only_balanced || balanced(b));
     let repeats: Vec<u64> = counted.map(|b| repeats(b)).collect();
     let least = if only_balanced {
-        let mixed = buckets.iter().filter(|b| balanced(b) && per_size(b).len() > 1);
+        let mixed = buckets
+            .iter()
+            .filter(|b| balanced(b) && per_size(b).len() > 1);
         mixed.map(|b| self::repeats(b)).max()
     } else {
         buckets.first().map(|b| self::repeats(b))
@@ -130,7 +160,9 @@ pub(super) fn groups(caches: Vec<Cache>, packing: Packing) -> Vec<Group> {
     for bucket in buckets {
         let own = bucket.first().is_some_and(|c| c.kind == GroupKind::Latent);
         let count = match each {
-            Some(each) if !own && balanced(&bucket) => self::repeats(&bucket).div_ceil(each.max(1)).max(1),
+            Some(each) if !own && balanced(&bucket) => {
+                self::repeats(&bucket).div_ceil(each.max(1)).max(1)
+            }
             _ => 1,
         };
         // Dealt out by repeat: the n-th layer of each size goes together.
@@ -142,14 +174,27 @@ pub(super) fn groups(caches: Vec<Cache>, packing: Packing) -> Vec<Group> {
             parts[part].push(c);
             *nth += 1;
         }
-        out.extend(parts.into_iter().map(|caches| Group { caches, own_pages: true }));
+        out.extend(parts.into_iter().map(|caches| Group {
+            caches,
+            own_pages: true,
+        }));
     }
     out
 }
 
 /// Bytes of a block on the worker that has `layers`.
-pub(super) fn block(groups: &[Group], layers: &Range<u64>, packing: Packing) -> Result<Bytes, SizeOverflow> {
-    let mine = |g: &Group| g.caches.iter().filter(|c| layers.contains(&c.layer)).copied().collect::<Vec<_>>();
+pub(super) fn block(
+    groups: &[Group],
+    layers: &Range<u64>,
+    packing: Packing,
+) -> Result<Bytes, SizeOverflow> {
+    let mine = |g: &Group| {
+        g.caches
+            .iter()
+            .filter(|c| layers.contains(&c.layer))
+            .copied()
+            .collect::<Vec<_>>()
+    };
     let mut most: BTreeMap<Bytes, u64> = BTreeMap::new();
     let (mut widest, mut tuples) = (Bytes::ZERO, 0);
     for g in groups {
@@ -164,7 +209,9 @@ pub(super) fn block(groups: &[Group], layers: &Range<u64>, packing: Packing) -> 
         widest = widest.max(all);
     }
     let sum = |by: &dyn Fn(u64) -> u64| {
-        most.iter().try_fold(Bytes::ZERO, |acc, (size, count)| acc.add(size.times(by(*count))?))
+        most.iter().try_fold(Bytes::ZERO, |acc, (size, count)| {
+            acc.add(size.times(by(*count))?)
+        })
     };
     match packing {
         Packing::Repeats => sum(&|_| tuples),
@@ -192,6 +239,14 @@ fn repeats(caches: &[Cache]) -> u64 {
 fn chunk(counts: &[u64], least: u64) -> u64 {
     let least = least.max(1);
     let most = counts.iter().copied().max().unwrap_or(least);
-    let filling = |d: u64| counts.iter().map(|n| n.next_multiple_of(d) - n).sum::<u64>();
-    (least..=most.max(least)).rev().min_by_key(|d| filling(*d)).unwrap_or(least)
+    let filling = |d: u64| {
+        counts
+            .iter()
+            .map(|n| n.next_multiple_of(d) - n)
+            .sum::<u64>()
+    };
+    (least..=most.max(least))
+        .rev()
+        .min_by_key(|d| filling(*d))
+        .unwrap_or(least)
 }
