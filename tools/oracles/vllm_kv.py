@@ -31,7 +31,7 @@ for hybrids, whose groups then say the real one); a group's `layers` counts padd
 does not; for one group of layers with unequal pages (`uniform_type`) `page_bytes` is their sum,
 for every other group it is one layer's page; under pipeline parallelism groups, bytes_per_block
 and kv_tokens are those of the first worker and `workers` lists all.
-Versions tried: 0.11.2, 0.17.0, 0.18.0, 0.19.0, 0.21.0, 0.32.0.
+Versions tried: 0.11.2, 0.17.0, 0.18.0, 0.19.0, 0.21.0, 0.32.0; of 0.24.0 and 0.28.0 the case of DeepSeek V4 alone.
 """
 
 import argparse
@@ -588,6 +588,9 @@ def allocate(version, case, config, per_worker, specs_from, backends, layout):
     scheduler = utils.generate_scheduler_kv_cache_config(configs)
     if hasattr(utils, "get_kv_cache_capacity"):
         concurrency = utils.get_kv_cache_capacity(config, scheduler)[1]
+        if int(concurrency * config.model_config.max_model_len) != tokens[0]:
+            # 0.24 tells the scheduler another figure than it logs, where layers of a group have pages of several sizes.
+            concurrency = utils.get_kv_cache_capacity(config, first)[1]
     else:
         concurrency = utils.get_max_concurrency_for_kv_cache_config(config, first)
     group_size = max(len(g.layer_names) for g in first.kv_cache_groups)
