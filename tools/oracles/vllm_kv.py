@@ -676,6 +676,27 @@ def builtin_cases():
     return vllm_kv_cases.cases()
 
 
+def register_remote_configs():
+    """Configs whose classes are published beside a checkpoint, not in a package: fields as their files have them."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    class Fields(dict):  # read as attributes, written as an object
+        def __getattr__(self, name):
+            try:
+                return self[name]
+            except KeyError as missing:
+                raise AttributeError(name) from missing
+
+    class NemotronNas(PretrainedConfig):
+        model_type = "nemotron-nas"
+
+        def __init__(self, block_configs=(), **fields):
+            super().__init__(**fields)
+            self.block_configs = [Fields({k: Fields(v) for k, v in block.items()}) for block in block_configs]
+
+    AutoConfig.register("nemotron-nas", NemotronNas)
+
+
 def prepare(source, verbose=False):
     """Everything that vLLM needs to believe before its classes are built; the platform."""
     if source:
@@ -693,6 +714,7 @@ def prepare(source, verbose=False):
         init_workspace_manager(torch.device("meta"))
     except ImportError:
         pass
+    register_remote_configs()
     # Model classes are inspected in this process, which has the stand-ins, not in a fresh one.
     import vllm.model_executor.models.registry as registry
 

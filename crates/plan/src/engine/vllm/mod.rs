@@ -9,6 +9,7 @@
 pub mod constants;
 mod defaults;
 mod kv;
+mod padding;
 mod profile;
 mod weights;
 

@@ -196,6 +196,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM models/gemma4.py: qkv_proj has a part for each"),
         );
     }
+    terms.extend(super::padding::experts(context)?);
     let padding = expert_padding(context)?;
     if padding > 0 {
         terms.push(
