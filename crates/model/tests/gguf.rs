@@ -489,6 +489,7 @@ fn every_architecture_gives_the_fields_of_its_config() {
         ("phi3", "Phi3ForCausalLM"),
         ("gptneox", "GPTNeoXForCausalLM"),
         ("granite", "GraniteForCausalLM"),
+        ("glm4", "Glm4ForCausalLM"),
         ("gpt2", "GPT2LMHeadModel"),
     ] {
         let c = arch(name, &plain);
@@ -856,4 +857,40 @@ fn what_a_model_computes_arrives() {
         .unwrap();
     assert_eq!((a.attention_scale, a.embedding_scale), (0.5, 12.0));
     assert_eq!((a.residual_scale, a.logit_scale), (0.25, 1.0 / 16.0));
+}
+
+#[test]
+fn a_file_of_layers_that_differ_says_what_each_has() {
+    let of = |heads: &[u32], kv_heads: &[u32], inner: &[u32]| {
+        Gguf::default()
+            .str("general.architecture", "deci")
+            .u32("deci.block_count", 4)
+            .u32("deci.context_length", 128)
+            .u32("deci.embedding_length", 64)
+            .u32("deci.vocab_size", 96)
+            .u32s("deci.attention.head_count", heads)
+            .u32s("deci.attention.head_count_kv", kv_heads)
+            .u32s("deci.feed_forward_length", inner)
+    };
+    let g = of(&[4, 0, 4, 0], &[2, 0, 0, 0], &[128, 256, 512, 0]);
+    let c = to_config(&read(&g).unwrap(), Assume::Nothing).unwrap();
+    let spec = plimsoll_model::from_config(&c, Assume::Nothing).unwrap();
+    let kinds: Vec<(bool, bool)> = spec
+        .layers
+        .iter()
+        .map(|l| {
+            let attends = matches!(l.mixer, plimsoll_model::Mixer::Attention(a) if a.kv_heads == 2);
+            (attends, l.ffn != plimsoll_model::Ffn::None)
+        })
+        .collect();
+    // The third has a matrix in place of attention, the last nothing.
+    assert_eq!(
+        kinds,
+        [(true, true), (false, true), (false, true), (false, false)]
+    );
+    let has = |name: &str| spec.tensors.iter().any(|t| t.name == name);
+    assert!(has("model.layers.2.self_attn.linear_attn.weight"));
+    assert!(!has("model.layers.3.input_layernorm.weight"));
+    let odd = of(&[4; 4], &[3; 4], &[128; 4]);
+    assert!(to_config(&read(&odd).unwrap(), Assume::Nothing).is_err());
 }

@@ -91,6 +91,8 @@ const ARCHITECTURES: &[Arch] = &[
         deepseek2,
     ),
     common("gpt-oss", "GptOssForCausalLM", "gpt_oss", gpt_oss),
+    common("glm4", "Glm4ForCausalLM", "glm4", glm4),
+    common("deci", "DeciLMForCausalLM", "nemotron-nas", deci),
 ];
 
 /// What an unknown architecture is taken for where the user says so.
@@ -179,6 +181,14 @@ impl Keys<'_> {
             )),
             None => Ok(None),
         }
+    }
+
+    /// A number that is the same in every layer where it is not 0; of an architecture whose layers differ, the largest.
+    fn widest(&self, key: &str) -> Result<Option<u64>, ModelError> {
+        if self.arch != "deci" {
+            return self.opt(key);
+        }
+        Ok(self.per_layer(key)?.and_then(|l| l.into_iter().max()))
     }
 
     fn req(&self, key: &str, why: &'static str) -> Result<u64, ModelError> {
@@ -345,7 +355,7 @@ fn common_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Mod
     let hidden = keys.req("embedding_length", "it is the width of every matrix")?;
     let heads = keys.req("attention.head_count", "it decides the head size")?;
     let kv_heads = keys
-        .opt("attention.head_count_kv")?
+        .widest("attention.head_count_kv")?
         .filter(|&n| n > 0)
         .unwrap_or(heads);
     let mut put = |key: &str, value: u64| map.insert(key.to_owned(), value.into());
@@ -369,7 +379,7 @@ fn common_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Mod
     if let Some(k) = k_dim.filter(|_| keys.arch != "deepseek2") {
         put("head_dim", k);
     }
-    if let Some(n) = keys.opt("feed_forward_length")?.filter(|&n| n > 0) {
+    if let Some(n) = keys.widest("feed_forward_length")?.filter(|&n| n > 0) {
         put("intermediate_size", n);
     }
     if let Some(n) = keys.opt("context_length")?.filter(|&n| n > 0) {
@@ -766,6 +776,47 @@ fn deepseek2(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelEr
     if keys.any_layer("exp_probs_b.bias") {
         rename(map, "DeepseekV3ForCausalLM", "deepseek_v3");
     }
+    Ok(())
+}
+
+/// Biases where the file has them: of the models of 2025 the small one.
+fn glm4(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    map.insert(
+        "attention_bias".into(),
+        keys.any_layer("attn_q.bias").into(),
+    );
+    Ok(())
+}
+
+/// What each layer has, as a checkpoint's config says it: a layer without KV heads has a matrix in place of attention
+/// where it has query heads, else nothing.
+fn deci(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    let of = |key: &str, why: &'static str| {
+        keys.per_layer(key)?.ok_or_else(|| ModelError::Missing {
+            field: keys.name(key),
+            why,
+        })
+    };
+    let heads = of("attention.head_count", "it says which layers attend")?;
+    let kv_heads = of("attention.head_count_kv", "it says which layers attend")?;
+    let inner = of("feed_forward_length", "it sizes each layer's feed-forward")?;
+    let mut blocks = Vec::new();
+    for ((&q, &kv), &inner) in heads.iter().zip(&kv_heads).zip(&inner) {
+        if kv > 0 && !q.is_multiple_of(kv) {
+            return Err(ModelError::Contradiction(format!(
+                "a layer has {q} attention heads, no multiple of its {kv} KV heads"
+            )));
+        }
+        blocks.push(json!({
+            "attention": {
+                "n_heads_in_group": q.checked_div(kv),
+                "no_op": q == 0,
+                "replace_with_linear": q > 0 && kv == 0,
+            },
+            "ffn": { "intermediate_size": inner, "no_op": inner == 0, "replace_with_linear": false },
+        }));
+    }
+    map.insert("block_configs".into(), blocks.into());
     Ok(())
 }
 

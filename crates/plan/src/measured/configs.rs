@@ -89,14 +89,10 @@ impl Configs {
             && !merged.contains_key("architectures")
             && let Some(Value::Object(metadata)) = merged.get("gguf_metadata")
         {
-            let Value::Object(from_gguf) = config_of_gguf(metadata)? else {
+            let Value::Object(from_gguf) = config_of_gguf(&with_own(metadata, &merged))? else {
                 return Err("GGUF metadata gives no configuration".to_owned());
             };
-            let vocab = merged.get("vocab_size").cloned();
             merged = from_gguf;
-            if let Some(v) = vocab {
-                merged.entry("vocab_size").or_insert(v);
-            }
             assumed.push("configuration from GGUF metadata".to_owned());
         }
         if merged.keys().all(|k| ABOUT.contains(&k.as_str())) {
@@ -107,9 +103,54 @@ impl Configs {
     }
 }
 
+/// Printed metadata with what an entry has of it under a config's names: logs print the vocabulary apart, and cut lists of
+/// all layers short.
+fn with_own(metadata: &Map<String, Value>, entry: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = metadata.clone();
+    let Some(arch) = metadata.keys().find_map(|k| k.strip_suffix(".block_count")) else {
+        return all;
+    };
+    let mut put = |key: &str, value: &Value| {
+        let key = format!("{arch}.{key}");
+        all.entry(key).or_insert_with(|| value.clone());
+    };
+    if let Some(rows) = entry.get("vocab_size") {
+        put("vocab_size", rows);
+    }
+    for (key, name) in [
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("feed_forward_length", "intermediate_size"),
+    ] {
+        if let Some(value @ Value::Array(_)) = entry.get(name) {
+            put(key, value);
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_all_layers_come_from_beside_the_metadata() {
+        let c = Configs::parse(
+            "{\"model\":\"a\",\"vocab_size\":9,\"num_attention_heads\":[4,0],\"num_key_value_heads\":[2,0],\
+              \"intermediate_size\":[512,256],\"gguf_metadata\":{\"deci.block_count\":\"2\",\
+              \"deci.embedding_length\":\"64\",\"deci.context_length\":\"128\"}}",
+        )
+        .expect("an object");
+        let (config, _) = c.config("a").expect("a");
+        assert_eq!(config["architectures"][0], "DeciLMForCausalLM");
+        assert_eq!(
+            config["block_configs"][0]["attention"]["n_heads_in_group"],
+            2
+        );
+        assert_eq!(config["block_configs"][1]["attention"]["no_op"], true);
+        assert_eq!(config["block_configs"][1]["ffn"]["intermediate_size"], 256);
+        assert_eq!(config["intermediate_size"], 512);
+    }
 
     #[test]
     fn missing_fields_come_from_the_named_twin() {
