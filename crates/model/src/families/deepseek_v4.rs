@@ -9,11 +9,10 @@ use plimsoll_units::DType;
 
 use super::{Decoder, Defaults, Family, MAX_EXPERTS, decoder_or, glm4_moe, tie};
 use crate::builder::{columns, heads};
-use crate::{Compressed, Config, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelError, Moe, Role, Shard, SpecBuilder};
+use crate::{Compressed, Config, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelError, Moe, Role, Rotary, Shard, SpecBuilder};
 
-pub(super) const FAMILY: Family = Family {
-    name: "deepseek_v4", architectures: &["DeepseekV4ForCausalLM"], model_types: &["deepseek_v4"], towers: false, lower,
-};
+pub(super) const FAMILY: Family =
+    Family { name: "deepseek_v4", architectures: &["DeepseekV4ForCausalLM"], model_types: &["deepseek_v4"], towers: false, lower };
 
 const ONE: Shard = Shard::Replicated;
 /// Kinds of layers by the tokens that one entry stands for; 0 where there are none.
@@ -38,15 +37,16 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         None => text.opt("num_hash_layers")?.unwrap_or(3),
     };
     let s = Sizes { d, q_rank, groups, o_rank, lanes, moe, hashed };
-    let (window, heads, dim) = (size("sliding_window", 128)?, size("index_n_heads", 64)?, size("index_head_dim", 128)?);
-    let indexer = Indexer { heads, dim };
-    let plain = d.head_dim - rope;
+    let indexer = Indexer { heads: size("index_n_heads", 64)?, dim: size("index_head_dim", 128)? };
+    let (window, plain) = (size("sliding_window", 128)?, d.head_dim - rope);
     // Entries that overlap are the many, of which the best are read.
     let mixer = |ratio: u64| LatentAttention {
         q_heads: d.q_heads, rank: plain, rope_dim: rope, nope_dim: plain, v_dim: d.head_dim, q_rank: Some(q_rank),
         indexer: (ratio == 4).then_some(indexer), compressed: Some(Compressed { window, ratio, overlaps: ratio == 4 }),
     };
     tie(config, &text, b, false)?;
+    // Layers with entries rotate at a base of their own.
+    b.spec().rotary = b.spec().max_context.map(|positions| vec![Rotary { dim: rope, positions }; 2]).unwrap_or_default();
     b.embedding("embed.weight", d.vocab, d.hidden);
     for (i, ratio) in (0..).zip(ratios(&text, d.layers)?) {
         let a = mixer(ratio);
@@ -132,7 +132,7 @@ fn experts(b: &mut SpecBuilder, s: &Sizes, by_hash: bool) -> Result<(), ModelErr
     Ok(())
 }
 
-/// What mixes the lanes of the residual stream around a part of a layer, or makes one stream of them for the head.
+/// What mixes the lanes of the residual stream around a part of a layer, or makes one of them for the head.
 fn mixes(b: &mut SpecBuilder, part: &str, [rows, width, scales]: [u64; 3]) {
     for (name, shape) in [("fn", &[rows, width][..]), ("base", &[rows]), ("scale", &[scales])] {
         b.tensor_typed(Role::Other, &format!("hc_{part}_{name}"), shape, ONE, DType::F32);

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use plimsoll_model::quant::QuantFormat;
-use plimsoll_model::{Axis, Role};
+use plimsoll_model::{Axis, Mixer, Role};
 use plimsoll_program::{LocalTensor, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, SizeOverflow};
 
@@ -209,7 +209,13 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 ),
         );
     }
-    let width = activation_dtype(context).bytes(1)?.get();
+    // DeepSeek V4's tables have 32 bits (`deepseek_scaling_rope.py`, `DeepseekV4ScalingRotaryEmbedding`).
+    let compressed = |m: &Mixer| matches!(m, Mixer::Latent(a) if a.compressed.is_some());
+    let width = if spec.layers.iter().any(|l| compressed(&l.mixer)) {
+        4
+    } else {
+        activation_dtype(context).bytes(1)?.get()
+    };
     let mut rotary = 0_u64;
     for table in &spec.rotary {
         let bytes = Bytes::product([table.positions, table.dim, width])?.get();
