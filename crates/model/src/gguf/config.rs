@@ -7,7 +7,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::value::Value;
-use super::{Header, ValueType};
+use super::{Header, ValueType, routed};
 use crate::config::MAX_LAYERS;
 use crate::json::printable;
 use crate::{Assume, ModelError};
@@ -93,27 +93,67 @@ const ARCHITECTURES: &[Arch] = &[
     common("gpt-oss", "GptOssForCausalLM", "gpt_oss", gpt_oss),
     common("glm4", "Glm4ForCausalLM", "glm4", glm4),
     common("deci", "DeciLMForCausalLM", "nemotron-nas", deci),
+    common(
+        "glm4moe",
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        routed::glm4_moe,
+    ),
+    common("dots1", "Dots1ForCausalLM", "dots1", routed::dots1),
+    common("ernie4_5", "Ernie4_5ForCausalLM", "ernie4_5", nothing),
+    common(
+        "ernie4_5-moe",
+        "Ernie4_5_MoeForCausalLM",
+        "ernie4_5_moe",
+        routed::ernie4_5,
+    ),
+    common(
+        "hunyuan-dense",
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        nothing,
+    ),
+    common(
+        "hunyuan-moe",
+        "HunYuanMoEV1ForCausalLM",
+        "hunyuan_v1_moe",
+        routed::hunyuan,
+    ),
+    common("llama4", "Llama4ForCausalLM", "llama4_text", routed::llama4),
+    common(
+        "minimax-m2",
+        "MiniMaxM2ForCausalLM",
+        "minimax_m2",
+        routed::minimax_m2,
+    ),
+    common("olmoe", "OlmoeForCausalLM", "olmoe", routed::olmoe),
+    common("olmo2", "Olmo2ForCausalLM", "olmo2", nothing),
+    common("seed_oss", "SeedOssForCausalLM", "seed_oss", nothing),
+    common("smollm3", "SmolLM3ForCausalLM", "smollm3", nothing),
+    common("command-r", "CohereForCausalLM", "cohere", nothing),
+    common("starcoder2", "Starcoder2ForCausalLM", "starcoder2", nothing),
+    common("nemotron", "NemotronForCausalLM", "nemotron", nothing),
 ];
 
 /// What an unknown architecture is taken for where the user says so.
 const LLAMA_LIKE: Arch = common("", "LlamaForCausalLM", "llama", nothing);
 
 /// Access to the keys of one architecture.
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     header: &'a Header,
     arch: &'a str,
     /// Decoder layers, multi-token-prediction layers not among them.
     layers: u64,
     /// Multi-token-prediction layers.
-    nextn: u64,
+    pub(super) nextn: u64,
 }
 
 impl Keys<'_> {
-    fn name(&self, key: &str) -> String {
+    pub(super) fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.arch)
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.header.get(&self.name(key))
     }
 
@@ -164,7 +204,7 @@ impl Keys<'_> {
     }
 
     /// A number that is the same in every layer where it is not 0.
-    fn opt(&self, key: &str) -> Result<Option<u64>, ModelError> {
+    pub(super) fn opt(&self, key: &str) -> Result<Option<u64>, ModelError> {
         let Some(list) = self.per_layer(key)? else {
             return Ok(None);
         };
@@ -191,7 +231,7 @@ impl Keys<'_> {
         Ok(self.per_layer(key)?.and_then(|l| l.into_iter().max()))
     }
 
-    fn req(&self, key: &str, why: &'static str) -> Result<u64, ModelError> {
+    pub(super) fn req(&self, key: &str, why: &'static str) -> Result<u64, ModelError> {
         match self.opt(key)? {
             Some(n) if n > 0 => Ok(n),
             Some(_) => match self.get(key) {
@@ -217,7 +257,7 @@ impl Keys<'_> {
     }
 
     /// Whether any layer has a tensor of this name.
-    fn any_layer(&self, suffix: &str) -> bool {
+    pub(super) fn any_layer(&self, suffix: &str) -> bool {
         self.header
             .tensors
             .iter()
@@ -488,8 +528,8 @@ fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) -> Result<(), ModelError> {
     Ok(())
 }
 
-const EXPERTS: &str = "it is the number of experts";
-const TOP_K: &str = "it is the number of experts that a token passes";
+pub(super) const EXPERTS: &str = "it is the number of experts";
+pub(super) const TOP_K: &str = "it is the number of experts that a token passes";
 
 fn rename(map: &mut Map<String, Json>, architecture: &str, model_type: &str) {
     map.insert("architectures".into(), json!([architecture]));
@@ -511,7 +551,7 @@ fn llama(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError>
 }
 
 /// The inner size of an expert: its key, or the shape of its down projection.
-fn expert_inner(keys: &Keys<'_>) -> Result<u64, ModelError> {
+pub(super) fn expert_inner(keys: &Keys<'_>) -> Result<u64, ModelError> {
     if let Some(n) = keys.opt("expert_feed_forward_length")?.filter(|&n| n > 0) {
         return Ok(n);
     }

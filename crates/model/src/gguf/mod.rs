@@ -13,6 +13,7 @@ mod config;
 mod cursor;
 mod error;
 mod header;
+mod routed;
 mod split;
 mod tensors;
 mod types;
