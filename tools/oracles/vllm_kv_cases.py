@@ -648,6 +648,8 @@ SHARDED = {
             ffn=dict(ffn_mult=times, no_op=times is None, replace_with_linear=False),
         ) for group, times in ((8, 5.25), (None, 1.3125), (16, 0.5), (None, None), (8, 2.625), (None, 10.0))],
     ),
+    # MiMo V2.5 and 2.6: one matrix of queries, keys and values.
+    "mimo-v2": dict(MIMO_V2_FLASH, architectures=["MiMoV2ForCausalLM"]),
     "deepseek-v3": DS_V3,
     "gemma-2": GEMMA2_9B,
     "gpt2": GPT2,
