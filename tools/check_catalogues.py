@@ -92,7 +92,7 @@ PUBLISHED = {
     "gemma-4-31b": "31B", "gemma-4-26b-a4b": "26B", "deepseek-v3.2": "671B", "glm-5": "744B", "kimi-k2.5": "1T",
     "devstral-small-2-24b": "24B", "nemotron-3-super-120b-a12b": "120B", "llama-3.2-90b-vision": "88.8B",
     "deepseek-v4-flash": "284B", "deepseek-v4-flash-base": "284B", "deepseek-v4-pro": "1.6T", "gemma-3n-e4b": "8B",
-    "gemma-3n-e2b": "5B", "mimo-v2-flash": "309B", "minimax-m1": "456B", "ministral-3-8b": "8B",
+    "gemma-3n-e2b": "5B", "mimo-v2-flash": "309B", "minimax-m1": "456B", "ministral-3-8b": "8B", "gemma-4-12b": "12B",
 }
 
 problems = []

@@ -508,6 +508,19 @@ CASES = {
         "glm_moe_dsa", "GlmMoeDsaForCausalLM", torch_dtype="float32", **{**DEEPSEEK, "num_hidden_layers": 7}, index_head_dim=16, index_n_heads=4,
         index_topk=64, attention_bias=True, index_topk_freq=3,
     ),
+    "gemma4_unified-small": dict(
+        architectures=["Gemma4UnifiedForConditionalGeneration"], model_type="gemma4_unified", torch_dtype="bfloat16",
+        text_config=dict(
+            model_type="gemma4_unified_text", vocab_size=1003, hidden_size=96, num_hidden_layers=7, intermediate_size=160,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=24, global_head_dim=48, num_global_key_value_heads=1,
+            attention_k_eq_v=True, sliding_window=32, max_position_embeddings=512,
+        ),
+        vision_config=dict(
+            model_type="gemma4_unified_vision", patch_size=4, pooling_kernel_size=3, mm_embed_dim=40, mm_posemb_size=24,
+            output_proj_dims=40,
+        ),
+        audio_config=dict(model_type="gemma4_unified_audio", audio_embed_dim=64),
+    ),
     # In 32 bits, since published files have the router in the model's type, and some parts in 32 bits whatever that is.
     "deepseek_v4-small": small(
         "deepseek_v4", "DeepseekV4ForCausalLM", torch_dtype="float32", num_hidden_layers=6, num_key_value_heads=1, head_dim=24,

@@ -66,6 +66,8 @@ const ARCHES: &[(Arch, &[&str])] = &[
         &[
             "Gemma4ForCausalLM",
             "Gemma4ForConditionalGeneration",
+            "Gemma4UnifiedForConditionalGeneration",
+            "gemma4_unified",
             "gemma4",
             "gemma4_text",
         ],
