@@ -962,3 +962,82 @@ fn files_with_routed_experts_say_where_they_are() {
         .u32("hunyuan-moe.expert_shared_feed_forward_length", 48);
     assert!(to_config(&read(&odd).unwrap(), Assume::Nothing).is_err());
 }
+
+#[test]
+fn recurrent_layers_of_qwen35_are_where_the_file_says() {
+    let spec = |arch: &str| {
+        let key = |k: &str| format!("{arch}.{k}");
+        let g = Gguf::decoder(arch, 8, 64, 4, 2, 128)
+            .u32(&key("vocab_size"), 96)
+            .u32(&key("attention.key_length"), 16)
+            .u32(&key("attention.value_length"), 16)
+            .u32(&key("ssm.state_size"), 16)
+            .u32(&key("ssm.inner_size"), 64)
+            .u32(&key("ssm.time_step_rank"), 4)
+            .u32(&key("ssm.group_count"), 2)
+            .u32(&key("ssm.conv_kernel"), 4);
+        let g = match arch {
+            "qwen35" => g,
+            _ => g
+                .u32(&key("expert_count"), 8)
+                .u32(&key("expert_used_count"), 2)
+                .u32(&key("expert_feed_forward_length"), 32)
+                .u32(&key("expert_shared_feed_forward_length"), 32),
+        };
+        let c = to_config(&read(&g).unwrap(), Assume::Nothing).unwrap();
+        plimsoll_model::from_config(&c, Assume::Nothing).unwrap_or_else(|e| panic!("{arch}: {e}"))
+    };
+    for arch in ["qwen35", "qwen35moe"] {
+        let spec = spec(arch);
+        let recurrent =
+            |l: &plimsoll_model::LayerSpec| matches!(l.mixer, plimsoll_model::Mixer::State(_));
+        let at: Vec<bool> = spec.layers.iter().map(recurrent).collect();
+        let three = [true, true, true, false];
+        assert_eq!(at, [three, three].concat(), "{arch}");
+        assert_eq!(spec.mtp_layers, 0, "{arch}");
+        let routed = matches!(spec.layers[0].ffn, plimsoll_model::Ffn::Moe(_));
+        assert_eq!(routed, arch == "qwen35moe");
+    }
+}
+
+#[test]
+fn gemma4_has_heads_of_two_sizes_and_layers_that_share() {
+    let g = |kv: &[u32]| {
+        Gguf::default()
+            .str("general.architecture", "gemma4")
+            .u32("gemma4.block_count", 4)
+            .u32("gemma4.context_length", 128)
+            .u32("gemma4.embedding_length", 64)
+            .u32("gemma4.vocab_size", 96)
+            .u32("gemma4.attention.head_count", 4)
+            .u32s("gemma4.attention.head_count_kv", kv)
+            .u32("gemma4.attention.key_length", 32)
+            .u32("gemma4.attention.value_length", 32)
+            .u32("gemma4.attention.key_length_swa", 16)
+            .u32("gemma4.attention.sliding_window", 8)
+            .u32s("gemma4.attention.sliding_window_pattern", &[1, 0, 1, 0])
+            .u32("gemma4.attention.shared_kv_layers", 2)
+            .u32s("gemma4.feed_forward_length", &[128, 128, 256, 256])
+    };
+    let c = to_config(&read(&g(&[2, 1, 2, 1])).unwrap(), Assume::Nothing).unwrap();
+    let spec = plimsoll_model::from_config(&c, Assume::Nothing).unwrap();
+    let heads: Vec<_> = spec
+        .layers
+        .iter()
+        .map(|l| match l.mixer {
+            plimsoll_model::Mixer::Attention(a) => (a.kv_heads, a.k_dim, a.shared),
+            _ => (0, 0, false),
+        })
+        .collect();
+    assert_eq!(
+        heads,
+        [(2, 16, false), (1, 32, false), (2, 16, true), (1, 32, true)]
+    );
+    let inner = |l: &plimsoll_model::LayerSpec| match l.ffn {
+        plimsoll_model::Ffn::Dense { intermediate, .. } => intermediate,
+        _ => 0,
+    };
+    let inner: Vec<u64> = spec.layers.iter().map(inner).collect();
+    assert_eq!(inner, [128, 128, 256, 256]);
+    assert!(to_config(&read(&g(&[2, 1, 4, 1])).unwrap(), Assume::Nothing).is_err());
+}

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::value::Value;
-use super::{Header, ValueType, routed};
+use super::{Header, ValueType, gemma4, routed};
 use crate::config::MAX_LAYERS;
 use crate::json::printable;
 use crate::{Assume, ModelError};
@@ -91,6 +91,14 @@ const ARCHITECTURES: &[Arch] = &[
         deepseek2,
     ),
     common("gpt-oss", "GptOssForCausalLM", "gpt_oss", gpt_oss),
+    common("gemma4", "Gemma4ForCausalLM", "gemma4_text", gemma4::fields),
+    common("qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text", qwen35),
+    common(
+        "qwen35moe",
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        qwen35,
+    ),
     common("glm4", "Glm4ForCausalLM", "glm4", glm4),
     common("deci", "DeciLMForCausalLM", "nemotron-nas", deci),
     common(
@@ -175,7 +183,7 @@ impl Keys<'_> {
     }
 
     /// A number, or an array with one for each layer.
-    fn per_layer(&self, key: &str) -> Result<Option<Vec<u64>>, ModelError> {
+    pub(super) fn per_layer(&self, key: &str) -> Result<Option<Vec<u64>>, ModelError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -225,7 +233,7 @@ impl Keys<'_> {
 
     /// A number that is the same in every layer where it is not 0; of an architecture whose layers differ, the largest.
     fn widest(&self, key: &str) -> Result<Option<u64>, ModelError> {
-        if self.arch != "deci" {
+        if !["deci", "gemma4"].contains(&self.arch) {
             return self.opt(key);
         }
         Ok(self.per_layer(key)?.and_then(|l| l.into_iter().max()))
@@ -248,7 +256,7 @@ impl Keys<'_> {
         }
     }
 
-    fn float(&self, key: &str) -> Option<f64> {
+    pub(super) fn float(&self, key: &str) -> Option<f64> {
         self.get(key)?.as_f64()
     }
 
@@ -601,6 +609,21 @@ fn qwen3_next(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelE
     qwen_moe(keys, map)?;
     // Said even where there are none: a checkpoint's config is silent, and one is then assumed.
     map.insert("num_nextn_predict_layers".into(), keys.nextn.into());
+    delta_net(keys, map)
+}
+
+/// Qwen3.5, dense and with experts.
+fn qwen35(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    if keys.arch == "qwen35moe" {
+        qwen_moe(keys, map)?;
+    }
+    map.remove("num_nextn_predict_layers");
+    map.insert("mtp_num_hidden_layers".into(), keys.nextn.into());
+    delta_net(keys, map)
+}
+
+/// The recurrent layers of Qwen3-Next and Qwen3.5, and where they are.
+fn delta_net(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
     let state = keys.req(
         "ssm.state_size",
         "it is the key size of the recurrent layers",
