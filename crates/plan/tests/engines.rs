@@ -8,7 +8,7 @@ use plimsoll_plan::{
     Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate,
 };
 use plimsoll_program::Parallel;
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, DType};
 
 fn model(name: &str) -> ModelSpec {
     let entry = catalogue::find(name).unwrap();
@@ -60,6 +60,30 @@ fn sglang_divides_the_whole_card() {
     assert_eq!(e.verdict, Verdict::Yes);
     let share = s.budget.formula.contains("0.830 mem_fraction_static");
     assert!(share, "{}", s.budget.formula);
+}
+
+#[test]
+fn checkpoints_of_32_bits_are_served_in_16_by_vllm_and_sglang() {
+    let (vllm, sglang) = (engine("vllm"), engine("sglang"));
+    let of = |e: Engine, dtype: Option<DType>| {
+        let settings = Settings {
+            dtype,
+            ..Settings::new(e)
+        };
+        let e = plan("olmo-2-7b", h100(), &settings, &Load::plain(4, 2048)).unwrap();
+        let s = &e.stages[0];
+        (s.region(Region::Weights).unwrap(), s.need.pool)
+    };
+    assert_eq!(model("olmo-2-7b").dtype, DType::F32);
+    for served in [vllm, sglang] {
+        assert_eq!(of(served, None), of(served, Some(DType::F16)));
+        // One that is asked for is kept: 32 layers of keys and values of 4,096, and 4 x 2,048 tokens of them.
+        let wide = of(served, Some(DType::F32)).1;
+        assert!(wide.get() >= 2 * 32 * 4096 * 4 * 4 * 2048);
+        assert!(of(served, None).1 < wide);
+    }
+    let own = of(Engine::Ideal, None);
+    assert_eq!(own, of(Engine::Ideal, Some(DType::F32)));
 }
 
 #[test]

@@ -367,9 +367,27 @@ pub(crate) fn weight_terms(
         .collect())
 }
 
-/// The type of activations: `--dtype`, else the model's.
+/// The type of activations: `--dtype`, else what the engine makes of the model's.
 pub(crate) fn activation_dtype(context: &Context<'_>) -> DType {
-    context.settings.dtype.unwrap_or(context.spec.dtype)
+    served_dtype(context.settings, context.spec)
+}
+
+/// The type that a model is served in: `--dtype`, else the config's, which vLLM and SGLang halve where it has 32 bits.
+///
+/// Sources: vLLM `config/model.py` (`_resolve_auto_dtype`: "Downcast for float32 models"; before 0.9 in
+/// `_get_and_verify_dtype`); SGLang `srt/configs/model_config.py` (`_get_and_verify_dtype`).
+pub(crate) fn served_dtype(settings: &Settings, spec: &ModelSpec) -> DType {
+    let halves = matches!(settings.engine, Engine::Vllm(_) | Engine::Sglang(_));
+    match settings.dtype {
+        Some(dtype) => dtype,
+        None if halves && spec.dtype == DType::F32 => DType::F16,
+        None => spec.dtype,
+    }
+}
+
+/// [`served_dtype`], where it is not the config's own.
+pub(crate) fn cast_to(settings: &Settings, spec: &ModelSpec) -> Option<DType> {
+    Some(served_dtype(settings, spec)).filter(|d| *d != spec.dtype)
 }
 
 /// The type of cached keys and values as a plain element type, where it is one.
