@@ -1,7 +1,7 @@
 //! How far predictions are from what was printed.
 
 use super::figure::Figure;
-use super::predict::Prediction;
+use super::predict::{Prediction, tokens_follow_length};
 use super::record::Reported;
 use crate::engine::{Engine, Version};
 use crate::evaluate::evaluate;
@@ -146,6 +146,10 @@ pub fn tokens_given_pool(p: &Prediction, r: &Reported) -> Option<Judged> {
         high: tokens(gib + 0.005)?,
         kind: "derived",
     };
+    let open = |s: &Settings| s.max_model_len.is_none();
+    if p.settings.as_ref().is_some_and(open) && tokens_follow_length(e) {
+        return None;
+    }
     Some(judge_figure(Figure::KvTokens, Ok(estimate), r.kv_tokens))
 }
 

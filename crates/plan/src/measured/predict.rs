@@ -432,6 +432,9 @@ fn vllm(
     let capacity = |pick: fn(&Capacities) -> [f64; 3]| -> Result<Estimate, String> {
         let c = capacities(&e).map_err(|e| e.to_string())?;
         let [value, low, high] = pick(&c);
+        if setup.max_model_len.is_none() && tokens_follow_length(&e) {
+            return Err("no `max_model_len`, which the tokens of such caches depend on".to_owned());
+        }
         Ok(Estimate {
             value,
             low,
@@ -523,6 +526,20 @@ pub(super) fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
         }
     }
     Ok(out)
+}
+
+/// Whether a pool's printed tokens are others where requests are shorter: those of windows and compressed caches are.
+pub(super) fn tokens_follow_length(e: &Evaluation) -> bool {
+    // Any length that is far from the longest, and a pool of which neither rounding shows.
+    let (long, short) = (e.max_model_len, (e.max_model_len / 16).max(1));
+    let pool = Bytes::new(1 << 40);
+    e.stages.iter().any(|s| {
+        let tokens = |length| s.kv.capacity(pool, length).map(|c| c.tokens);
+        let (Ok(a), Ok(b)) = (tokens(long), tokens(short)) else {
+            return false;
+        };
+        a.abs_diff(b) > a.max(b) / 8
+    })
 }
 
 /// Sizes of files are printed with two or three decimals.
