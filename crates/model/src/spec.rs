@@ -162,6 +162,8 @@ pub struct Indexer {
     pub heads: u64,
     /// Size of a head, and of the one key.
     pub dim: u64,
+    /// Tokens, or compressed entries, that attention reads.
+    pub best: u64,
 }
 
 /// Which recurrence a state layer runs: its convolution and state shapes split differently.

@@ -87,6 +87,34 @@ fn checkpoints_of_32_bits_are_served_in_16_by_vllm_and_sglang() {
 }
 
 #[test]
+fn buffers_of_deepseek_v4s_class_count_as_weights() {
+    let buffers = |release: &str, mtp: bool| {
+        let settings = Settings {
+            mtp,
+            max_num_batched_tokens: Some(8192),
+            ..Settings::new(engine(&format!("vllm@{release}")))
+        };
+        let device = Device::of_size(Bytes::new(1 << 39));
+        let e = plan(
+            "deepseek-v4-flash",
+            device,
+            &settings,
+            &Load::plain(1, 4096),
+        )
+        .unwrap();
+        let of = |name: &str| {
+            let term = e.stages[0].terms.iter().find(|t| t.name == name);
+            term.map(|t| t.bytes.get())
+        };
+        (of("indexer's choices"), of("lanes for prediction layers"))
+    };
+    let (choices, lanes) = (Some(8192 * 512 * 4), Some(8192 * 4 * 4096 * 2));
+    assert_eq!(buffers("0.24.0", false), (choices, lanes));
+    assert_eq!(buffers("0.28.0", false), (choices, None));
+    assert_eq!(buffers("0.32.0", true), (choices, lanes));
+}
+
+#[test]
 fn a_pool_carries_what_it_is_said_to_need() {
     for name in ["qwen3-8b", "gpt-oss-20b", "qwen3-next-80b-a3b"] {
         let settings = Settings::new(engine("sglang"));

@@ -57,7 +57,13 @@ fn bytes(row: &Value) -> Result<u64, String> {
         users: 1,
     };
     let stage = engine::stage(&context).map_err(|e| e.to_string())?;
-    let beside = ["rotary tables", "allocator rounding", "expert layout"];
+    let beside = [
+        "rotary tables",
+        "allocator rounding",
+        "expert layout",
+        "indexer's choices",
+        "lanes for prediction layers",
+    ];
     let weights = stage
         .terms
         .iter()

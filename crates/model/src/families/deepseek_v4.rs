@@ -37,8 +37,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         None => text.opt("num_hash_layers")?.unwrap_or(3),
     };
     let s = Sizes { d, q_rank, groups, o_rank, lanes, moe, hashed };
-    let indexer = Indexer { heads: size("index_n_heads", 64)?, dim: size("index_head_dim", 128)? };
-    let (window, plain) = (size("sliding_window", 128)?, d.head_dim - rope);
+    let (heads, dim, best) = (size("index_n_heads", 64)?, size("index_head_dim", 128)?, size("index_topk", 512)?);
+    let (indexer, window, plain) = (Indexer { heads, dim, best }, size("sliding_window", 128)?, d.head_dim - rope);
     // Entries that overlap are the many, of which the best are read.
     let mixer = |ratio: u64| LatentAttention {
         q_heads: d.q_heads, rank: plain, rope_dim: rope, nope_dim: plain, v_dim: d.head_dim, q_rank: Some(q_rank),

@@ -6,6 +6,7 @@
 //! for activations, non-torch memory and graphs, `kv` for blocks and groups, `defaults` for what an
 //! unset flag means on a card.
 
+mod buffers;
 pub mod constants;
 mod defaults;
 mod kv;
@@ -62,6 +63,7 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
     terms.extend(draft(context)?);
     terms.extend(extras::adapters(context)?);
     terms.extend(profile::terms(context, version, &defaults)?);
+    terms.extend(buffers::terms(context, version, defaults.batched_tokens)?);
     let cached = extras::with_speculation(context);
     let stage = speculating_stage(context, &cached);
     let law = kv::law(
