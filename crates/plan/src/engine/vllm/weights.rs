@@ -15,7 +15,7 @@ use plimsoll_model::{Axis, Role};
 use plimsoll_program::{LocalTensor, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, SizeOverflow};
 
-use super::super::{Context, activation_dtype};
+use super::super::{Context, absorbed, activation_dtype};
 use crate::error::PlanError;
 use crate::term::{Kind, Region, Term};
 
@@ -196,6 +196,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM models/gemma4.py: qkv_proj has a part for each"),
         );
     }
+    terms.extend(absorbed::vllm(context)?);
     let padding = expert_padding(context)?;
     if padding > 0 {
         terms.push(
