@@ -43,6 +43,8 @@ pub struct Extras {
     pub input_zero_point: bool,
     /// Whether each attention layer stores a scale for its keys and one for its values.
     pub kv_scales: bool,
+    /// Whether the checkpoint asks for keys and values in 8-bit floats.
+    pub kv_fp8: bool,
     /// Whether the output head is quantised too.
     pub head: bool,
     /// Whether linear layers of a vision or audio tower are quantised too.
@@ -386,6 +388,7 @@ impl QuantScheme {
                 ));
             }
         };
+        extras.kv_fp8 = formats::kv_fp8(q);
         let mut ignore = Vec::new();
         for key in [
             "ignore",

@@ -4,6 +4,7 @@
 //! resort the scheme that a checkpoint's name ends with (`w8a8`, `FP8-dynamic`, `NVFP4` ...), which
 //! is a statement about the weights by whoever made them, not about which model it is.
 
+use plimsoll_model::published;
 use plimsoll_model::quant::QuantFormat;
 use serde_json::{Value, json};
 
@@ -74,6 +75,15 @@ pub(super) fn weights(
         );
     }
     let bits = bits(&text).or(by_name.map(|s| s.1)).or(bits(model));
+    if has("nvfp4")
+        && has("modelopt")
+        && let Some(published) = published::of_nvidia(model, "NVFP4")
+    {
+        return (
+            Weights::Stored(published.clone()),
+            Some("weight format of NVIDIA's NVFP4 checkpoint of the model".to_owned()),
+        );
+    }
     let scheme = if has("nvfp4") || has("modelopt_fp4") {
         Some(Scheme("nvfp4", 4))
     } else if has("mxfp4") {
@@ -237,6 +247,10 @@ mod tests {
         };
         assert_eq!(v["quant_method"], "gptq");
         assert_eq!(v["bits"], 4);
+        let Weights::Stored(v) = of(Some("modelopt nvfp4"), "Qwen/Qwen3.6-35B-A3B") else {
+            panic!("a stored format");
+        };
+        assert_eq!(v["quant_algo"], "MIXED_PRECISION");
         assert!(matches!(of(Some("aqlm"), "x"), Weights::Unknown(_)));
         assert!(matches!(
             of(Some("int4 (compressed-tensors QAT)"), "x"),
