@@ -382,6 +382,7 @@ fn vllm(
         quantization: loaded.online,
         kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
         block_size: setup.block_size,
+        decode_context_parallel: setup.decode_context_parallel,
         max_model_len: setup.max_model_len,
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: setup.max_num_batched_tokens,

@@ -36,6 +36,8 @@ pub struct Setup {
     pub pipeline_parallel: Option<u64>,
     /// `--data-parallel-size`.
     pub data_parallel: Option<u64>,
+    /// `--decode-context-parallel-size`.
+    pub decode_context_parallel: Option<u64>,
     /// `--enable-expert-parallel`.
     pub expert_parallel: bool,
     /// `--max-model-len`, or llama.cpp's `n_ctx`.
@@ -260,6 +262,9 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         tensor_parallel: f.count("tensor_parallel")?,
         pipeline_parallel: f.count("pipeline_parallel")?,
         data_parallel: f.count("data_parallel")?,
+        decode_context_parallel: f.count("decode_context_parallel")?.or_else(|| {
+            number_after(&notes, "decode context parallel ").and_then(|n| n.parse().ok())
+        }),
         expert_parallel: f.flag("expert_parallel")?.unwrap_or(false),
         max_model_len: f.count("max_model_len")?,
         max_num_seqs: f.count("max_num_seqs")?,
