@@ -27,6 +27,25 @@ pub(super) fn group(q: &Config<'_>) -> Result<Option<u64>, ModelError> {
     Ok(None)
 }
 
+/// AQLM's books. Source: AQLM `aqlm/inference.py` (`QuantizedLinear`); vLLM 0.5 to 0.9 `quantization/aqlm.py`.
+pub(super) fn aqlm(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
+    let bits = q.dim(&["nbits_per_codebook"], "it is the width of a code")?;
+    if !(1..=16).contains(&bits) {
+        return Err(q.reject("nbits_per_codebook", "expected 1 to 16"));
+    }
+    if q.opt("out_group_size")?.unwrap_or(1) != 1 {
+        return Err(q.reject(
+            "out_group_size",
+            "expected 1: vectors over several outputs are not supported",
+        ));
+    }
+    Ok(QuantFormat::Aqlm {
+        books: q.dim(&["num_codebooks"], "it is the number of books of a matrix")?,
+        bits,
+        group: q.dim(&["in_group_size"], "it is the number of inputs of a vector")?,
+    })
+}
+
 pub(super) fn awq(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
     Ok(QuantFormat::Awq {
         bits: bits(q)?,

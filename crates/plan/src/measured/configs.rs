@@ -103,9 +103,32 @@ impl Configs {
             return Err(format!("the configuration of `{model}` is empty"));
         }
         merged.retain(|k, _| !ABOUT.contains(&k.as_str()));
+        if let Some(Value::Object(own)) = catalogue::find(model).map(|e| &e.config)
+            && fill(&mut merged, own)
+        {
+            assumed.push("fields that are left out from the built-in catalogue".to_owned());
+        }
         assumed.extend(as_published(model, &mut merged));
         Ok((Value::Object(merged), assumed))
     }
+}
+
+/// Puts in what `from` has and `config` lacks, in the text model's part too; whether anything was.
+fn fill(config: &mut Map<String, Value>, from: &Map<String, Value>) -> bool {
+    let mut filled = false;
+    for (key, value) in from {
+        match (config.get_mut(key), value) {
+            (Some(Value::Object(own)), Value::Object(value)) if key == "text_config" => {
+                filled |= fill(own, value);
+            }
+            (Some(_), _) => {}
+            (None, value) => {
+                config.insert(key.clone(), value.clone());
+                filled = true;
+            }
+        }
+    }
+    filled
 }
 
 /// Puts in how the checkpoint is published, where its configuration does not say how its weights are stored, or says it

@@ -105,12 +105,14 @@ pub(super) fn figures(
     );
     let tokens = gap.map_or_else(|| tokens(&e), Err);
     let cell = first.capacity.bytes_per_block.gib() / to_f64(first.capacity.block_size.max(1));
+    // Keys and values are printed, and rounded, apart.
+    let rounding = 0.005;
     put(
         Figure::KvPool,
         tokens.clone().map(|t| Estimate {
             value: t.value * cell,
-            low: t.low * cell,
-            high: t.high * cell,
+            low: t.low.mul_add(cell, -rounding),
+            high: t.high.mul_add(cell, rounding),
             kind: t.kind,
         }),
     );
