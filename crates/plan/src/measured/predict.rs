@@ -74,14 +74,19 @@ pub enum Model {
 /// Where it names no release, or a class of cards, figures that depend on it are bounds that span the possible ones.
 #[must_use]
 pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
+    let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
+    // SGLang's share of what is free is by card in most releases; in others what is free is all that matters.
+    let share_by_card = engine == EngineName::SgLang
+        && said
+            .sglang_release()
+            .is_none_or(|(v, _)| crate::engine::sglang::Defaults::depend_on_card(v));
     let cards: Vec<Result<Device, String>> = match device(setup) {
         Ok(card) => vec![Ok(card)],
-        Err(reason) => match possible(setup).as_slice() {
+        Err(reason) => match possible(setup, share_by_card).as_slice() {
             [] => vec![Err(reason)],
             some => some.iter().map(|d| Ok((*d).clone())).collect(),
         },
     };
-    let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
     let versions = said.possible(engine, setup.engine_version.as_deref());
     let mut setups = vec![setup.clone()];
     if !versions.is_empty() {
@@ -120,18 +125,24 @@ pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
             .push(format!("version: any of {}", names(all)));
     }
     if cards.len() > 1 {
-        let all = cards.iter().flatten().map(|d| d.name.clone()).collect();
-        first.assumed.push(format!("card: any of {}", names(all)));
+        let all: Vec<String> = cards.iter().flatten().map(|d| d.name.clone()).collect();
+        first.assumed.push(match all.len() {
+            0..=MAX_NAMED => format!("card: any of {}", names(all)),
+            n => format!("card: any of {n}, which have the memory that was free"),
+        });
     }
     first
 }
 
-/// The cards that a setup without a named one leaves open: those that its text describes, or that have at least the
-/// memory that was free on it. One of a kind stands for all that the engines treat alike.
-fn possible(setup: &Setup) -> Vec<&'static Device> {
+/// Most cards that an assumption lists.
+const MAX_NAMED: usize = 12;
+
+/// The cards that a setup without a named one leaves open: those that its text describes, or (`by_free`) that have at
+/// least the memory that was free on it. One of a kind stands for all that the engines treat alike.
+fn possible(setup: &Setup, by_free: bool) -> Vec<&'static Device> {
     let free = setup.free_before_gib.or(setup.free_after_gib);
     let mut cards = candidates(setup.gpu.as_deref());
-    if cards.is_empty() && setup.gpu.is_none() && free.is_some() {
+    if cards.is_empty() && setup.gpu.is_none() && by_free && free.is_some() {
         cards = devices().iter().collect();
     }
     // Two printed decimals.
