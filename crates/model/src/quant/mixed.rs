@@ -102,7 +102,11 @@ pub(super) fn compressed(
     // Whatever is a linear layer and not in the ignore list.
     extras.head = true;
     extras.tower = true;
-    if let Some(kv) = q.object("kv_cache_scheme")? {
+    // ModelOpt writes a name here, compressed-tensors the parts.
+    let named = q.str("kv_cache_scheme").is_some();
+    if named {
+        extras.kv_scales = true;
+    } else if let Some(kv) = q.object("kv_cache_scheme")? {
         extras.kv_scales = !is_dynamic(&kv);
     }
     let mut everything: Option<QuantFormat> = None;

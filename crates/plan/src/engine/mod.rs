@@ -4,6 +4,7 @@
 //! depend on the load, the budget that the engine allows itself, and its KV law. Everything else
 //! (searching, inverse questions, reports) is common.
 
+mod absorbed;
 mod contiguous;
 mod extras;
 mod ideal;

@@ -5,16 +5,17 @@
 //! concurrency. [`rules`] is the table of what differs between versions.
 //!
 //! Source: vLLM `v1/core/kv_cache_utils.py` (`get_kv_cache_configs`), `v1/kv_cache_interface.py`.
-//! Not modelled: speculative drafts and their cache, KV connectors, decode context parallelism.
+//! Not modelled: speculative drafts and their cache, KV connectors, prefill context parallelism.
 
 mod blocks;
 mod caches;
 mod compressed;
+mod dealt;
 mod groups;
 mod rules;
 
 use plimsoll_program::GroupKind;
-use plimsoll_units::SizeOverflow;
+use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::super::{Context, Version};
 use super::Defaults;
@@ -55,6 +56,7 @@ pub(super) fn law(
         ));
     }
     let in_flight = in_flight(context, &rules, defaults)?;
+    let ranks = dealt::ranks(context, &rules, &parts)?;
     let widest = parts.iter().map(|p| p.layers).max().unwrap_or(0);
     let groups = parts
         .iter()
@@ -63,9 +65,10 @@ pub(super) fn law(
             own_pages: p.own_pages,
             layers: p.layers,
             padding_layers: if packed { 0 } else { widest - p.layers },
-            block_size: p.like.block,
+            // A block of each rank together holds so many tokens of a sequence.
+            block_size: p.like.block.saturating_mul(ranks),
             page: p.page,
-            row: p.row,
+            row: Bytes::new(p.row.get().div_ceil(ranks)),
             held: held(
                 &p.like,
                 &rules,
