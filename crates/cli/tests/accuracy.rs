@@ -291,7 +291,13 @@ fn an_empty_file_gives_empty_metrics() {
 
 #[test]
 fn the_table_lists_reasons() {
-    let out = accuracy(&data("measurements.jsonl"), &[]);
+    // A model that nobody knows, beside those that are.
+    let known = std::fs::read_to_string(data("measurements.jsonl")).expect("records");
+    let unknown = r#"{"id":"u","engine":"vllm","engine_version":"0.19.0","model":"nobody/none","weights_gib_per_gpu":1.0}"#;
+    let out = accuracy(
+        &file("reasons.jsonl", &format!("{known}\n{unknown}\n")),
+        &[],
+    );
     assert!(out.status.success());
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     for part in [
