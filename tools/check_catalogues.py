@@ -94,6 +94,10 @@ PUBLISHED = {
     "glm-4-32b-0414": "32.6B", "mamba-2.8b": "2.77B", "qwen3.6-27b": "27B", "qwen3.6-35b-a3b": "35B",
     "gemma-4-31b": "31B", "gemma-4-26b-a4b": "26B", "deepseek-v3.2": "671B", "glm-5": "744B", "kimi-k2.5": "1T",
     "devstral-small-2-24b": "24B", "nemotron-3-super-120b-a12b": "120B", "llama-3.2-90b-vision": "88.8B",
+    "deepseek-v4-flash": "284B", "deepseek-v4-flash-base": "284B", "deepseek-v4-pro": "1.6T", "gemma-3n-e4b": "8B",
+    "gemma-3n-e2b": "5B", "mimo-v2-flash": "309B", "minimax-m1": "456B", "ministral-3-8b": "8B", "gemma-4-12b": "12B",
+    "starcoder2-15b": "16.0B", "codestral-22b": "22.2B", "qwen2-vl-7b": "8.29B", "qwen2-vl-72b": "73.4B",
+    "qwen2.5-vl-72b-awq": "73B",
 }
 
 problems = []

@@ -260,6 +260,8 @@ MODELS = {
     "gpt-oss-20b": lambda: gpt_oss(layers=4, width=2880, heads=64, kv=8, head=64, ctx=131072, vocab=201088, experts=32, used=4, ff_exp=2880, window=128),
     "granite-3.1-8b": lambda: decoder("granite", layers=3, width=4096, heads=32, kv=8, ctx=131072, vocab=49155, ff=12800, tied=True,
                                       extra=dict(logit_scale=16.0, residual_scale=0.22, embedding_scale=12.0, attention__scale=0.0078125)),
+    "glm-4-32b-0414": lambda: decoder("glm4", layers=3, width=6144, heads=48, kv=2, ctx=32768, vocab=151552, ff=23040, head=128, post_norms=True,
+                                      fused_ffn=True, extra=dict(rope__dimension_count=64)),
     "qwen3-next-80b": lambda: qwen3next(layers=4, width=2048, heads=16, kv=2, head=256, ctx=262144, vocab=151936, experts=512, used=10, ff_exp=512,
                                         ff_shared=512, k_heads=16, v_heads=32, state=128, conv=4),
 }
@@ -330,6 +332,9 @@ case("gpt-oss-20b", n_ctx=32768, flash_attn=False)
 case("gpt-oss-20b", n_ctx=32768, n_parallel=4, kv_unified=True)
 case("granite-3.1-8b", n_ctx=8192)
 case("granite-3.1-8b", n_ctx=8192, flash_attn=False)
+case("glm-4-32b-0414", n_ctx=8192)
+case("glm-4-32b-0414", n_ctx=8192, flash_attn=False)
+case("glm-4-32b-0414", n_ctx=4096, n_parallel=2, type_k="q8_0", type_v="q8_0")
 case("qwen3-next-80b", n_ctx=8192)
 case("qwen3-next-80b", n_ctx=32768, n_parallel=4)
 case("qwen3-next-80b", n_ctx=8192, flash_attn=False)

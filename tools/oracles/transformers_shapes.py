@@ -508,6 +508,26 @@ CASES = {
         "glm_moe_dsa", "GlmMoeDsaForCausalLM", torch_dtype="float32", **{**DEEPSEEK, "num_hidden_layers": 7}, index_head_dim=16, index_n_heads=4,
         index_topk=64, attention_bias=True, index_topk_freq=3,
     ),
+    "gemma4_unified-small": dict(
+        architectures=["Gemma4UnifiedForConditionalGeneration"], model_type="gemma4_unified", torch_dtype="bfloat16",
+        text_config=dict(
+            model_type="gemma4_unified_text", vocab_size=1003, hidden_size=96, num_hidden_layers=7, intermediate_size=160,
+            num_attention_heads=6, num_key_value_heads=2, head_dim=24, global_head_dim=48, num_global_key_value_heads=1,
+            attention_k_eq_v=True, sliding_window=32, max_position_embeddings=512,
+        ),
+        vision_config=dict(
+            model_type="gemma4_unified_vision", patch_size=4, pooling_kernel_size=3, mm_embed_dim=40, mm_posemb_size=24,
+            output_proj_dims=40,
+        ),
+        audio_config=dict(model_type="gemma4_unified_audio", audio_embed_dim=64),
+    ),
+    # In 32 bits, since published files have the router in the model's type, and some parts in 32 bits whatever that is.
+    "deepseek_v4-small": small(
+        "deepseek_v4", "DeepseekV4ForCausalLM", torch_dtype="float32", num_hidden_layers=6, num_key_value_heads=1, head_dim=24,
+        intermediate_size=DROP, moe_intermediate_size=44, q_lora_rank=56, qk_rope_head_dim=8, n_routed_experts=8,
+        num_experts_per_tok=3, n_shared_experts=1, sliding_window=16, o_groups=3, o_lora_rank=20, index_n_heads=4, index_head_dim=16,
+        index_topk=64, hc_mult=3, num_hash_layers=2, compress_ratios=[0, 0, 4, 128, 4, 0], num_nextn_predict_layers=0,
+    ),
     # In 32 bits, since routers are kept so by some versions only.
     "kimi_k25-small": dict(
         architectures=["Kimi_K25ForConditionalGeneration"], model_type="kimi_k25", torch_dtype="float32",
@@ -819,6 +839,13 @@ PUBLISHED = {
     "qwen3_omni_moe_thinker": [
         (r"^thinker\.model\.thinker\.language_model\.", "thinker.model."),
         (r"^thinker\.model\.thinker\.", "thinker."),
+    ],
+    # Also as vLLM reads them (0.32, `models/deepseek_v4/nvidia/model.py`, `_make_deepseek_v4_weights_mapper`).
+    "deepseek_v4": [
+        (r"^model\.embed_tokens\.", "embed."),
+        (r"^model\.hc_head\.hc_", "hc_head_"),
+        (r"\.attn\.norm\.", ".attn.kv_norm."),
+        (r"^model\.", ""),
     ],
     "kimi_k25": [
         (r"^language_model\.model\.blocks\.", "language_model.model.layers."),

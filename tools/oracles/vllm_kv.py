@@ -31,7 +31,7 @@ for hybrids, whose groups then say the real one); a group's `layers` counts padd
 does not; for one group of layers with unequal pages (`uniform_type`) `page_bytes` is their sum,
 for every other group it is one layer's page; under pipeline parallelism groups, bytes_per_block
 and kv_tokens are those of the first worker and `workers` lists all.
-Versions tried: 0.11.2, 0.17.0, 0.18.0, 0.19.0, 0.21.0, 0.32.0.
+Versions tried: 0.11.2, 0.17.0, 0.18.0, 0.19.0, 0.21.0, 0.32.0; of 0.24.0 and 0.28.0 the case of DeepSeek V4 alone.
 """
 
 import argparse
@@ -588,6 +588,9 @@ def allocate(version, case, config, per_worker, specs_from, backends, layout):
     scheduler = utils.generate_scheduler_kv_cache_config(configs)
     if hasattr(utils, "get_kv_cache_capacity"):
         concurrency = utils.get_kv_cache_capacity(config, scheduler)[1]
+        if int(concurrency * config.model_config.max_model_len) != tokens[0]:
+            # 0.24 tells the scheduler another figure than it logs, where layers of a group have pages of several sizes.
+            concurrency = utils.get_kv_cache_capacity(config, first)[1]
     else:
         concurrency = utils.get_max_concurrency_for_kv_cache_config(config, first)
     group_size = max(len(g.layer_names) for g in first.kv_cache_groups)
@@ -673,6 +676,27 @@ def builtin_cases():
     return vllm_kv_cases.cases()
 
 
+def register_remote_configs():
+    """Configs whose classes are published beside a checkpoint, not in a package: fields as their files have them."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    class Fields(dict):  # read as attributes, written as an object
+        def __getattr__(self, name):
+            try:
+                return self[name]
+            except KeyError as missing:
+                raise AttributeError(name) from missing
+
+    class NemotronNas(PretrainedConfig):
+        model_type = "nemotron-nas"
+
+        def __init__(self, block_configs=(), **fields):
+            super().__init__(**fields)
+            self.block_configs = [Fields({k: Fields(v) for k, v in block.items()}) for block in block_configs]
+
+    AutoConfig.register("nemotron-nas", NemotronNas)
+
+
 def prepare(source, verbose=False):
     """Everything that vLLM needs to believe before its classes are built; the platform."""
     if source:
@@ -690,6 +714,7 @@ def prepare(source, verbose=False):
         init_workspace_manager(torch.device("meta"))
     except ImportError:
         pass
+    register_remote_configs()
     # Model classes are inspected in this process, which has the stand-ins, not in a fresh one.
     import vllm.model_executor.models.registry as registry
 

@@ -577,6 +577,7 @@ def cases():
 HYBRIDS = {
     "bamba": (BAMBA_9B, 1),
     "deepseek-v3.2": (DS_V32, 8),
+    "deepseek-v4": (DEEPSEEK_V4_FLASH, 4),
     "falcon-h1": (FALCON_H1, 1),
     "gemma-3": (GEMMA3_27B, 2),
     "gemma-3n": (GEMMA3N_E2B, 1),
@@ -636,6 +637,19 @@ SHARDED = {
         max_position_embeddings=32768, rms_norm_eps=1e-5, rope_theta=640000, hidden_act="silu",
         tie_word_embeddings=False, use_sliding_window=False, attention_bias=True,
     ),
+    # Layers as Nemotron Super's and Ultra's are: plain, without attention, without both, with wide feed-forwards.
+    "nemotron-nas": dict(
+        COMMON, architectures=["DeciLMForCausalLM"], model_type="nemotron-nas", hidden_size=8192, num_hidden_layers=6,
+        num_attention_heads=64, num_key_value_heads=None, intermediate_size=None, vocab_size=128256,
+        max_position_embeddings=131072, rms_norm_eps=1e-5, hidden_act="silu", tie_word_embeddings=False,
+        attention_bias=False, mlp_bias=False, rope_parameters=dict(rope_type="default", rope_theta=500000.0),
+        block_configs=[dict(
+            attention=dict(n_heads_in_group=group, no_op=group is None, replace_with_linear=False),
+            ffn=dict(ffn_mult=times, no_op=times is None, replace_with_linear=False),
+        ) for group, times in ((8, 5.25), (None, 1.3125), (16, 0.5), (None, None), (8, 2.625), (None, 10.0))],
+    ),
+    # MiMo V2.5 and 2.6: one matrix of queries, keys and values.
+    "mimo-v2": dict(MIMO_V2_FLASH, architectures=["MiMoV2ForCausalLM"]),
     "deepseek-v3": DS_V3,
     "gemma-2": GEMMA2_9B,
     "gpt2": GPT2,

@@ -331,6 +331,9 @@ pub(crate) struct EngineArgs {
     /// T: tokens per step
     #[arg(long, alias = "chunked-prefill-size", value_name = "TOKENS", value_parser = tokens)]
     pub(crate) max_num_batched_tokens: Option<u64>,
+    /// Ranks over which a sequence's tokens are dealt (vLLM)
+    #[arg(long, visible_alias = "dcp", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) decode_context_parallel_size: Option<u64>,
     /// Most tokens of the pool (SGLang)
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     pub(crate) max_total_tokens: Option<u64>,

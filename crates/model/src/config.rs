@@ -103,6 +103,28 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A list of objects, as `block_configs`.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] where it is something else.
+    pub fn objects(&self, key: &str) -> Result<Option<Vec<Config<'a>>>, ModelError> {
+        let Some(v) = self.get(key) else {
+            return Ok(None);
+        };
+        let items = v.as_array().map(Vec::as_slice).unwrap_or_default();
+        let one = |(i, item): (usize, &'a Value)| {
+            item.as_object().map(|map| Config {
+                map,
+                path: format!("{}{key}[{i}].", self.path),
+            })
+        };
+        let all: Option<Vec<_>> = items.iter().enumerate().map(one).collect();
+        match all.filter(|all| !all.is_empty()) {
+            Some(all) => Ok(Some(all)),
+            None => Err(self.invalid(key, v, "expected an array of objects")),
+        }
+    }
+
     /// The text model's config: a nested one where there is a wrapper, else this one.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ mod error;
 pub mod families;
 pub mod gguf;
 pub mod json;
+pub mod published;
 pub mod quant;
 pub mod read_at;
 pub mod safetensors;
@@ -36,8 +37,8 @@ pub use builder::{Conv1dSplit, attention_layer, columns, heads};
 pub use config::Config;
 pub use error::ModelError;
 pub use spec::{
-    Attention, CrossAttention, Encoder, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelSpec,
-    Moe, Reach, Rotary, StateKind, StateSpace,
+    Attention, Compressed, CrossAttention, Encoder, Ffn, Indexer, LatentAttention, LayerSpec,
+    Mixer, ModelSpec, Moe, Reach, Rotary, StateKind, StateSpace,
 };
 pub use tensor::{Axis, Linear, Role, Shard, ShardError, TensorSpec, local_kv_heads};
 

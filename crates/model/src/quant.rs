@@ -3,7 +3,7 @@
 //! Each format replaces `module.weight` by packed weights, scales and zero points, under the
 //! names that its exporter writes. Sources, by `quant_method`: AutoGPTQ / GPTQModel, AutoAWQ,
 //! `compressed-tensors` (every preset of its version 0.17), transformers' fine-grained `fp8` and
-//! `fbgemm_fp8`, OpenAI's `mxfp4`, NVIDIA `modelopt`, bitsandbytes 0.4x. The golden files of
+//! `fbgemm_fp8`, OpenAI's `mxfp4`, NVIDIA `modelopt`, bitsandbytes 0.4x, AQLM. The golden files of
 //! `tests/quantised.rs` are what those libraries store, written by `tools/oracles/quant_shapes.py`.
 
 use crate::ModelError;
@@ -43,6 +43,8 @@ pub struct Extras {
     pub input_zero_point: bool,
     /// Whether each attention layer stores a scale for its keys and one for its values.
     pub kv_scales: bool,
+    /// Whether the checkpoint asks for keys and values in 8-bit floats.
+    pub kv_fp8: bool,
     /// Whether the output head is quantised too.
     pub head: bool,
     /// Whether linear layers of a vision or audio tower are quantised too.
@@ -53,6 +55,8 @@ pub struct Extras {
     pub fp4: bool,
     /// Whether GPTQ's groups are of inputs anywhere (`desc_act`), not of neighbours.
     pub by_activation: bool,
+    /// Whether GPTQ's configuration says that its numbers lie evenly around zero (`sym`).
+    pub symmetric: bool,
     /// What the zero points of GPTQ's layout stand for.
     pub gptq_zeros: GptqZeros,
     /// Whether words are packed in another order than that of GPTQ and of AWQ's `gemm`.
@@ -127,6 +131,15 @@ pub enum QuantFormat {
         /// Whether a group index is stored (activation ordering).
         g_idx: bool,
     },
+    /// AQLM: sums of vectors from learnt books, each book of a matrix with 2^`bits` vectors of `group` inputs.
+    Aqlm {
+        /// Books per matrix.
+        books: u64,
+        /// Bits of a code.
+        bits: u64,
+        /// Inputs per vector.
+        group: u64,
+    },
     /// 4-bit float with one power-of-two scale per 32 (routed experts of gpt-oss).
     Mxfp4,
     /// The same 4-bit float for any linear layer, two values in a byte (compressed-tensors).
@@ -161,6 +174,7 @@ impl QuantFormat {
             Self::Packed { bits, group, .. } => {
                 format!("packed {bits}-bit, group {}", group_name(group))
             }
+            Self::Aqlm { books, bits, group } => format!("aqlm {books}x{bits}, group {group}"),
             Self::Mxfp4 | Self::Mxfp4Packed => "mxfp4".to_owned(),
             Self::Mxfp8 => "mxfp8".to_owned(),
             Self::Nvfp4 => "nvfp4".to_owned(),
@@ -256,6 +270,7 @@ const SUFFIXES: &[&str] = &[
     "k_scale",
     "v_scale",
     "scales",
+    "codebooks",
     "qzeros",
     "g_idx",
     "weight_g_idx",
@@ -291,7 +306,9 @@ impl QuantScheme {
         for place in [config, &text] {
             for key in ["quantization_config", "compression_config"] {
                 if let Some(q) = place.object(key)? {
-                    return Self::read(&q).map(Some);
+                    let mut scheme = Self::read(&q)?;
+                    scheme.others.extend(mixed::experts(&text, &scheme));
+                    return Ok(Some(scheme));
                 }
             }
         }
@@ -320,6 +337,7 @@ impl QuantScheme {
                 extras.head = q.flag("lm_head", false)?;
                 targets = blocks(q)?;
                 extras.by_activation = q.flag("desc_act", false)?;
+                extras.symmetric = q.flag("sym", false)?;
                 let form = q.str("checkpoint_format").or(q.str("format"));
                 match form.unwrap_or("gptq") {
                     "gptq" => {}
@@ -356,6 +374,7 @@ impl QuantScheme {
             "" if q.has("config_groups") => {
                 mixed::compressed(q, &mut extras, &mut targets, &mut others)?
             }
+            "aqlm" => formats::aqlm(q)?,
             "mxfp4" | "gpt_oss_mxfp4" => QuantFormat::Mxfp4,
             "modelopt" | "modelopt_fp4" | "modelopt_mixed" if mixed::is_mixed(q) => {
                 // Whatever is named.
@@ -382,10 +401,11 @@ impl QuantScheme {
                 return Err(q.reject(
                     "quant_method",
                     "expected one of fp8, fbgemm_fp8, gptq, awq, auto-round, compressed-tensors, mxfp4, \
-                     modelopt, bitsandbytes",
+                     modelopt, bitsandbytes, aqlm",
                 ));
             }
         };
+        extras.kv_fp8 = formats::kv_fp8(q);
         let mut ignore = Vec::new();
         for key in [
             "ignore",
@@ -393,8 +413,10 @@ impl QuantScheme {
             "modules_to_not_convert",
             "exclude_modules",
             "llm_int8_skip_modules",
+            "linear_weights_not_to_quantize",
         ] {
             for text in q.strings(key)?.unwrap_or_default() {
+                let text = text.strip_suffix(".weight").unwrap_or(text);
                 ignore.push(Pattern::parse(q, key, text)?);
             }
         }

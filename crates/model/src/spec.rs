@@ -138,6 +138,20 @@ pub struct LatentAttention {
     pub q_rank: Option<u64>,
     /// What chooses the tokens that it reads, where these are not all.
     pub indexer: Option<Indexer>,
+    /// What it keeps in place of a vector for every token, where it does.
+    pub compressed: Option<Compressed>,
+}
+
+/// What attention over compressed entries keeps (DeepSeek-V4, 2026): a vector for each of the last `window` tokens and,
+/// where there is a ratio, one for every `ratio` tokens of the sequence, which a compressor makes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Compressed {
+    /// Tokens of which the vectors themselves are kept.
+    pub window: u64,
+    /// Tokens that one compressed entry stands for; 0 in layers that have the window alone.
+    pub ratio: u64,
+    /// Whether an entry is made of its own tokens and as many before them.
+    pub overlaps: bool,
 }
 
 /// The indexer of sparse latent attention (DeepSeek-V3.2, 2025): it scores every token of the sequence by one small
@@ -148,6 +162,8 @@ pub struct Indexer {
     pub heads: u64,
     /// Size of a head, and of the one key.
     pub dim: u64,
+    /// Tokens, or compressed entries, that attention reads.
+    pub best: u64,
 }
 
 /// Which recurrence a state layer runs: its convolution and state shapes split differently.
@@ -292,6 +308,28 @@ impl ModelSpec {
             })
             .max()
             .unwrap_or(0)
+    }
+}
+
+impl Compressed {
+    /// Bytes that the compressor of entries `dim` wide keeps of one token until its entry is made: a candidate and a score
+    /// in f32, both twice where entries overlap.
+    ///
+    /// Source: vLLM `models/deepseek_v4/compressor.py` (`CompressorStateCache`); transformers' cache keeps the same
+    /// (`models/deepseek_v4/modeling_deepseek_v4.py`, `DeepseekV4CSACache`).
+    #[must_use]
+    pub const fn state_row(&self, dim: u64) -> Bytes {
+        Bytes::new(dim.saturating_mul(2 * 4).saturating_mul(self.spans()))
+    }
+
+    /// Tokens of which the compressor keeps that: those of one entry.
+    #[must_use]
+    pub const fn state_tokens(&self) -> u64 {
+        self.ratio.saturating_mul(self.spans())
+    }
+
+    const fn spans(&self) -> u64 {
+        if self.overlaps { 2 } else { 1 }
     }
 }
 

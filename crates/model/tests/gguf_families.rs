@@ -33,9 +33,14 @@ impl ReadAt for Headless {
     }
 }
 
+/// Gemma 4's scalar of each layer, which llama.cpp takes as given and the oracle's files leave out, and the divisors of
+/// angles, which are the converter's own.
+const ONE_SIDED: [&str; 2] = ["layer_scalar", "rope_freqs.weight"];
+
 fn elements(spec: &ModelSpec) -> BTreeMap<&'static str, u64> {
     let mut sums = BTreeMap::new();
-    for t in &spec.tensors {
+    let both = |name: &str| !ONE_SIDED.iter().any(|end| name.ends_with(end));
+    for t in spec.tensors.iter().filter(|t| both(&t.name)) {
         *sums.entry(t.role.name()).or_insert(0) += t.elements().unwrap() * t.copies();
     }
     sums
@@ -71,7 +76,9 @@ fn families_and_files_agree_role_by_role() {
         };
         let family = from_config(&config, Assume::Nothing).unwrap();
         assert_eq!(elements(&family), elements(&spec), "{name}");
-        assert_eq!(family.parameters(), spec.parameters(), "{name}");
+        if !name.starts_with("gemma-4") {
+            assert_eq!(family.parameters(), spec.parameters(), "{name}");
+        }
         assert_eq!(family.layers, spec.layers, "{name}");
         assert_eq!(
             family.tied_embeddings,
@@ -80,12 +87,6 @@ fn families_and_files_agree_role_by_role() {
         );
         agree.push(name);
     }
-    assert!(agree.len() >= 21, "{agree:?}");
-    // Gemma 4 is no family of ours yet; everything else must be.
-    assert!(
-        refused
-            .iter()
-            .all(|(n, why)| n.starts_with("gemma-4") && why.contains("gemma4")),
-        "{refused:?}"
-    );
+    assert!(agree.len() >= 23, "{agree:?}");
+    assert!(refused.is_empty(), "{refused:?}");
 }

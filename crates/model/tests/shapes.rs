@@ -22,7 +22,7 @@ fn layers(spec: &ModelSpec) -> Vec<Value> {
                 Reach::Window(n) => Value::from(n),
                 Reach::Chunk(_) => Value::from("chunk"),
             },
-            Mixer::Latent(_) => Value::from(0),
+            Mixer::Latent(a) => Value::from(a.compressed.map_or(0, |c| c.window)),
             Mixer::State(_) => Value::from("state"),
             Mixer::None => Value::from("none"),
         })
@@ -51,7 +51,7 @@ fn crossed(spec: &ModelSpec) -> Vec<Value> {
 
 /// Families that transformers does not know: what ranks hold of them is compared with vLLM's classes
 /// (`crates/plan/tests/vllm_shards.rs`).
-const ELSEWHERE: &[&str] = &["baichuan", "bailing_moe", "chatglm"];
+const ELSEWHERE: &[&str] = &["baichuan", "bailing_moe", "chatglm", "nemotron_nas"];
 
 fn without_quantisation(config: &Value) -> Value {
     let mut config = config.clone();

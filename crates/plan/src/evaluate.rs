@@ -213,6 +213,10 @@ pub fn prepared<'a>(
     match settings.quantization {
         Some(format) if spec.quant.is_none() => {
             let mut changed = spec.clone();
+            let format = match settings.engine {
+                Engine::Vllm(version) => engine::vllm::as_loaded(version, format),
+                _ => format,
+            };
             quant::apply(&mut changed, quant::QuantScheme::online(format))?;
             Ok(Cow::Owned(changed))
         }

@@ -206,6 +206,8 @@ pub struct Settings {
     pub disable_hybrid_kv_cache_manager: Option<bool>,
     /// `--mamba-cache-mode` (vLLM), used with prefix caching; `None` for its default.
     pub mamba_cache_mode: Option<StateMode>,
+    /// `--decode-context-parallel-size` (vLLM): ranks of a tensor-parallel group over which a sequence's tokens are dealt.
+    pub decode_context_parallel: Option<u64>,
     /// `--mamba-block-size` (vLLM).
     pub mamba_block_size: Option<u64>,
     /// `--mamba-ssm-cache-dtype` (vLLM); `None` for what the config says, else `dtype`.
@@ -272,6 +274,7 @@ impl Settings {
             prefix_caching: None,
             disable_hybrid_kv_cache_manager: None,
             mamba_cache_mode: None,
+            decode_context_parallel: None,
             mamba_block_size: None,
             mamba_ssm_cache_dtype: None,
             async_scheduling: None,

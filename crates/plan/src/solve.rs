@@ -14,7 +14,7 @@ use plimsoll_model::{Mixer, ModelSpec, Role};
 use plimsoll_program::{Parallel, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, DType, WeightType, Weights};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, cast_to, served_dtype};
 use crate::error::PlanError;
 use crate::evaluate::{
     Evaluation, Stop, Verdict, evaluate, evaluate_prepared, has_experts, prepared,
@@ -169,6 +169,7 @@ impl<'a> Search<'a> {
         };
         let ideal = Settings {
             kv_type: settings.kv_type,
+            dtype: cast_to(settings, &spec),
             ..Settings::new(Engine::Ideal)
         };
         // A cache type that only one engine knows gives no bound, and none is needed.
@@ -176,7 +177,7 @@ impl<'a> Search<'a> {
             .ok()
             .and_then(|e| e.stages.first().map(|s| s.need.pool))
             .unwrap_or(Bytes::ZERO);
-        let cast = settings.dtype.is_some_and(|d| d != spec.dtype);
+        let cast = cast_to(settings, &spec).is_some();
         let mut draft = spec.tensors.iter().filter(|t| t.role == Role::Mtp);
         let draft = draft.try_fold(Bytes::ZERO, |acc, t| acc.add(t.bytes()?))?;
         let weights = if cast {
@@ -514,7 +515,9 @@ pub fn changes_that_fit(
         candidates.push((flag, cost, s, d, l));
     };
     let p = here.parallel;
-    if settings.kv_type == KvType::Auto && matches!(spec.dtype, DType::F16 | DType::Bf16) {
+    if settings.kv_type == KvType::Auto
+        && matches!(served_dtype(settings, spec), DType::F16 | DType::Bf16)
+    {
         let kv = KvType::Plain(DType::F8E4m3);
         let s = Settings {
             kv_type: kv,

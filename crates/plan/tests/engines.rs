@@ -8,7 +8,7 @@ use plimsoll_plan::{
     Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate,
 };
 use plimsoll_program::Parallel;
-use plimsoll_units::Bytes;
+use plimsoll_units::{Bytes, DType};
 
 fn model(name: &str) -> ModelSpec {
     let entry = catalogue::find(name).unwrap();
@@ -60,6 +60,58 @@ fn sglang_divides_the_whole_card() {
     assert_eq!(e.verdict, Verdict::Yes);
     let share = s.budget.formula.contains("0.830 mem_fraction_static");
     assert!(share, "{}", s.budget.formula);
+}
+
+#[test]
+fn checkpoints_of_32_bits_are_served_in_16_by_vllm_and_sglang() {
+    let (vllm, sglang) = (engine("vllm"), engine("sglang"));
+    let of = |e: Engine, dtype: Option<DType>| {
+        let settings = Settings {
+            dtype,
+            ..Settings::new(e)
+        };
+        let e = plan("olmo-2-7b", h100(), &settings, &Load::plain(4, 2048)).unwrap();
+        let s = &e.stages[0];
+        (s.region(Region::Weights).unwrap(), s.need.pool)
+    };
+    assert_eq!(model("olmo-2-7b").dtype, DType::F32);
+    for served in [vllm, sglang] {
+        assert_eq!(of(served, None), of(served, Some(DType::F16)));
+        // One that is asked for is kept: 32 layers of keys and values of 4,096, and 4 x 2,048 tokens of them.
+        let wide = of(served, Some(DType::F32)).1;
+        assert!(wide.get() >= 2 * 32 * 4096 * 4 * 4 * 2048);
+        assert!(of(served, None).1 < wide);
+    }
+    let own = of(Engine::Ideal, None);
+    assert_eq!(own, of(Engine::Ideal, Some(DType::F32)));
+}
+
+#[test]
+fn buffers_of_deepseek_v4s_class_count_as_weights() {
+    let buffers = |release: &str, mtp: bool| {
+        let settings = Settings {
+            mtp,
+            max_num_batched_tokens: Some(8192),
+            ..Settings::new(engine(&format!("vllm@{release}")))
+        };
+        let device = Device::of_size(Bytes::new(1 << 39));
+        let e = plan(
+            "deepseek-v4-flash",
+            device,
+            &settings,
+            &Load::plain(1, 4096),
+        )
+        .unwrap();
+        let of = |name: &str| {
+            let term = e.stages[0].terms.iter().find(|t| t.name == name);
+            term.map(|t| t.bytes.get())
+        };
+        (of("indexer's choices"), of("lanes for prediction layers"))
+    };
+    let (choices, lanes) = (Some(8192 * 512 * 4), Some(8192 * 4 * 4096 * 2));
+    assert_eq!(buffers("0.24.0", false), (choices, lanes));
+    assert_eq!(buffers("0.28.0", false), (choices, None));
+    assert_eq!(buffers("0.32.0", true), (choices, lanes));
 }
 
 #[test]
@@ -123,9 +175,13 @@ fn vllm_on_processors_takes_its_share_of_the_node() {
     let e = plan("qwen3-0.6b", processors(64), &newest, &load).unwrap();
     let node = Bytes::new(64 << 30).gib();
     assert!((e.stages[0].budget.bytes.gib() - node * 0.92).abs() < 1e-6);
-    // Between 0.17 and that, nobody has read what it takes: it has to be given.
+    let since = Settings::new(engine("vllm@0.20"));
+    let e = plan("qwen3-0.6b", processors(64), &since, &load).unwrap();
+    assert!((e.stages[0].budget.bytes.gib() - node * 0.9).abs() < 1e-6);
+    // In 0.17 to 0.19 the cache is half of the node, whatever the rest takes.
     let between = Settings::new(engine("vllm@0.19"));
-    assert!(plan("qwen3-0.6b", processors(64), &between, &load).is_err());
+    let e = plan("qwen3-0.6b", processors(64), &between, &load).unwrap();
+    assert_eq!(e.stages[0].pool, Bytes::new(32 << 30));
     let given = Settings {
         kv_memory: Some(Bytes::new(8 << 30)),
         ..between
@@ -151,4 +207,88 @@ fn v0_steps_as_long_as_the_longest_prompt() {
     assert!(activation(30_000) > activation(4096));
     // Longer ones are divided.
     assert!(activation(40_000) < activation(30_000));
+}
+
+/// Bytes of weights of a model that is stored, or quantised while it is loaded, so.
+fn weights(config: &serde_json::Value, settings: &Settings, card: &str) -> u64 {
+    let mut json = catalogue::find("qwen3-0.6b").unwrap().config.clone();
+    if !config.is_null() {
+        json["quantization_config"] = config.clone();
+    }
+    let spec = from_config(&json, Assume::Nothing).unwrap();
+    let deployment = Deployment {
+        kinds: None,
+        device: find(card).unwrap().clone(),
+        parallel: Parallel::default(),
+        in_use: Bytes::ZERO,
+    };
+    let e = evaluate(&spec, &deployment, settings, &Load::plain(1, 128)).unwrap();
+    let terms = e.stages[0].terms.iter();
+    terms
+        .filter(|t| t.region == Region::Weights && t.name != "allocator rounding")
+        .map(|t| t.bytes.get())
+        .sum()
+}
+
+/// Weights in linear layers of Qwen3 0.6B: 28 layers of (1024 x 4096 + 2048 x 1024 + 3 x 1024 x 3072).
+const LINEAR: u64 = 28 * (1024 * 4096 + 2048 * 1024 + 3 * 1024 * 3072);
+
+#[test]
+fn bitsandbytes_scales_have_8_bits_until_releases_widen_them() {
+    let online = |version: &str| {
+        let settings = Settings {
+            quantization: Some(plimsoll_model::quant::QuantFormat::Bnb4),
+            ..Settings::new(engine(version))
+        };
+        weights(&serde_json::Value::Null, &settings, "l40s")
+    };
+    // One scale for 64 weights: 1 byte, and 4 in each 256 of them, or 4 bytes.
+    let (nested, wide) = (LINEAR / 64 + LINEAR / 64 / 256 * 4, LINEAR / 64 * 4);
+    let saved = online("vllm@0.9.2") - online("vllm@0.9.1");
+    // 196 matrices have a table of 256 numbers for their scales, and a few bytes of text more.
+    assert!(saved.abs_diff(wide - nested) < 196 * 2048, "{saved}");
+    let stored = serde_json::json!({"quant_method": "bitsandbytes", "load_in_4bit": true,
+        "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": true});
+    let of = |version: &str| weights(&stored, &Settings::new(engine(version)), "l40s");
+    assert_eq!(of("vllm@0.9.2") - of("vllm@0.9.1"), LINEAR / 64 * 3);
+}
+
+#[test]
+fn marlin_needs_no_zero_points_of_symmetric_weights() {
+    let gptq = |sym: bool, desc_act: bool, version: &str, card: &str| {
+        let config = serde_json::json!({"quant_method": "gptq", "bits": 4, "group_size": 128,
+            "sym": sym, "desc_act": desc_act});
+        weights(&config, &Settings::new(engine(version)), card)
+    };
+    let all = gptq(false, false, "vllm@0.19", "a100");
+    let (zeros, index) = (
+        LINEAR / 128 / 2,
+        28 * (3 * 1024 + 2048 + 2 * 1024 + 3072) * 4,
+    );
+    assert_eq!(all - gptq(true, false, "vllm@0.19", "a100"), zeros + index);
+    assert_eq!(all - gptq(true, true, "vllm@0.19", "a100"), zeros);
+    // Machete leaves them on Hopper; Turing has neither.
+    assert_eq!(gptq(true, false, "vllm@0.19", "h100"), all);
+    assert_eq!(gptq(true, false, "vllm@0.5.4", "h100"), all - zeros - index);
+    assert_eq!(gptq(true, false, "vllm@0.19", "t4"), all);
+}
+
+#[test]
+fn aqlm_is_codes_books_and_scales() {
+    let of = |books: u64, bits: u64| {
+        let config = serde_json::json!({"quant_method": "aqlm", "num_codebooks": books,
+            "nbits_per_codebook": bits, "in_group_size": 8, "out_group_size": 1,
+            "linear_weights_not_to_quantize": ["lm_head.weight"]});
+        weights(&config, &Settings::new(engine("vllm@0.5.4")), "l40s")
+    };
+    let plain = weights(
+        &serde_json::Value::Null,
+        &Settings::new(engine("vllm@0.5.4")),
+        "l40s",
+    );
+    let rest = plain - 2 * LINEAR;
+    let scales = 28 * (4096 + 1024 + 2 * 3072 + 1024) * 2;
+    let books = |n: u64, bits: u32| 28 * 7 * n * 2_u64.pow(bits) * 8 * 2;
+    assert_eq!(of(1, 16), rest + LINEAR / 4 + scales + books(1, 16));
+    assert_eq!(of(2, 8), rest + LINEAR / 4 + scales + books(2, 8));
 }

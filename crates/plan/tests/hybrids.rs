@@ -19,8 +19,8 @@ use serde_json::Value;
 
 const LENGTHS: [(&str, u64); 3] = [("1k", 1 << 10), ("8k", 8 << 10), ("128k", 128 << 10)];
 
-/// Families that llama.cpp has no architecture for (`src/llama-arch.cpp`, mid-2026).
-const NOT_IN_LLAMACPP: [&str; 2] = ["minimax-01", "zamba2"];
+/// Families that llama.cpp has no architecture for (`src/llama-arch.cpp`, mid-2026), or whose caches there are not modelled.
+const NOT_IN_LLAMACPP: [&str; 3] = ["deepseek-v4", "minimax-01", "zamba2"];
 
 /// The oracle's rows at the lengths of the page: family and length.
 fn rows() -> BTreeMap<(String, u64), Value> {
@@ -134,4 +134,45 @@ fn one_request_holds_what_the_page_says() {
             "docs/hybrids.md is out of date: UPDATE_DOCS=1 cargo test -p plimsoll-plan --test hybrids"
         );
     }
+}
+
+#[test]
+fn compressed_caches_are_refused_where_they_are_not_modelled() {
+    let row = &rows()[&("deepseek-v4".to_owned(), 1 << 10)];
+    let spec = from_config(&row["config"], Assume::Nothing).unwrap();
+    let refused = |engine: &str, change: &dyn Fn(&mut Settings)| {
+        let mut s = Settings::new(engine.parse().unwrap());
+        s.max_model_len = Some(1 << 10);
+        change(&mut s);
+        let parallel = Parallel {
+            tp: 8,
+            ..Parallel::default()
+        };
+        let deployment = Deployment {
+            kinds: None,
+            device: plimsoll_device::find("h200").unwrap().clone(),
+            parallel,
+            in_use: Bytes::ZERO,
+        };
+        let stage = &parallel.stages(spec.layers.len() as u64)[0];
+        let context = Context {
+            spec: &spec,
+            deployment: &deployment,
+            settings: &s,
+            stage,
+            max_model_len: 1 << 10,
+            users: 1,
+        };
+        engine::stage(&context).err().map(|e| e.to_string())
+    };
+    for engine in ["sglang", "llama.cpp", "trtllm"] {
+        let why = refused(engine, &|_| {}).expect(engine);
+        assert!(why.contains("compressed entries"), "{engine}: {why}");
+    }
+    assert_eq!(refused("vllm", &|_| {}), None);
+    assert!(refused("vllm@0.19", &|_| {}).unwrap().contains("0.21"));
+    let blocks = refused("vllm", &|s| s.block_size = Some(64)).unwrap();
+    assert!(blocks.contains("256"), "{blocks}");
+    let kept = refused("vllm", &|s| s.kv_type = "bf16".parse().unwrap()).unwrap();
+    assert!(kept.contains("8 bits"), "{kept}");
 }

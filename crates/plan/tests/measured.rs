@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use plimsoll_plan::log::{advice, read};
-use plimsoll_plan::measured::{Configs, Model, judge, parse_records, predict, predict_on};
+use plimsoll_plan::measured::{
+    Configs, Figure, Model, judge, parse_records, predict, predict_on, tokens_given_pool,
+};
 use serde_json::json;
 
 /// A small generator: the same run on every machine.
@@ -90,6 +92,35 @@ fn mutated(text: &str, r: &mut Random) -> String {
 
 fn data() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/tests/data")
+}
+
+#[test]
+fn tokens_of_compressed_caches_need_a_stated_length() {
+    let tokens = |model: &str, length: Option<u64>| {
+        let record = json!({
+            "engine": "vllm", "engine_version": "0.24.0", "gpu": "h200", "gpu_count": 8, "tensor_parallel": 8,
+            "model": model, "max_model_len": length, "kv_available_gib": 60.0, "kv_tokens": 1_000_000
+        });
+        let records = parse_records(&record.to_string()).expect("a record");
+        let entry = plimsoll_model::catalogue::find(model).expect("a built-in model");
+        let p = predict_on(
+            &records[0].setup,
+            Ok(Model::Config(entry.config.clone())),
+            plimsoll_plan::measured::device(&records[0].setup),
+        );
+        let figure = p.figures.iter().find(|(f, _)| *f == Figure::KvTokens);
+        let predicted = figure.expect("a figure of vLLM's").1.clone();
+        let given = tokens_given_pool(&p, &records[0].reported).and_then(|j| j.predicted.ok());
+        (predicted, given.is_some())
+    };
+    let (open, given) = tokens("deepseek-v4-flash", None);
+    assert!(open.expect_err("no length").contains("no `max_model_len`"));
+    assert!(!given);
+    let (stated, given) = tokens("deepseek-v4-flash", Some(131_072));
+    assert!(stated.is_ok() && given);
+    // Where every token takes the same, any length will do.
+    let (full, given) = tokens("llama-3.1-70b", None);
+    assert!(full.is_ok() && given);
 }
 
 #[test]

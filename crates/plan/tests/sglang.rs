@@ -183,3 +183,127 @@ fn pools_are_those_of_its_own_functions() {
         wrong[..wrong.len().min(40)].join("\n")
     );
 }
+
+/// Bytes that a token takes of the pool, as divided and as stored, over the layers of a model; and its page.
+fn cells(name: &str, version: &str, card: &str, kv: KvType) -> (f64, u64, u64) {
+    let spec = model(name);
+    let settings = Settings {
+        kv_type: kv,
+        ..Settings::new(Engine::Sglang(version.parse().unwrap()))
+    };
+    let device = plimsoll_device::find(card).unwrap().clone();
+    let law = with_context(&spec, &settings, device, Parallel::default(), |c| {
+        engine::stage(c).unwrap().kv
+    });
+    let pool = Bytes::from_gib(40.0).unwrap();
+    let got = law.capacity(pool, 4096).unwrap();
+    let layers = spec.layers.len() as u64;
+    let stored = got.bytes_per_block.get() / got.block_size / layers;
+    let divided = pool.get() as f64 / (got.tokens as f64 * layers as f64);
+    (divided, stored, got.block_size)
+}
+
+#[test]
+fn an_indexers_keys_and_8_bit_rows_are_as_each_release_has_them() {
+    let fp8 = KvType::Plain(DType::F8E4m3);
+    // A row: 512 + 64 elements. In 8 bits 512 + 4 x 4 + 64 x 2 = 656; the indexer's key 128 + 4 in all types.
+    for (version, card, kv, divided, stored, page) in [
+        ("0.5.8", "mi355x", fp8, 576 + 132, 656 + 132, 1),
+        ("0.5.6", "mi300x", fp8, 576 + 132, 656 + 132, 64),
+        ("0.5.9", "h200", fp8, 576 + 132, 656 + 132, 64),
+        ("0.5.16", "h200", fp8, 576 + 132, 656 + 132, 64),
+        ("0.5.17", "h200", fp8, 656 + 132, 656 + 132, 64),
+        ("0.5.9", "b200", fp8, 576 + 132, 656 + 132, 64),
+        ("0.5.10", "b200", fp8, 576 + 132, 576 + 132, 64),
+        ("0.5.10", "mi355x", fp8, 576 + 132, 576 + 132, 1),
+        ("0.5.9", "h200", KvType::Auto, 1152 + 132, 1152 + 132, 64),
+        ("0.5.12", "b200", KvType::Auto, 576 + 132, 576 + 132, 64),
+        (
+            "0.5.9",
+            "rtx-pro-6000",
+            KvType::Plain(DType::Bf16),
+            1284,
+            1284,
+            64,
+        ),
+    ] {
+        let got = cells("glm-5", version, card, kv);
+        let case = format!("{version} {card} {kv:?}: {got:?}");
+        assert!((got.0 / f64::from(divided) - 1.0).abs() < 1e-3, "{case}");
+        assert_eq!((got.1, got.2), (stored, page), "{case}");
+    }
+    // Without an indexer a latent row is its elements, on any page.
+    let plain = cells("deepseek-v3", "0.5.9", "h200", fp8);
+    assert_eq!((plain.1, plain.2), (576, 1));
+}
+
+#[test]
+fn layers_without_an_indexer_have_no_keys_for_one_from_0_5_18_on() {
+    let mut config = catalogue::find("glm-5").unwrap().config.clone();
+    config["index_topk_freq"] = 4.into();
+    let spec = from_config(&config, Assume::Nothing).unwrap();
+    let own = spec
+        .layers
+        .iter()
+        .filter(|l| matches!(l.mixer, plimsoll_model::Mixer::Latent(a) if a.indexer.is_some()))
+        .count() as u64;
+    let all = spec.layers.len() as u64;
+    assert!(own < all);
+    let stored = |version: &str| {
+        let settings = Settings::new(Engine::Sglang(version.parse().unwrap()));
+        let device = plimsoll_device::find("h200").unwrap().clone();
+        let law = with_context(&spec, &settings, device, Parallel::default(), |c| {
+            engine::stage(c).unwrap().kv
+        });
+        let c = law.capacity(Bytes::from_gib(40.0).unwrap(), 4096).unwrap();
+        c.bytes_per_block.get() / c.block_size
+    };
+    assert_eq!(stored("0.5.17"), all * (1152 + 132));
+    assert_eq!(stored("0.5.18"), all * 1152 + own * 132);
+}
+
+#[test]
+fn latents_projections_are_kept_again() {
+    let spec = model("deepseek-v3");
+    let weights = |engine: Engine, card: &str| {
+        let settings = Settings::new(engine);
+        let device = plimsoll_device::find(card).unwrap().clone();
+        let parallel = Parallel {
+            tp: 8,
+            ..Parallel::default()
+        };
+        with_context(&spec, &settings, device, parallel, |c| {
+            let stage = engine::stage(c).unwrap();
+            let mut again = stage.terms.iter().filter(|t| t.name.ends_with("again"));
+            again.next().map_or(0, |t| t.bytes.get())
+        })
+    };
+    // 61 layers x rank 512 x 16 of 128 heads x (128 + 128).
+    let elements = 61 * 512 * 16 * 256;
+    let sglang = Engine::Sglang("0.5.9".parse().unwrap());
+    let vllm = Engine::Vllm("0.19".parse().unwrap());
+    assert_eq!(weights(vllm, "h200"), 2 * elements);
+    assert_eq!(weights(sglang, "h200"), 2 * elements);
+    assert_eq!(weights(sglang, "mi300x"), elements, "8 bits stay 8");
+    let mut plain = spec.clone();
+    plain.quant = None;
+    for t in &mut plain.tensors {
+        t.dtype = DType::Bf16;
+    }
+    let settings = |engine| Settings::new(engine);
+    for (engine, expected) in [(vllm, 0), (sglang, 2 * 8 * elements)] {
+        let device = plimsoll_device::find("h200").unwrap().clone();
+        let got = with_context(
+            &plain,
+            &settings(engine),
+            device,
+            Parallel::default(),
+            |c| {
+                let stage = engine::stage(c).unwrap();
+                let mut again = stage.terms.iter().filter(|t| t.name.ends_with("again"));
+                again.next().map_or(0, |t| t.bytes.get())
+            },
+        );
+        assert_eq!(got, expected, "vLLM's are views of 16-bit weights");
+    }
+}

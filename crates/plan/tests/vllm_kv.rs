@@ -303,7 +303,7 @@ fn golden(g: &Value) -> Line {
     let kind = match text(g, "kind") {
         "FullAttentionSpec" => "full".to_owned(),
         "MLAAttentionSpec" => "latent".to_owned(),
-        "SlidingWindowSpec" => format!("window {}", g["sliding_window"]),
+        "SlidingWindowSpec" | "SlidingWindowMLASpec" => format!("window {}", g["sliding_window"]),
         "ChunkedLocalAttentionSpec" => format!("chunk {}", g["attention_chunk_size"]),
         // One size for a sequence of any length.
         "MambaSpec" | "CrossAttentionSpec" => "state".to_owned(),
@@ -342,4 +342,53 @@ fn either<'a>(row: &'a Value, flags: &'a Value, key: &str) -> &'a Value {
 
 fn given(row: &Value, flags: &Value, key: &str) -> Option<u64> {
     either(row, flags, key).as_u64()
+}
+
+#[test]
+fn tokens_are_dealt_over_ranks_that_keep_the_same_heads() {
+    use plimsoll_device::find;
+    let capacity = |model: &str, tp: u64, dcp: Option<u64>, version: &str| {
+        let entry = plimsoll_model::catalogue::find(model).unwrap();
+        let spec = from_config(&entry.config, Assume::Nothing).unwrap();
+        let parallel = Parallel {
+            tp,
+            ..Parallel::default()
+        };
+        let deployment = Deployment {
+            kinds: None,
+            device: find("h200").unwrap().clone(),
+            parallel,
+            in_use: Bytes::ZERO,
+        };
+        let settings = Settings {
+            decode_context_parallel: dcp,
+            ..Settings::new(Engine::Vllm(version.parse().unwrap()))
+        };
+        let stages = parallel.stages(spec.layers.len() as u64);
+        engine::stage(&Context {
+            spec: &spec,
+            deployment: &deployment,
+            settings: &settings,
+            stage: &stages[0],
+            max_model_len: 4096,
+            users: 1,
+        })
+        .and_then(|s| s.kv.capacity(Bytes::from_gib(40.0).unwrap(), 4096))
+        .map(|c| (c.tokens, c.max_concurrency))
+    };
+    let (one, requests) = capacity("deepseek-v3", 8, None, "0.11").unwrap();
+    let (eight, more) = capacity("deepseek-v3", 8, Some(8), "0.11").unwrap();
+    assert_eq!(eight, 8 * one);
+    assert!((more / requests - 8.0).abs() < 1e-9, "{more} {requests}");
+    // Two KV heads: four of eight ranks keep each.
+    assert!(capacity("Qwen/Qwen2.5-3B", 8, Some(4), "0.19").is_ok());
+    for (model, tp, dcp, version, reason) in [
+        ("Qwen/Qwen2.5-3B", 8, 8, "0.19", "keep the same heads"),
+        ("deepseek-v3", 8, 3, "0.19", "does not divide"),
+        ("deepseek-v3", 8, 8, "0.10", "it came with"),
+        ("openai/gpt-oss-20b", 16, 2, "0.19", "are not dealt"),
+    ] {
+        let refused = capacity(model, tp, Some(dcp), version).unwrap_err();
+        assert!(refused.to_string().contains(reason), "{model}: {refused}");
+    }
 }

@@ -120,6 +120,29 @@ pub(crate) fn latent_group(
     Ok((GroupKind::Latent, dtype.bytes(elements)?.add(key)?))
 }
 
+/// What a latent layer keeps. Over compressed entries: latents of its window; of every token its share of an entry and of
+/// its indexer's key, rounded up; and once for a sequence what compressors keep until an entry is whole.
+fn latent_groups(
+    a: &LatentAttention,
+    dtype: DType,
+) -> Result<Vec<(GroupKind, Bytes)>, SizeOverflow> {
+    let Some(c) = a.compressed else {
+        return Ok(vec![latent_group(a, dtype)?]);
+    };
+    let width = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
+    let row = dtype.bytes(width)?;
+    let mut groups = vec![(GroupKind::Window(c.window), row)];
+    if c.ratio > 0 {
+        let share = |bytes: Bytes| Bytes::new(bytes.get().div_ceil(c.ratio));
+        let key = a.indexer.map_or(Bytes::ZERO, |i| i.key_bytes());
+        let waiting = |dim: u64| c.state_row(dim).times(c.state_tokens());
+        let state = waiting(width)?.add(waiting(a.indexer.map_or(0, |i| i.dim))?)?;
+        groups.push((GroupKind::Latent, share(row).add(share(key))?));
+        groups.push((GroupKind::State, state));
+    }
+    Ok(groups)
+}
+
 /// Bytes that one sequence's state takes in one layer on one rank: convolution tail and state.
 ///
 /// # Errors
@@ -210,8 +233,9 @@ impl PoolGeometry {
                     add(kind, rate);
                 }
                 Mixer::Latent(a) => {
-                    let (kind, rate) = latent_group(&a, rules.dtype)?;
-                    add(kind, rate);
+                    for (kind, rate) in latent_groups(&a, rules.dtype)? {
+                        add(kind, rate);
+                    }
                 }
                 Mixer::State(s) => add(
                     GroupKind::State,

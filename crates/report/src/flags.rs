@@ -153,6 +153,10 @@ fn vllm_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
             ("--max-num-seqs", settings.max_num_seqs),
             ("--max-num-batched-tokens", settings.max_num_batched_tokens),
             ("--block-size", settings.block_size),
+            (
+                "--decode-context-parallel-size",
+                settings.decode_context_parallel,
+            ),
         ],
     );
     let beside = shared_card(q, a).filter(|_| matches!(settings.engine, Engine::Vllm(_)));

@@ -186,6 +186,10 @@ impl Report<'_> {
         number("tensor_parallel", s.tensor_parallel);
         number("pipeline_parallel", s.pipeline_parallel.filter(|n| *n > 1));
         number("data_parallel", s.data_parallel.filter(|n| *n > 1));
+        number(
+            "decode_context_parallel",
+            s.decode_context_parallel.filter(|n| *n > 1),
+        );
         let length = match self.prediction.engine {
             EngineName::LlamaCpp | EngineName::IkLlamaCpp => "n_ctx",
             _ => word("max_model_len", "context_length"),

@@ -469,6 +469,7 @@ fn the_settings(
         gpu_memory_utilization: args.gpu_memory_utilization,
         kv_memory: args.kv_memory,
         max_total_tokens: args.max_total_tokens,
+        decode_context_parallel: args.decode_context_parallel_size,
         enforce_eager: args.enforce_eager,
         prefix_caching: match (args.enable_prefix_caching, args.no_enable_prefix_caching) {
             (_, true) => Some(false),

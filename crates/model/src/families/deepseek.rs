@@ -138,6 +138,7 @@ pub(super) fn latent(text: &Config<'_>, d: &Decoder) -> Result<LatentAttention, 
         v_dim: text.dim(&["v_head_dim"], "it sizes the value heads")?,
         q_rank: text.opt("q_lora_rank")?.filter(|r| *r > 0),
         indexer: None,
+        compressed: None,
     })
 }
 

@@ -32,6 +32,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     let indexer = Indexer {
         heads: text.dim_or(&["index_n_heads"], if is_glm(config, &text) { 32 } else { 64 })?,
         dim: text.dim_or(&["index_head_dim"], 128)?,
+        best: text.dim_or(&["index_topk"], 2048)?,
     };
     let with = LatentAttention { indexer: Some(indexer), ..without };
     if with.q_rank.is_none() {

@@ -18,11 +18,15 @@ pub(super) const FAMILY: Family = Family {
     lower,
 };
 
+/// What the class takes where a config is silent: the width of each layer's own embedding, window and context.
+pub(super) struct Silent { pub(super) each: u64, pub(super) window: u64, pub(super) max_context: u64 }
+
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
+    let silent = Silent { each: 256, window: 512, max_context: 131_072 };
     if !config.has("text_config") {
-        return text(config, b, "model.");
+        return text(config, b, "model.", silent);
     }
-    text(config, b, "model.language_model.")?;
+    text(config, b, "model.language_model.", silent)?;
     let hidden = b.spec().hidden;
     if let Some(audio) = config.object("audio_config")? {
         let width = conformer::tensors(conformer::Kind::Gemma4, &audio, b)?;
@@ -34,14 +38,14 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
     }
 }
 
-fn text(config: &Config<'_>, b: &mut SpecBuilder, at: &str) -> Result<(), ModelError> {
+pub(super) fn text(config: &Config<'_>, b: &mut SpecBuilder, at: &str, silent: Silent) -> Result<(), ModelError> {
     let text = config.text()?;
     let defaults = Defaults {
         vocab: Some(262_144),
         q_heads: Some(8),
         kv_heads: Some(4),
         head_dim: Some(256),
-        max_context: Some(131_072),
+        max_context: Some(silent.max_context),
         ..Defaults::default()
     };
     let d = decoder_or(&text, b, defaults)?;
@@ -49,7 +53,7 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder, at: &str) -> Result<(), ModelE
     b.spec().final_softcap = text.has("final_logit_softcapping");
     let inner = text.dim_or(&["intermediate_size"], 9216)?;
     let by_key = text.flag("attention_k_eq_v", false)?;
-    let local = window(&text, Some(512))?.map_or(Reach::Full, Reach::Window);
+    let local = window(&text, Some(silent.window))?.map_or(Reach::Full, Reach::Window);
     let mut kinds = layer_types(&text, d.layers)?.unwrap_or_else(|| {
         (1..=d.layers).map(|n| if n % 6 == 0 { LayerKind::Full } else { LayerKind::Window }).collect()
     });
@@ -76,7 +80,7 @@ fn text(config: &Config<'_>, b: &mut SpecBuilder, at: &str) -> Result<(), ModelE
     let layers = (0..).zip(attention).map(|(i, a)| {
         attention_layer(a, moe.map_or(gated(inner_of(i)), Ffn::Moe))
     });
-    let (h, each) = (d.hidden, text.opt("hidden_size_per_layer_input")?.unwrap_or(256));
+    let (h, each) = (d.hidden, text.opt("hidden_size_per_layer_input")?.unwrap_or(silent.each));
     stack(b, at, &d, layers, |b, i, layer| {
         if let Mixer::Attention(a) = &layer.mixer {
             projections(b, h, a, !by_key || a.reach != Reach::Full);

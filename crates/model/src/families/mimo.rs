@@ -3,7 +3,8 @@
 //!
 //! Source: transformers `models/mimo_v2_flash/{configuration,modeling}_mimo_v2_flash.py`; MiMo, which it does not know, and
 //! both models' prediction layers from vLLM `models/mimo.py`, `models/mimo_mtp.py` and `models/mimo_v2.py`. How many of
-//! these V2 Flash has is not in its config: they are not described.
+//! these V2 Flash has is not in its config: they are not described. `MiMoV2ForCausalLM`'s files have queries', keys' and
+//! values' matrices as one (vLLM 0.32 `models/mimo_v2.py`), of the same size.
 
 use super::glm4_moe::experts;
 use super::{Decoder, Defaults, Family, LayerKind, decoder_or, gated, layer_types, moe, norms, qwen2, stack, tie};
@@ -12,15 +13,15 @@ use crate::{Attention, Config, Ffn, ModelError, Reach, Role, Shard, SpecBuilder}
 
 pub(super) const FAMILY: Family = Family {
     name: "mimo",
-    architectures: &["MiMoForCausalLM", "MiMoV2FlashForCausalLM"],
-    model_types: &["mimo", "mimo_v2_flash"],
+    architectures: &["MiMoForCausalLM", "MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"],
+    model_types: &["mimo", "mimo_v2_flash", "mimo_v2"],
     towers: false,
     lower,
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let is_v2 = config.architecture() == Some("MiMoV2FlashForCausalLM") || config.str("model_type") == Some("mimo_v2_flash");
-    if is_v2 { v2(config, b) } else { v1(config, b) }
+    let v1_alone = config.architecture() == Some("MiMoForCausalLM") || config.str("model_type") == Some("mimo");
+    if v1_alone { v1(config, b) } else { v2(config, b) }
 }
 
 fn v1(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {

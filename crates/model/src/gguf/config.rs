@@ -7,7 +7,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::value::Value;
-use super::{Header, ValueType};
+use super::{Header, ValueType, gemma4, routed};
 use crate::config::MAX_LAYERS;
 use crate::json::printable;
 use crate::{Assume, ModelError};
@@ -91,27 +91,77 @@ const ARCHITECTURES: &[Arch] = &[
         deepseek2,
     ),
     common("gpt-oss", "GptOssForCausalLM", "gpt_oss", gpt_oss),
+    common("gemma4", "Gemma4ForCausalLM", "gemma4_text", gemma4::fields),
+    common("qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text", qwen35),
+    common(
+        "qwen35moe",
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        qwen35,
+    ),
+    common("glm4", "Glm4ForCausalLM", "glm4", glm4),
+    common("deci", "DeciLMForCausalLM", "nemotron-nas", deci),
+    common(
+        "glm4moe",
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        routed::glm4_moe,
+    ),
+    common("dots1", "Dots1ForCausalLM", "dots1", routed::dots1),
+    common("ernie4_5", "Ernie4_5ForCausalLM", "ernie4_5", nothing),
+    common(
+        "ernie4_5-moe",
+        "Ernie4_5_MoeForCausalLM",
+        "ernie4_5_moe",
+        routed::ernie4_5,
+    ),
+    common(
+        "hunyuan-dense",
+        "HunYuanDenseV1ForCausalLM",
+        "hunyuan_v1_dense",
+        nothing,
+    ),
+    common(
+        "hunyuan-moe",
+        "HunYuanMoEV1ForCausalLM",
+        "hunyuan_v1_moe",
+        routed::hunyuan,
+    ),
+    common("llama4", "Llama4ForCausalLM", "llama4_text", routed::llama4),
+    common(
+        "minimax-m2",
+        "MiniMaxM2ForCausalLM",
+        "minimax_m2",
+        routed::minimax_m2,
+    ),
+    common("olmoe", "OlmoeForCausalLM", "olmoe", routed::olmoe),
+    common("olmo2", "Olmo2ForCausalLM", "olmo2", nothing),
+    common("seed_oss", "SeedOssForCausalLM", "seed_oss", nothing),
+    common("smollm3", "SmolLM3ForCausalLM", "smollm3", nothing),
+    common("command-r", "CohereForCausalLM", "cohere", nothing),
+    common("starcoder2", "Starcoder2ForCausalLM", "starcoder2", nothing),
+    common("nemotron", "NemotronForCausalLM", "nemotron", nothing),
 ];
 
 /// What an unknown architecture is taken for where the user says so.
 const LLAMA_LIKE: Arch = common("", "LlamaForCausalLM", "llama", nothing);
 
 /// Access to the keys of one architecture.
-struct Keys<'a> {
+pub(super) struct Keys<'a> {
     header: &'a Header,
     arch: &'a str,
     /// Decoder layers, multi-token-prediction layers not among them.
     layers: u64,
     /// Multi-token-prediction layers.
-    nextn: u64,
+    pub(super) nextn: u64,
 }
 
 impl Keys<'_> {
-    fn name(&self, key: &str) -> String {
+    pub(super) fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.arch)
     }
 
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.header.get(&self.name(key))
     }
 
@@ -133,7 +183,7 @@ impl Keys<'_> {
     }
 
     /// A number, or an array with one for each layer.
-    fn per_layer(&self, key: &str) -> Result<Option<Vec<u64>>, ModelError> {
+    pub(super) fn per_layer(&self, key: &str) -> Result<Option<Vec<u64>>, ModelError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -162,7 +212,7 @@ impl Keys<'_> {
     }
 
     /// A number that is the same in every layer where it is not 0.
-    fn opt(&self, key: &str) -> Result<Option<u64>, ModelError> {
+    pub(super) fn opt(&self, key: &str) -> Result<Option<u64>, ModelError> {
         let Some(list) = self.per_layer(key)? else {
             return Ok(None);
         };
@@ -181,7 +231,15 @@ impl Keys<'_> {
         }
     }
 
-    fn req(&self, key: &str, why: &'static str) -> Result<u64, ModelError> {
+    /// A number that is the same in every layer where it is not 0; of an architecture whose layers differ, the largest.
+    fn widest(&self, key: &str) -> Result<Option<u64>, ModelError> {
+        if !["deci", "gemma4"].contains(&self.arch) {
+            return self.opt(key);
+        }
+        Ok(self.per_layer(key)?.and_then(|l| l.into_iter().max()))
+    }
+
+    pub(super) fn req(&self, key: &str, why: &'static str) -> Result<u64, ModelError> {
         match self.opt(key)? {
             Some(n) if n > 0 => Ok(n),
             Some(_) => match self.get(key) {
@@ -198,7 +256,7 @@ impl Keys<'_> {
         }
     }
 
-    fn float(&self, key: &str) -> Option<f64> {
+    pub(super) fn float(&self, key: &str) -> Option<f64> {
         self.get(key)?.as_f64()
     }
 
@@ -207,7 +265,7 @@ impl Keys<'_> {
     }
 
     /// Whether any layer has a tensor of this name.
-    fn any_layer(&self, suffix: &str) -> bool {
+    pub(super) fn any_layer(&self, suffix: &str) -> bool {
         self.header
             .tensors
             .iter()
@@ -345,7 +403,7 @@ fn common_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Mod
     let hidden = keys.req("embedding_length", "it is the width of every matrix")?;
     let heads = keys.req("attention.head_count", "it decides the head size")?;
     let kv_heads = keys
-        .opt("attention.head_count_kv")?
+        .widest("attention.head_count_kv")?
         .filter(|&n| n > 0)
         .unwrap_or(heads);
     let mut put = |key: &str, value: u64| map.insert(key.to_owned(), value.into());
@@ -369,7 +427,7 @@ fn common_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Mod
     if let Some(k) = k_dim.filter(|_| keys.arch != "deepseek2") {
         put("head_dim", k);
     }
-    if let Some(n) = keys.opt("feed_forward_length")?.filter(|&n| n > 0) {
+    if let Some(n) = keys.widest("feed_forward_length")?.filter(|&n| n > 0) {
         put("intermediate_size", n);
     }
     if let Some(n) = keys.opt("context_length")?.filter(|&n| n > 0) {
@@ -478,8 +536,8 @@ fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) -> Result<(), ModelError> {
     Ok(())
 }
 
-const EXPERTS: &str = "it is the number of experts";
-const TOP_K: &str = "it is the number of experts that a token passes";
+pub(super) const EXPERTS: &str = "it is the number of experts";
+pub(super) const TOP_K: &str = "it is the number of experts that a token passes";
 
 fn rename(map: &mut Map<String, Json>, architecture: &str, model_type: &str) {
     map.insert("architectures".into(), json!([architecture]));
@@ -501,7 +559,7 @@ fn llama(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError>
 }
 
 /// The inner size of an expert: its key, or the shape of its down projection.
-fn expert_inner(keys: &Keys<'_>) -> Result<u64, ModelError> {
+pub(super) fn expert_inner(keys: &Keys<'_>) -> Result<u64, ModelError> {
     if let Some(n) = keys.opt("expert_feed_forward_length")?.filter(|&n| n > 0) {
         return Ok(n);
     }
@@ -551,6 +609,21 @@ fn qwen3_next(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelE
     qwen_moe(keys, map)?;
     // Said even where there are none: a checkpoint's config is silent, and one is then assumed.
     map.insert("num_nextn_predict_layers".into(), keys.nextn.into());
+    delta_net(keys, map)
+}
+
+/// Qwen3.5, dense and with experts.
+fn qwen35(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    if keys.arch == "qwen35moe" {
+        qwen_moe(keys, map)?;
+    }
+    map.remove("num_nextn_predict_layers");
+    map.insert("mtp_num_hidden_layers".into(), keys.nextn.into());
+    delta_net(keys, map)
+}
+
+/// The recurrent layers of Qwen3-Next and Qwen3.5, and where they are.
+fn delta_net(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
     let state = keys.req(
         "ssm.state_size",
         "it is the key size of the recurrent layers",
@@ -766,6 +839,47 @@ fn deepseek2(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelEr
     if keys.any_layer("exp_probs_b.bias") {
         rename(map, "DeepseekV3ForCausalLM", "deepseek_v3");
     }
+    Ok(())
+}
+
+/// Biases where the file has them: of the models of 2025 the small one.
+fn glm4(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    map.insert(
+        "attention_bias".into(),
+        keys.any_layer("attn_q.bias").into(),
+    );
+    Ok(())
+}
+
+/// What each layer has, as a checkpoint's config says it: a layer without KV heads has a matrix in place of attention
+/// where it has query heads, else nothing.
+fn deci(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
+    let of = |key: &str, why: &'static str| {
+        keys.per_layer(key)?.ok_or_else(|| ModelError::Missing {
+            field: keys.name(key),
+            why,
+        })
+    };
+    let heads = of("attention.head_count", "it says which layers attend")?;
+    let kv_heads = of("attention.head_count_kv", "it says which layers attend")?;
+    let inner = of("feed_forward_length", "it sizes each layer's feed-forward")?;
+    let mut blocks = Vec::new();
+    for ((&q, &kv), &inner) in heads.iter().zip(&kv_heads).zip(&inner) {
+        if kv > 0 && !q.is_multiple_of(kv) {
+            return Err(ModelError::Contradiction(format!(
+                "a layer has {q} attention heads, no multiple of its {kv} KV heads"
+            )));
+        }
+        blocks.push(json!({
+            "attention": {
+                "n_heads_in_group": q.checked_div(kv),
+                "no_op": q == 0,
+                "replace_with_linear": q > 0 && kv == 0,
+            },
+            "ffn": { "intermediate_size": inner, "no_op": inner == 0, "replace_with_linear": false },
+        }));
+    }
+    map.insert("block_configs".into(), blocks.into());
     Ok(())
 }
 

@@ -12,7 +12,9 @@
 mod config;
 mod cursor;
 mod error;
+mod gemma4;
 mod header;
+mod routed;
 mod split;
 mod tensors;
 mod types;

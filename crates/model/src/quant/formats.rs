@@ -27,6 +27,25 @@ pub(super) fn group(q: &Config<'_>) -> Result<Option<u64>, ModelError> {
     Ok(None)
 }
 
+/// AQLM's books. Source: AQLM `aqlm/inference.py` (`QuantizedLinear`); vLLM 0.5 to 0.9 `quantization/aqlm.py`.
+pub(super) fn aqlm(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
+    let bits = q.dim(&["nbits_per_codebook"], "it is the width of a code")?;
+    if !(1..=16).contains(&bits) {
+        return Err(q.reject("nbits_per_codebook", "expected 1 to 16"));
+    }
+    if q.opt("out_group_size")?.unwrap_or(1) != 1 {
+        return Err(q.reject(
+            "out_group_size",
+            "expected 1: vectors over several outputs are not supported",
+        ));
+    }
+    Ok(QuantFormat::Aqlm {
+        books: q.dim(&["num_codebooks"], "it is the number of books of a matrix")?,
+        bits,
+        group: q.dim(&["in_group_size"], "it is the number of inputs of a vector")?,
+    })
+}
+
 pub(super) fn awq(q: &Config<'_>) -> Result<QuantFormat, ModelError> {
     Ok(QuantFormat::Awq {
         bits: bits(q)?,
@@ -87,6 +106,23 @@ pub(super) fn modelopt(q: &Config<'_>, default: &str) -> Result<QuantFormat, Mod
         "MXFP8" => Ok(QuantFormat::Mxfp8),
         _ => Err(q.reject("quant_algo", "expected FP8, NVFP4, W4A16_NVFP4 or MXFP8")),
     }
+}
+
+/// Whether a checkpoint asks for keys and values in 8-bit floats: `kv_cache_quant_algo` or `kv_cache_scheme`, by name or
+/// by parts. Sources: ModelOpt's `hf_quant_config.json`; compressed-tensors; vLLM `utils/torch_utils.py`
+/// (`get_kv_cache_quant_algo_string`).
+pub(super) fn kv_fp8(q: &Config<'_>) -> bool {
+    ["kv_cache_scheme", "kv_cache_quant_algo"]
+        .iter()
+        .any(|key| match q.get(key) {
+            Some(serde_json::Value::String(name)) => name.eq_ignore_ascii_case("fp8"),
+            Some(parts) => {
+                parts.get("num_bits").and_then(serde_json::Value::as_u64) == Some(8)
+                    && parts.get("type").and_then(serde_json::Value::as_str) == Some("float")
+                    && parts.get("dynamic").and_then(serde_json::Value::as_bool) != Some(true)
+            }
+            None => false,
+        })
 }
 
 /// Whether scales are computed at run time and so not stored; `"local"` still stores a global one.

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Extras, Pattern, QuantFormat, compressed_group, is_dynamic, modelopt as algorithm};
+use super::{
+    Extras, Pattern, QuantFormat, QuantScheme, compressed_group, is_dynamic, modelopt as algorithm,
+};
 use crate::ModelError;
 use crate::config::{Config, shorten};
 
@@ -59,6 +61,19 @@ pub(super) fn modelopt(
     Ok(most)
 }
 
+/// DeepSeek V4's routed experts, which have a type of their own beside 8-bit linear layers: 4-bit floats with a power of
+/// two for 32 of them, unless `expert_dtype` says otherwise.
+///
+/// Source: vLLM 0.32 `models/deepseek_v4/quant_config.py` (`DeepseekV4FP8Config`), whose default this is.
+pub(super) fn experts(text: &Config<'_>, scheme: &QuantScheme) -> Option<(Pattern, QuantFormat)> {
+    let is_v4 = text.str("model_type") == Some("deepseek_v4")
+        || text.architecture() == Some("DeepseekV4ForCausalLM");
+    let blocks = matches!(scheme.format, QuantFormat::Fp8Block { .. });
+    let fp4 = text.str("expert_dtype").unwrap_or("fp4") == "fp4";
+    let pattern = Pattern::Name("ffn.experts".to_owned());
+    (is_v4 && blocks && fp4).then_some((pattern, QuantFormat::Mxfp4Packed))
+}
+
 /// A module's name with the first expert in place of any.
 fn first_expert(name: &str) -> String {
     let mut parts: Vec<&str> = name.split('.').collect();
@@ -87,7 +102,11 @@ pub(super) fn compressed(
     // Whatever is a linear layer and not in the ignore list.
     extras.head = true;
     extras.tower = true;
-    if let Some(kv) = q.object("kv_cache_scheme")? {
+    // ModelOpt writes a name here, compressed-tensors the parts.
+    let named = q.str("kv_cache_scheme").is_some();
+    if named {
+        extras.kv_scales = true;
+    } else if let Some(kv) = q.object("kv_cache_scheme")? {
         extras.kv_scales = !is_dynamic(&kv);
     }
     let mut everything: Option<QuantFormat> = None;

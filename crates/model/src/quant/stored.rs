@@ -229,6 +229,14 @@ fn replace(
                 push(".weight_g_idx", &[inp], DType::I32, per_inp, false);
             }
         }
+        QuantFormat::Aqlm { books, bits, group } => {
+            let code = if bits > 8 { DType::I16 } else { DType::I8 };
+            let codes = [out, inp.div_ceil(group), books];
+            push(".codes", &codes, code, t.shard, true);
+            let vectors = [books, 1 << bits.min(16), 1, group];
+            push(".codebooks", &vectors, DType::F16, whole, false);
+            push(".scales", &[out, 1, 1, 1], DType::F16, per_out, false);
+        }
         QuantFormat::Mxfp4 => {
             push(
                 "_blocks",

@@ -4,6 +4,7 @@
 //! depend on the load, the budget that the engine allows itself, and its KV law. Everything else
 //! (searching, inverse questions, reports) is common.
 
+mod absorbed;
 mod contiguous;
 mod extras;
 mod ideal;
@@ -19,7 +20,7 @@ pub mod vllm;
 use std::fmt;
 use std::str::FromStr;
 
-use plimsoll_model::ModelSpec;
+use plimsoll_model::{Mixer, ModelSpec};
 use plimsoll_program::{Parallel, RoleBytes, Stage, WeightRules, rank_weights};
 use plimsoll_units::{Bytes, DType};
 
@@ -297,6 +298,7 @@ pub struct Budget {
 /// # Errors
 /// [`PlanError`] where the model cannot be divided so, or the engine refuses a setting.
 pub fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
+    check_compressed(context)?;
     match context.settings.engine {
         Engine::Ideal => ideal::stage(context),
         Engine::Contiguous(reserve) => contiguous::stage(context, reserve),
@@ -306,6 +308,26 @@ pub fn stage(context: &Context<'_>) -> Result<EngineStage, PlanError> {
         Engine::LlamaCpp(version) => llamacpp::stage(context, version),
         Engine::Plimsoll => plimsoll::stage(context),
     }
+}
+
+/// Refuses models with attention over compressed entries where the engine's caches of it are not modelled: what it keeps
+/// is a part of a vector for every token, so that no other rule is near.
+fn check_compressed(context: &Context<'_>) -> Result<(), PlanError> {
+    let compressed = |m: &Mixer| matches!(m, Mixer::Latent(a) if a.compressed.is_some());
+    let engine = match context.settings.engine {
+        Engine::Sglang(_) => "SGLang",
+        Engine::TrtLlm => "TensorRT-LLM",
+        Engine::LlamaCpp(_) => "llama.cpp",
+        Engine::Ideal | Engine::Contiguous(_) | Engine::Vllm(_) | Engine::Plimsoll => return Ok(()),
+    };
+    if !context.spec.layers.iter().any(|l| compressed(&l.mixer)) {
+        return Ok(());
+    }
+    Err(PlanError::Refused {
+        engine: engine.to_owned(),
+        setting: "a model with attention over compressed entries".to_owned(),
+        reason: "its caches are not modelled: plan it for vLLM (`--engine vllm`)".to_owned(),
+    })
 }
 
 /// Weight terms of one rank, by role.
@@ -346,9 +368,27 @@ pub(crate) fn weight_terms(
         .collect())
 }
 
-/// The type of activations: `--dtype`, else the model's.
+/// The type of activations: `--dtype`, else what the engine makes of the model's.
 pub(crate) fn activation_dtype(context: &Context<'_>) -> DType {
-    context.settings.dtype.unwrap_or(context.spec.dtype)
+    served_dtype(context.settings, context.spec)
+}
+
+/// The type that a model is served in: `--dtype`, else the config's, which vLLM and SGLang halve where it has 32 bits.
+///
+/// Sources: vLLM `config/model.py` (`_resolve_auto_dtype`: "Downcast for float32 models"; before 0.9 in
+/// `_get_and_verify_dtype`); SGLang `srt/configs/model_config.py` (`_get_and_verify_dtype`).
+pub(crate) fn served_dtype(settings: &Settings, spec: &ModelSpec) -> DType {
+    let halves = matches!(settings.engine, Engine::Vllm(_) | Engine::Sglang(_));
+    match settings.dtype {
+        Some(dtype) => dtype,
+        None if halves && spec.dtype == DType::F32 => DType::F16,
+        None => spec.dtype,
+    }
+}
+
+/// [`served_dtype`], where it is not the config's own.
+pub(crate) fn cast_to(settings: &Settings, spec: &ModelSpec) -> Option<DType> {
+    Some(served_dtype(settings, spec)).filter(|d| *d != spec.dtype)
 }
 
 /// The type of cached keys and values as a plain element type, where it is one.

@@ -69,6 +69,9 @@ pub enum Held {
 pub enum LogRule {
     /// Requests of the longest length, times that length, rounded down.
     ConcurrencyTimesLength,
+    /// So, where a request's blocks are its pages' bytes over those of the first group's page: as many as it holds
+    /// where all pages are of one size.
+    BytesOverFirstPage,
     /// Blocks ÷ groups × block size.
     BlocksOverGroups,
 }
@@ -240,7 +243,17 @@ impl KvLaw for PagedLaw {
     )]
     fn capacity(&self, pool: Bytes, max_len: u64) -> Result<Capacity, PlanError> {
         let blocks = pool.whole(self.block_bytes);
-        let per_request = self.blocks_per_request(max_len);
+        let per_request = match self.log {
+            LogRule::BytesOverFirstPage => {
+                let of = |sum: Bytes, g: &PagedGroup| sum.add(g.page.times(g.blocks(max_len))?);
+                let bytes = self.groups.iter().try_fold(Bytes::ZERO, of)?;
+                let page = self.groups.first().map_or(1, |g| g.page.get());
+                bytes.get().div_ceil(page.max(1))
+            }
+            LogRule::ConcurrencyTimesLength | LogRule::BlocksOverGroups => {
+                self.blocks_per_request(max_len)
+            }
+        };
         let max_concurrency = if per_request == 0 {
             0.0
         } else {
@@ -248,7 +261,9 @@ impl KvLaw for PagedLaw {
         };
         let first = self.groups.first().map_or(1, |g| g.block_size);
         let tokens = match self.log {
-            LogRule::ConcurrencyTimesLength => (max_concurrency * max_len as f64) as u64,
+            LogRule::ConcurrencyTimesLength | LogRule::BytesOverFirstPage => {
+                (max_concurrency * max_len as f64) as u64
+            }
             LogRule::BlocksOverGroups => {
                 let smallest = self.groups.iter().map(|g| g.block_size).min().unwrap_or(1);
                 mul(blocks / (self.groups.len() as u64).max(1), smallest)?

@@ -7,6 +7,7 @@ use plimsoll_units::{Bytes, DType};
 
 use super::{StartFailure, StartLog};
 use crate::engine::llamacpp::Run;
+use crate::engine::served_dtype;
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, Verdict, evaluate};
 use crate::measured::{Compute, EngineName, LlamaRun, Prediction};
@@ -262,7 +263,7 @@ impl Advisor<'_> {
         }
         let narrow = matches!(self.settings.kv_type, KvType::Auto)
             && matches!(
-                self.settings.dtype.unwrap_or(self.spec.dtype),
+                served_dtype(self.settings, self.spec),
                 DType::F16 | DType::Bf16
             );
         let flag = "--kv-cache-dtype fp8";

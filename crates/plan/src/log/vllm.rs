@@ -69,12 +69,8 @@ impl Reader {
                     .notes
                     .push("a draft model is loaded too; the prediction leaves it out".to_owned());
             }
-            if number("decode_context_parallel_size").is_some_and(|n| n > 1) {
-                self.log.notes.push(
-                    "decode context parallelism multiplies the printed tokens; the prediction does not"
-                        .to_owned(),
-                );
-            }
+            s.decode_context_parallel =
+                number("decode_context_parallel_size").or(s.decode_context_parallel);
             return true;
         }
         for marker in ["vLLM API server version ", "vLLM server version "] {
@@ -160,6 +156,10 @@ impl Reader {
         first(&mut s.tensor_parallel, number("tensor_parallel_size"));
         first(&mut s.pipeline_parallel, number("pipeline_parallel_size"));
         first(
+            &mut s.decode_context_parallel,
+            number("decode_context_parallel_size"),
+        );
+        first(
             &mut s.gpu_memory_utilization,
             field(c, "gpu_memory_utilization").and_then(|v| decimal(v, false)),
         );
@@ -202,6 +202,9 @@ impl Reader {
                 }
                 "--pipeline-parallel-size" | "-pp" => {
                     first(&mut s.pipeline_parallel, next().and_then(count));
+                }
+                "--decode-context-parallel-size" | "-dcp" => {
+                    first(&mut s.decode_context_parallel, next().and_then(count));
                 }
                 "--gpu-memory-utilization" => first(
                     &mut s.gpu_memory_utilization,

@@ -3,9 +3,11 @@
 use plimsoll_device::{Confidence, Device, devices, find};
 use plimsoll_units::Bytes;
 
+use super::card_name::{described, named};
 use super::record::Setup;
 
-/// The device that `text` names: `H100`, `H100 80GB`, `NVIDIA GeForce RTX 4090`, `A100-80GB`, with a remark or without.
+/// The device that `text` names: `H100`, `8x H100 80GB`, `NVIDIA GeForce RTX 4090`, `RTX PRO 6000-class (SM120)`, with
+/// a remark or without.
 ///
 /// # Errors
 /// The reason where it names none, several, or one that the catalogue lacks.
@@ -13,48 +15,36 @@ pub fn card(text: Option<&str>) -> Result<&'static Device, String> {
     let Some(text) = text.map(str::trim).filter(|t| !t.is_empty()) else {
         return Err("no card is named".to_owned());
     };
-    if let Some(device) = find(text) {
-        return Ok(device);
-    }
-    // What follows a comma is a remark, as in `NVIDIA Thor, unified memory`, or another card.
-    let (name, remark) = text.split_once(',').unwrap_or((text, ""));
-    let name = if remark.contains(|c: char| c.is_ascii_digit()) {
-        text
-    } else {
-        name
+    // What follows a comma or stands in brackets is a remark, as in `NVIDIA Thor, unified memory`, or another card.
+    let remark = |t: &str| !t.contains(|c: char| c.is_ascii_digit());
+    let bare = match text.split_once([',', '(']) {
+        Some((name, rest)) if remark(rest) => name,
+        _ => text,
     };
-    let short = with_short_size(name);
-    find(name)
-        .or_else(|| find(&short))
+    find(text)
+        .or_else(|| named(text))
+        .or_else(|| named(bare))
         .ok_or_else(|| format!("`{text}` is not in the device catalogue"))
 }
 
-/// Cards that a text leaves open: `H200 or H20`, `24GB-class GPU`, `32GB Volta/Turing-class`.
+/// Cards that a text leaves open: `H200 or H20`, `24GB-class GPU`, `32GB Volta/Turing-class`, `compute capability < 8`.
 pub(super) fn candidates(text: Option<&str>) -> Vec<&'static Device> {
     let Some(text) = text else { return Vec::new() };
-    let lower = text.to_ascii_lowercase();
-    if let Some((one, other)) = lower.split_once(" or ") {
-        let first_word = |t: &str| t.split([' ', '(', ',']).next().unwrap_or("").to_owned();
-        let named: Option<Vec<_>> = [first_word(one), first_word(other)]
-            .iter()
-            .map(|t| card(Some(t)).ok())
-            .collect();
-        return named.unwrap_or_default();
+    let head = text.split('(').next().unwrap_or(text);
+    for between in [" or ", "/"] {
+        let parts: Vec<&str> = head.split(between).collect();
+        if let ([_, _, ..], Some(all)) = (
+            parts.as_slice(),
+            parts
+                .iter()
+                .map(|t| card(Some(t)).ok())
+                .collect::<Option<Vec<_>>>(),
+        ) {
+            return all;
+        }
     }
-    if !lower.contains("class") {
-        return Vec::new();
-    }
-    let digits: String = lower.chars().take_while(char::is_ascii_digit).collect();
-    let size = format!("{digits} gb");
-    let archs: Vec<&str> = ["volta", "turing", "ampere", "ada", "hopper", "blackwell"]
-        .into_iter()
-        .filter(|a| lower.contains(a))
-        .collect();
-    devices()
-        .iter()
-        .filter(|d| d.marketing_memory.to_ascii_lowercase() == size)
-        .filter(|d| archs.is_empty() || archs.iter().any(|a| d.arch.eq_ignore_ascii_case(a)))
-        .collect()
+    let all = described(text);
+    if all.is_empty() { described(head) } else { all }
 }
 
 /// The card of a setup: the one that it names, with the total that a process saw of it, or a card of that total.
@@ -92,20 +82,6 @@ pub fn device(setup: &Setup) -> Result<Device, String> {
     }
 }
 
-/// `H100 80GB` as the catalogue writes it: `H100 80g`.
-fn with_short_size(text: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    let words: Vec<String> = lower
-        .split([' ', '-', '_'])
-        .filter(|w| !w.is_empty())
-        .map(|w| match w.strip_suffix("gb").or(w.strip_suffix("gib")) {
-            Some(n) if !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()) => format!("{n}g"),
-            _ => w.to_owned(),
-        })
-        .collect();
-    words.join("-")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +102,24 @@ mod tests {
         assert_eq!(name("24GB-class GPU"), None);
         assert_eq!(name("H200 or H20 (page says 8x H200/H20)"), None);
         assert!(card(None).is_err());
+    }
+
+    #[test]
+    fn cards_left_open() {
+        let names = |t: &str| {
+            let all = candidates(Some(t));
+            all.iter().map(|d| d.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names("H200 or H20 (page says 8x H200/H20)"),
+            ["h200-141g-sxm", "h20-96g"]
+        );
+        assert_eq!(names("A100/H100"), ["a100-80g-sxm", "h100-80g-sxm"]);
+        assert_eq!(
+            names("32GB Volta/Turing-class (log: XFormers backend for Volta and Turing)"),
+            ["v100-32g-sxm", "v100-32g-pcie"]
+        );
+        assert!(names("H200 or something").is_empty());
+        assert!(candidates(None).is_empty());
     }
 }

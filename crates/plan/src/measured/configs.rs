@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_model::catalogue;
+use plimsoll_model::{catalogue, published};
 use serde_json::{Map, Value};
 
 use super::gguf::config_of_gguf;
@@ -89,27 +89,143 @@ impl Configs {
             && !merged.contains_key("architectures")
             && let Some(Value::Object(metadata)) = merged.get("gguf_metadata")
         {
-            let Value::Object(from_gguf) = config_of_gguf(metadata)? else {
+            let Value::Object(from_gguf) = config_of_gguf(&with_own(metadata, &merged))? else {
                 return Err("GGUF metadata gives no configuration".to_owned());
             };
-            let vocab = merged.get("vocab_size").cloned();
             merged = from_gguf;
-            if let Some(v) = vocab {
-                merged.entry("vocab_size").or_insert(v);
-            }
             assumed.push("configuration from GGUF metadata".to_owned());
         }
         if merged.keys().all(|k| ABOUT.contains(&k.as_str())) {
             return Err(format!("the configuration of `{model}` is empty"));
         }
         merged.retain(|k, _| !ABOUT.contains(&k.as_str()));
+        if let Some(Value::Object(own)) = catalogue::find(model).map(|e| &e.config)
+            && fill(&mut merged, own)
+        {
+            assumed.push("fields that are left out from the built-in catalogue".to_owned());
+        }
+        assumed.extend(as_published(model, &mut merged));
         Ok((Value::Object(merged), assumed))
     }
+}
+
+/// Printed metadata with what an entry has of it under a config's names: logs print the vocabulary apart, and cut lists of
+/// all layers short.
+fn with_own(metadata: &Map<String, Value>, entry: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = metadata.clone();
+    let Some(arch) = metadata.keys().find_map(|k| k.strip_suffix(".block_count")) else {
+        return all;
+    };
+    let mut put = |key: &str, value: &Value| {
+        let key = format!("{arch}.{key}");
+        all.entry(key).or_insert_with(|| value.clone());
+    };
+    if let Some(rows) = entry.get("vocab_size") {
+        put("vocab_size", rows);
+    }
+    for (key, name) in [
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("feed_forward_length", "intermediate_size"),
+    ] {
+        if let Some(value @ Value::Array(_)) = entry.get(name) {
+            put(key, value);
+        }
+    }
+    all
+}
+
+/// Puts in what `from` has and `config` lacks, in the text model's part too; whether anything was.
+fn fill(config: &mut Map<String, Value>, from: &Map<String, Value>) -> bool {
+    let mut filled = false;
+    for (key, value) in from {
+        match (config.get_mut(key), value) {
+            (Some(Value::Object(own)), Value::Object(value)) if key == "text_config" => {
+                filled |= fill(own, value);
+            }
+            (Some(_), _) => {}
+            (None, value) => {
+                config.insert(key.clone(), value.clone());
+                filled = true;
+            }
+        }
+    }
+    filled
+}
+
+/// Puts in how the checkpoint is published, where its configuration does not say how its weights are stored, or says it
+/// without the modules that keep their type; tells so.
+fn as_published(model: &str, config: &mut Map<String, Value>) -> Option<String> {
+    let published = published::quantization(model)?;
+    let text = |c: &Map<String, Value>| {
+        let text = c.get("text_config")?;
+        text.get("quantization_config").cloned()
+    };
+    let said = config
+        .get("quantization_config")
+        .cloned()
+        .or_else(|| text(config));
+    match said {
+        Some(said) if published::names_modules(&said) => return None,
+        // Another method is another checkpoint's.
+        Some(said) if said.get("quant_method") != published.get("quant_method") => return None,
+        _ => {}
+    }
+    config.insert("quantization_config".to_owned(), published.clone());
+    Some("quantization_config as the checkpoint is published".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_all_layers_come_from_beside_the_metadata() {
+        let c = Configs::parse(
+            "{\"model\":\"a\",\"vocab_size\":9,\"num_attention_heads\":[4,0],\"num_key_value_heads\":[2,0],\
+              \"intermediate_size\":[512,256],\"gguf_metadata\":{\"deci.block_count\":\"2\",\
+              \"deci.embedding_length\":\"64\",\"deci.context_length\":\"128\"}}",
+        )
+        .expect("an object");
+        let (config, _) = c.config("a").expect("a");
+        assert_eq!(config["architectures"][0], "DeciLMForCausalLM");
+        assert_eq!(
+            config["block_configs"][0]["attention"]["n_heads_in_group"],
+            2
+        );
+        assert_eq!(config["block_configs"][1]["attention"]["no_op"], true);
+        assert_eq!(config["block_configs"][1]["ffn"]["intermediate_size"], 256);
+        assert_eq!(config["intermediate_size"], 512);
+    }
+
+    #[test]
+    fn what_a_copy_leaves_out_is_as_published() {
+        let c = Configs::parse(
+            "{\"model\":\"nvidia/Gemma-4-31B-IT-NVFP4\",\"model_type\":\"gemma4\",\
+              \"quantization_config\":{\"quant_method\":\"modelopt\",\"quant_algo\":\"NVFP4\"}}\n\
+             {\"model\":\"moonshotai/Kimi-K2-Thinking\",\"model_type\":\"kimi_k2\"}\n\
+             {\"model\":\"nvidia/GLM-5-NVFP4\",\"model_type\":\"glm_moe_dsa\",\
+              \"quantization_config\":{\"quant_method\":\"modelopt\",\"ignore\":[\"lm_head\"]}}\n\
+             {\"model\":\"nvidia/GLM-5.1-NVFP4\",\"model_type\":\"glm_moe_dsa\",\
+              \"quantization_config\":{\"quant_method\":\"fp8\"}}",
+        )
+        .expect("four objects");
+        let said = |model: &str| {
+            let (config, assumed) = c.config(model).expect(model);
+            (config["quantization_config"].clone(), assumed.len())
+        };
+        let (gemma, assumed) = said("nvidia/Gemma-4-31B-IT-NVFP4");
+        assert!(gemma["exclude_modules"].is_array() && assumed == 1);
+        let (kimi, assumed) = said("moonshotai/Kimi-K2-Thinking");
+        assert_eq!(
+            kimi["config_groups"]["group_0"]["weights"]["group_size"],
+            32
+        );
+        assert_eq!(assumed, 1);
+        // What says it itself, or says another thing, stays.
+        assert_eq!(said("nvidia/GLM-5-NVFP4").1, 0);
+        assert_eq!(said("nvidia/GLM-5.1-NVFP4").1, 0);
+    }
 
     #[test]
     fn missing_fields_come_from_the_named_twin() {

@@ -1,8 +1,9 @@
 //! How far predictions are from what was printed.
 
 use super::figure::Figure;
-use super::predict::Prediction;
+use super::predict::{Prediction, tokens_follow_length};
 use super::record::Reported;
+use super::version::EngineName;
 use crate::engine::{Engine, Version};
 use crate::evaluate::evaluate;
 use crate::settings::Settings;
@@ -134,9 +135,16 @@ pub fn tokens_given_pool(p: &Prediction, r: &Reported) -> Option<Judged> {
     let gib = r.kv_available_gib.filter(|g| *g > 0.0)?;
     r.kv_tokens?;
     p.release?;
+    let sglang = p.engine == EngineName::SgLang;
     let tokens = |gib: f64| -> Option<f64> {
         let pool = Bytes::from_gib(gib.max(0.0)).ok()?;
         let c = stage.kv.capacity(pool, e.max_model_len).ok()?;
+        if sglang {
+            // It prints what the tokens take, not what was divided.
+            let blocks = pool.get() / c.bytes_per_block.get().max(1);
+            #[allow(clippy::cast_precision_loss, reason = "a figure for comparison")]
+            return Some(blocks.saturating_mul(c.block_size) as f64);
+        }
         #[allow(clippy::cast_precision_loss, reason = "a figure for comparison")]
         Some(c.tokens as f64)
     };
@@ -146,6 +154,10 @@ pub fn tokens_given_pool(p: &Prediction, r: &Reported) -> Option<Judged> {
         high: tokens(gib + 0.005)?,
         kind: "derived",
     };
+    let open = |s: &Settings| s.max_model_len.is_none();
+    if p.settings.as_ref().is_some_and(open) && tokens_follow_length(e) {
+        return None;
+    }
     Some(judge_figure(Figure::KvTokens, Ok(estimate), r.kv_tokens))
 }
 

@@ -8,6 +8,7 @@
 //! Pure: text and JSON values in, values out.
 
 mod card;
+mod card_name;
 mod configs;
 mod figure;
 mod fit;

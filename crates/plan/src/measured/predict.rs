@@ -1,6 +1,6 @@
 //! [`predict`]: from a setup and a configuration to the figures that the engine will print.
 
-use plimsoll_device::Device;
+use plimsoll_device::{Device, devices};
 use plimsoll_model::quant::{self, QuantFormat, QuantScheme};
 use plimsoll_model::{Assume, Config, Mixer, ModelSpec, Reach, from_config};
 use plimsoll_program::Parallel;
@@ -74,14 +74,19 @@ pub enum Model {
 /// Where it names no release, or a class of cards, figures that depend on it are bounds that span the possible ones.
 #[must_use]
 pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
+    let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
+    // SGLang's share of what is free is by card in most releases; in others what is free is all that matters.
+    let share_by_card = engine == EngineName::SgLang
+        && said
+            .sglang_release()
+            .is_none_or(|(v, _)| crate::engine::sglang::Defaults::depend_on_card(v));
     let cards: Vec<Result<Device, String>> = match device(setup) {
         Ok(card) => vec![Ok(card)],
-        Err(reason) => match candidates(setup.gpu.as_deref()).as_slice() {
+        Err(reason) => match possible(setup, share_by_card).as_slice() {
             [] => vec![Err(reason)],
             some => some.iter().map(|d| Ok((*d).clone())).collect(),
         },
     };
-    let (engine, said) = read_engine(&setup.engine, setup.engine_version.as_deref());
     let versions = said.possible(engine, setup.engine_version.as_deref());
     let mut setups = vec![setup.clone()];
     if !versions.is_empty() {
@@ -120,10 +125,39 @@ pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
             .push(format!("version: any of {}", names(all)));
     }
     if cards.len() > 1 {
-        let all = cards.iter().flatten().map(|d| d.name.clone()).collect();
-        first.assumed.push(format!("card: any of {}", names(all)));
+        let all: Vec<String> = cards.iter().flatten().map(|d| d.name.clone()).collect();
+        first.assumed.push(match all.len() {
+            0..=MAX_NAMED => format!("card: any of {}", names(all)),
+            n => format!("card: any of {n}, which have the memory that was free"),
+        });
     }
     first
+}
+
+/// Most cards that an assumption lists.
+const MAX_NAMED: usize = 12;
+
+/// The cards that a setup without a named one leaves open: those that its text describes, or (`by_free`) that have at
+/// least the memory that was free on it. One of a kind stands for all that the engines treat alike.
+fn possible(setup: &Setup, by_free: bool) -> Vec<&'static Device> {
+    let free = setup.free_before_gib.or(setup.free_after_gib);
+    let mut cards = candidates(setup.gpu.as_deref());
+    if cards.is_empty() && setup.gpu.is_none() && by_free && free.is_some() {
+        cards = devices().iter().collect();
+    }
+    // Two printed decimals.
+    cards.retain(|d| free.is_none_or(|g| g <= d.usable.gib() + 0.01));
+    let kind = |d: &Device| {
+        (
+            d.driver_total,
+            d.usable,
+            d.compute_capability,
+            d.vendor.clone(),
+        )
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    cards.retain(|d| seen.insert(kind(d)));
+    cards
 }
 
 /// The release whose rules apply, and why it is not known where the newest stands in for it.
@@ -143,17 +177,16 @@ pub(super) fn release(setup: &Setup, p: &Prediction, newest: Version) -> (Versio
 /// Makes figures that differ between `first` and `others` bounds that span all of them.
 fn span(first: &mut Prediction, others: &[Prediction]) {
     for (figure, estimate) in &mut first.figures {
-        let theirs: Vec<&Result<Estimate, String>> = others
+        let theirs = others
             .iter()
-            .filter_map(|p| p.figures.iter().find(|(f, _)| f == figure).map(|(_, e)| e))
-            .collect();
-        let Ok(e) = estimate else { continue };
+            .filter_map(|p| p.figures.iter().find(|(f, _)| f == figure).map(|(_, e)| e));
         for other in theirs {
-            match other {
+            match (&mut *estimate, other) {
                 // An engine that would not start so is no possibility.
-                Err(_) => {}
-                Ok(o) if o == e => {}
-                Ok(o) => {
+                (_, Err(_)) => {}
+                (Err(_), Ok(o)) => *estimate = Ok(*o),
+                (Ok(e), Ok(o)) if o == e => {}
+                (Ok(e), Ok(o)) => {
                     e.low = e.low.min(o.low);
                     e.high = e.high.max(o.high);
                     e.value = e.high;
@@ -360,6 +393,7 @@ fn vllm(
         quantization: loaded.online,
         kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
         block_size: setup.block_size,
+        decode_context_parallel: setup.decode_context_parallel,
         max_model_len: setup.max_model_len,
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: setup.max_num_batched_tokens,
@@ -428,10 +462,29 @@ fn vllm(
             of_regions(first.terms.iter(), &regions)
         }),
     );
-    put(Figure::KvPool, needs(pool_gaps).map(|()| pool(first)));
+    // Where nothing is left, none of these is printed: the report has a cause that the setup does not show.
+    let starts = || {
+        let left = pool(first).value;
+        if left > 0.0 {
+            return Ok(());
+        }
+        Err(format!(
+            "it would not start: everything but the KV cache needs {:.2} GiB more than its budget",
+            -left
+        ))
+    };
+    put(
+        Figure::KvPool,
+        needs(pool_gaps)
+            .and_then(|()| starts())
+            .map(|()| pool(first)),
+    );
     let capacity = |pick: fn(&Capacities) -> [f64; 3]| -> Result<Estimate, String> {
         let c = capacities(&e).map_err(|e| e.to_string())?;
         let [value, low, high] = pick(&c);
+        if setup.max_model_len.is_none() && tokens_follow_length(&e) {
+            return Err("no `max_model_len`, which the tokens of such caches depend on".to_owned());
+        }
         Ok(Estimate {
             value,
             low,
@@ -441,11 +494,14 @@ fn vllm(
     };
     put(
         Figure::KvTokens,
-        needs(pool_gaps).and_then(|()| capacity(|c| c.tokens)),
+        needs(pool_gaps)
+            .and_then(|()| starts())
+            .and_then(|()| capacity(|c| c.tokens)),
     );
     put(
         Figure::MaxConcurrency,
         needs(pool_gaps)
+            .and_then(|()| starts())
             .and_then(|()| needs(&[&length_gap]))
             .and_then(|()| capacity(|c| c.concurrency)),
     );
@@ -523,6 +579,20 @@ pub(super) fn capacities(e: &Evaluation) -> Result<Capacities, PlanError> {
         }
     }
     Ok(out)
+}
+
+/// Whether a pool's printed tokens are others where requests are shorter: those of windows and compressed caches are.
+pub(super) fn tokens_follow_length(e: &Evaluation) -> bool {
+    // Any length that is far from the longest, and a pool of which neither rounding shows.
+    let (long, short) = (e.max_model_len, (e.max_model_len / 16).max(1));
+    let pool = Bytes::new(1 << 40);
+    e.stages.iter().any(|s| {
+        let tokens = |length| s.kv.capacity(pool, length).map(|c| c.tokens);
+        let (Ok(a), Ok(b)) = (tokens(long), tokens(short)) else {
+            return false;
+        };
+        a.abs_diff(b) > a.max(b) / 8
+    })
 }
 
 /// Sizes of files are printed with two or three decimals.

@@ -4,6 +4,7 @@
 //! resort the scheme that a checkpoint's name ends with (`w8a8`, `FP8-dynamic`, `NVFP4` ...), which
 //! is a statement about the weights by whoever made them, not about which model it is.
 
+use plimsoll_model::published;
 use plimsoll_model::quant::QuantFormat;
 use serde_json::{Value, json};
 
@@ -74,12 +75,23 @@ pub(super) fn weights(
         );
     }
     let bits = bits(&text).or(by_name.map(|s| s.1)).or(bits(model));
+    if has("nvfp4")
+        && has("modelopt")
+        && let Some(published) = published::of_nvidia(model, "NVFP4")
+    {
+        return (
+            Weights::Stored(published.clone()),
+            Some("weight format of NVIDIA's NVFP4 checkpoint of the model".to_owned()),
+        );
+    }
     let scheme = if has("nvfp4") || has("modelopt_fp4") {
         Some(Scheme("nvfp4", 4))
     } else if has("mxfp4") {
         Some(Scheme("mxfp4", 4))
     } else if has("awq") {
         Some(Scheme("awq", bits.unwrap_or(4)))
+    } else if has("gptq_marlin") {
+        Some(Scheme("gptq_marlin", bits.unwrap_or(4)))
     } else if has("gptq") {
         Some(Scheme("gptq", bits.unwrap_or(4)))
     } else if has("auto_round") || has("auto-round") || has("autoround") {
@@ -95,6 +107,12 @@ pub(super) fn weights(
     };
     if let Some(scheme) = scheme {
         return from_text(scheme);
+    }
+    if has("aqlm") {
+        return (
+            Weights::Stored(aqlm(&text, model)),
+            Some("weight format aqlm: its books as named, else one of 16 bits".to_owned()),
+        );
     }
     if has("compressed-tensors") || has("compressed_tensors") || has("modelopt") {
         if let Some(scheme) = by_name {
@@ -153,6 +171,26 @@ fn of_name(model: &str) -> Option<Scheme> {
     } else {
         None
     }
+}
+
+/// AQLM's configuration, with books as a text or a name has them (`2Bit-1x16`, `2x8`).
+fn aqlm(text: &str, model: &str) -> Value {
+    let lower = model.to_ascii_lowercase();
+    let words = text
+        .split(['-', '_', ' ', '/'])
+        .chain(lower.split(['-', '_', '/']));
+    let books = words.into_iter().find_map(|word| {
+        let (books, bits) = word.split_once('x')?;
+        let books = books.parse::<u64>().ok().filter(|n| (1..=8).contains(n))?;
+        let bits = bits.parse::<u64>().ok().filter(|n| (1..=16).contains(n))?;
+        Some((books, bits))
+    });
+    let (books, bits) = books.unwrap_or((1, 16));
+    json!({
+        "quant_method": "aqlm", "num_codebooks": books, "nbits_per_codebook": bits,
+        "in_group_size": 8, "out_group_size": 1,
+        "linear_weights_not_to_quantize": ["lm_head.weight"],
+    })
 }
 
 /// Bits that a text names.
@@ -235,9 +273,26 @@ mod tests {
         let Weights::Stored(v) = of(Some("gptq_marlin"), "org/x-quantized.w4a16") else {
             panic!("a stored format");
         };
-        assert_eq!(v["quant_method"], "gptq");
+        assert_eq!(v["quant_method"], "gptq_marlin");
         assert_eq!(v["bits"], 4);
-        assert!(matches!(of(Some("aqlm"), "x"), Weights::Unknown(_)));
+        let Weights::Stored(v) = of(Some("modelopt nvfp4"), "Qwen/Qwen3.6-35B-A3B") else {
+            panic!("a stored format");
+        };
+        assert_eq!(v["quant_algo"], "MIXED_PRECISION");
+        let aqlm = |model: &str| match of(Some("aqlm"), model) {
+            Weights::Stored(v) => (v["num_codebooks"].clone(), v["nbits_per_codebook"].clone()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            aqlm("org/Llama-3.1-8B-AQLM-PV-2Bit-1x16-hf"),
+            (json!(1), json!(16))
+        );
+        assert_eq!(
+            aqlm("org/Llama-2-7b-AQLM-2Bit-2x8-hf"),
+            (json!(2), json!(8))
+        );
+        assert_eq!(aqlm("org/Mixtral-8x7B-Instruct"), (json!(1), json!(16)));
+        assert!(matches!(of(Some("quip"), "x"), Weights::Unknown(_)));
         assert!(matches!(
             of(Some("int4 (compressed-tensors QAT)"), "x"),
             Weights::Unknown(_)

@@ -36,6 +36,8 @@ pub struct Setup {
     pub pipeline_parallel: Option<u64>,
     /// `--data-parallel-size`.
     pub data_parallel: Option<u64>,
+    /// `--decode-context-parallel-size`.
+    pub decode_context_parallel: Option<u64>,
     /// `--enable-expert-parallel`.
     pub expert_parallel: bool,
     /// `--max-model-len`, or llama.cpp's `n_ctx`.
@@ -70,6 +72,8 @@ pub struct Setup {
     pub total_gpu_memory_gib: Option<f64>,
     /// Free memory before anything was loaded, GiB (SGLang prints it).
     pub free_before_gib: Option<f64>,
+    /// Free memory once weights were loaded, GiB (SGLang prints it).
+    pub free_after_gib: Option<f64>,
     /// `--max-total-tokens` (SGLang).
     pub max_total_tokens: Option<u64>,
 }
@@ -253,11 +257,14 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         quantization: f.text("quantization")?,
         dtype: f.text("dtype")?,
         kv_cache_dtype: f.text("kv_cache_dtype")?,
-        gpu: f.text("gpu")?,
+        gpu: f.text("gpu")?.or_else(|| class_of_card(&notes)),
         gpu_count: f.count("gpu_count")?,
         tensor_parallel: f.count("tensor_parallel")?,
         pipeline_parallel: f.count("pipeline_parallel")?,
         data_parallel: f.count("data_parallel")?,
+        decode_context_parallel: f.count("decode_context_parallel")?.or_else(|| {
+            number_after(&notes, "decode context parallel ").and_then(|n| n.parse().ok())
+        }),
         expert_parallel: f.flag("expert_parallel")?.unwrap_or(false),
         max_model_len: f.count("max_model_len")?,
         max_num_seqs: f.count("max_num_seqs")?,
@@ -276,8 +283,11 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
             Some((a.trim().parse().ok()?, b.trim().parse().ok()?))
         }),
         file_gib: f.text("model_file_size")?.and_then(|t| size_gib(&t)),
-        total_gpu_memory_gib: f.number("total_gpu_memory_gib")?,
+        total_gpu_memory_gib: f
+            .number("total_gpu_memory_gib")?
+            .or_else(|| total_memory(&notes)),
         free_before_gib: before(&notes, " GB before load"),
+        free_after_gib: before(&notes, " GB after load"),
         max_total_tokens: number_after(&notes, "max_total_tokens capped at ")
             .and_then(|n| n.parse().ok()),
     };
@@ -343,6 +353,31 @@ fn number_after<'a>(notes: &'a str, marker: &str) -> Option<&'a str> {
     Some(&rest[..end])
 }
 
+/// The size that a remark names of a card that it does not: `288 GB-class GPUs`.
+fn class_of_card(notes: &str) -> Option<String> {
+    let marker = " GB-class";
+    let number = before(notes, marker).filter(|g| *g > 0.0)?;
+    let rest = &notes[notes.find(marker)? + marker.len()..];
+    let of_cards = ["gpu", "card", "device"];
+    let word = rest.trim_start().to_ascii_lowercase();
+    of_cards
+        .iter()
+        .any(|w| word.starts_with(w))
+        .then(|| format!("{number} GB-class GPU"))
+}
+
+/// What vLLM printed of the card before it divided it: `total_gpu_memory (23.69GiB)`.
+fn total_memory(notes: &str) -> Option<f64> {
+    let marker = "total_gpu_memory (";
+    let rest = &notes[notes.find(marker)? + marker.len()..];
+    let end = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+    let unit = rest[end..].trim_start();
+    rest[..end]
+        .parse()
+        .ok()
+        .filter(|_| unit.starts_with("GiB") || unit.starts_with("GB"))
+}
+
 /// The estimate of graph memory, which reports carry in a remark.
 fn graph_estimate(notes: &str) -> Option<f64> {
     let rest = ["graph pre-estimate ", "graph figure in the summary "]
@@ -400,6 +435,26 @@ mod tests {
         assert_eq!(number("3 GB before load"), Some(3.0));
         assert_eq!(number(" GB before load"), None);
         assert_eq!(number("nothing"), None);
+    }
+
+    #[test]
+    fn what_remarks_say_of_a_card_is_an_input() {
+        let setup = |notes: &str| {
+            let json = serde_json::json!({"engine": "sglang", "model": "m", "notes": notes});
+            parse_records(&json.to_string()).expect("a record")[0]
+                .setup
+                .clone()
+        };
+        let s = setup("avail mem 193.92 GB after load, 3.90 GB after pool (288 GB-class GPUs)");
+        assert_eq!(s.gpu.as_deref(), Some("288 GB-class GPU"));
+        assert_eq!(s.free_after_gib, Some(193.92));
+        let s = setup("total_gpu_memory (23.69GiB) x utilization (0.90)");
+        assert_eq!(s.total_gpu_memory_gib, Some(23.69));
+        let s = setup("a 7 GB-class model; total_gpu_memory (x); 3 GB after; GB-class GPU");
+        assert_eq!(
+            (s.gpu, s.total_gpu_memory_gib, s.free_after_gib),
+            (None, None, None)
+        );
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(super) fn figures(
         parallel(setup, &mut p.assumed)?
     };
     let (release, unknown_release) = release(setup, p, sglang::NEWEST);
-    let settings = Settings {
+    let mut settings = Settings {
         dtype: text_dtype(setup.dtype.as_ref())?,
         quantization: loaded.online,
         kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
@@ -50,8 +50,28 @@ pub(super) fn figures(
         in_use: Bytes::ZERO,
     };
     let context = setup.max_model_len.or(spec.max_context).unwrap_or(1);
-    let e = evaluate(&spec, &deployment, &settings, &Load::plain(1, context))
-        .map_err(|e| e.to_string())?;
+    let load = Load::plain(1, context);
+    let mut e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
+    // What was free before is what was free after, and the weights.
+    if let (None, Some(after), None) =
+        (setup.free_before_gib, setup.free_after_gib, &loaded.unknown)
+    {
+        let first = e.stages.first().ok_or("no stage")?;
+        let weights = of_regions(first.terms.iter(), &[Region::Weights, Region::Adapters])?;
+        let before = after + weights.value;
+        // What loading takes beside the tensors is known less well than this.
+        if before > deployment.device.usable.gib() + weights.high - weights.low {
+            return Err(format!(
+                "{before:.2} GiB were free before loading, more than {} has",
+                deployment.device.name
+            ));
+        }
+        settings.free_before_loading = Bytes::from_gib(before).ok();
+        p.assumed.push(format!(
+            "{before:.2} GiB free before loading: {after} after it, and the weights"
+        ));
+        e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
+    }
     let first = e.stages.first().ok_or("no stage")?;
 
     let share_given = setup.gpu_memory_utilization.is_some();
@@ -64,7 +84,7 @@ pub(super) fn figures(
                 .map(|why| format!("mem_fraction_static defaults by card, and {why}"))
         })
         .flatten();
-    let no_free = no_card.filter(|_| setup.free_before_gib.is_none());
+    let no_free = no_card.filter(|_| settings.free_before_loading.is_none());
     let gap = if setup.max_total_tokens.is_some() {
         None
     } else {
@@ -85,12 +105,14 @@ pub(super) fn figures(
     );
     let tokens = gap.map_or_else(|| tokens(&e), Err);
     let cell = first.capacity.bytes_per_block.gib() / to_f64(first.capacity.block_size.max(1));
+    // Keys and values are printed, and rounded, apart.
+    let rounding = 0.005;
     put(
         Figure::KvPool,
         tokens.clone().map(|t| Estimate {
             value: t.value * cell,
-            low: t.low * cell,
-            high: t.high * cell,
+            low: t.low.mul_add(cell, -rounding),
+            high: t.high.mul_add(cell, rounding),
             kind: t.kind,
         }),
     );

@@ -80,7 +80,24 @@ fn said(text: &str) -> Said {
     let v0 = lower
         .split(|c: char| !c.is_ascii_alphanumeric())
         .any(|w| w == "v0");
+    let has = |names: &[&str]| {
+        lower
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|w| names.contains(&w))
+    };
+    // What is built from the branch of a month is what the next release will have.
+    let ahead = has(&["main", "nightly", "master"]);
     match month(&lower) {
+        Some((year, 12)) if ahead => Said::Month {
+            year: year + 1,
+            month: 1,
+            v0,
+        },
+        Some((year, month)) if ahead => Said::Month {
+            year,
+            month: month + 1,
+            v0,
+        },
         Some((year, month)) => Said::Month { year, month, v0 },
         None => Said::Nothing { v0 },
     }
@@ -197,8 +214,15 @@ const fn v(major: u32, minor: u32, patch: u32) -> Version {
 /// The last release whose default engine was V0.
 const LAST_V0: Version = v(0, 7, 3);
 
-/// vLLM's releases that stand for all where a report names none: the last V0, and V1 as it measured over time.
-const ANY_VLLM: [Version; 4] = [v(0, 7, 3), v(0, 11, 0), v(0, 19, 0), v(0, 32, 0)];
+/// vLLM's releases that stand for all where a report names none: the last V0, and V1 as it measured over time. 0.24 has
+/// compressed caches, which 0.19 does not know, as small as they ever were.
+const ANY_VLLM: [Version; 5] = [
+    v(0, 7, 3),
+    v(0, 11, 0),
+    v(0, 19, 0),
+    v(0, 24, 0),
+    v(0, 32, 0),
+];
 /// The same of SGLang: by ranks, by card, by parts.
 const ANY_SGLANG: [Version; 4] = [v(0, 4, 6), v(0, 5, 2), v(0, 5, 8), v(0, 5, 23)];
 
@@ -355,5 +379,10 @@ mod tests {
         assert_eq!(r("V0, May 2025"), Some(("0.7.3".to_owned(), true)));
         assert_eq!(r("0.19"), Some(("0.19.0".to_owned(), false)));
         assert_eq!(r("2026"), None);
+        // The head of a branch has what its month's release has not yet.
+        assert_eq!(r("May 2026"), Some(("0.20.0".to_owned(), true)));
+        assert_eq!(r("main, May 2026"), Some(("0.22.0".to_owned(), true)));
+        assert_eq!(r("nightly Dec 2025"), Some(("0.13.0".to_owned(), true)));
+        assert_eq!(r("mainline, May 2026"), Some(("0.20.0".to_owned(), true)));
     }
 }

@@ -87,6 +87,7 @@ impl<'a> Meta<'a> {
                 v_dim: self.get("attention.value_length_mla"),
                 q_rank: self.opt("attention.q_lora_rank"),
                 indexer: None,
+                compressed: None,
             });
         }
         let window = self.window(i);

@@ -70,7 +70,8 @@ pub(super) fn check(scheme: &QuantScheme) -> Result<(), String> {
         }
         QuantFormat::Gptq { bits, .. } | QuantFormat::Packed { bits, .. } => whole(bits),
         QuantFormat::Awq { bits, .. } => bits == 4,
-        QuantFormat::Mxfp4Packed
+        QuantFormat::Aqlm { .. }
+        | QuantFormat::Mxfp4Packed
         | QuantFormat::Mxfp8
         | QuantFormat::Nvfp4
         | QuantFormat::Nvfp4Weights

@@ -24,6 +24,7 @@ pub enum Arch {
     DeepSeek2,
     GptOss,
     Granite,
+    Glm4,
 }
 
 /// Class names of configs, `model_type` values and GGUF architectures, and the graph behind them.
@@ -65,6 +66,8 @@ const ARCHES: &[(Arch, &[&str])] = &[
         &[
             "Gemma4ForCausalLM",
             "Gemma4ForConditionalGeneration",
+            "Gemma4UnifiedForConditionalGeneration",
+            "gemma4_unified",
             "gemma4",
             "gemma4_text",
         ],
@@ -87,6 +90,7 @@ const ARCHES: &[(Arch, &[&str])] = &[
     ),
     (Arch::GptOss, &["GptOssForCausalLM", "gpt_oss", "gpt-oss"]),
     (Arch::Granite, &["GraniteForCausalLM", "granite"]),
+    (Arch::Glm4, &["Glm4ForCausalLM", "glm4"]),
 ];
 
 impl Arch {
@@ -126,7 +130,7 @@ impl Arch {
     pub(super) const fn value_before_key(self) -> bool {
         matches!(
             self,
-            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Qwen3Moe | Self::Granite
+            Self::Llama | Self::Qwen2 | Self::Qwen3 | Self::Qwen3Moe | Self::Granite | Self::Glm4
         )
     }
 
@@ -140,7 +144,10 @@ impl Arch {
 
     /// The output of attention and of the feed-forward is normalised before the residual sum.
     pub(super) const fn post_norms(self) -> bool {
-        matches!(self, Self::Gemma2 | Self::Gemma3 | Self::Gemma4)
+        matches!(
+            self,
+            Self::Gemma2 | Self::Gemma3 | Self::Gemma4 | Self::Glm4
+        )
     }
 
     /// The rows to be sampled are picked after the last layer, which therefore runs all rows.
@@ -150,7 +157,7 @@ impl Arch {
 
     /// Gate and up projection are one matrix.
     pub(super) const fn fused_gate_up(self) -> bool {
-        matches!(self, Self::Phi3)
+        matches!(self, Self::Phi3 | Self::Glm4)
     }
 
     /// Whether llama.cpp keeps windows for this architecture: Mistral's and Phi-3's it ignores.

@@ -7,6 +7,7 @@
 use plimsoll_model::Mixer;
 
 use super::super::{Context, Version};
+use super::sparse;
 
 /// Settings with every default filled in.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,7 +102,8 @@ impl Defaults {
             },
             chunk,
             graph_batch,
-            page: settings.block_size.unwrap_or(1).max(1),
+            page: sparse::page(context, version)
+                .unwrap_or_else(|| settings.block_size.unwrap_or(1).max(1)),
         }
     }
 }

@@ -3,14 +3,14 @@
 //! Source: SGLang `srt/model_executor/model_runner.py` (`profile_max_num_token`, `handle_max_mamba_cache`,
 //! `set_num_token_hybrid`), from 0.5.11 on `pool_configurator.py`, from 0.5.15 on `srt/mem_cache/kv_cache_configurator.py`.
 //! Checked against these functions (`tools/oracles/sglang_memory.py`).
-//! Not modelled: drafts, context parallelism, hierarchical caches, the compressed caches of DeepSeek V3.2 and V4.
+//! Not modelled: drafts, context parallelism, hierarchical caches, the compressed caches of DeepSeek V4.
 
 use plimsoll_model::{Mixer, Reach, local_kv_heads};
 use plimsoll_program::{GroupKind, state_bytes};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::super::{Context, Version, activation_dtype, plain_kv_dtype};
-use super::Defaults;
+use super::{Defaults, sparse};
 use crate::error::PlanError;
 use crate::kv::{Capacity, GroupReport, KvLaw, Need};
 use crate::settings::Load;
@@ -46,8 +46,11 @@ const CAP_AFTER_SPLIT: Version = Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenPools {
     page: u64,
-    /// Bytes of a token in all layers of full attention (or latents, or windows that are treated so).
+    /// Bytes of a token in all layers of full attention (or latents, or windows that are treated so), as the pool is
+    /// divided.
     full: Bytes,
+    /// The same as allocated: more where what divides the pool leaves scales out.
+    stored: Bytes,
     full_kind: GroupKind,
     full_layers: u64,
     /// Bytes of a token in all layers with a pool of their own for windows, and the window.
@@ -82,7 +85,11 @@ pub(super) fn law(
     version: Version,
     defaults: &Defaults,
 ) -> Result<TokenPools, PlanError> {
-    let kv = plain_kv_dtype(context, "sglang")?;
+    let rows = sparse::rows(context, version)?;
+    let kv = match &rows {
+        Some(rows) => rows.dtype,
+        None => plain_kv_dtype(context, "sglang")?,
+    };
     let dtype = activation_dtype(context);
     let tp = context.deployment.parallel.tp;
     let spec = context.spec;
@@ -91,6 +98,7 @@ pub(super) fn law(
     let mut law = TokenPools {
         page: defaults.page,
         full: Bytes::ZERO,
+        stored: Bytes::ZERO,
         full_kind: GroupKind::Full,
         full_layers: 0,
         windows: None,
@@ -130,13 +138,21 @@ pub(super) fn law(
                     }
                     None => {
                         law.full = law.full.add(bytes)?;
+                        law.stored = law.stored.add(bytes)?;
                         law.full_layers += 1;
                     }
                 }
             }
             Mixer::Latent(a) => {
-                let row = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
-                law.full = law.full.add(kv.bytes(row)?)?;
+                let (counted, stored) = match &rows {
+                    Some(rows) => rows.of(&a)?,
+                    None => {
+                        let row = a.rank.checked_add(a.rope_dim).ok_or(SizeOverflow)?;
+                        (kv.bytes(row)?, kv.bytes(row)?)
+                    }
+                };
+                law.full = law.full.add(counted)?;
+                law.stored = law.stored.add(stored)?;
                 law.full_kind = GroupKind::Latent;
                 law.full_layers += 1;
             }
@@ -217,12 +233,22 @@ impl TokenPools {
         })
     }
 
-    /// Bytes of keys and values of a pool of `tokens`, windows' included.
+    /// Bytes of keys and values of a pool of `tokens`, windows' included, as the pool is divided.
     pub(super) fn bytes(&self, tokens: u64) -> Result<Bytes, SizeOverflow> {
         let ten = u128::from(self.ten_cells()?) * u128::from(tokens);
         u64::try_from(ten.div_ceil(10))
             .map(Bytes::new)
             .map_err(|_| SizeOverflow)
+    }
+
+    /// What `tokens` take beyond [`Self::bytes`]: it comes out of the reserve.
+    fn uncounted(&self, tokens: u64) -> Result<Bytes, SizeOverflow> {
+        self.stored.saturating_sub(self.full).times(tokens)
+    }
+
+    /// What the tokens of `pool` take beyond it.
+    pub(super) fn beyond(&self, pool: Bytes) -> Result<Bytes, SizeOverflow> {
+        self.uncounted(self.divide(pool)?.tokens)
     }
 
     /// Requests at once where nobody says how many, and the longest length is `max_len`.
@@ -323,7 +349,7 @@ impl KvLaw for TokenPools {
         };
         let pages = |n: u64| n.div_ceil(self.page);
         let mut groups = Vec::new();
-        if let Some(each) = self.full.get().checked_div(self.full_layers) {
+        if let Some(each) = self.stored.get().checked_div(self.full_layers) {
             let page = Bytes::new(each).times(self.page)?;
             groups.push(of(
                 self.full_kind,
@@ -351,7 +377,7 @@ impl KvLaw for TokenPools {
         Ok(Capacity {
             // Where states take a part, the pool is not pages alone.
             blocks: d.slots.is_none().then_some(d.tokens / self.page),
-            bytes_per_block: self.bytes(self.page)?,
+            bytes_per_block: self.bytes(self.page)?.add(self.uncounted(self.page)?)?,
             block_size: self.page,
             tokens: d.tokens,
             max_concurrency: match d.slots {

@@ -8,6 +8,7 @@
 pub mod constants;
 mod defaults;
 mod kv;
+mod sparse;
 mod weights;
 
 use plimsoll_units::Bytes;
@@ -150,10 +151,12 @@ fn beside(
     // A row more, and a few positions more than the longest length.
     let row = context.max_model_len.saturating_add(INDEX);
     let table = Bytes::product([requests.saturating_add(1), row, INDEX])?;
+    // Latents' scales, in releases that do not count them.
+    let beyond = law.beyond(pool)?;
     let rest = Term::exact(
         Region::Reserve,
         "activations and graphs",
-        reserve.saturating_sub(table),
+        reserve.saturating_sub(table).saturating_sub(beyond),
     )
     .kind(Kind::Bound)
     .formula("what mem_fraction_static leaves, less the table of requests")

@@ -6,7 +6,7 @@
 
 use plimsoll_units::{Bytes, DType};
 
-use super::super::{Context, activation_dtype, vllm};
+use super::super::{Context, absorbed, activation_dtype, vllm};
 use super::constants;
 use crate::error::PlanError;
 use crate::term::{Kind, Region, Term};
@@ -33,6 +33,7 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("SGLang srt/layers/rotary_embedding: cos_sin_cache is f32 on GPUs"),
         );
     }
+    terms.extend(absorbed::sglang(context)?);
     terms.push(constants::loading()?);
     Ok(terms)
 }

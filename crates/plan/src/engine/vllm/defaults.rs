@@ -67,6 +67,12 @@ const BY_SIZE: Version = Version {
     minor: 8,
     patch: 5,
 };
+/// From here on only large cards take 1024 sequences; in 0.8.0 to 0.8.3 V1 took so many on every card.
+const FEWER_ON_OTHERS: Version = Version {
+    major: 0,
+    minor: 8,
+    patch: 4,
+};
 /// The A100 of 80 GB is none of them: in 0.11, not in 0.8.5.
 const A100_APART: Version = Version::new(0, 9);
 /// Up to here chunks of a prompt had 512 tokens (0.6.3), from 0.6.4 on 2048.
@@ -126,6 +132,8 @@ fn batch(context: &Context<'_>, version: Version) -> (u64, u64) {
         (16_384, 1024)
     } else if large {
         (8192, 1024)
+    } else if version < FEWER_ON_OTHERS {
+        (2048, 1024)
     } else {
         (2048, 256)
     }
@@ -175,8 +183,13 @@ mod tests {
                 max_model_len: 40_960,
                 users: 1,
             };
-            Defaults::new(&context, version).batched_tokens
+            let d = Defaults::new(&context, version);
+            (d.batched_tokens, d.sequences)
         };
+        let both = tokens;
+        assert_eq!(both("l40s", "0.8.3"), (2048, 1024));
+        assert_eq!(both("l40s", "0.8.4"), (2048, 256));
+        let tokens = |card: &str, version: &str| both(card, version).0;
         assert_eq!(tokens("h100", "0.8.2"), 8192);
         assert_eq!(tokens("a100-80g", "0.8.2"), 2048);
         assert_eq!(tokens("a100-80g", "0.8.5"), 8192);

@@ -6,9 +6,11 @@
 //! for activations, non-torch memory and graphs, `kv` for blocks and groups, `defaults` for what an
 //! unset flag means on a card.
 
+mod buffers;
 pub mod constants;
 mod defaults;
 mod kv;
+mod padding;
 mod profile;
 mod weights;
 
@@ -24,6 +26,7 @@ use crate::term::{Region, Term, total};
 pub use constants::{Constant, constants};
 pub use defaults::Defaults;
 pub(in crate::engine) use profile::activation_bound;
+pub(crate) use weights::as_loaded;
 pub(in crate::engine) use weights::tensors;
 
 /// The newest release whose rules were read.
@@ -57,10 +60,11 @@ pub(super) fn stage(context: &Context<'_>, version: Version) -> Result<EngineSta
     if context.settings.gpu_memory_utilization.is_none() {
         share_the_card(context, &outside, &mut defaults, &mut notes)?;
     }
-    let mut terms = weights::terms(context)?;
-    terms.extend(draft(context)?);
+    let mut terms = weights::terms(context, version)?;
+    terms.extend(draft(context, version)?);
     terms.extend(extras::adapters(context)?);
     terms.extend(profile::terms(context, version, &defaults)?);
+    terms.extend(buffers::terms(context, version, defaults.batched_tokens)?);
     let cached = extras::with_speculation(context);
     let stage = speculating_stage(context, &cached);
     let law = kv::law(
@@ -124,7 +128,7 @@ fn is_cpu(context: &Context<'_>) -> bool {
 }
 
 /// The draft model's weights, on the last stage, split as the target is.
-fn draft(context: &Context<'_>) -> Result<Option<Term>, PlanError> {
+fn draft(context: &Context<'_>, version: Version) -> Result<Option<Term>, PlanError> {
     let (Some(spec), true) = (&context.settings.draft, context.stage.is_last()) else {
         return Ok(None);
     };
@@ -151,7 +155,7 @@ fn draft(context: &Context<'_>) -> Result<Option<Term>, PlanError> {
         stage: &stage,
         ..*context
     };
-    let bytes = total(&weights::terms(&own)?)?;
+    let bytes = total(&weights::terms(&own, version)?)?;
     Ok(Some(
         Term::exact(Region::Draft, "draft model", bytes)
             .formula("weights of the draft model, split as the target's")
@@ -205,10 +209,13 @@ fn share_the_card(
 const CPU_KV_BYTES: u64 = 4 << 30;
 
 /// The CPU backend takes its share of a NUMA node's memory: in 0.32, the first release read that does.
-const CPU_SHARE: Version = Version::new(0, 32);
+const CPU_SHARE: Version = Version::new(0, 20);
+/// From here on the default is half of a node's memory; before, 4 GiB.
+const CPU_HALF: Version = Version::new(0, 17);
 
 /// The KV cache of the CPU backend is `VLLM_CPU_KVCACHE_SPACE`, which is `--kv-memory` here. Where nobody gives it, it
-/// was 4 GiB up to 0.16, and is what the process leaves of `--gpu-memory-utilization` of the node in 0.32.
+/// was 4 GiB up to 0.16, half of a node's memory whatever else needs it in 0.17 to 0.19, and is what the process leaves
+/// of `--gpu-memory-utilization` of the node from 0.20 on.
 #[allow(
     clippy::cast_precision_loss,
     reason = "vLLM computes this in floating point too"
@@ -236,14 +243,12 @@ fn cpu_budget(
             source: "vLLM v1/worker/cpu_worker.py: determine_available_memory".to_owned(),
         });
     }
-    if version >= Version::new(0, 17) {
-        return Err(PlanError::Refused {
-            engine: format!("vllm {version}"),
-            setting: "a CPU without --kv-memory".to_owned(),
-            reason:
-                "since 0.17 the default depends on the machine's NUMA nodes: give the KV cache, as \
-                     VLLM_CPU_KVCACHE_SPACE does"
-                    .to_owned(),
+    if version >= CPU_HALF {
+        let node = context.deployment.device.usable;
+        return Ok(Budget {
+            bytes: total(terms)?.add(Bytes::new(node.get() / 2))?,
+            formula: format!("all other terms + half of {node} for the KV cache"),
+            source: "vLLM platforms/cpu.py: get_device_total_memory".to_owned(),
         });
     }
     Ok(Budget {

@@ -11,11 +11,11 @@
 use std::collections::BTreeMap;
 
 use plimsoll_model::quant::QuantFormat;
-use plimsoll_model::{Axis, Role};
+use plimsoll_model::{Axis, Mixer, Role};
 use plimsoll_program::{LocalTensor, WeightRules, rank_tensors};
-use plimsoll_units::{Bytes, SizeOverflow};
+use plimsoll_units::{Bytes, DType, SizeOverflow};
 
-use super::super::{Context, activation_dtype};
+use super::super::{Context, Engine, Version, absorbed, activation_dtype};
 use crate::error::PlanError;
 use crate::term::{Kind, Region, Term};
 
@@ -116,6 +116,28 @@ fn keys_as_values(parts: &[LocalTensor<'_>]) -> Result<u64, SizeOverflow> {
         .try_fold(0_u64, |sum, k| sum.checked_add(k).ok_or(SizeOverflow))
 }
 
+/// From here on vLLM gives such weights to Machete on Hopper, which leaves what it does not use where it is.
+const MACHETE: Version = Version::new(0, 6);
+
+/// Whether Marlin's kernels take GPTQ weights: symmetric ones of 4 or 8 bits need no zero points then, and those that are
+/// in order no index.
+///
+/// Source: vLLM `quantization/gptq_marlin.py` (`is_gptq_marlin_compatible`) and `kernels/linear/mixed_precision/` (0.19:
+/// `choose_mp_linear_kernel` prefers Machete, and only Marlin frees them); 0.5.4 has Marlin alone.
+fn repacks_gptq(context: &Context<'_>) -> bool {
+    let Some(q) = &context.spec.quant else {
+        return false;
+    };
+    let device = &context.deployment.device;
+    let named = q.method == "gptq_marlin";
+    let hopper = matches!(device.compute_capability, Some((9, _)));
+    let machete = matches!(context.settings.engine, Engine::Vllm(v) if v >= MACHETE) && hopper;
+    let runs = device.has_compute(8, 0) || device.is_unlimited() && named;
+    let symmetric = named || q.method == "gptq" && q.extras.symmetric;
+    let bits = matches!(q.format, QuantFormat::Gptq { bits: 4 | 8, .. });
+    runs && symmetric && bits && !machete
+}
+
 /// The stored tensors of one rank, role by role.
 pub(in crate::engine) fn tensors(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
     Ok(stored(context)?.0)
@@ -124,13 +146,15 @@ pub(in crate::engine) fn tensors(context: &Context<'_>) -> Result<Vec<Term>, Pla
 /// The stored tensors, what the allocator adds to them, and the bytes of keys that are loaded as values too.
 fn stored(context: &Context<'_>) -> Result<(Vec<Term>, Rounding, u64), PlanError> {
     let spec = context.spec;
+    let marlin = repacks_gptq(context);
+    let ordered = spec.quant.as_ref().is_some_and(|q| !q.extras.by_activation);
     let rules = WeightRules {
         dtype: Some(activation_dtype(context)),
         vocab_multiple: VOCAB_PADDING,
         mtp: context.settings.mtp,
         encoder: true,
         encoder_replicated: false,
-        keep_order_index: true,
+        keep_order_index: !(marlin && ordered),
         packed: None,
         widened: None,
     };
@@ -141,7 +165,10 @@ fn stored(context: &Context<'_>) -> Result<(Vec<Term>, Rounding, u64), PlanError
     let mut layer_parameters: Vec<([&str; 3], u64)> = Vec::new();
     let mut layer = None;
     let mut rounding = Rounding::default();
-    for part in &parts {
+    for part in parts
+        .iter()
+        .filter(|p| !(marlin && p.tensor.name.ends_with(".qzeros")))
+    {
         let bytes = part.each.times(part.copies)?.get();
         if part.tensor.layer != layer {
             rounding.add(&mut layer_parameters)?;
@@ -185,7 +212,7 @@ fn stored(context: &Context<'_>) -> Result<(Vec<Term>, Rounding, u64), PlanError
 }
 
 /// The weight terms of one rank.
-pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
+pub(super) fn terms(context: &Context<'_>, version: Version) -> Result<Vec<Term>, PlanError> {
     let spec = context.spec;
     let (mut terms, rounding, doubled) = stored(context)?;
     if doubled > 0 {
@@ -196,6 +223,17 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 .source("vLLM models/gemma4.py: qkv_proj has a part for each"),
         );
     }
+    terms.extend(super::padding::experts(context)?);
+    let widened = widened_scales(context, version)?;
+    if widened > 0 {
+        terms.push(
+            Term::exact(Region::Weights, "scales widened", Bytes::new(widened))
+                .kind(Kind::Derived)
+                .formula("3 bytes more for each scale of 64 weights")
+                .source("vLLM model_loader/bitsandbytes_loader.py: dequantize_dq"),
+        );
+    }
+    terms.extend(absorbed::vllm(context)?);
     let padding = expert_padding(context)?;
     if padding > 0 {
         terms.push(
@@ -208,7 +246,13 @@ pub(super) fn terms(context: &Context<'_>) -> Result<Vec<Term>, PlanError> {
                 ),
         );
     }
-    let width = activation_dtype(context).bytes(1)?.get();
+    // DeepSeek V4's tables have 32 bits (`deepseek_scaling_rope.py`, `DeepseekV4ScalingRotaryEmbedding`).
+    let compressed = |m: &Mixer| matches!(m, Mixer::Latent(a) if a.compressed.is_some());
+    let width = if spec.layers.iter().any(|l| compressed(&l.mixer)) {
+        4
+    } else {
+        activation_dtype(context).bytes(1)?.get()
+    };
     let mut rotary = 0_u64;
     for table in &spec.rotary {
         let bytes = Bytes::product([table.positions, table.dim, width])?.get();
@@ -285,6 +329,45 @@ fn expert_layout(context: &Context<'_>) -> ExpertLayout {
             keeps_scales: false,
         },
     }
+}
+
+/// From here on bitsandbytes' 8-bit scales become f32 while they are loaded (`dequantize_dq`).
+const SCALES_WIDENED: Version = Version {
+    major: 0,
+    minor: 9,
+    patch: 2,
+};
+
+/// What bitsandbytes makes of a checkpoint that is quantised while it is loaded: scales in 8 bits, which later releases
+/// widen at once.
+///
+/// Source: vLLM `model_executor/model_loader/bitsandbytes_loader.py` (`compress_statistics`, `dequantize_dq`).
+pub(crate) fn as_loaded(version: Version, format: QuantFormat) -> QuantFormat {
+    match format {
+        QuantFormat::Bnb4 if version < SCALES_WIDENED => QuantFormat::Bnb4Double,
+        other => other,
+    }
+}
+
+/// What bitsandbytes' stored 8-bit scales take more in f32.
+fn widened_scales(context: &Context<'_>, version: Version) -> Result<u64, SizeOverflow> {
+    if version < SCALES_WIDENED {
+        return Ok(0);
+    }
+    let tp = context.deployment.parallel.tp.max(1);
+    let mine =
+        |layer: Option<u32>| layer.is_none_or(|l| context.stage.layers.contains(&u64::from(l)));
+    context
+        .spec
+        .tensors
+        .iter()
+        .filter(|t| t.dtype == DType::U8 && t.name.ends_with(".weight.absmax") && mine(t.layer))
+        .try_fold(0_u64, |sum, t| {
+            let scales = Bytes::product(t.shape.iter().copied())?;
+            // Three bytes more each.
+            let more = scales.times(3)?.get() / tp;
+            sum.checked_add(more).ok_or(SizeOverflow)
+        })
 }
 
 /// What the layout of mxfp4 experts adds to their plain size, over all layers of the stage.

@@ -9,8 +9,9 @@ use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::super::super::{Context, Version};
 use super::caches::{Format, has_latent, states};
+use super::compressed;
 use super::refused;
-use super::rules::{BlockChoice, Rules, States};
+use super::rules::{BlockChoice, Rules, States, V0_21};
 use crate::error::PlanError;
 use crate::settings::StateMode;
 
@@ -66,6 +67,21 @@ pub(super) fn choose(
         let flag = format!("--block-size {}", asked.unwrap_or(0));
         return Err(refused(rules, flag, "use 1 to 2^40 tokens".to_owned()));
     }
+    if compressed::is_in(context) {
+        if rules.version < V0_21 {
+            let model = "attention over compressed entries".to_owned();
+            let reason = "0.21 is the first release read that has it";
+            return Err(refused(rules, model, reason.to_owned()));
+        }
+        if let Some(other) = asked.filter(|b| *b != compressed::BLOCK) {
+            let flag = format!("--block-size {other}");
+            return Err(refused(
+                rules,
+                flag,
+                "its kernels take blocks of 256 tokens".to_owned(),
+            ));
+        }
+    }
     let base = base(context, rules, format);
     let (mode, prefixes) = caching(context, rules)?;
     let state = format.largest_state(context)?.filter(|b| *b > Bytes::ZERO);
@@ -92,6 +108,9 @@ pub(super) fn choose(
 /// The block before any alignment with states.
 fn base(context: &Context<'_>, rules: &Rules, format: &Format<'_>) -> u64 {
     let asked = context.settings.block_size;
+    if compressed::is_in(context) {
+        return compressed::BLOCK;
+    }
     let device = &context.deployment.device;
     let latent = has_latent(context);
     if device.vendor.eq_ignore_ascii_case("cpu") {

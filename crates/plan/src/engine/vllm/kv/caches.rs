@@ -12,6 +12,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use super::super::super::{Context, activation_dtype};
 use super::blocks::{self, Blocks};
+use super::compressed;
 use super::refused;
 use super::rules::Rules;
 use crate::error::PlanError;
@@ -52,6 +53,8 @@ pub(super) enum Shape {
     Latent(u64),
     /// An indexer's key.
     Index(u64),
+    /// What a compressor keeps of a token, by the width of its entries.
+    Candidates(u64),
     /// A state.
     State(StateSpace),
     /// Keys and values of an encoder's output: local KV heads, head size.
@@ -108,7 +111,14 @@ impl<'a> Format<'a> {
             KvType::Fp8DsMla => {}
         }
         let sparse = context.spec.layers.iter().any(is_sparse);
+        let eight = [KvType::Auto, KvType::Plain(DType::F8E4m3), KvType::Fp8DsMla];
         let kv = match settings.kv_type {
+            given if compressed::is_in(context) && !eight.contains(&given) => {
+                return refuse(
+                    "the kernels for compressed entries keep them in 8 bits: auto or fp8",
+                );
+            }
+            _ if compressed::is_in(context) => KvType::Fp8DsMla,
             // Sparse latent kernels have an 8-bit format of their own, but for FlashInfer's.
             KvType::Plain(DType::F8E4m3) if sparse && !blocks::plain_sparse(context, rules) => {
                 KvType::Fp8DsMla
@@ -241,7 +251,8 @@ impl<'a> Format<'a> {
                     // The alignment reads one head size.
                     return Ok(Some(self.attention(&a, true)?.1));
                 }
-                Mixer::Latent(a) => return Ok(Some(self.latent(&a)?.1)),
+                // Compressed entries have blocks of their own size.
+                Mixer::Latent(a) if a.compressed.is_none() => return Ok(Some(self.latent(&a)?.1)),
                 _ => {}
             }
         }
@@ -316,6 +327,11 @@ pub(super) fn all(
                     blocks.attention,
                     kept.1.times(blocks.attention)?,
                 );
+            }
+            Mixer::Latent(a) if a.compressed.is_some() => {
+                for (kind, shape, block, page, rate) in compressed::caches(&a)? {
+                    add(kind, (shape, rate), block, page);
+                }
             }
             Mixer::Latent(a) => {
                 let kept = format.latent(&a)?;

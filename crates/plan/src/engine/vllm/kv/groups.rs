@@ -50,6 +50,9 @@ pub(super) fn of(
     if !hybrid {
         promote(&mut caches, rules)?;
     }
+    if super::compressed::is_packed(&caches) {
+        return Ok(super::compressed::groups(caches, rules.packing));
+    }
     let own_pages = !uniform(&caches, rules)?;
     if !own_pages || uniform_type(&caches) {
         return Ok(vec![Group { caches, own_pages }]);

@@ -5,16 +5,17 @@
 //! concurrency. [`rules`] is the table of what differs between versions.
 //!
 //! Source: vLLM `v1/core/kv_cache_utils.py` (`get_kv_cache_configs`), `v1/kv_cache_interface.py`.
-//! Not modelled: speculative drafts and their cache, KV connectors, decode context parallelism,
-//! the packed layouts of DeepSeek-V4.
+//! Not modelled: speculative drafts and their cache, KV connectors, prefill context parallelism.
 
 mod blocks;
 mod caches;
+mod compressed;
+mod dealt;
 mod groups;
 mod rules;
 
 use plimsoll_program::GroupKind;
-use plimsoll_units::SizeOverflow;
+use plimsoll_units::{Bytes, SizeOverflow};
 
 use super::super::{Context, Version};
 use super::Defaults;
@@ -40,8 +41,12 @@ pub(super) fn law(
     let blocks = blocks::choose(context, &rules, &format)?;
     let caches = caches::all(context, &rules, &format, &blocks)?;
     let hybrid = hybrid_manager(context, &rules, &caches)?;
+    let packed = hybrid && compressed::is_packed(&caches);
     let groups = groups::of(caches, &rules, hybrid)?;
-    let (parts, block_bytes) = groups::project(&groups, &context.stage.layers)?;
+    let (parts, mut block_bytes) = groups::project(&groups, &context.stage.layers)?;
+    if packed {
+        block_bytes = compressed::block(&groups, &context.stage.layers, rules.packing)?;
+    }
     if parts.iter().all(|p| p.layers == 0) && !parts.is_empty() {
         let pp = context.deployment.parallel.pp;
         return Err(refused(
@@ -51,6 +56,7 @@ pub(super) fn law(
         ));
     }
     let in_flight = in_flight(context, &rules, defaults)?;
+    let ranks = dealt::ranks(context, &rules, &parts)?;
     let widest = parts.iter().map(|p| p.layers).max().unwrap_or(0);
     let groups = parts
         .iter()
@@ -58,10 +64,11 @@ pub(super) fn law(
             kind: p.like.kind,
             own_pages: p.own_pages,
             layers: p.layers,
-            padding_layers: widest - p.layers,
-            block_size: p.like.block,
+            padding_layers: if packed { 0 } else { widest - p.layers },
+            // A block of each rank together holds so many tokens of a sequence.
+            block_size: p.like.block.saturating_mul(ranks),
             page: p.page,
-            row: p.row,
+            row: Bytes::new(p.row.get().div_ceil(ranks)),
             held: held(
                 &p.like,
                 &rules,

@@ -1,18 +1,20 @@
 //! What differs between versions, in one table.
 //!
 //! Read: 0.11.2, 0.17.0, 0.18.0, 0.19.0, 0.21.0, 0.32.0 (`v1/core/kv_cache_utils.py`,
-//! `v1/kv_cache_interface.py`, `platforms/*.py`, `model_executor/models/config.py`). A version in
+//! `v1/kv_cache_interface.py`, `platforms/*.py`, `model_executor/models/config.py`); of 0.24.0 and 0.28.0 how
+//! pages share a block. A version in
 //! between follows the nearest older one read, except where the change's own pull request names
 //! its first release.
 
 use super::super::super::Version;
+use super::compressed::Packing;
 use crate::kv::{LogRule, StartRule};
 
 const V0_12: Version = Version::new(0, 12);
 const V0_17: Version = Version::new(0, 17);
 const V0_18: Version = Version::new(0, 18);
 const V0_19: Version = Version::new(0, 19);
-const V0_21: Version = Version::new(0, 21);
+pub(super) const V0_21: Version = Version::new(0, 21);
 /// vllm#45181 and #45207 pad pages from here (kvcached#399 names the release).
 const V0_24: Version = Version::new(0, 24);
 /// vllm#47728 frees by processed tokens from here (tt-xla#5908 names the release).
@@ -68,6 +70,8 @@ pub(super) struct Rules {
     pub(super) packed_types: bool,
     /// 4-bit integers with a scale per token and head.
     pub(super) int4: bool,
+    /// How caches of several page sizes share a block.
+    pub(super) packing: Packing,
     /// The log line.
     pub(super) log: LogRule,
     /// The check before it starts.
@@ -155,8 +159,19 @@ impl Rules {
             all_batches: at_least(V0_26),
             packed_types: at_least(V0_21),
             int4: at_least(V0_32),
-            log: if at_least(V0_21) {
+            packing: if at_least(V0_28) {
+                Packing::Widest {
+                    balanced: at_least(V0_32),
+                }
+            } else if at_least(V0_24) {
+                Packing::Sizes
+            } else {
+                Packing::Repeats
+            },
+            log: if at_least(V0_28) {
                 LogRule::ConcurrencyTimesLength
+            } else if at_least(V0_21) {
+                LogRule::BytesOverFirstPage
             } else {
                 LogRule::BlocksOverGroups
             },
