@@ -345,7 +345,8 @@ pub(super) fn described(text: &str) -> Vec<&'static Device> {
     let foreign = others
         .iter()
         .any(|w| matches!(w, Word::Name(n) if !is_maker(n)));
-    if foreign || !(others.iter().any(tells) || !generations.is_empty()) {
+    let tells = !generations.is_empty() || others.iter().any(tells);
+    if foreign || !tells {
         return Vec::new();
     }
     let lower = text.to_ascii_lowercase();

@@ -42,7 +42,7 @@ pub(super) fn ranks(
         return refuse(format!("it came with {FIRST}"));
     }
     let tp = context.deployment.parallel.tp.max(1);
-    if tp % ranks != 0 {
+    if !tp.is_multiple_of(ranks) {
         return refuse(format!("it does not divide --tensor-parallel-size {tp}"));
     }
     let plain = |kind| matches!(kind, GroupKind::Full | GroupKind::Latent);
