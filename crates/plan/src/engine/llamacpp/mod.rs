@@ -76,15 +76,6 @@ fn split(context: &Context<'_>, version: EngineVersion) -> Result<Split, PlanErr
     })
 }
 
-fn rules_of(version: EngineVersion) -> Rules {
-    match version {
-        EngineVersion::Mainline => Rules::newest(),
-        EngineVersion::Build(n) => Rules::on(Day::of_build(n)),
-        EngineVersion::Date(day) => Rules::on(Day(day)),
-        EngineVersion::Ik => Rules::ik(),
-    }
-}
-
 fn refused(version: EngineVersion, setting: String, reason: impl Into<String>) -> PlanError {
     PlanError::Refused {
         engine: super::Engine::LlamaCpp(version).to_string(),
@@ -110,6 +101,21 @@ pub(super) fn stage(
             version,
             "--kv-memory".to_owned(),
             "its cache follows from context and slots; use --max-model-len and --max-num-seqs",
+        ));
+    }
+    let settings = context.settings;
+    if settings.draft.is_some() || settings.mtp {
+        return Err(refused(
+            version,
+            "a draft".to_owned(),
+            "the second context of its drafts is not modelled",
+        ));
+    }
+    if let Some(l) = settings.lora {
+        return Err(refused(
+            version,
+            format!("--max-loras {}", l.slots),
+            "it has no slots for adapters: each file of --lora is loaded beside the model",
         ));
     }
     if context.users > MAX_SEQUENCES {
@@ -157,7 +163,6 @@ pub(super) fn stage(
         .source("plimsoll-plan: engine/llamacpp/mod.rs"),
     );
     let notes = notes(context, &net, &run, &weights, placement)?;
-    let settings = context.settings;
     let law = CellsLaw::new(
         net,
         run,
@@ -181,7 +186,7 @@ pub(super) fn stage(
 /// The flags that do not depend on the load.
 fn flags(context: &Context<'_>, version: EngineVersion) -> Result<Run, PlanError> {
     let s = context.settings;
-    let rules = rules_of(version);
+    let rules = Rules::of(version);
     let type_k = cache_type(s.kv_type, version)?;
     Ok(Run {
         kv_unified: s.kv_unified,
@@ -206,12 +211,12 @@ fn flags(context: &Context<'_>, version: EngineVersion) -> Result<Run, PlanError
     })
 }
 
-/// A type that the cache accepts; f16 unless it is asked for.
-fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
-    match t {
-        KvType::Auto => Ok(DType::F16),
-        KvType::Plain(
-            d @ (DType::F32
+/// Whether its caches can have this type (`common/arg.cpp: kv_cache_types`).
+#[must_use]
+pub const fn caches(d: DType) -> bool {
+    matches!(
+        d,
+        DType::F32
             | DType::F16
             | DType::Bf16
             | DType::Q8_0
@@ -219,8 +224,15 @@ fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
             | DType::Q4_1
             | DType::Iq4Nl
             | DType::Q5_0
-            | DType::Q5_1),
-        ) => Ok(d),
+            | DType::Q5_1
+    )
+}
+
+/// A type that the cache accepts; f16 unless it is asked for.
+fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
+    match t {
+        KvType::Auto => Ok(DType::F16),
+        KvType::Plain(d) if caches(d) => Ok(d),
         other => Err(refused(
             version,
             format!("--kv-cache-dtype {other}"),

@@ -5,6 +5,8 @@
 //! known points: near a change it may be off by some days, and a date is then the safer input.
 //! The changes and their pull requests are named at each switch.
 
+use super::super::EngineVersion;
+
 /// A day, as the number `yyyymmdd`: it sorts as days do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(pub u32);
@@ -116,6 +118,17 @@ pub struct Rules {
 }
 
 impl Rules {
+    /// Those of a version.
+    #[must_use]
+    pub fn of(version: EngineVersion) -> Self {
+        match version {
+            EngineVersion::Mainline => Self::newest(),
+            EngineVersion::Build(n) => Self::on(Day::of_build(n)),
+            EngineVersion::Date(day) => Self::on(Day(day)),
+            EngineVersion::Ik => Self::ik(),
+        }
+    }
+
     /// The newest mainline.
     #[must_use]
     pub fn newest() -> Self {
