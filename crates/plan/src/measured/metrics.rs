@@ -3,6 +3,7 @@
 use super::figure::Figure;
 use super::predict::Prediction;
 use super::record::Reported;
+use super::version::EngineName;
 use crate::engine::{Engine, Version};
 use crate::evaluate::evaluate;
 use crate::settings::Settings;
@@ -133,7 +134,9 @@ pub fn tokens_given_pool(p: &Prediction, r: &Reported) -> Option<Judged> {
     };
     let gib = r.kv_available_gib.filter(|g| *g > 0.0)?;
     r.kv_tokens?;
-    p.release?;
+    if p.engine != EngineName::TensorRtLlm {
+        p.release?;
+    }
     let tokens = |gib: f64| -> Option<f64> {
         let pool = Bytes::from_gib(gib.max(0.0)).ok()?;
         let c = stage.kv.capacity(pool, e.max_model_len).ok()?;

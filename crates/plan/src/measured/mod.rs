@@ -18,6 +18,7 @@ mod predict;
 mod quantisation;
 mod record;
 mod sglang;
+mod trtllm;
 mod version;
 
 pub use card::{card, device};

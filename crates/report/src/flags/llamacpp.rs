@@ -28,8 +28,18 @@ pub(super) fn llama_cpp_flags(q: &Question) -> Vec<Flag> {
     let mut out = vec![
         ("-c", Some(cells.to_string())),
         ("-np", Some(slots.to_string())),
-        ("-ngl", Some(ALL_LAYERS.to_string())),
     ];
+    let on_host = q.device.as_ref().is_some_and(|d| d.vendor == "cpu");
+    if on_host && planned {
+        // A build that knows GPUs uses none, and finished prompts take nothing beside the plan.
+        out.push(("--device", Some("none".to_owned())));
+        given(&mut out, &[("-t", settings.threads)]);
+        if Rules::of(version).prompt_cache {
+            out.push(("--cache-ram", Some("0".to_owned())));
+        }
+    } else {
+        out.push(("-ngl", Some(ALL_LAYERS.to_string())));
+    }
     let k = name(settings.kv_type);
     if let Some(k) = k {
         out.push(("-ctk", Some(k.to_owned())));

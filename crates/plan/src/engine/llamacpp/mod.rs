@@ -6,9 +6,10 @@
 //! accounting of llama.cpp itself (`tests/llamacpp.rs`).
 //!
 //! Users map to slots (`llama-server -np USERS -c USERS × CONTEXT`), pipeline stages to devices of
-//! a layer split. Not modelled: layers left on the host, row split, draft models, LoRA.
+//! a layer split; on processors everything lies on the host (`host.rs`). Not modelled: layers left on the host, row split, draft models, LoRA.
 
 mod compute;
+mod host;
 mod kv;
 mod net;
 mod run;
@@ -30,7 +31,7 @@ pub use net::{Arch, Net};
 pub use run::{BATCH, MAX_SEQUENCES, Run, Sizes, UBATCH};
 pub use split::{MAX_DEVICES, Split};
 pub use version::{Day, Rules};
-pub use weights::{WeightBytes, weight_bytes};
+pub use weights::{WeightBytes, host_weight_bytes, weight_bytes};
 
 use super::ideal::whole_device;
 use super::{Context, EngineStage, EngineVersion, Takes, in_use};
@@ -128,41 +129,32 @@ pub(super) fn stage(
     let run = flags(context, version)?;
     let net = Net::new(context.spec);
     check_types(&net, &run, version)?;
-    let split = split(context, version)?;
-    let placement = Placement::Devices(split);
+    let on_host = context.deployment.device.vendor == "cpu";
+    let placement = if on_host {
+        Placement::Host
+    } else {
+        Placement::Devices(split(context, version)?)
+    };
+    let (terms, notes) = match placement {
+        Placement::Host if parallel.pp > 1 => {
+            return Err(refused(
+                version,
+                format!("--pp {}", parallel.pp),
+                "processors are one device",
+            ));
+        }
+        Placement::Host => (
+            host::terms(context, &net)?,
+            host::notes(context, &net, &run)?,
+        ),
+        Placement::Devices(split) => {
+            let weights = weight_bytes(context.spec, settings.dtype, split)?;
+            let notes = notes(context, &net, &run, &weights, placement)?;
+            (on_device(context, &net, &weights, placement)?, notes)
+        }
+    };
     let device = context.stage.index;
-    let weights = weight_bytes(context.spec, context.settings.dtype, split)?;
-    let mut terms = Vec::new();
     let own = layers_of(&net, placement, device);
-    let d = usize::try_from(device).unwrap_or(usize::MAX);
-    for (role, bytes, tensors) in weights.devices.get(d).into_iter().flatten() {
-        terms.push(
-            Term::exact(Region::Weights, role.name(), *bytes)
-                .formula("tensors of this device's layers, each padded to 128 bytes")
-                .input("tensors", tensors)
-                .input("layers", format!("{}..{}", own.start, own.end))
-                .input(
-                    "read from",
-                    if context.spec.from_headers {
-                        "file headers"
-                    } else {
-                        "config, as the converter writes it"
-                    },
-                )
-                .source("llama.cpp: llama-model.cpp load_tensors"),
-        );
-    }
-    terms.push(
-        Term::exact(
-            Region::Driver,
-            "context and pools",
-            Bytes::from_mib(DRIVER_BOUND_MIB)?,
-        )
-        .kind(Kind::Bound)
-        .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
-        .source("plimsoll-plan: engine/llamacpp/mod.rs"),
-    );
-    let notes = notes(context, &net, &run, &weights, placement)?;
     let law = CellsLaw::new(
         net,
         run,
@@ -181,6 +173,48 @@ pub(super) fn stage(
         takes: Takes::Need,
         notes,
     })
+}
+
+/// What lies on a device whatever the load is.
+fn on_device(
+    context: &Context<'_>,
+    net: &Net,
+    weights: &WeightBytes,
+    placement: Placement,
+) -> Result<Vec<Term>, PlanError> {
+    let device = context.stage.index;
+    let own = layers_of(net, placement, device);
+    let d = usize::try_from(device).unwrap_or(usize::MAX);
+    let mut terms = Vec::new();
+    for (role, bytes, tensors) in weights.devices.get(d).into_iter().flatten() {
+        terms.push(
+            Term::exact(Region::Weights, role.name(), *bytes)
+                .formula("tensors of this device's layers, each padded to 128 bytes")
+                .input("tensors", tensors)
+                .input("layers", format!("{}..{}", own.start, own.end))
+                .input("read from", read_from(context))
+                .source("llama.cpp: llama-model.cpp load_tensors"),
+        );
+    }
+    terms.push(
+        Term::exact(
+            Region::Driver,
+            "context and pools",
+            Bytes::from_mib(DRIVER_BOUND_MIB)?,
+        )
+        .kind(Kind::Bound)
+        .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
+        .source("plimsoll-plan: engine/llamacpp/mod.rs"),
+    );
+    Ok(terms)
+}
+
+const fn read_from(context: &Context<'_>) -> &'static str {
+    if context.spec.from_headers {
+        "file headers"
+    } else {
+        "config, as the converter writes it"
+    }
 }
 
 /// The flags that do not depend on the load.
@@ -315,6 +349,13 @@ fn notes(
             layers.join(", ")
         ));
     }
+    out.extend(caveats(context, net, run));
+    Ok(out)
+}
+
+/// What is known less well than the rest.
+fn caveats(context: &Context<'_>, net: &Net, run: &Run) -> Vec<String> {
+    let mut out = Vec::new();
     if let Err(why) = graph_of(net, run) {
         out.push(format!("the compute buffer is a bound: {why}"));
     }
@@ -324,5 +365,5 @@ fn notes(
                 .to_owned(),
         );
     }
-    Ok(out)
+    out
 }

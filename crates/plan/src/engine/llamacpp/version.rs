@@ -115,6 +115,8 @@ pub struct Rules {
     pub copies_in_buffer: bool,
     /// Flash attention is used unless it is switched off (August 2025).
     pub flash_by_default: bool,
+    /// The server keeps finished prompts in host memory (PR 16391, October 2025).
+    pub prompt_cache: bool,
 }
 
 impl Rules {
@@ -164,6 +166,7 @@ impl Rules {
             few_outputs: since(20_260_601),
             copies_in_buffer: since(20_260_530),
             flash_by_default: since(20_250_830),
+            prompt_cache: since(20_251_009),
         }
     }
 
