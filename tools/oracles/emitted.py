@@ -2,15 +2,18 @@
 """Random plans, emitted, and read by those whom they are for.
 
     tools/oracles/emitted.py --plimsoll target/debug/plimsoll [--plans 50] [--seed 1]
-        [--manifests] [--vllm PYTHON] [--sglang PYTHON] [--llama-server FILE]
+        [--manifests] [--vllm PYTHON] [--sglang PYTHON] [--sglang-wheel DIR ...] [--llama-server FILE]
 
 --manifests validates `--emit kubernetes` strictly against Kubernetes' published schemas (package kubernetes-validate);
---vllm and --sglang name a Python that has the engine, whose own argument parser reads each command; --llama-server a
-program of llama.cpp, which parses its arguments before it is asked for its version. Ends with 1 where anything is refused.
+--vllm and --sglang name a Python that has the engine, whose own argument parser reads each command; --sglang-wheel a wheel
+of SGLang, unzipped in a folder `sglang-VERSION`, whose parser is run without what it depends on (sglang_flags.py), on
+plans of that version; --llama-server a program of llama.cpp, which parses its arguments before it is asked for its
+version. Ends with 1 where anything is refused.
 """
 
 import argparse
 import json
+import os
 import random
 import shlex
 import subprocess
@@ -56,10 +59,38 @@ def question(draw: random.Random, engine: str) -> list[str]:
     flags += ["--context", str(draw.choice([1000, 2048, 4096, 8192]))]
     if draw.random() < 0.3:
         flags += ["--max-num-batched-tokens", str(draw.choice([2048, 4096, 8192]))]
-    if draw.random() < 0.3 and engine != "llama.cpp":
+    if draw.random() < 0.3:
         flags += ["--max-num-seqs", str(draw.choice([64, 128, 256]))]
-    if draw.random() < 0.2 and engine != "sglang":
-        flags += ["--kv-memory", "8GiB"] if engine != "llama.cpp" else ["--cache-type-k", "q8_0"]
+    if draw.random() < 0.2 and engine != "llama.cpp":
+        flags += ["--kv-memory", "8GiB"]
+    if draw.random() < 0.2:
+        flags += ["--max-model-len", "16384"]
+    if draw.random() < 0.1 and engine != "llama.cpp":
+        flags += ["--no-enable-prefix-caching"]
+    if draw.random() < 0.1 and engine != "llama.cpp":
+        flags += ["--quantization", draw.choice(["fp8", "bitsandbytes"])]
+    if engine == "llama.cpp":
+        for chance, some in [
+            (0.3, ["--cache-type-k", draw.choice(["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"])]),
+            (0.3, ["--cache-type-v", draw.choice(["f16", "q8_0", "q4_0"])]),
+            (0.3, ["--flash-attn", draw.choice(["true", "false"])]),
+            (0.3, ["--ubatch-size", draw.choice(["128", "1024"])]),
+            (0.3, ["--kv-unified"]),
+            (0.2, ["--swa-full"]),
+        ]:
+            flags += some if draw.random() < chance else []
+    if engine.startswith("sglang"):
+        for chance, some in [
+            (0.3, ["--kv-cache-dtype", draw.choice(["fp8", "fp8_e5m2", "bf16"])]),
+            (0.2, ["--disable-cuda-graph"]),
+            (0.2, ["--max-loras", "4", "--max-lora-rank", "32"]),
+            (0.2, ["--dtype", draw.choice(["float16", "bfloat16"])]),
+            (0.2, ["--page-size", "16"]),
+            (0.2, ["--max-total-tokens", "200000"]),
+            (0.2, ["--mem-fraction-static", "0.85"]),
+            (0.2, ["--gpus", "4", "--tp", "2", "--dp", "2", *(["--ep"] if draw.random() < 0.5 else [])]),
+        ]:
+            flags += some if draw.random() < chance else []
     if engine == "vllm":
         if draw.random() < 0.3:
             flags += ["--kv-cache-dtype", draw.choice(["fp8", "bf16"])]
@@ -75,7 +106,7 @@ def question(draw: random.Random, engine: str) -> list[str]:
 
 
 def emitted(plimsoll: str, draw: random.Random, engine: str, emit: str, count: int) -> list[str]:
-    """`count` plans that fit, each as it was emitted."""
+    """`count` plans that fit, each as it was emitted. `engine` may have a version."""
     out: list[str] = []
     tried = 0
     while len(out) < count:
@@ -84,7 +115,9 @@ def emitted(plimsoll: str, draw: random.Random, engine: str, emit: str, count: i
             sys.exit(f"{engine}: of {tried} plans, {len(out)} fit")
         command = [plimsoll, "plan", *question(draw, engine), "--emit", emit]
         if emit == "kubernetes":
-            command += ["--engine", engine, "--image", "registry/image:1"]
+            command += ["--image", "registry/image:1"]
+        if emit == "kubernetes" or "@" in engine:
+            command += ["--engine", engine]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             out.append(done.stdout)
@@ -102,9 +135,9 @@ def manifests(texts: list[str]) -> None:
             kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
 
 
-def by_python(python: str, program: str, texts: list[str], skip: int) -> None:
+def by_python(command: list[str], texts: list[str], skip: int) -> None:
     commands = [shlex.split(text)[skip:] for text in texts]
-    done = subprocess.run([python, "-c", program], input=json.dumps(commands), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=json.dumps(commands), capture_output=True, text=True, check=False)
     if done.returncode != 0 or "read" not in done.stdout:
         sys.exit(done.stderr[-4000:])
 
@@ -125,6 +158,7 @@ def main() -> None:
     parser.add_argument("--manifests", action="store_true")
     parser.add_argument("--vllm", metavar="PYTHON")
     parser.add_argument("--sglang", metavar="PYTHON")
+    parser.add_argument("--sglang-wheel", metavar="DIR", action="append", default=[])
     parser.add_argument("--llama-server", metavar="FILE")
     args = parser.parse_args()
     draw = random.Random(args.seed)
@@ -137,11 +171,16 @@ def main() -> None:
             manifests(of(engine, "kubernetes"))
             print(f"{args.plans} manifests for {engine}: valid")
     if args.vllm:
-        by_python(args.vllm, VLLM, of("vllm"), 1)
+        by_python([args.vllm, "-c", VLLM], of("vllm"), 1)
         print(f"{args.plans} commands for vllm: read by its parser")
     if args.sglang:
-        by_python(args.sglang, SGLANG, of("sglang"), 3)
+        by_python([args.sglang, "-c", SGLANG], of("sglang"), 3)
         print(f"{args.plans} commands for sglang: read by its parser")
+    for wheel in args.sglang_wheel:
+        version = os.path.basename(os.path.normpath(wheel)).rpartition("-")[2]
+        parser_of = [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "sglang_flags.py"), wheel]
+        by_python(parser_of, of(f"sglang@{version}", "sglang"), 3)
+        print(f"{args.plans} commands for sglang {version}: read by its parser")
     if args.llama_server:
         by_llama(args.llama_server, of("llama.cpp"))
         print(f"{args.plans} commands for llama.cpp: read by its parser")

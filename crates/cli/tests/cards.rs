@@ -199,6 +199,7 @@ fn devices_of_several_kinds_make_one_plan() {
         ("--gpu h100+l40s,a10", "says it too"),
         ("--gpu 2xh100+4xl40s --tp 4", "does not divide"),
         ("--gpu h100+l40s --engine plimsoll", "needs pipeline stages"),
+        ("--gpu h100+l40s --engine sglang", "has least free"),
         ("--gpu h100+", "no sum of devices"),
         ("--gpu h100+nosuch", "no device is called `nosuch`"),
         ("--gpu h100+l40s --emit kubernetes", "several kinds"),
@@ -280,6 +281,21 @@ fn a_plan_is_emitted_as_its_command() {
         ("--gpu h100,l40s --emit vllm", "names several"),
         ("--tp 8 --pp 2 --emit kubernetes", "spans nodes"),
         ("--tp 2 --pp 2 --emit plimsoll", "pipeline stages"),
+        (
+            "--emit vllm --speculative-model qwen3-0.6b",
+            "no flags of speculation",
+        ),
+        (
+            "--emit llama.cpp --speculative-model qwen3-0.6b",
+            "not modelled",
+        ),
+        ("--emit llama.cpp --max-loras 2", "no slots for adapters"),
+        ("--emit vllm --quantization int4", "quantises nothing to"),
+        ("--emit sglang --kv-cache-dtype f16", "the model's type"),
+        (
+            "--emit sglang --engine sglang@0.5.3 --dtype f16 --kv-cache-dtype bf16",
+            "from 0.5.4 on bf16",
+        ),
     ] {
         let gpu = if flags.contains("--gpu") {
             ""
@@ -292,6 +308,121 @@ fn a_plan_is_emitted_as_its_command() {
         assert_eq!(out.status.code(), Some(2), "{flags}: {text}");
         assert!(text.contains(said), "{flags}: {text}");
     }
+}
+
+/// Every setting that a plan rests on is a flag of the engine, in the words that the release's own parser reads
+/// (`tools/oracles/emitted.py`); one that the release does not know is left out, or the plan is refused.
+#[test]
+fn what_is_emitted_says_all_that_was_planned() {
+    let model = "plan llama-3.1-8b --gpu h100 --users 3 --context 4k";
+    for (flags, words, not) in [
+        ("--emit llama.cpp", "-c 12288 -np 3 -ngl 999", "-ct"),
+        (
+            "--emit llama.cpp --max-model-len 8k --max-num-seqs 4",
+            "-c 32768 -np 4",
+            "",
+        ),
+        ("--emit llama.cpp --cache-type-v q8_0", "-ctv q8_0", "-ctk"),
+        (
+            "--emit llama.cpp --cache-type-k q8_0",
+            "-ctk q8_0 -ctv q8_0",
+            "",
+        ),
+        (
+            "--emit llama.cpp --max-num-batched-tokens 4096 --ubatch 1024",
+            "-b 4096 -ub 1024",
+            "",
+        ),
+        (
+            "--emit llama.cpp --flash-attn false --kv-unified --swa-full",
+            "-fa off --kv-unified --swa-full",
+            "",
+        ),
+        // The flag took no value before August 2025, and there was one buffer for all before July.
+        (
+            "--emit llama.cpp --engine llama.cpp@b5000 --flash-attn true --kv-unified",
+            "-fa",
+            "-fa on",
+        ),
+        (
+            "--emit llama.cpp --engine llama.cpp@b5000 --flash-attn false --kv-unified",
+            "-np 3",
+            "-fa",
+        ),
+        (
+            "--emit llama.cpp --engine llama.cpp@b5000 --kv-unified",
+            "-np 3",
+            "unified",
+        ),
+        ("--emit vllm --max-model-len 8k", "--max-model-len 8192", ""),
+        ("--emit vllm --quantization fp8", "--quantization fp8", ""),
+        (
+            "--emit vllm --quantization bitsandbytes",
+            "--quantization bitsandbytes",
+            "",
+        ),
+        (
+            "--emit vllm --no-enable-prefix-caching",
+            "--no-enable-prefix-caching",
+            "",
+        ),
+        (
+            "--emit vllm --async-scheduling false",
+            "--no-async-scheduling",
+            "",
+        ),
+        (
+            "--emit sglang --max-model-len 8k",
+            "--context-length 8192",
+            "",
+        ),
+        ("--emit sglang --quantization fp8", "--quantization fp8", ""),
+        (
+            "--emit sglang --no-enable-prefix-caching",
+            "--disable-radix-cache",
+            "",
+        ),
+        (
+            "--emit sglang --kv-cache-dtype bf16",
+            "--kv-cache-dtype bf16",
+            "",
+        ),
+        // Named from 0.5.4 on; before, the pool of a bf16 model has that type by itself.
+        (
+            "--emit sglang --engine sglang@0.5.3 --kv-cache-dtype bf16",
+            "--context-length 4096",
+            "--kv-cache-dtype",
+        ),
+        (
+            "--emit sglang --max-loras 2",
+            "--max-loras-per-batch 2 --enable-lora --max-lora-rank 16",
+            "",
+        ),
+        (
+            "--emit sglang --engine sglang@0.4.6 --max-loras 2",
+            "--max-loras-per-batch 2",
+            "-lora-rank",
+        ),
+    ] {
+        let out = run(&format!("{model} {flags}"));
+        let text = String::from_utf8(out.stdout).unwrap();
+        assert_eq!(out.status.code(), Some(0), "{flags}: {text}");
+        assert!(text.contains(words), "{flags}: {text}");
+        assert!(not.is_empty() || !text.contains(not), "{flags}: {text}");
+    }
+}
+
+/// What is stored quantised is loaded as it is, and a server told otherwise would not start.
+#[test]
+fn a_stored_quantisation_is_no_flag() {
+    let plan = "plan gpt-oss-20b --gpu h100 --users 3 --context 4k --quantization fp8";
+    let command = String::from_utf8(run(&format!("{plan} --emit vllm")).stdout).unwrap();
+    assert!(
+        command.starts_with("vllm serve") && !command.contains("--quantization"),
+        "{command}"
+    );
+    let notes = json(&format!("{plan} --json"))["notes"].to_string();
+    assert!(notes.contains("--quantization changes nothing"), "{notes}");
 }
 
 /// A pod for each replica, with its devices, and the whole process' memory on processors.

@@ -74,6 +74,25 @@ fn an_sglang_log_needs_nothing_else() {
     );
 }
 
+/// The cache of the trial run comes first; the one that stays counts. Other processes had 49 GiB of this machine's memory,
+/// which its log tells only after the fact, so the pool is far under its bound.
+#[test]
+fn a_tensorrt_llm_log_is_read_by_its_own_names() {
+    let v = json(&log("trtllm-1.1-gpt-oss-120b.log"), &[]);
+    assert_eq!(v["engine"], "tensorrt-llm");
+    assert_eq!(v["engine_version"], "1.1.0rc3");
+    assert_eq!(v["flags"]["free_gpu_memory_fraction"], "0.9");
+    assert_eq!(v["flags"]["max_batch_size"], "64");
+    assert_eq!(v["flags"]["tokens_per_block"], "32");
+    assert_eq!(reported(&v, "weights"), Some(63.52));
+    assert_eq!(reported(&v, "kv_pool"), Some(5.95));
+    assert_eq!(reported(&v, "kv_tokens"), Some(86_720.0));
+    for term in ["kv_pool", "kv_tokens"] {
+        assert_eq!(v["terms"][term]["kind"], "bound", "{term}");
+        assert_eq!(v["terms"][term]["inside"], true, "{term}");
+    }
+}
+
 #[test]
 fn a_v1_log_needs_nothing_else() {
     let v = json(&log("vllm-0.19-llama-3.1-8b.log"), &[]);

@@ -34,6 +34,15 @@ pub struct Question {
     pub load: Load,
 }
 
+impl Question {
+    /// Tokens of the longest sequence that the server is to take: as told, else the load's.
+    #[must_use]
+    pub fn longest(&self) -> u64 {
+        let told = self.settings.max_model_len.unwrap_or(0);
+        told.max(self.load.context)
+    }
+}
+
 /// What is answered.
 pub struct Answer {
     /// The deployment that the answer is about: the chosen one, the given one, or, where nothing

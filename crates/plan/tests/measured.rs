@@ -184,3 +184,43 @@ fn mutated_records_never_panic() {
     }
     assert!(good > 20 && bad > 20, "{good} {bad}");
 }
+
+/// What llama-server prints of a mapped file whose matrices were laid out anew for the processor: 820 MiB mapped and 633 beside
+/// it, of a file of 915; of one in 16 bits, and by the ik fork, the file alone.
+#[test]
+fn a_quantised_file_on_processors_may_lie_there_twice() {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "torch_dtype": "float16", "hidden_size": 4096, "num_hidden_layers": 3,
+        "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
+    });
+    for (quantization, version, mib, kind) in [
+        (
+            "GGUF Q4_K - Medium",
+            "mainline build 9849",
+            820.23 + 632.81,
+            "bound",
+        ),
+        ("GGUF F16", "mainline build 9849", 914.73, "derived"),
+        (
+            "GGUF Q4_K - Medium",
+            "ik_llama.cpp fork, build = 3597",
+            914.73,
+            "derived",
+        ),
+    ] {
+        let line = json!({
+            "engine": "llama.cpp", "engine_version": version, "model": "m", "gpu_count": 0, "max_model_len": 4096,
+            "quantization": quantization, "model_file_size": "0.893 GiB", "weights_buffer_mib": mib,
+        });
+        let record = &parse_records(&line.to_string()).unwrap()[0];
+        let model = Ok(Model::Config(config.clone()));
+        let p = predict_on(&record.setup, model, Err("none".to_owned()));
+        let weights = &judge(&p, &record.reported)[0];
+        assert_eq!(
+            weights.predicted.as_ref().map(|e| e.kind),
+            Ok(kind),
+            "{line}"
+        );
+        assert_eq!(weights.inside, Some(true), "{line}");
+    }
+}

@@ -1,9 +1,17 @@
 //! The plan as a command: flags for vLLM, SGLang, TensorRT-LLM, llama.cpp and Plimsoll.
 
+mod llamacpp;
+mod plimsoll;
+mod sglang;
+
+use plimsoll_model::quant::QuantFormat;
 use plimsoll_plan::{Answer, Engine, KvType, Question};
 use plimsoll_program::Parallel;
-use plimsoll_units::{Bytes, DType, Weights};
+use plimsoll_units::{Bytes, DType};
 
+use self::llamacpp::llama_cpp_flags;
+use self::plimsoll::plimsoll;
+use self::sglang::sglang_flags;
 use crate::build::ModelFacts;
 use crate::launch::Launch;
 use crate::wire::EngineFlags;
@@ -129,7 +137,7 @@ fn on_processors(q: &Question) -> bool {
 /// vLLM's flags.
 fn vllm_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
     let settings = &q.settings;
-    let mut out = vec![("--max-model-len", Some(q.load.context.to_string()))];
+    let mut out = vec![("--max-model-len", Some(q.longest().to_string()))];
     degrees(
         &mut out,
         &[
@@ -143,6 +151,9 @@ fn vllm_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
     }
     if let Some(d) = settings.dtype {
         out.push(("--dtype", Some(torch_name(d).to_owned())));
+    }
+    if let Some(name) = settings.quantization.and_then(online) {
+        out.push(("--quantization", Some(name.to_owned())));
     }
     if settings.kv_type != KvType::Auto {
         out.push(("--kv-cache-dtype", Some(vllm_kv_name(settings.kv_type))));
@@ -159,7 +170,8 @@ fn vllm_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
             ),
         ],
     );
-    let beside = shared_card(q, a).filter(|_| matches!(settings.engine, Engine::Vllm(_)));
+    let vllm_planned = matches!(settings.engine, Engine::Vllm(_));
+    let beside = shared_card(q, a).filter(|_| vllm_planned);
     if let Some(u) = settings
         .gpu_memory_utilization
         .map(|u| u.to_string())
@@ -178,71 +190,33 @@ fn vllm_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
     if settings.enforce_eager {
         out.push(("--enforce-eager", None));
     }
+    match settings.prefix_caching {
+        Some(true) => out.push(("--enable-prefix-caching", None)),
+        Some(false) => out.push(("--no-enable-prefix-caching", None)),
+        None => {}
+    }
+    match settings.async_scheduling.filter(|_| vllm_planned) {
+        Some(true) => out.push(("--async-scheduling", None)),
+        Some(false) => out.push(("--no-async-scheduling", None)),
+        None => {}
+    }
     out
 }
 
-/// SGLang's flags.
-fn sglang_flags(q: &Question, a: &Answer, p: Parallel) -> Vec<Flag> {
-    let settings = &q.settings;
-    let mut out = vec![("--context-length", Some(q.load.context.to_string()))];
-    degrees(
-        &mut out,
-        &[
-            ("--tp-size", p.tp),
-            ("--pp-size", p.pp),
-            ("--dp-size", p.dp),
-        ],
-    );
-    if p.expert_parallel {
-        out.push(("--ep-size", Some(p.tp.to_string())));
+/// What vLLM and SGLang call a format that they quantise to while loading; `None` where they have none such.
+#[must_use]
+pub const fn online(format: QuantFormat) -> Option<&'static str> {
+    match format {
+        QuantFormat::Fp8Tensor { .. } => Some("fp8"),
+        QuantFormat::Bnb4 => Some("bitsandbytes"),
+        _ => None,
     }
-    if let Some(d) = settings.dtype {
-        out.push(("--dtype", Some(torch_name(d).to_owned())));
-    }
-    // Its pools have the model's type, or 8 bits.
-    if let KvType::Plain(d @ (DType::Bf16 | DType::F8E4m3 | DType::F8E5m2)) = settings.kv_type {
-        let name = match d {
-            DType::F8E4m3 => "fp8_e4m3",
-            DType::F8E5m2 => "fp8_e5m2",
-            _ => "bf16",
-        };
-        out.push(("--kv-cache-dtype", Some(name.to_owned())));
-    }
-    given(
-        &mut out,
-        &[
-            ("--max-running-requests", settings.max_num_seqs),
-            ("--chunked-prefill-size", settings.max_num_batched_tokens),
-            ("--page-size", settings.block_size),
-            ("--max-total-tokens", settings.max_total_tokens),
-        ],
-    );
-    if let Engine::Sglang(_) = settings.engine {
-        if let Some(u) = settings.gpu_memory_utilization {
-            out.push(("--mem-fraction-static", Some(u.to_string())));
-        } else if let (Some(kv), Some(s)) = (settings.kv_memory, a.evaluation.tightest()) {
-            // It is told tokens, not bytes.
-            let tokens = s.kv.capacity(kv, a.evaluation.max_model_len);
-            if let Some(t) = tokens.ok().map(|c| c.tokens) {
-                out.push(("--max-total-tokens", Some(t.to_string())));
-            }
-        }
-    }
-    if let Some(l) = settings.lora {
-        out.push(("--enable-lora", None));
-        out.push(("--max-loras-per-batch", Some(l.slots.to_string())));
-        out.push(("--max-lora-rank", Some(l.rank.to_string())));
-    }
-    if settings.enforce_eager {
-        out.push(("--disable-cuda-graph", None));
-    }
-    out
 }
 
 /// TensorRT-LLM's flags.
 fn trtllm_flags(q: &Question, p: Parallel) -> Vec<Flag> {
     let settings = &q.settings;
-    let mut out = vec![("--max_seq_len", Some(q.load.context.to_string()))];
+    let mut out = vec![("--max_seq_len", Some(q.longest().to_string()))];
     degrees(&mut out, &[("--tp_size", p.tp), ("--pp_size", p.pp)]);
     if p.expert_parallel {
         out.push(("--ep_size", Some(p.tp.to_string())));
@@ -260,137 +234,6 @@ fn trtllm_flags(q: &Question, p: Parallel) -> Vec<Flag> {
         out.push(("--kv_cache_free_gpu_memory_fraction", Some(u.to_string())));
     }
     out
-}
-
-/// llama.cpp's flags.
-fn llama_cpp_flags(q: &Question) -> Vec<Flag> {
-    let settings = &q.settings;
-    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
-    let context = q.load.context.saturating_mul(sequences);
-    let mut out = vec![
-        ("-c", Some(context.to_string())),
-        ("-np", Some(sequences.to_string())),
-        ("-ngl", Some("99".to_owned())),
-    ];
-    if let KvType::Plain(d) = settings.kv_type {
-        let v = settings
-            .kv_type_v
-            .map_or_else(|| d.name().to_owned(), |v| v.to_string());
-        out.push(("-ctk", Some(d.name().to_owned())));
-        out.push(("-ctv", Some(v)));
-    }
-    given(&mut out, &[("-ub", settings.ubatch)]);
-    out
-}
-
-/// One process of our own server: a replica. It has no pipeline stages.
-fn plimsoll(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Option<Launch> {
-    if p.pp > 1 {
-        return None;
-    }
-    Some(of_one_process(facts, q, a, p).unwrap_or_else(|| on_gpus(facts, q, a, p)))
-}
-
-fn own(facts: &ModelFacts) -> Launch {
-    Launch::new("plimsoll", &["plimsoll", "serve", facts.served()])
-}
-
-/// The flags of our own server on GPUs.
-fn on_gpus(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Launch {
-    let settings = &q.settings;
-    let sequences = q.load.users.saturating_mul(q.load.sequences).max(1);
-    let mut l = own(facts);
-    l.flag("--max-model-len", q.load.context);
-    // Where the plan answers how many users, the server runs as many as it can.
-    let asked = facts.users_given.then_some(sequences);
-    if let Some(n) = settings.max_num_seqs.or(asked) {
-        l.flag("--max-num-seqs", n);
-    }
-    if let KvType::Plain(d @ (DType::Bf16 | DType::F16 | DType::F32 | DType::F8E4m3 | DType::I8)) =
-        settings.kv_type
-    {
-        l.flag("--kv-cache-dtype", cache_name(d));
-    }
-    if p.tp > 1 {
-        l.flag("--tp", p.tp);
-    }
-    if settings.enforce_eager {
-        l.switch("--enforce-eager");
-    }
-    if let Some(kv) = settings.kv_memory {
-        l.flag("--kv-memory", kv.get());
-    } else if q.device.is_some()
-        && settings.engine == Engine::Plimsoll
-        && let Some(s) = a.evaluation.tightest()
-    {
-        l.flag("--kv-memory", s.kv_term.bytes.get());
-    }
-    l
-}
-
-/// The flags of our own server, where one process is what is planned, of however many ranks: those that make it commit this
-/// very map.
-fn of_one_process(facts: &ModelFacts, q: &Question, a: &Answer, p: Parallel) -> Option<Launch> {
-    let settings = &q.settings;
-    let device = &a.evaluation.deployment.device;
-    let on_cpu = device.vendor == "cpu";
-    let ranks = p.tp;
-    let divided = Parallel {
-        tp: ranks,
-        ..Parallel::default()
-    };
-    if settings.engine != Engine::Plimsoll || p != divided {
-        return None;
-    }
-    let (tokens, sequences) = a.evaluation.own_sizes(settings);
-    let mut l = own(facts);
-    l.flag("--device", if on_cpu { "cpu" } else { "cuda" });
-    l.flag("--max-model-len", a.evaluation.max_model_len);
-    l.flag("--max-num-seqs", sequences);
-    l.flag("--max-num-batched-tokens", tokens);
-    l.flag("--threads", settings.threads.unwrap_or(1));
-    l.flag("--memory", device.usable.get());
-    if ranks > 1 {
-        l.flag("--tp", ranks);
-    }
-    if settings.enforce_eager && !on_cpu {
-        l.switch("--enforce-eager");
-    }
-    if settings.weights != Weights::default() {
-        l.flag("--weights", settings.weights);
-    }
-    if let KvType::Plain(d) = settings.kv_type {
-        l.flag("--kv-cache-dtype", cache_name(d));
-    }
-    if let Some(size) = settings.block_size {
-        l.flag("--block-size", size);
-    }
-    if let Some(kv) = settings.kv_memory {
-        l.flag("--kv-memory", kv.get());
-    }
-    if settings.swap > Bytes::ZERO {
-        l.flag("--swap-space", settings.swap.get());
-    }
-    if settings.swap_file {
-        l.flag("--swap-dir", ".");
-    }
-    if let Some(http) = settings.http {
-        l.flag("--max-connections", http.connections);
-        l.flag("--max-body", http.body.get());
-    }
-    if settings.prefix_caching == Some(false) {
-        l.switch("--no-enable-prefix-caching");
-    }
-    Some(l)
-}
-
-/// Our own name of a type of cached keys and values.
-const fn cache_name(d: DType) -> &'static str {
-    match d {
-        DType::I8 => "int8",
-        DType::F8E4m3 => "fp8",
-        d => d.name(),
-    }
 }
 
 fn torch_name(d: DType) -> &'static str {

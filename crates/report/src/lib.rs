@@ -27,7 +27,7 @@ pub use build::{ModelFacts, build};
 pub use cards::{CARDS_SCHEMA, Card, CardsReport, cards_csv, cards_table};
 pub use csv::plan_csv;
 pub use explain::explain;
-pub use flags::{engine_flags, launch};
+pub use flags::{engine_flags, launch, online};
 pub use kubernetes::{Pod, manifest};
 pub use launch::{Launch, quoted};
 pub use numbers::{short_bytes, thousands};

@@ -96,6 +96,12 @@ fn the_model(args: &CompareArgs, log: &StartLog) -> Result<(String, Model), Fail
         let loaded = load(model, Assume::Nothing, false)?;
         return Ok((loaded.name, Model::Spec(Box::new(loaded.spec))));
     }
+    // The file itself says more than what the log shows of it.
+    if let Some(path) = log.file.as_deref().filter(|p| Path::new(p).is_file())
+        && let Ok(loaded) = load(path, Assume::Nothing, true)
+    {
+        return Ok((loaded.name, Model::Spec(Box::new(loaded.spec))));
+    }
     let named = log.setup.model.clone();
     let shown = if named.is_empty() {
         "the model of the log".to_owned()
@@ -161,6 +167,19 @@ fn the_device(args: &CompareArgs, log: &StartLog) -> Result<Result<Device, Strin
     })
 }
 
+/// TensorRT-LLM's name of a setting of vLLM or SGLang.
+const fn trtllms(name: &'static str) -> &'static str {
+    match name.as_bytes() {
+        b"max_model_len" => "max_seq_len",
+        b"max_num_seqs" => "max_batch_size",
+        b"max_num_batched_tokens" => "max_num_tokens",
+        b"block_size" => "tokens_per_block",
+        b"max_total_tokens" => "max_tokens",
+        b"gpu_memory_utilization" => "free_gpu_memory_fraction",
+        _ => name,
+    }
+}
+
 struct Report<'a> {
     name: String,
     device: Option<Device>,
@@ -174,9 +193,13 @@ impl Report<'_> {
     /// Flags as read, in the words of the engine's own flags.
     fn flags(&self) -> Vec<(&'static str, String)> {
         let s: &Setup = &self.log.setup;
-        let sglang = self.prediction.engine == EngineName::SgLang;
-        // What vLLM and SGLang call the same thing.
-        let word = |vllm: &'static str, sglangs: &'static str| if sglang { sglangs } else { vllm };
+        let engine = self.prediction.engine;
+        // What the engines call the same thing.
+        let word = |vllm: &'static str, sglangs: &'static str| match engine {
+            EngineName::SgLang => sglangs,
+            EngineName::TensorRtLlm => trtllms(vllm),
+            _ => vllm,
+        };
         let mut out: Vec<(&'static str, String)> = Vec::new();
         let mut number = |name, n: Option<u64>| {
             if let Some(n) = n {
@@ -201,9 +224,13 @@ impl Report<'_> {
             s.max_num_batched_tokens,
         );
         number(word("block_size", "page_size"), s.block_size);
-        number("max_total_tokens", s.max_total_tokens);
+        number(
+            word("max_total_tokens", "max_total_tokens"),
+            s.max_total_tokens,
+        );
         number("n_batch", s.n_batch);
         number("n_ubatch", s.n_ubatch);
+        number("n_outputs_max", s.n_outputs_max);
         number("mla_attn", s.mla_attn);
         let mut text = |name, t: Option<String>| {
             if let Some(t) = t {
@@ -217,6 +244,7 @@ impl Report<'_> {
             word("gpu_memory_utilization", "mem_fraction_static"),
             s.gpu_memory_utilization.map(|u| u.to_string()),
         );
+        text("swa_full", s.swa_full.then(|| "true".to_owned()));
         text("flash_attn", s.flash_attn.map(|f| f.to_string()));
         text(
             "layers_offloaded",
@@ -247,7 +275,11 @@ impl Report<'_> {
     fn table(&self) -> String {
         let mut out = String::new();
         let on = self.device.as_ref().map_or_else(
-            || "on an unknown device".to_owned(),
+            || {
+                let cpu = self.log.setup.gpu_count == Some(0);
+                let place = if cpu { "the host" } else { "an unknown device" };
+                format!("on {place}")
+            },
             |d| match d.confidence {
                 plimsoll_device::Confidence::Given => format!("on {}", d.name),
                 _ => format!("on {} ({})", d.name, d.usable),

@@ -157,8 +157,11 @@ fn the_question(
 ) -> Result<(Question, Vec<String>), Failure> {
     let engine = emit::engine(args)?;
     let lengths = lengths.or_else(|| args.load.lengths.as_ref().map(|m| m.0.clone().into()));
+    let stored = model.spec.quant.as_ref();
     let the_settings = |device: Option<&Device>| Settings {
         lengths: lengths.clone(),
+        // What is stored quantised is loaded as it is.
+        quantization: args.engine.quantization.filter(|_| stored.is_none()),
         ..the_settings(&args.engine, engine, device, draft)
     };
     let d = &args.device;
@@ -171,7 +174,7 @@ fn the_question(
         )
         .hint("leave out --gpus and the degrees, or name the card"));
     }
-    let (device, settings, others) = if any {
+    let (device, settings, mut others) = if any {
         let settings = the_settings(plimsoll_device::devices().first());
         let (device, others) = smallest_card(model, d.in_use, &settings, &load)?;
         (Some(device), settings, others)
@@ -180,6 +183,12 @@ fn the_question(
         let settings = the_settings(device.as_ref().or_else(|| priced.first().map(|(d, _)| *d)));
         (device, settings, Vec::new())
     };
+    if let (Some(scheme), Some(_)) = (stored, args.engine.quantization) {
+        let name = scheme.name();
+        others.push(format!(
+            "--quantization changes nothing: the checkpoint is stored as {name}"
+        ));
+    }
     let question = Question {
         parallel: the_parallel(args, device.is_some()),
         kinds: None,

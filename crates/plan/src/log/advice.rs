@@ -40,6 +40,10 @@ pub fn advice(log: &StartLog, prediction: &mut Prediction) -> Vec<Advice> {
     if prediction.engine == EngineName::SgLang {
         return sglang(log, prediction).unwrap_or_default();
     }
+    // What its own flags would change is bounded too loosely to propose one.
+    if prediction.engine == EngineName::TensorRtLlm {
+        return Vec::new();
+    }
     let (Some(e), Some(settings), Some(spec)) = (
         prediction.evaluation.as_mut(),
         prediction.settings.as_ref(),

@@ -21,7 +21,12 @@ pub(super) struct Reader {
     model_buffers: f64,
     cards: Vec<String>,
     contexts: usize,
+    /// Whether it was started so that it prints no buffers.
+    quiet: bool,
 }
+
+/// The verbosity from which on `llama-server` prints what it allocates (`common/log.cpp`).
+const BUFFERS_AT: u64 = 4;
 
 /// Modules whose lines these are; a line of another program with the same words is not taken.
 const MODULES: &[&str] = &[
@@ -35,6 +40,8 @@ const MODULES: &[&str] = &[
     "build = ",
     "common_init",
     "sched_reserve",
+    "resolve_fused_ops",
+    "common_param",
 ];
 
 impl Reader {
@@ -49,13 +56,29 @@ impl Reader {
         if let Some(rest) = after(line, "llama_model_loader: - kv ") {
             return self.metadata(rest);
         }
+        if let Some(rest) = after(line, "llama_model_loader: loaded meta data with ") {
+            return self.file(rest);
+        }
         if self.card(line) {
             return true;
         }
         if !MODULES.iter().any(|m| line.contains(m)) {
             return false;
         }
-        self.build(line) || self.buffers(line) || self.parameters(line) || self.failure(line)
+        self.build(line)
+            || self.decided(line)
+            || self.buffers(line)
+            || self.parameters(line)
+            || self.failure(line)
+    }
+
+    /// `29 key-value pairs and 292 tensors from /models/a.gguf (version GGUF V3 (latest))`
+    fn file(&mut self, rest: &str) -> bool {
+        let path = after(rest, " tensors from ").and_then(|p| p.rsplit_once(" (version "));
+        if let (Some((path, _)), None) = (path, &self.log.file) {
+            self.log.file = Some(path.to_owned());
+        }
+        path.is_some()
     }
 
     /// `   3:    llama.block_count u32    = 32`
@@ -101,10 +124,15 @@ impl Reader {
     }
 
     fn build(&mut self, line: &str) -> bool {
+        // Since mid-2026 what is allocated is printed by `-lv 4` only.
+        if let Some(rest) = after(line, "common_params_print_info: verbosity = ") {
+            self.quiet = count(rest).is_some_and(|n| n < BUFFERS_AT);
+            return true;
+        }
         if line.contains("ik_llama") {
             self.ik = true;
         }
-        for marker in ["build: ", "build = "] {
+        for marker in ["build: ", "build = ", "print_info: build "] {
             if let Some(rest) = after(line, marker)
                 && rest.starts_with(|c: char| c.is_ascii_digit())
                 && self.build.is_none()
@@ -114,6 +142,24 @@ impl Reader {
             }
         }
         false
+    }
+
+    /// What is decided only while buffers are made: whether flash attention is used, where that was left to it.
+    fn decided(&mut self, line: &str) -> bool {
+        if line.contains("using full-size SWA cache") {
+            self.log.setup.swa_full = true;
+            return true;
+        }
+        // `Flash Attention was auto, set to enabled`, since September 2025; `Flash Attention enabled`, since mid-2026.
+        let Some(rest) = after(line, "Flash Attention ") else {
+            return false;
+        };
+        let on = rest.starts_with("enabled") || rest.ends_with("set to enabled");
+        let off = rest.ends_with("set to disabled");
+        if self.contexts <= 1 && (on || off) {
+            self.log.setup.flash_attn = Some(on);
+        }
+        on || off
     }
 
     fn buffers(&mut self, line: &str) -> bool {
@@ -219,7 +265,12 @@ impl Reader {
                 "type" if head.contains("file type") => {
                     self.log.setup.quantization = Some(format!("GGUF {value}"));
                 }
-                "name" if head.contains("general.name") => {
+                "size" if head.ends_with("file size") || head.ends_with("model size") => {
+                    // The first: a draft's comes after.
+                    let s = &mut self.log.setup;
+                    s.file_gib = s.file_gib.or(gib(value));
+                }
+                "general.name" if value != "n/a" => {
                     let name: String = value.chars().take(120).collect();
                     self.log.setup.model = name;
                 }
@@ -261,6 +312,8 @@ impl Reader {
             }
             "fused_moe" | "fused_up_gate" => self.ik = true,
             "kv_unified" => s.kv_unified = Some(value == "true"),
+            "swa_full" => s.swa_full = value == "true",
+            "n_outputs_max" => s.n_outputs_max = n.filter(|n| *n > 0),
             _ => return false,
         }
         true
@@ -317,6 +370,11 @@ impl Reader {
             [one, rest @ ..] if rest.iter().all(|c| c == one) => Some(one.clone()),
             several => Some(several.join(" + ")),
         };
+        if self.quiet && self.compute.is_empty() {
+            log.notes.push(format!(
+                "llama-server prints its buffers from `-lv {BUFFERS_AT}` on: start it so, and compare again"
+            ));
+        }
         let r = &mut log.reported;
         r.kv_buffer_mib = if self.kv_totals.is_empty() {
             (!self.kv_buffers.is_empty()).then(|| self.kv_buffers.iter().sum())
@@ -354,7 +412,24 @@ impl Reader {
             }
             log.config = Some(config_of_gguf(&metadata));
         }
+        if s.model.is_empty()
+            && let Some(path) = &log.file
+        {
+            let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
+            s.model = name.chars().take(120).collect();
+        }
         self.log
+    }
+}
+
+/// `3.18 GiB (16.00 BPW)`
+fn gib(value: &str) -> Option<f64> {
+    let number = decimal(value, true).filter(|n| *n > 0.0)?;
+    let unit = value.split_whitespace().nth(1)?;
+    match unit {
+        "GiB" => Some(number),
+        "MiB" => Some(number / 1024.0),
+        _ => None,
     }
 }
 
@@ -412,6 +487,61 @@ mod tests {
         assert_eq!(l.setup.mla_attn, Some(3));
         assert_eq!(l.setup.kv_cache_dtype.as_deref(), Some("c^KV:q8_0"));
         assert_eq!(l.reported.kv_buffer_mib, Some(1166.62));
+    }
+
+    /// What llama-server of commit 0c1e57098 printed here with `-lv 4`, for a file without weights, on processors.
+    const SERVER: &str = "\
+        0.00.005.249 I cmn  common_param: common_params_print_info: build 9849 (0c1e570) with GNU 12.2.0 for Linux x86_64\n\
+        0.00.005.262 I cmn  common_param: common_params_print_info: verbosity = 4 (adjust with the `-lv N` CLI arg)\n\
+        0.00.030.613 I llama_model_loader: loaded meta data with 11 key-value pairs and 30 tensors from /models/some model.gguf (version GGUF V3 (latest))\n\
+        0.00.030.628 I llama_model_loader: - kv   0:                       general.architecture str              = gemma3\n\
+        0.00.030.637 I print_info: file size   = 3.18 GiB (16.00 BPW) \n\
+        0.00.040.241 I print_info: general.name          = n/a\n\
+        0.00.064.652 I llama_context: n_seq_max             = 2\n\
+        0.00.064.653 I llama_context: n_ctx                 = 4096\n\
+        0.00.064.654 I llama_context: flash_attn            = auto\n\
+        0.00.064.656 I llama_context: kv_unified            = false\n\
+        0.00.064.656 I llama_context: n_outputs_max         = 2\n\
+        0.00.064.657 I llama_context: n_outputs_max_per_seq = 1\n\
+        0.00.065.100 W llama_kv_cache_iswa: using full-size SWA cache (ref: https://github.com/ggml-org/llama.cpp/pull/13194)\n\
+        0.00.124.948 I llama_kv_cache: size =   48.00 MiB (  2048 cells,   3 layers,  2/2 seqs), K (f16):   24.00 MiB, V (f16):   24.00 MiB\n\
+        0.00.125.581 I resolve_fused_ops: Flash Attention enabled\n\
+        0.00.125.911 I sched_reserve:        CPU compute buffer size =   118.01 MiB";
+
+    #[test]
+    fn a_servers_rows_of_logits_windows_and_file_are_read() {
+        let l = of(SERVER);
+        let s = &l.setup;
+        assert_eq!(s.engine_version.as_deref(), Some("mainline build 9849"));
+        assert_eq!((s.n_outputs_max, s.swa_full), (Some(2), true));
+        assert_eq!((s.flash_attn, s.kv_unified), (Some(true), Some(false)));
+        assert_eq!((s.gpu_count, s.file_gib), (Some(0), Some(3.18)));
+        assert_eq!(l.file.as_deref(), Some("/models/some model.gguf"));
+        assert_eq!(s.model, "some model.gguf");
+        assert_eq!(l.reported.compute_buffer_mib, Some(118.01));
+        assert!(l.notes.is_empty(), "{:?}", l.notes);
+    }
+
+    #[test]
+    fn flash_attention_that_was_left_open_is_what_it_was_set_to() {
+        let set = |line: &str| of(&format!("llama_context: flash_attn    = auto\n{line}")).setup;
+        let line = "sched_reserve: Flash Attention was auto, set to disabled";
+        assert_eq!(set(line).flash_attn, Some(false));
+        let line = "llama_context: Flash Attention was auto, set to enabled";
+        assert_eq!(set(line).flash_attn, Some(true));
+        let line = "resolve_fused_ops: Flash Attention not supported, set to disabled";
+        assert_eq!(set(line).flash_attn, Some(false));
+        let line = "sched_reserve: layer 2 is assigned to device CUDA0 but the Flash Attention tensor is assigned to device CPU";
+        assert_eq!(set(line).flash_attn, None);
+    }
+
+    /// Since mid-2026 a server prints its buffers only when it is told to.
+    #[test]
+    fn a_quiet_servers_log_says_what_is_missing() {
+        let quiet = SERVER.lines().next().unwrap().to_owned()
+            + "\n0.00.006.226 I cmn  common_param: common_params_print_info: verbosity = 3 (adjust with the `-lv N` CLI arg)";
+        let l = of(&quiet);
+        assert!(l.notes[0].contains("-lv 4"), "{:?}", l.notes);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Start-up logs of vLLM, SGLang and llama.cpp: what was started, and what it printed.
+//! Start-up logs of vLLM, SGLang, TensorRT-LLM and llama.cpp: what was started, and what it printed.
 //!
 //! The readers take text as it comes: with prefixes of a container runtime, colours, progress bars
 //! and the lines of several workers mixed. They look for each engine's own phrases, version by
@@ -8,7 +8,7 @@
 //! Sources of the phrases: vLLM `v1/engine/core.py`, `v1/worker/gpu_worker.py`,
 //! `v1/worker/gpu_model_runner.py`, `v1/core/kv_cache_utils.py`, `utils/mem_utils.py` (0.11 to 0.32)
 //! and `worker/worker.py`, `executor/executor_base.py` (V0); SGLang `srt/model_executor/model_runner.py`,
-//! `srt/mem_cache/memory_pool.py`, `srt/managers/scheduler.py`; llama.cpp `src/llama-model.cpp`,
+//! `srt/mem_cache/memory_pool.py`, `srt/managers/scheduler.py`; TensorRT-LLM: see `trtllm.rs`; llama.cpp `src/llama-model.cpp`,
 //! `src/llama-context.cpp`, `src/llama-kv-cache.cpp`, `src/llama-model-loader.cpp` and their forms
 //! of 2024.
 //!
@@ -18,6 +18,7 @@ mod advice;
 mod llamacpp;
 mod sglang;
 mod text;
+mod trtllm;
 mod vllm;
 
 pub use advice::{Advice, advice};
@@ -37,6 +38,8 @@ pub struct StartLog {
     pub setup: Setup,
     /// What it printed.
     pub reported: Reported,
+    /// The model's file as the log names it (llama.cpp).
+    pub file: Option<String>,
     /// The model's configuration, where the log shows it (GGUF metadata), or why it gives none.
     pub config: Option<Result<Value, String>>,
     /// How the start ended, where it failed.
@@ -120,6 +123,7 @@ impl StartFailure {
 pub fn read(text: &str) -> Result<StartLog, String> {
     let mut vllm = vllm::Reader::default();
     let mut sglang = sglang::Reader::default();
+    let mut trtllm = trtllm::Reader::default();
     let mut llama = llamacpp::Reader::default();
     let mut card = None;
     // One line at a time: a text of millions of short lines is not copied.
@@ -130,6 +134,7 @@ pub fn read(text: &str) -> Result<StartLog, String> {
         let line = text::clean(raw, MAX_LINE);
         vllm.read(&line);
         sglang.read(&line);
+        trtllm.read(&line);
         llama.read(&line);
         if card.is_none() {
             card = named_card(&line);
@@ -137,14 +142,15 @@ pub fn read(text: &str) -> Result<StartLog, String> {
     }
     // The engine with most known lines wrote it; a tie of nothing is no log.
     let mut log = vllm.finish();
-    for other in [sglang.finish(), llama.finish()] {
+    for other in [sglang.finish(), trtllm.finish(), llama.finish()] {
         if other.known_lines > log.known_lines {
             log = other;
         }
     }
     if log.known_lines == 0 {
         return Err(
-            "no line of it is one that vLLM, SGLang or llama.cpp prints at start".to_owned(),
+            "no line of it is one that vLLM, SGLang, TensorRT-LLM or llama.cpp prints at start"
+                .to_owned(),
         );
     }
     if log.setup.gpu.is_none() {

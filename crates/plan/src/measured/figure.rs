@@ -65,6 +65,14 @@ impl Figure {
     /// What SGLang prints.
     pub const SGLANG: &'static [Self] = &[Self::Weights, Self::KvPool, Self::KvTokens];
 
+    /// What TensorRT-LLM prints.
+    pub const TENSORRT_LLM: &'static [Self] = &[
+        Self::Weights,
+        Self::Activation,
+        Self::KvPool,
+        Self::KvTokens,
+    ];
+
     /// What llama.cpp prints.
     pub const LLAMA_CPP: &'static [Self] = &[Self::Weights, Self::KvBuffer, Self::ComputeBuffer];
 

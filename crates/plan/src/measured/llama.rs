@@ -104,6 +104,8 @@ impl LlamaRun {
                 type_v,
                 f16_copies: !cpu
                     && device.is_none_or(|d| matches!(d.vendor.as_str(), "nvidia" | "amd")),
+                swa_full: setup.swa_full,
+                n_outputs_max: setup.n_outputs_max,
                 rules,
                 ..Run::new(n_ctx)
             },

@@ -134,7 +134,9 @@ pub fn tokens_given_pool(p: &Prediction, r: &Reported) -> Option<Judged> {
     };
     let gib = r.kv_available_gib.filter(|g| *g > 0.0)?;
     r.kv_tokens?;
-    p.release?;
+    if p.engine != EngineName::TensorRtLlm {
+        p.release?;
+    }
     let sglang = p.engine == EngineName::SgLang;
     let tokens = |gib: f64| -> Option<f64> {
         let pool = Bytes::from_gib(gib.max(0.0)).ok()?;

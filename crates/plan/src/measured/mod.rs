@@ -19,6 +19,7 @@ mod predict;
 mod quantisation;
 mod record;
 mod sglang;
+mod trtllm;
 mod version;
 
 pub use card::{card, device};

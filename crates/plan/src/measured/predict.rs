@@ -14,6 +14,7 @@ use super::llama::{Compute, LlamaRun};
 use super::quantisation::{self, Weights};
 use super::record::Setup;
 use super::sglang::figures as sglang_figures;
+use super::trtllm::figures as trtllm_figures;
 use super::version::{EngineName, Said, read_engine};
 use crate::engine::{Engine, Version};
 use crate::error::PlanError;
@@ -224,7 +225,10 @@ pub fn predict_on(
     let release = match engine {
         EngineName::Vllm => said.vllm_release(),
         EngineName::SgLang => said.sglang_release(),
-        EngineName::LlamaCpp | EngineName::IkLlamaCpp | EngineName::Other => None,
+        EngineName::LlamaCpp
+        | EngineName::IkLlamaCpp
+        | EngineName::TensorRtLlm
+        | EngineName::Other => None,
     };
     if let Some((version, note)) = release {
         p.release = Some(version);
@@ -240,12 +244,14 @@ pub fn predict_on(
             loaded.and_then(|m| llama_cpp(setup, m, device, &mut p))
         }
         EngineName::SgLang => loaded.and_then(|m| sglang_figures(setup, m, device, &mut p)),
+        EngineName::TensorRtLlm => loaded.and_then(|m| trtllm_figures(setup, m, device, &mut p)),
         EngineName::Other => Err(format!("engine `{}` is not modelled", setup.engine)),
     };
     if let Err(reason) = result {
         let all = match engine {
             EngineName::LlamaCpp | EngineName::IkLlamaCpp => Figure::LLAMA_CPP,
             EngineName::SgLang => Figure::SGLANG,
+            EngineName::TensorRtLlm => Figure::TENSORRT_LLM,
             EngineName::Vllm | EngineName::Other => Figure::VLLM,
         };
         p.figures = all.iter().map(|f| (*f, Err(reason.clone()))).collect();
@@ -598,17 +604,46 @@ pub(super) fn tokens_follow_length(e: &Evaluation) -> bool {
 /// Sizes of files are printed with two or three decimals.
 const FILE_ROUNDING_GIB: f64 = 0.005;
 
-/// What a file of `gib` takes in buffers. Beside devices the host's buffers of a mapped file span what lies on those too, so
-/// their sum is the file at least, and twice it at most.
-fn file_buffers(setup: &Setup, gib: f64) -> Estimate {
+/// What a file of `gib` takes in buffers. The host's buffers of a mapped file span what lies elsewhere too, on devices or,
+/// where quantised matrices are laid out anew for the processor (`CPU_REPACK`), on the host itself: their sum is the file at
+/// least, and twice it at most.
+fn file_buffers(setup: &Setup, gib: f64, repacked: bool) -> Estimate {
     let beside_devices = setup.layers_offloaded.is_some_and(|(n, _)| n > 0);
-    let most = if beside_devices { 2.0 * gib } else { gib };
+    let elsewhere = beside_devices || repacked;
+    let most = if elsewhere { 2.0 * gib } else { gib };
     Estimate {
         value: gib,
         low: gib - FILE_ROUNDING_GIB,
         high: most + FILE_ROUNDING_GIB,
-        kind: if beside_devices { "bound" } else { "derived" },
+        kind: if elsewhere { "bound" } else { "derived" },
     }
+}
+
+/// Whether the processor's kernels may want matrices of this file otherwise than they are stored (`ggml-cpu/repack.cpp`: which
+/// ones depends on its instructions); the ik fork does so in place, when it is told.
+fn may_repack(setup: &Setup, spec: &ModelSpec, engine: EngineName) -> bool {
+    const OTHERWISE: [DType; 8] = [
+        DType::Q4_0,
+        DType::Q8_0,
+        DType::Q2K,
+        DType::Q4K,
+        DType::Q5K,
+        DType::Q6K,
+        DType::Iq4Nl,
+        DType::Mxfp4,
+    ];
+    if engine != EngineName::LlamaCpp || setup.gpu_count != Some(0) {
+        return false;
+    }
+    if spec.from_headers {
+        let mut matrices = spec.tensors.iter().filter(|t| t.shape.len() > 1);
+        return matrices.any(|t| OTHERWISE.contains(&t.dtype));
+    }
+    let plain = ["F16", "BF16", "F32"];
+    setup
+        .quantization
+        .as_deref()
+        .is_some_and(|q| !q.split_whitespace().any(|w| plain.contains(&w)))
 }
 
 /// llama.cpp's figures.
@@ -627,11 +662,16 @@ fn llama_cpp(
         device.as_ref().ok(),
         &mut p.assumed,
     )?;
+    let stored = if spec.from_headers {
+        Some(spec.stored_bytes().map_err(|e| e.to_string())?.gib())
+    } else {
+        setup.file_gib
+    };
     p.figures.push((
         Figure::Weights,
-        setup.file_gib.map_or_else(
+        stored.map_or_else(
             || Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
-            |gib| Ok(file_buffers(setup, gib)),
+            |gib| Ok(file_buffers(setup, gib, may_repack(setup, &spec, p.engine))),
         ),
     ));
     let kv = run.kv_mib().map_err(|e| e.to_string())?;

@@ -60,6 +60,10 @@ pub struct Setup {
     pub flash_attn: Option<bool>,
     /// llama.cpp's one KV buffer for all slots.
     pub kv_unified: Option<bool>,
+    /// llama.cpp's full-size cache for layers with windows.
+    pub swa_full: bool,
+    /// llama.cpp's rows of logits at once, where its caller bounds them.
+    pub n_outputs_max: Option<u64>,
     /// The ik fork's `-mla`.
     pub mla_attn: Option<u64>,
     /// The ik fork's `-amb`, MiB.
@@ -276,6 +280,8 @@ fn record(f: &Fields<'_>, line: usize) -> Result<Record, String> {
         n_ubatch: f.count("n_ubatch")?,
         flash_attn: f.flag("flash_attn")?,
         kv_unified: f.flag("kv_unified")?,
+        swa_full: f.flag("swa_full")?.unwrap_or(false),
+        n_outputs_max: f.count("n_outputs_max")?,
         mla_attn: f.count("mla_attn")?,
         attn_max_batch: f.count("attn_max_batch")?,
         layers_offloaded: f.text("layers_offloaded")?.and_then(|t| {

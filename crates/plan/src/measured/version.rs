@@ -13,6 +13,8 @@ pub enum EngineName {
     IkLlamaCpp,
     /// SGLang.
     SgLang,
+    /// TensorRT-LLM.
+    TensorRtLlm,
     /// Any other.
     Other,
 }
@@ -26,6 +28,7 @@ impl EngineName {
             Self::LlamaCpp => "llama.cpp",
             Self::IkLlamaCpp => "ik_llama.cpp",
             Self::SgLang => "sglang",
+            Self::TensorRtLlm => "tensorrt-llm",
             Self::Other => "other",
         }
     }
@@ -67,6 +70,7 @@ pub fn read_engine(engine: &str, version: Option<&str>) -> (EngineName, Said) {
         }
         "llama.cpp" | "llamacpp" => EngineName::LlamaCpp,
         "sglang" => EngineName::SgLang,
+        "tensorrt-llm" | "tensorrt_llm" | "trtllm" | "trt-llm" => EngineName::TensorRtLlm,
         _ => EngineName::Other,
     };
     (name, said(text))
@@ -249,7 +253,10 @@ impl Said {
                 .into_iter()
                 .filter(|v| newer(v, SGLANG_RELEASES))
                 .collect(),
-            EngineName::LlamaCpp | EngineName::IkLlamaCpp | EngineName::Other => Vec::new(),
+            EngineName::LlamaCpp
+            | EngineName::IkLlamaCpp
+            | EngineName::TensorRtLlm
+            | EngineName::Other => Vec::new(),
         }
     }
 

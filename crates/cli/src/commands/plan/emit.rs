@@ -2,7 +2,7 @@
 
 use plimsoll_plan::{Answer, Engine, Question, Verdict};
 use plimsoll_program::Parallel;
-use plimsoll_report::{ModelFacts, PlanReport, Pod, launch, manifest};
+use plimsoll_report::{ModelFacts, PlanReport, Pod, launch, manifest, online};
 
 use super::usage;
 use crate::args::{EmitArg, PlanArgs};
@@ -42,6 +42,35 @@ pub(super) fn engine(args: &PlanArgs) -> Result<Option<Engine>, Failure> {
     }
 }
 
+/// Refuses what the plan rests on and no flag says.
+fn sayable(question: &Question) -> Result<(), Failure> {
+    let settings = &question.settings;
+    if settings.draft.is_some() || settings.mtp {
+        let flag = if settings.mtp {
+            "--mtp"
+        } else {
+            "--speculative-model"
+        };
+        return Err(usage(format!(
+            "`--emit` writes no flags of speculation, and {flag} plans with it"
+        ))
+        .hint("leave it out, and add the engine's own flags of speculation to what is written"));
+    }
+    let loads = matches!(settings.engine, Engine::Vllm(_) | Engine::Sglang(_));
+    if let Some(format) = settings
+        .quantization
+        .filter(|f| loads && online(*f).is_none())
+    {
+        return Err(usage(format!(
+            "{} quantises nothing to {} while it loads",
+            settings.engine,
+            format.name()
+        ))
+        .hint("plan a checkpoint that is stored so, or use `--quantization fp8` or bitsandbytes"));
+    }
+    Ok(())
+}
+
 /// Prints it; a plan that does not fit starts nothing.
 pub(super) fn print(
     emit: EmitArg,
@@ -52,6 +81,7 @@ pub(super) fn print(
     report: &PlanReport,
     output: &mut Output,
 ) -> Result<(), Failure> {
+    sayable(question)?;
     let evaluation = &answered.evaluation;
     match evaluation.verdict {
         Verdict::No => {

@@ -88,11 +88,7 @@ pub(super) fn ask(
         engine,
         Engine::Vllm(_) | Engine::LlamaCpp(_) | Engine::Ideal
     ) {
-        return Err(usage(format!(
-            "for {engine}, devices of several kinds cannot be planned: each kind needs pipeline stages whose layers can be \
-             chosen"
-        ))
-        .hint("choose `--engine vllm` or `--engine llama.cpp`"));
+        return Err(cannot_mix(engine));
     }
     let common = parts.iter().map(|p| p.count).fold(0, gcd);
     // llama.cpp splits by layer alone.
@@ -125,6 +121,28 @@ pub(super) fn ask(
     });
     question.kinds = Some(kinds);
     Ok(())
+}
+
+/// Why an engine has no plan on devices of several kinds.
+///
+/// SGLang can be told each stage's layers (`SGLANG_PP_LAYER_PARTITION`), but what is free is the least of all ranks
+/// (`get_available_gpu_memory` over the world group), before loading and for the pool; ranks that share layers have to have
+/// as much free as each other, within a tenth (`init_torch_distributed`, from 0.5.10 on `bootstrap.py`).
+fn cannot_mix(engine: Engine) -> Failure {
+    let (why, instead) = match engine {
+        Engine::Sglang(_) => (
+            "every rank's pool follows from the device that has least free, so the others' memory is not used",
+            "choose `--engine vllm` or `--engine llama.cpp`, or plan as if all were of the smallest kind: `--gpu l40s --gpus N`",
+        ),
+        _ => (
+            "each kind needs pipeline stages whose layers can be chosen",
+            "choose `--engine vllm` or `--engine llama.cpp`",
+        ),
+    };
+    usage(format!(
+        "for {engine}, devices of several kinds cannot be planned: {why}"
+    ))
+    .hint(instead)
 }
 
 fn legal(tp: u64, spec: &ModelSpec) -> bool {

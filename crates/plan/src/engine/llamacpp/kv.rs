@@ -285,6 +285,14 @@ impl CellsLaw {
         Ok(computed)
     }
 
+    /// The logits that the caller reads, where they lie with everything else: one row per slot (`output_reserve`).
+    fn output(&self, run: &Run) -> Result<Bytes, SizeOverflow> {
+        match self.placement {
+            Placement::Host => Bytes::product([self.net.vocab, run.n_parallel, 4]),
+            Placement::Devices(_) => Ok(Bytes::ZERO),
+        }
+    }
+
     /// f16 copies of one layer's quantised cache, which older CUDA builds take at run time.
     fn run_time_copies(&self, run: &Run) -> Result<Bytes, SizeOverflow> {
         if !run.f16_copies || run.rules.copies_in_buffer || !run.flash_attention {
@@ -345,7 +353,11 @@ impl KvLaw for CellsLaw {
         }
         let run = self.run_for(load)?;
         let (own, ..) = self.compute(&run)?;
-        Ok(own.add(self.run_time_copies(&run)?)?)
+        Ok(Bytes::sum([
+            own,
+            self.run_time_copies(&run)?,
+            self.output(&run)?,
+        ])?)
     }
 
     fn beside_terms(&self, load: &Load) -> Result<Vec<Term>, PlanError> {
@@ -363,9 +375,11 @@ impl KvLaw for CellsLaw {
             .input("rows of logits", s.outputs)
             .input("flash attention", run.flash_attention);
         if kind == Kind::Derived {
+            if self.placement != Placement::Host {
+                term = term.input("in host memory", host);
+            }
             term = term
                 .formula("ggml's allocator replayed over the graph of a full batch")
-                .input("in host memory", host)
                 .source("llama.cpp: llama-context.cpp sched_reserve, ggml-alloc.c, models/*.cpp");
             if self.device == 0 {
                 for (name, bytes) in at_the_peak(&self.net, &run, self.placement)?
@@ -382,6 +396,16 @@ impl KvLaw for CellsLaw {
                 .source("plimsoll-plan: engine/llamacpp/compute/bound.rs");
         }
         let mut out = vec![term];
+        let output = self.output(&run)?;
+        if output > Bytes::ZERO {
+            out.push(
+                Term::exact(Region::Workspace, "output buffer", output)
+                    .formula("vocabulary × slots × 4 bytes")
+                    .input("vocabulary", self.net.vocab)
+                    .input("slots", run.n_parallel)
+                    .source("llama.cpp: llama-context.cpp output_reserve"),
+            );
+        }
         let copies = self.run_time_copies(&run)?;
         if copies > Bytes::ZERO {
             out.push(

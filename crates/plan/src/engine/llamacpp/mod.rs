@@ -6,9 +6,10 @@
 //! accounting of llama.cpp itself (`tests/llamacpp.rs`).
 //!
 //! Users map to slots (`llama-server -np USERS -c USERS × CONTEXT`), pipeline stages to devices of
-//! a layer split. Not modelled: layers left on the host, row split, draft models, LoRA.
+//! a layer split; on processors everything lies on the host (`host.rs`). Not modelled: layers left on the host, row split, draft models, LoRA.
 
 mod compute;
+mod host;
 mod kv;
 mod net;
 mod run;
@@ -30,7 +31,7 @@ pub use net::{Arch, Net};
 pub use run::{BATCH, MAX_SEQUENCES, Run, Sizes, UBATCH};
 pub use split::{MAX_DEVICES, Split};
 pub use version::{Day, Rules};
-pub use weights::{WeightBytes, weight_bytes};
+pub use weights::{WeightBytes, host_weight_bytes, weight_bytes};
 
 use super::ideal::whole_device;
 use super::{Context, EngineStage, EngineVersion, Takes, in_use};
@@ -76,15 +77,6 @@ fn split(context: &Context<'_>, version: EngineVersion) -> Result<Split, PlanErr
     })
 }
 
-fn rules_of(version: EngineVersion) -> Rules {
-    match version {
-        EngineVersion::Mainline => Rules::newest(),
-        EngineVersion::Build(n) => Rules::on(Day::of_build(n)),
-        EngineVersion::Date(day) => Rules::on(Day(day)),
-        EngineVersion::Ik => Rules::ik(),
-    }
-}
-
 fn refused(version: EngineVersion, setting: String, reason: impl Into<String>) -> PlanError {
     PlanError::Refused {
         engine: super::Engine::LlamaCpp(version).to_string(),
@@ -112,6 +104,21 @@ pub(super) fn stage(
             "its cache follows from context and slots; use --max-model-len and --max-num-seqs",
         ));
     }
+    let settings = context.settings;
+    if settings.draft.is_some() || settings.mtp {
+        return Err(refused(
+            version,
+            "a draft".to_owned(),
+            "the second context of its drafts is not modelled",
+        ));
+    }
+    if let Some(l) = settings.lora {
+        return Err(refused(
+            version,
+            format!("--max-loras {}", l.slots),
+            "it has no slots for adapters: each file of --lora is loaded beside the model",
+        ));
+    }
     if context.users > MAX_SEQUENCES {
         return Err(refused(
             version,
@@ -122,42 +129,32 @@ pub(super) fn stage(
     let run = flags(context, version)?;
     let net = Net::new(context.spec);
     check_types(&net, &run, version)?;
-    let split = split(context, version)?;
-    let placement = Placement::Devices(split);
+    let on_host = context.deployment.device.vendor == "cpu";
+    let placement = if on_host {
+        Placement::Host
+    } else {
+        Placement::Devices(split(context, version)?)
+    };
+    let (terms, notes) = match placement {
+        Placement::Host if parallel.pp > 1 => {
+            return Err(refused(
+                version,
+                format!("--pp {}", parallel.pp),
+                "processors are one device",
+            ));
+        }
+        Placement::Host => (
+            host::terms(context, &net)?,
+            host::notes(context, &net, &run)?,
+        ),
+        Placement::Devices(split) => {
+            let weights = weight_bytes(context.spec, settings.dtype, split)?;
+            let notes = notes(context, &net, &run, &weights, placement)?;
+            (on_device(context, &net, &weights, placement)?, notes)
+        }
+    };
     let device = context.stage.index;
-    let weights = weight_bytes(context.spec, context.settings.dtype, split)?;
-    let mut terms = Vec::new();
     let own = layers_of(&net, placement, device);
-    let d = usize::try_from(device).unwrap_or(usize::MAX);
-    for (role, bytes, tensors) in weights.devices.get(d).into_iter().flatten() {
-        terms.push(
-            Term::exact(Region::Weights, role.name(), *bytes)
-                .formula("tensors of this device's layers, each padded to 128 bytes")
-                .input("tensors", tensors)
-                .input("layers", format!("{}..{}", own.start, own.end))
-                .input(
-                    "read from",
-                    if context.spec.from_headers {
-                        "file headers"
-                    } else {
-                        "config, as the converter writes it"
-                    },
-                )
-                .source("llama.cpp: llama-model.cpp load_tensors"),
-        );
-    }
-    terms.push(
-        Term::exact(
-            Region::Driver,
-            "context and pools",
-            Bytes::from_mib(DRIVER_BOUND_MIB)?,
-        )
-        .kind(Kind::Bound)
-        .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
-        .source("plimsoll-plan: engine/llamacpp/mod.rs"),
-    );
-    let notes = notes(context, &net, &run, &weights, placement)?;
-    let settings = context.settings;
     let law = CellsLaw::new(
         net,
         run,
@@ -178,10 +175,52 @@ pub(super) fn stage(
     })
 }
 
+/// What lies on a device whatever the load is.
+fn on_device(
+    context: &Context<'_>,
+    net: &Net,
+    weights: &WeightBytes,
+    placement: Placement,
+) -> Result<Vec<Term>, PlanError> {
+    let device = context.stage.index;
+    let own = layers_of(net, placement, device);
+    let d = usize::try_from(device).unwrap_or(usize::MAX);
+    let mut terms = Vec::new();
+    for (role, bytes, tensors) in weights.devices.get(d).into_iter().flatten() {
+        terms.push(
+            Term::exact(Region::Weights, role.name(), *bytes)
+                .formula("tensors of this device's layers, each padded to 128 bytes")
+                .input("tensors", tensors)
+                .input("layers", format!("{}..{}", own.start, own.end))
+                .input("read from", read_from(context))
+                .source("llama.cpp: llama-model.cpp load_tensors"),
+        );
+    }
+    terms.push(
+        Term::exact(
+            Region::Driver,
+            "context and pools",
+            Bytes::from_mib(DRIVER_BOUND_MIB)?,
+        )
+        .kind(Kind::Bound)
+        .formula("fixed bound for context, modules, cuBLAS and temporary buffers")
+        .source("plimsoll-plan: engine/llamacpp/mod.rs"),
+    );
+    Ok(terms)
+}
+
+const fn read_from(context: &Context<'_>) -> &'static str {
+    if context.spec.from_headers {
+        "file headers"
+    } else {
+        "config, as the converter writes it"
+    }
+}
+
 /// The flags that do not depend on the load.
 fn flags(context: &Context<'_>, version: EngineVersion) -> Result<Run, PlanError> {
     let s = context.settings;
-    let rules = rules_of(version);
+    let rules = Rules::of(version);
     let type_k = cache_type(s.kv_type, version)?;
     Ok(Run {
         kv_unified: s.kv_unified,
@@ -206,12 +245,12 @@ fn flags(context: &Context<'_>, version: EngineVersion) -> Result<Run, PlanError
     })
 }
 
-/// A type that the cache accepts; f16 unless it is asked for.
-fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
-    match t {
-        KvType::Auto => Ok(DType::F16),
-        KvType::Plain(
-            d @ (DType::F32
+/// Whether its caches can have this type (`common/arg.cpp: kv_cache_types`).
+#[must_use]
+pub const fn caches(d: DType) -> bool {
+    matches!(
+        d,
+        DType::F32
             | DType::F16
             | DType::Bf16
             | DType::Q8_0
@@ -219,8 +258,15 @@ fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
             | DType::Q4_1
             | DType::Iq4Nl
             | DType::Q5_0
-            | DType::Q5_1),
-        ) => Ok(d),
+            | DType::Q5_1
+    )
+}
+
+/// A type that the cache accepts; f16 unless it is asked for.
+fn cache_type(t: KvType, version: EngineVersion) -> Result<DType, PlanError> {
+    match t {
+        KvType::Auto => Ok(DType::F16),
+        KvType::Plain(d) if caches(d) => Ok(d),
         other => Err(refused(
             version,
             format!("--kv-cache-dtype {other}"),
@@ -303,6 +349,13 @@ fn notes(
             layers.join(", ")
         ));
     }
+    out.extend(caveats(context, net, run));
+    Ok(out)
+}
+
+/// What is known less well than the rest.
+fn caveats(context: &Context<'_>, net: &Net, run: &Run) -> Vec<String> {
+    let mut out = Vec::new();
     if let Err(why) = graph_of(net, run) {
         out.push(format!("the compute buffer is a bound: {why}"));
     }
@@ -312,5 +365,5 @@ fn notes(
                 .to_owned(),
         );
     }
-    Ok(out)
+    out
 }

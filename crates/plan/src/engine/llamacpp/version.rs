@@ -5,6 +5,8 @@
 //! known points: near a change it may be off by some days, and a date is then the safer input.
 //! The changes and their pull requests are named at each switch.
 
+use super::super::EngineVersion;
+
 /// A day, as the number `yyyymmdd`: it sorts as days do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(pub u32);
@@ -113,9 +115,22 @@ pub struct Rules {
     pub copies_in_buffer: bool,
     /// Flash attention is used unless it is switched off (August 2025).
     pub flash_by_default: bool,
+    /// The server keeps finished prompts in host memory (PR 16391, October 2025).
+    pub prompt_cache: bool,
 }
 
 impl Rules {
+    /// Those of a version.
+    #[must_use]
+    pub fn of(version: EngineVersion) -> Self {
+        match version {
+            EngineVersion::Mainline => Self::newest(),
+            EngineVersion::Build(n) => Self::on(Day::of_build(n)),
+            EngineVersion::Date(day) => Self::on(Day(day)),
+            EngineVersion::Ik => Self::ik(),
+        }
+    }
+
     /// The newest mainline.
     #[must_use]
     pub fn newest() -> Self {
@@ -151,6 +166,7 @@ impl Rules {
             few_outputs: since(20_260_601),
             copies_in_buffer: since(20_260_530),
             flash_by_default: since(20_250_830),
+            prompt_cache: since(20_251_009),
         }
     }
 

@@ -95,6 +95,37 @@ pub fn weight_bytes(
     Ok(out)
 }
 
+/// The weights of `spec` on the host alone: every tensor of the file once, a tied head too.
+///
+/// Matrices that the processor's kernels want otherwise (`CPU_REPACK`) lie in a buffer of their own, and the pages of the
+/// mapped file that had them are not looked at again.
+///
+/// # Errors
+/// [`SizeOverflow`].
+pub fn host_weight_bytes(
+    spec: &ModelSpec,
+    dtype: Option<DType>,
+) -> Result<Vec<(Role, Bytes, u64)>, SizeOverflow> {
+    let layers = spec.layers.len() as u64;
+    let mut out: Vec<(Role, Bytes, u64)> = Vec::new();
+    for t in &spec.tensors {
+        let beyond = t.layer.is_some_and(|i| u64::from(i) >= layers);
+        if beyond || matches!(t.role, Role::Encoder | Role::Mtp) {
+            continue;
+        }
+        let bytes = padded(t, stored_type(spec, t, dtype), false)?;
+        match out.iter_mut().find(|(r, ..)| *r == t.role) {
+            Some(row) => {
+                row.1 = row.1.add(bytes)?;
+                row.2 += 1;
+            }
+            None => out.push((t.role, bytes, 1)),
+        }
+    }
+    out.sort_by_key(|(role, ..)| *role);
+    Ok(out)
+}
+
 /// Whether a layer attends to everything.
 const fn full(layer: &LayerSpec) -> bool {
     match layer.mixer {

@@ -79,6 +79,28 @@ struct Divided {
     slots: Option<u64>,
 }
 
+/// The type of the pool: the model's, 8 bits, or bf16 where the release takes its name (`srt/server_args.py`:
+/// `--kv-cache-dtype`).
+fn pool_dtype(context: &Context<'_>, version: Version) -> Result<DType, PlanError> {
+    let kv = plain_kv_dtype(context, "sglang")?;
+    let named = match kv {
+        DType::F8E4m3 | DType::F8E5m2 => true,
+        DType::Bf16 => version >= super::BF16_BY_NAME,
+        _ => false,
+    };
+    if named || kv == activation_dtype(context) {
+        return Ok(kv);
+    }
+    Err(PlanError::Refused {
+        engine: format!("sglang {version}"),
+        setting: format!("--kv-cache-dtype {}", context.settings.kv_type),
+        reason: format!(
+            "its pools have the model's type, fp8_e4m3 or fp8_e5m2, and from {} on bf16",
+            super::BF16_BY_NAME
+        ),
+    })
+}
+
 /// The law of one rank.
 pub(super) fn law(
     context: &Context<'_>,
@@ -88,7 +110,7 @@ pub(super) fn law(
     let rows = sparse::rows(context, version)?;
     let kv = match &rows {
         Some(rows) => rows.dtype,
-        None => plain_kv_dtype(context, "sglang")?,
+        None => pool_dtype(context, version)?,
     };
     let dtype = activation_dtype(context);
     let tp = context.deployment.parallel.tp;

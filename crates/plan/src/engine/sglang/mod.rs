@@ -29,6 +29,14 @@ pub const NEWEST: Version = Version {
 /// The first release whose rules were read.
 pub const FIRST: Version = Version::new(0, 4);
 
+/// The first release that takes bf16 as the pool's type by name: its parser does in 0.5.4, not in 0.5.3. Before, a pool is
+/// bf16 where the model is.
+pub const BF16_BY_NAME: Version = Version {
+    major: 0,
+    minor: 5,
+    patch: 4,
+};
+
 /// The table of requests has a 4-byte index for every position of every request.
 const INDEX: u64 = 4;
 
