@@ -188,16 +188,7 @@ fn the_map_of_weights_as_they_are_stored_is_the_one_that_plan_prints() {
     assert!(stored < wide, "{stored}, {wide}");
     // Two ranks have 48 columns each: what would cut a group of 32 is widened, and the rest stays.
     let of_a_rank = |weights: &str| {
-        let flags = [
-            "-p",
-            "w5",
-            "--tp",
-            "2",
-            "--weights",
-            weights,
-            "--kv-memory",
-            "3MiB",
-        ];
+        let flags = ["--tp", "2", "--weights", weights, "--kv-memory", "3MiB"];
         let map = run(&folder, &flags);
         let regions = map["regions"].as_array().expect("regions");
         let weights = regions.iter().find(|r| r["region"] == "weights");

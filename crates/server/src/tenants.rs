@@ -46,8 +46,9 @@ pub struct Rules {
 /// Keys, each with the place of its tenant.
 pub type Keys = Vec<(KeyDigest, u16)>;
 
-/// Reads the keys again, and says itself what is wrong with them; nothing where the old ones stay.
-pub type Reload = Arc<dyn Fn() -> Option<Keys> + Send + Sync>;
+/// Reads the keys again and hands them over, unless the old ones stay; then it says which: whoever hears of new keys can
+/// use them.
+pub type Reload = Arc<dyn Fn(&dyn Fn(Keys)) + Send + Sync>;
 
 /// Who may come.
 #[derive(Clone)]
@@ -177,10 +178,8 @@ impl Tenants {
 
     /// Takes the keys that are there now; whoever is in stays in.
     pub(crate) fn reload(&self) {
-        if let (Some(reload), Some(keys)) = (&self.reload, &self.keys)
-            && let Some(new) = reload()
-        {
-            *keys.write().unwrap_or_else(PoisonError::into_inner) = new;
+        if let (Some(reload), Some(keys)) = (&self.reload, &self.keys) {
+            reload(&|new| *keys.write().unwrap_or_else(PoisonError::into_inner) = new);
         }
     }
 

@@ -218,22 +218,26 @@ fn access(args: &ServeArgs, key: Option<String>, tenants: Option<Tenants>) -> Ac
     };
     access.shared_prefixes = args.prefix_cache_scope == PrefixScope::Global;
     if let (Some(tenants), Some(path)) = (tenants, args.tenants.clone()) {
-        access.reload = Some(Arc::new(move || reloaded(&tenants, &path, key.as_deref())));
+        access.reload = Some(Arc::new(move |take| {
+            reload(&tenants, &path, key.as_deref(), take)
+        }));
     }
     access
 }
 
-/// The keys that a file has now. A mistake in it changes nothing.
-fn reloaded(tenants: &Tenants, path: &Path, key: Option<&str>) -> Option<Keys> {
+/// Takes the keys that a file has now, and says so. A mistake in it changes nothing.
+fn reload(tenants: &Tenants, path: &Path, key: Option<&str>, take: &dyn Fn(Keys)) {
     let read = Tenants::read(path, key).map_err(|e| e.text());
-    let keys = read.and_then(|new| tenants.new_keys(new));
-    let said = match &keys {
-        Ok(keys) => format!("{}: {} keys", path.display(), keys.len()),
+    let said = match read.and_then(|new| tenants.new_keys(new)) {
+        Ok(keys) => {
+            let count = keys.len();
+            take(keys);
+            format!("{}: {count} keys", path.display())
+        }
         Err(e) => format!("the keys stay as they were: {}", e.trim_end()),
     };
     // Whoever reads it may be gone; nobody else is to suffer from that.
     let _ = writeln!(std::io::stderr(), "{said}");
-    keys.ok()
 }
 
 fn address(args: &ServeArgs) -> SocketAddr {

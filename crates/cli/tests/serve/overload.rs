@@ -24,6 +24,8 @@ fn whoever_finds_no_place_is_told_at_once() {
     let body = json!({ "prompt": PROMPT, "max_tokens": 40, "ignore_eos": true, "temperature": 0 })
         .to_string();
     let want = texts(&server.complete(serde_json::from_str(&body).unwrap()));
+    // Whoever was answered has its place for a moment more.
+    server.wait_until("free", |s| s.is_free());
     let answers: Vec<Answer> = std::thread::scope(|scope| {
         let all: Vec<_> = (0..64)
             .map(|_| scope.spawn(|| server.post(C, &body)))

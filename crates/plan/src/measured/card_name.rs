@@ -437,7 +437,7 @@ mod tests {
             "H100 (sm_120)",
             "RTX 6000 Blackwell",
             "RTX 2060 12GB",
-            "M4 Max 64GB",
+            "M4 Max 24GB",
             "RTX 3090 and RTX 4090",
             "RTX 4090, RTX 3090",
             "80GB",
@@ -465,7 +465,7 @@ mod tests {
         assert_eq!(sizes("compute capability < 8 card"), (true, 11, 47));
         assert_eq!(sizes("sm_120 card"), (true, 8, 95));
         assert_eq!(sizes("32GB Volta/Turing-class"), (true, 32, 32));
-        assert_eq!(sizes("140 GB-class GPU"), (true, 140, 143));
+        assert_eq!(sizes("140 GB-class GPU"), (true, 140, 144));
         assert_eq!(sizes("143771 MiB GPU").1, 140);
         assert_eq!(sizes("AMD 288 GiB-class"), (true, 288, 288));
         assert!(described("a GPU").is_empty() && described("NVIDIA").is_empty());
