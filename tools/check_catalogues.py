@@ -75,7 +75,7 @@ PUBLISHED = {
     "minimax-m2.5": "230B", "minimax-m2.7": "230B", "qwen3-coder-480b-a35b": "480B", "qwen3-vl-2b": "2.13B",
     "qwen3-vl-4b": "4.44B", "qwen3-vl-8b": "8.77B", "qwen3-vl-32b": "33.4B", "qwen3-vl-30b-a3b": "31.1B",
     "qwen3-vl-235b-a22b": "236B", "qwen3.5-27b": "27B", "qwen3.5-35b-a3b": "35B", "qwen3.5-122b-a10b": "122B",
-    "qwen3.5-397b-a17b": "397B", "kimi-k2": "1T", "nemotron-3-nano-30b-a3b": "31.6B", "nemotron-h-56b": "56B",
+    "qwen3.5-397b-a17b": "397B", "kimi-k2": "1T", "kimi-k2-thinking": "1T", "nemotron-3-nano-30b-a3b": "31.6B", "nemotron-h-56b": "56B",
     "llama-4-scout-17b-16e": "109B", "llama-4-maverick-17b-128e": "400B", "yi-34b": "34.4B", "codellama-34b": "33.7B",
     "exaone-4.0-32b": "32.0B", "olmo-3.1-32b": "32.2B", "qwen3.5-9b": "9B", "tinyllama-1.1b": "1.10B",
     "smollm2-135m": "135M", "smollm2-360m": "362M", "codellama-7b": "6.74B", "codellama-13b": "13.0B",

@@ -132,28 +132,34 @@ fn existing(path: &Path) -> Result<ModelRef, HostError> {
 /// Longest name that is compared with others.
 const LONGEST_NAME: usize = 120;
 
-/// The error for a name that is nothing, with names that are near.
+/// Letters that another name begins with, at least, to be named for it.
+const ALIKE: usize = 4;
+
+/// The error for a name that is nothing, with names that are near, or else those that begin as it does.
 fn unknown(model: &str) -> HostError {
     let lower = model.to_ascii_lowercase();
-    let mut near: Vec<(usize, &str)> = catalogue::entries()
+    let mut near: Vec<(usize, usize, &str)> = catalogue::entries()
         .iter()
         .filter(|_| lower.len() <= LONGEST_NAME)
         .flat_map(|e| {
             std::iter::once(&e.name)
                 .chain(&e.aliases)
-                .map(move |n| (e, n))
+                .map(move |n| (e, n.to_ascii_lowercase()))
         })
-        .map(|(e, n)| {
-            (
-                strsim::damerau_levenshtein(&lower, &n.to_ascii_lowercase()),
-                e.name.as_str(),
-            )
+        .filter_map(|(e, n)| {
+            let away = strsim::damerau_levenshtein(&lower, &n);
+            let alike = n.bytes().filter(|_| !n.contains('/')).zip(lower.bytes());
+            let alike = alike.take_while(|(a, b)| a == b).count();
+            if away <= (n.len().min(lower.len()) / 3).max(1) {
+                Some((0, away, e.name.as_str()))
+            } else {
+                (alike >= ALIKE).then(|| (lower.len() - alike, away, e.name.as_str()))
+            }
         })
-        .filter(|(d, n)| *d <= (n.len().min(lower.len()) / 3).max(1))
         .collect();
     near.sort_unstable();
     let mut names: Vec<&str> = Vec::new();
-    for (_, n) in near {
+    for (_, _, n) in near {
         if !names.contains(&n) && names.len() < 3 {
             names.push(n);
         }
@@ -167,6 +173,9 @@ fn unknown(model: &str) -> HostError {
         error.next(FORMS)
     } else {
         let names: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
-        error.next(format!("did you mean {}?", names.join(" or ")))
+        error.next(format!(
+            "did you mean {}? `plimsoll models list` has all",
+            names.join(" or ")
+        ))
     }
 }

@@ -494,6 +494,10 @@ fn names_are_found_or_guessed_at() {
         err.next.contains("did you mean") && err.next.contains("llama-13b"),
         "{err:?}"
     );
+    // What is called after a model, and what nothing is called.
+    let next = |name: &str| locate(name).unwrap_err().next;
+    assert!(next("kimi-k2-preview-0905").contains("`kimi-k2`"));
+    assert!(next("metaphor").starts_with("give a built-in name"));
     let err = locate("gpt-4").unwrap_err();
     assert!(
         err.what.contains("no shape of gpt-4 has been published"),
