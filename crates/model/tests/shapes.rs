@@ -51,7 +51,13 @@ fn crossed(spec: &ModelSpec) -> Vec<Value> {
 
 /// Families that transformers does not know: what ranks hold of them is compared with vLLM's classes
 /// (`crates/plan/tests/vllm_shards.rs`).
-const ELSEWHERE: &[&str] = &["baichuan", "bailing_moe", "chatglm", "nemotron_nas"];
+const ELSEWHERE: &[&str] = &[
+    "arctic",
+    "baichuan",
+    "bailing_moe",
+    "chatglm",
+    "nemotron_nas",
+];
 
 fn without_quantisation(config: &Value) -> Value {
     let mut config = config.clone();
