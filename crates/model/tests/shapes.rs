@@ -195,6 +195,22 @@ fn published_totals_are_met() {
     }
 }
 
+/// The hub's count of parameters from files' headers, as AlexsJones/llmfit collected them (`hf_models.json`; Codestral's
+/// from its AWQ copy there, `StarCoder` 2's from a card made of its headers): an AWQ checkpoint's are those of its matrices
+/// unpacked, its feed-forwards padded for their groups.
+#[test]
+fn catalogued_models_have_as_many_parameters_as_the_hub_counts() {
+    for (name, parameters) in [
+        ("codestral-22b", 22_247_282_688),
+        ("qwen2-vl-7b", 8_291_375_616),
+        ("qwen2-vl-72b", 73_405_560_320),
+        ("qwen2.5-vl-72b-awq", 73_662_435_584),
+        ("starcoder2-15b", 15_957_889_024),
+    ] {
+        assert_eq!(catalogued(name).parameters().unwrap(), parameters, "{name}");
+    }
+}
+
 /// The weight files of DeepSeek-V3 are 688,586,727,753 bytes long, headers included. A header line
 /// has the name, three keys and the numbers: what remains must be that, for every tensor. So the
 /// multi-token-prediction layer is whole, and its projection is not quantised.

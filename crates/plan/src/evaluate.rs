@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use plimsoll_model::{Ffn, ModelSpec, quant};
-use plimsoll_program::Stage;
+use plimsoll_program::{Stage, is_cast};
 use plimsoll_units::{Bytes, Weights};
 
 use crate::engine::plimsoll::{batched_tokens_of, outputs_of};
@@ -222,6 +222,28 @@ pub fn prepared<'a>(
         }
         _ => Ok(Cow::Borrowed(spec)),
     }
+}
+
+/// The model as `settings` serve it: quantised as [`prepared`] does it, and plain tensors in the type that the engine casts
+/// them to, which is then the model's.
+///
+/// # Errors
+/// Those of [`prepared`].
+pub fn served<'a>(
+    spec: &'a ModelSpec,
+    settings: &Settings,
+) -> Result<Cow<'a, ModelSpec>, PlanError> {
+    let mut served = prepared(spec, settings)?;
+    if let Some(dtype) = engine::cast_to(settings, &served) {
+        let changed = served.to_mut();
+        let stored = std::mem::replace(&mut changed.dtype, dtype);
+        for t in &mut changed.tensors {
+            if is_cast(t, stored) {
+                t.dtype = dtype;
+            }
+        }
+    }
+    Ok(served)
 }
 
 /// Judges one deployment. `load` is that of the whole deployment; replicas share its users.

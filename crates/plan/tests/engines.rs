@@ -5,7 +5,7 @@
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate,
+    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate, served,
 };
 use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
@@ -84,6 +84,26 @@ fn checkpoints_of_32_bits_are_served_in_16_by_vllm_and_sglang() {
     }
     let own = of(Engine::Ideal, None);
     assert_eq!(own, of(Engine::Ideal, Some(DType::F32)));
+    // The model itself, as they serve it: all of it is plain.
+    let olmo = model("olmo-2-7b");
+    let bytes = |e: Engine| {
+        let served = served(&olmo, &Settings::new(e)).unwrap();
+        (served.dtype, served.stored_bytes().unwrap().get())
+    };
+    let stored = olmo.stored_bytes().unwrap().get();
+    assert_eq!(bytes(vllm), (DType::F16, stored / 2));
+    assert_eq!(bytes(Engine::Plimsoll), (DType::F32, stored));
+    // What has a type of its own keeps it: a router's correction in 32 bits, 8-bit matrices and their scales.
+    let v3 = model("deepseek-v3");
+    let settings = Settings {
+        dtype: Some(DType::F16),
+        ..Settings::new(vllm)
+    };
+    let f16 = served(&v3, &settings).unwrap();
+    let of = |s: &ModelSpec, d: DType| s.tensors.iter().filter(|t| t.dtype == d).count();
+    assert_eq!(of(&f16, DType::F16), of(&v3, DType::Bf16));
+    assert!(of(&v3, DType::F32) > 0 && of(&f16, DType::F32) == of(&v3, DType::F32));
+    assert_eq!(of(&f16, DType::F8E4m3), of(&v3, DType::F8E4m3));
 }
 
 #[test]
