@@ -313,7 +313,7 @@ fn a_checkpoint_of_32_bits_is_replayed_as_it_is_served() {
     let wide = Trace::new("olmo-f32.json", &config("float32"));
     let half = Trace::new("olmo-f16.json", &config("float16"));
     let replayed = |model: &Trace, more: &str| {
-        let load = "--workload sharegpt --requests 100 --gpu a100-80g";
+        let load = "--workload sharegpt --requests 100 --gpu h200";
         let plan = the_plan(&format!("plimsoll plan {} {load} {more}", model.path()));
         let mut replay = plan["workload"]["replay"].clone();
         let command = replay.as_object_mut().unwrap().remove("command").unwrap();
@@ -325,20 +325,15 @@ fn a_checkpoint_of_32_bits_is_replayed_as_it_is_served() {
         "--engine sglang",
         "--engine vllm --dtype f16",
     ] {
-        let served = replayed(&wide, &format!("{engine} --kv-memory 4GiB"));
-        let same = replayed(&half, &format!("{engine} --kv-memory 4GiB"));
+        let (served, same) = (replayed(&wide, engine), replayed(&half, engine));
         assert_eq!(served.0, same.0, "{engine}");
         // `simulate` would take the checkpoint's own type.
         assert_eq!((served.1, same.1), (false, true), "{engine}");
     }
     // What is asked for is kept.
     for engine in ["--engine vllm --dtype f32", "--engine plimsoll"] {
-        let kept = replayed(&wide, &format!("{engine} --kv-memory 4GiB"));
-        assert_ne!(
-            kept.0,
-            replayed(&half, "--engine vllm --kv-memory 4GiB").0,
-            "{engine}"
-        );
+        let kept = replayed(&wide, engine);
+        assert_ne!(kept.0, replayed(&half, "--engine vllm").0, "{engine}");
         assert!(kept.1, "{engine}");
     }
 }
