@@ -106,6 +106,35 @@ fn checkpoints_of_32_bits_are_served_in_16_by_vllm_and_sglang() {
     assert_eq!(of(&f16, DType::F8E4m3), of(&v3, DType::F8E4m3));
 }
 
+/// The budget is then all that is free; what lies outside it, such as the driver's context, is no part of the pool.
+#[test]
+fn a_pool_that_is_given_fits_where_all_together_does() {
+    for name in ["vllm", "vllm@0.19", "sglang", "plimsoll"] {
+        let of = |gib: u64| {
+            let settings = Settings {
+                kv_memory: Some(Bytes::new(gib << 30)),
+                ..Settings::new(engine(name))
+            };
+            plan("qwen3-8b", h100(), &settings, &Load::plain(1, 8192)).unwrap()
+        };
+        assert_eq!(of(8).verdict, Verdict::Yes, "{name}");
+        // 15.3 GiB of weights beside it.
+        assert_eq!(of(70).verdict, Verdict::No, "{name}");
+        // Up to the last GiB that is left of the card with all that is outside.
+        let fits = |gib: &u64| of(*gib).verdict != Verdict::No;
+        let most = (8..70).rev().find(fits).unwrap();
+        let e = of(most);
+        let s = &e.stages[0];
+        let outside = |of: fn(&plimsoll_plan::Term) -> Bytes| {
+            s.outside.iter().map(|t| of(t).get()).sum::<u64>()
+        };
+        let terms = s.terms.iter().map(|t| t.bytes.get()).sum::<u64>();
+        let all = terms + s.kv_term.bytes.get() + outside(plimsoll_plan::Term::low);
+        let usable = h100().usable.get();
+        assert!(all <= usable && usable - all < 1 << 30, "{name}: {most}");
+    }
+}
+
 #[test]
 fn buffers_of_deepseek_v4s_class_count_as_weights() {
     let buffers = |release: &str, mtp: bool| {
