@@ -161,6 +161,28 @@ fn buffers_of_deepseek_v4s_class_count_as_weights() {
     assert_eq!(buffers("0.24.0", false), (choices, lanes));
     assert_eq!(buffers("0.28.0", false), (choices, None));
     assert_eq!(buffers("0.32.0", true), (choices, lanes));
+    // Of stages, each chooses and the last keeps the lanes.
+    let staged = Deployment {
+        device: Device::of_size(Bytes::new(1 << 39)),
+        kinds: None,
+        parallel: Parallel {
+            pp: 2,
+            ..Parallel::default()
+        },
+        in_use: Bytes::ZERO,
+    };
+    let settings = Settings {
+        max_num_batched_tokens: Some(8192),
+        ..Settings::new(engine("vllm@0.24.0"))
+    };
+    let spec = model("deepseek-v4-flash");
+    let e = evaluate(&spec, &staged, &settings, &Load::plain(1, 4096)).unwrap();
+    let has = |name: &str| -> Vec<bool> {
+        let of = |s: &plimsoll_plan::StageEvaluation| s.terms.iter().any(|t| t.name == name);
+        e.stages.iter().map(of).collect()
+    };
+    assert_eq!(has("indexer's choices"), [true, true]);
+    assert_eq!(has("lanes for prediction layers"), [false, true]);
 }
 
 #[test]
