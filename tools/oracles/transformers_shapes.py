@@ -779,6 +779,29 @@ CASES = {
     "mistral4-small": small(
         "mistral4", "Mistral4ForCausalLM", **DEEPSEEK,
     ),
+    "qwen2_5_omni-small": dict(
+        architectures=["Qwen2_5OmniThinkerForConditionalGeneration"], model_type="qwen2_5_omni_thinker", torch_dtype="bfloat16",
+        text_config=text("qwen2_5_omni_text", pad_token_id=0),
+        vision_config=dict(
+            model_type="qwen2_5_omni_vision_encoder", depth=3, hidden_size=48, intermediate_size=84, num_heads=4, out_hidden_size=96,
+        ),
+        audio_config=dict(
+            model_type="qwen2_5_omni_audio_encoder", d_model=48, encoder_layers=3, encoder_attention_heads=4,
+            encoder_ffn_dim=84, output_dim=96, num_mel_bins=80, max_source_positions=64,
+        ),
+    ),
+    "phi4_multimodal-small": small(
+        "phi4_multimodal", "Phi4MultimodalForCausalLM", pad_token_id=0,
+        vision_config=dict(
+            model_type="phi4_multimodal_vision", hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=4,
+            image_size=56, crop_size=56, patch_size=14,
+        ),
+        audio_config=dict(
+            model_type="phi4_multimodal_audio", hidden_size=40, intermediate_size=60, num_blocks=3, num_attention_heads=4,
+            ext_pw_out_channel=36, depthwise_separable_out_channel=44, kernel_size=5, input_size=50, time_reduction=4,
+            bias_max_distance=20, nemo_conv_channels=28, downsample_rate=2,
+        ),
+    ),
     "qwen3_omni_moe-small": dict(
         architectures=["Qwen3OmniMoeThinkerForConditionalGeneration"], model_type="qwen3_omni_moe_thinker", torch_dtype="bfloat16",
         text_config=text(
@@ -836,10 +859,10 @@ def checkpoint(model):
 # Where transformers' reverse conversion is not the inverse of what it reads: published names, of its own mapping's
 # source side, in place of those that it writes.
 PUBLISHED = {
-    "qwen3_omni_moe_thinker": [
+    **{kind: [
         (r"^thinker\.model\.thinker\.language_model\.", "thinker.model."),
         (r"^thinker\.model\.thinker\.", "thinker."),
-    ],
+    ] for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")},
     # Also as vLLM reads them (0.32, `models/deepseek_v4/nvidia/model.py`, `_make_deepseek_v4_weights_mapper`).
     "deepseek_v4": [
         (r"^model\.embed_tokens\.", "embed."),

@@ -648,6 +648,19 @@ SHARDED = {
             ffn=dict(ffn_mult=times, no_op=times is None, replace_with_linear=False),
         ) for group, times in ((8, 5.25), (None, 1.3125), (16, 0.5), (None, None), (8, 2.625), (None, 10.0))],
     ),
+    # Every second layer with experts and what is dense beside them, by the class's default.
+    "arctic": dict(
+        COMMON, architectures=["ArcticForCausalLM"], model_type="arctic", hidden_size=1024, num_hidden_layers=4,
+        num_attention_heads=16, num_key_value_heads=8, intermediate_size=768, vocab_size=32000,
+        max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu", num_local_experts=8,
+        num_experts_per_tok=2, use_residual=True, tie_word_embeddings=False,
+    ),
+    "arctic-every-layer": dict(
+        COMMON, architectures=["ArcticForCausalLM"], model_type="arctic", hidden_size=1024, num_hidden_layers=3,
+        num_attention_heads=16, num_key_value_heads=8, intermediate_size=768, vocab_size=32000,
+        max_position_embeddings=4096, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu", num_local_experts=8,
+        num_experts_per_tok=2, moe_layer_frequency=1, use_residual=False, tie_word_embeddings=False,
+    ),
     # MiMo V2.5 and 2.6: one matrix of queries, keys and values.
     "mimo-v2": dict(MIMO_V2_FLASH, architectures=["MiMoV2ForCausalLM"]),
     "deepseek-v3": DS_V3,

@@ -299,6 +299,45 @@ fn what_cannot_be_replayed_is_planned_and_says_why() {
     assert_eq!(quantised["workload"]["replay"]["finished"], 20);
 }
 
+/// OLMo 2 7B is published in 32 bits, which vLLM halves and Plimsoll does not: what is replayed is what is served, its
+/// weights and its blocks.
+#[test]
+fn a_checkpoint_of_32_bits_is_replayed_as_it_is_served() {
+    let config = |dtype: &str| {
+        format!(
+            r#"{{"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", "hidden_size": 4096, "num_hidden_layers": 32,
+            "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 100352,
+            "max_position_embeddings": 4096, "tie_word_embeddings": false, "torch_dtype": "{dtype}"}}"#
+        )
+    };
+    let wide = Trace::new("olmo-f32.json", &config("float32"));
+    let half = Trace::new("olmo-f16.json", &config("float16"));
+    let replayed = |model: &Trace, more: &str| {
+        let load = "--workload sharegpt --requests 100 --gpu h200";
+        let plan = the_plan(&format!("plimsoll plan {} {load} {more}", model.path()));
+        let mut replay = plan["workload"]["replay"].clone();
+        let command = replay.as_object_mut().unwrap().remove("command").unwrap();
+        assert_eq!(replay["finished"], 100, "{more}");
+        (replay, command != Value::Null)
+    };
+    for engine in [
+        "--engine vllm",
+        "--engine sglang",
+        "--engine vllm --dtype f16",
+    ] {
+        let (served, same) = (replayed(&wide, engine), replayed(&half, engine));
+        assert_eq!(served.0, same.0, "{engine}");
+        // `simulate` would take the checkpoint's own type.
+        assert_eq!((served.1, same.1), (false, true), "{engine}");
+    }
+    // What is asked for is kept.
+    for engine in ["--engine vllm --dtype f32", "--engine plimsoll"] {
+        let kept = replayed(&wide, engine);
+        assert_ne!(kept.0, replayed(&half, "--engine vllm").0, "{engine}");
+        assert!(kept.1, "{engine}");
+    }
+}
+
 #[test]
 fn bad_inputs_have_their_codes() {
     let bad = Trace::new("bad.csv", "prompt_len,output_len\n12,x\n");

@@ -7,6 +7,7 @@
 pub(crate) mod conformer;
 pub(crate) mod gemma4;
 pub(crate) mod mobilenet_v5;
+pub(crate) mod phi4;
 pub(crate) mod step;
 
 use crate::builder::{columns, heads};
@@ -235,6 +236,15 @@ impl Siglip {
             pooling: vision.flag("vision_use_head", true)?,
             positions: None,
         })
+    }
+
+    /// One of these sizes with a pooling head.
+    pub(crate) const fn pooled(body: Body) -> Self {
+        Self {
+            body,
+            pooling: true,
+            positions: None,
+        }
     }
 
     /// Reads a `vision_config` whose tower never has a pooling head.

@@ -5,7 +5,7 @@
 mod inventory;
 
 use inventory::{golden_files, read};
-use plimsoll_model::{Assume, Mixer, ModelSpec, Reach, Role, from_config};
+use plimsoll_model::{Assume, Ffn, Mixer, ModelSpec, Reach, Role, from_config};
 use serde_json::{Value, json};
 
 /// The config of a golden file.
@@ -216,6 +216,19 @@ fn what_a_family_does_not_know_is_refused_by_name() {
             json!({"attn_type": "multiquery_attention"}),
         ),
         ("mpt-small", "no_bias", json!(false)),
+        ("phi4_multimodal-small", "audio_config", Value::Null),
+        (
+            "phi4_multimodal-small",
+            "vision_config.image_size",
+            json!(7),
+        ),
+        (
+            "phi4_multimodal-small",
+            "audio_config.num_attention_heads",
+            json!(3),
+        ),
+        ("qwen2_5_omni-small", "audio_config", Value::Null),
+        ("qwen2_5_omni-small", "text_config", Value::Null),
         ("qwen2_audio-small", "audio_config", Value::Null),
         (
             "qwen3_omni_moe-small",
@@ -269,4 +282,103 @@ fn mimo_is_qwen2_with_prediction_layers() {
         let joint = parts.iter().find(|p| p.name.ends_with("input_proj.weight"));
         assert_eq!(joint.unwrap().shape, [qwen.hidden, 2 * qwen.hidden]);
     }
+}
+
+/// The published class of Phi-4-multimodal has the converted one's tensors under other names. Its checkpoint's headers hold
+/// 5,574,460,384 parameters: what is left out is the adapters, a matrix of `r` rows and one of `r` columns beside each of
+/// the decoder's four (its config: ranks of 256 for images, 320 for sound).
+#[test]
+fn phi_4_multimodal_is_published_under_other_names() {
+    let config = json!({
+        "architectures": ["Phi4MMForCausalLM"], "model_type": "phi4mm", "hidden_size": 3072, "intermediate_size": 8192,
+        "num_hidden_layers": 32, "num_attention_heads": 24, "num_key_value_heads": 8, "vocab_size": 200_064,
+        "max_position_embeddings": 131_072, "partial_rotary_factor": 0.75, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16",
+        "embd_layer": {"audio_embd_layer": {"downsample_rate": 1}},
+        "audio_processor": {"name": "cascades", "config": {
+            "attention_dim": 1024, "attention_heads": 16, "linear_units": 1536, "num_blocks": 24, "kernel_size": 3,
+            "depthwise_multiplier": 1, "depthwise_seperable_out_channel": 1024, "ext_pw_out_channel": 1024,
+            "input_size": 80, "time_reduction": 8, "nemo_conv_settings": {"conv_channels": 1024},
+            "relative_attention_bias_args": {"t5_bias_max_distance": 500, "type": "t5"},
+        }},
+    });
+    let published = spec(&config);
+    let (h, inner) = (3072_u64, 8192_u64);
+    let per_rank = 32 * ((h + 5120) + (h + h) + (h + 2 * inner) + (inner + h));
+    let adapters = per_rank * (256 + 320);
+    assert_eq!(
+        published.parameters().unwrap() + adapters,
+        5_574_460_384,
+        "{per_rank}"
+    );
+    let names: Vec<&str> = published.tensors.iter().map(|t| t.name.as_str()).collect();
+    let audio = "model.embed_tokens_extend.audio_embed";
+    for want in [
+        "model.layers.31.self_attn.qkv_proj.base_layer.weight".to_owned(),
+        "model.layers.0.input_layernorm.weight".to_owned(),
+        "model.embed_tokens_extend.image_embed.sub_GN".to_owned(),
+        format!("{audio}.audio_projection.vision.2.bias"),
+        format!("{audio}.encoder.encoders.23.feed_forward_out.net.0.linear.weight"),
+        format!("{audio}.encoder.encoders.0.self_attn.linear_out.weight"),
+        format!("{audio}.encoder.embed.conv.6.weight"),
+    ] {
+        assert!(names.contains(&want.as_str()), "{want}");
+    }
+    assert!(
+        published.notes.iter().any(|n| n.contains("vision_lora")),
+        "{:?}",
+        published.notes
+    );
+    // How many positions of sound become one is stated elsewhere.
+    let mut joined = config.clone();
+    joined["embd_layer"]["audio_embd_layer"]["downsample_rate"] = json!(2);
+    let more = spec(&joined).parameters().unwrap() - published.parameters().unwrap();
+    assert_eq!(more, 2 * 1024 * h);
+}
+
+/// What a checkpoint of Qwen2.5-Omni says of its other parts changes nothing but a note.
+#[test]
+fn qwen_2_5_omni_is_what_thinks() {
+    let thinker = golden("qwen2_5_omni-small");
+    let whole = json!({
+        "architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni", "torch_dtype": "bfloat16",
+        "thinker_config": thinker, "talker_config": {"hidden_size": 896}, "token2wav_config": {},
+    });
+    let (part, all) = (spec(&thinker), spec(&whole));
+    assert_eq!(part.tensors, all.tensors);
+    assert_eq!(all.encoder.unwrap().hidden, 48);
+    assert!(all.encoder.unwrap().patches.is_none(), "what images pass");
+    let note = |s: &ModelSpec| s.notes.iter().any(|n| n.contains("`token2wav_config`"));
+    assert_eq!((note(&part), note(&all)), (false, true));
+}
+
+/// Arctic: every second layer has experts where nothing is said, and what is dense beside them only where that is said.
+#[test]
+fn arctic_has_a_dense_part_beside_its_experts() {
+    let mut config = json!({
+        "architectures": ["ArcticForCausalLM"], "model_type": "arctic", "hidden_size": 64, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "use_residual": true, "torch_dtype": "bfloat16",
+    });
+    let plain = spec(&config);
+    assert_eq!(
+        layers_with(&plain, "residual_mlp.w3"),
+        [false, true, false, true]
+    );
+    assert_eq!(
+        layers_with(&plain, "block_sparse_moe.mlp.w1"),
+        [true, false, true, false]
+    );
+    assert_eq!(plain.max_context, Some(4096));
+    let dense = plain
+        .tensors
+        .iter()
+        .find(|t| t.name.ends_with("layers.1.residual_mlp.w1.weight"));
+    assert_eq!(dense.unwrap().shape, [64, 64]);
+    assert!(matches!(plain.layers[1].ffn, Ffn::Moe(m) if m.shared == 64));
+    config["moe_layer_frequency"] = json!(1);
+    config["use_residual"] = json!(false);
+    let every = spec(&config);
+    assert_eq!(layers_with(&every, "experts.{e}.w2"), [true; 4]);
+    assert_eq!(layers_with(&every, "residual"), [false; 4]);
 }

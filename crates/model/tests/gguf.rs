@@ -509,6 +509,10 @@ fn every_architecture_gives_the_fields_of_its_config() {
         };
         assert_eq!(c[key], 4);
     }
+    // Biases are where the file has them.
+    assert_eq!(arch("glm4", &plain)["attention_bias"], false);
+    let biased = arch("glm4", &|g| g.tensor("blk.3.attn_q.bias", &[64], 0));
+    assert_eq!(biased["attention_bias"], true);
     let c = arch("llama", &moe("llama"));
     assert_eq!(
         (&c["architectures"][0], &c["num_local_experts"]),
@@ -880,7 +884,7 @@ fn a_file_of_layers_that_differ_says_what_each_has() {
             .u32s("deci.attention.head_count_kv", kv_heads)
             .u32s("deci.feed_forward_length", inner)
     };
-    let g = of(&[4, 0, 4, 0], &[2, 0, 0, 0], &[128, 256, 512, 0]);
+    let g = of(&[8, 0, 8, 0], &[2, 0, 0, 0], &[128, 256, 512, 0]);
     let c = to_config(&read(&g).unwrap(), Assume::Nothing).unwrap();
     let spec = plimsoll_model::from_config(&c, Assume::Nothing).unwrap();
     let kinds: Vec<(bool, bool)> = spec
@@ -898,6 +902,15 @@ fn a_file_of_layers_that_differ_says_what_each_has() {
     );
     let has = |name: &str| spec.tensors.iter().any(|t| t.name == name);
     assert!(has("model.layers.2.self_attn.linear_attn.weight"));
+    let inner: Vec<u64> = spec
+        .layers
+        .iter()
+        .filter_map(|l| match l.ffn {
+            plimsoll_model::Ffn::Dense { intermediate, .. } => Some(intermediate),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(inner, [128, 256, 512]);
     assert!(!has("model.layers.3.input_layernorm.weight"));
     let odd = of(&[4; 4], &[3; 4], &[128; 4]);
     assert!(to_config(&read(&odd).unwrap(), Assume::Nothing).is_err());

@@ -51,7 +51,13 @@ fn crossed(spec: &ModelSpec) -> Vec<Value> {
 
 /// Families that transformers does not know: what ranks hold of them is compared with vLLM's classes
 /// (`crates/plan/tests/vllm_shards.rs`).
-const ELSEWHERE: &[&str] = &["baichuan", "bailing_moe", "chatglm", "nemotron_nas"];
+const ELSEWHERE: &[&str] = &[
+    "arctic",
+    "baichuan",
+    "bailing_moe",
+    "chatglm",
+    "nemotron_nas",
+];
 
 fn without_quantisation(config: &Value) -> Value {
     let mut config = config.clone();
@@ -186,6 +192,22 @@ fn published_totals_are_met() {
             total,
             "{name}"
         );
+    }
+}
+
+/// The hub's count of parameters from files' headers, as AlexsJones/llmfit collected them (`hf_models.json`; Codestral's
+/// from its AWQ copy there, `StarCoder` 2's from a card made of its headers): an AWQ checkpoint's are those of its matrices
+/// unpacked, its feed-forwards padded for their groups.
+#[test]
+fn catalogued_models_have_as_many_parameters_as_the_hub_counts() {
+    for (name, parameters) in [
+        ("codestral-22b", 22_247_282_688),
+        ("qwen2-vl-7b", 8_291_375_616),
+        ("qwen2-vl-72b", 73_405_560_320),
+        ("qwen2.5-vl-72b-awq", 73_662_435_584),
+        ("starcoder2-15b", 15_957_889_024),
+    ] {
+        assert_eq!(catalogued(name).parameters().unwrap(), parameters, "{name}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use plimsoll_model::{Ffn, ModelSpec, quant};
-use plimsoll_program::Stage;
+use plimsoll_program::{Stage, is_cast};
 use plimsoll_units::{Bytes, Weights};
 
 use crate::engine::plimsoll::{batched_tokens_of, outputs_of};
@@ -224,6 +224,28 @@ pub fn prepared<'a>(
     }
 }
 
+/// The model as `settings` serve it: quantised as [`prepared`] does it, and plain tensors in the type that the engine casts
+/// them to, which is then the model's.
+///
+/// # Errors
+/// Those of [`prepared`].
+pub fn served<'a>(
+    spec: &'a ModelSpec,
+    settings: &Settings,
+) -> Result<Cow<'a, ModelSpec>, PlanError> {
+    let mut served = prepared(spec, settings)?;
+    if let Some(dtype) = engine::cast_to(settings, &served) {
+        let changed = served.to_mut();
+        let stored = std::mem::replace(&mut changed.dtype, dtype);
+        for t in &mut changed.tensors {
+            if is_cast(t, stored) {
+                t.dtype = dtype;
+            }
+        }
+    }
+    Ok(served)
+}
+
 /// Judges one deployment. `load` is that of the whole deployment; replicas share its users.
 ///
 /// # Errors
@@ -320,7 +342,8 @@ pub(crate) fn evaluate_prepared(
         } else {
             Verdict::No
         };
-        verdict = verdict.min(here).min(room(&evaluated, deployment)?);
+        let given = settings.kv_memory.is_some();
+        verdict = verdict.min(here).min(room(&evaluated, deployment, given)?);
         // Told a longest length, an engine refuses to start where one such request does not fit.
         if let Some(len) = settings.max_model_len.or(own.then_some(max_model_len))
             && let Some(least) = evaluated.kv.start(len)?
@@ -523,15 +546,20 @@ fn same_blocks(stages: &mut [StageEvaluation]) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Whether the budget and what lies outside it fit the device together: an engine with a budget rule
-/// refuses to start where less is free than it asks for.
-fn room(s: &StageEvaluation, deployment: &Deployment) -> Result<Verdict, PlanError> {
+/// Whether what an engine asks for and what lies outside it fit the device together: one with a budget rule refuses to
+/// start where less is free than its budget. Of one whose pool is `given` the budget is all that is free, and what it
+/// holds has to fit beside the rest.
+fn room(s: &StageEvaluation, deployment: &Deployment, given: bool) -> Result<Verdict, PlanError> {
     let device = &deployment.device;
     if device.is_unlimited() {
         return Ok(Verdict::Yes);
     }
-    let with =
-        |outside: Bytes| Ok::<bool, PlanError>(s.budget.bytes.add(outside)? <= device.usable);
+    let asked = if given {
+        total(&s.terms)?.add(s.kv_term.bytes)?
+    } else {
+        s.budget.bytes
+    };
+    let with = |outside: Bytes| Ok::<bool, PlanError>(asked.add(outside)? <= device.usable);
     Ok(if with(Bytes::sum(s.outside.iter().map(Term::high))?)? {
         Verdict::Yes
     } else if with(Bytes::sum(s.outside.iter().map(Term::low))?)? {

@@ -33,7 +33,9 @@ pub use answer::{Answer, OneDevice, Question, Way, Ways, answer};
 pub use engine::{Engine, EngineVersion, Reserve, Version};
 pub use engine::{HttpLimits, STAGED_PAGES, STAGED_WEIGHTS};
 pub use error::PlanError;
-pub use evaluate::{Evaluation, OWN_MODEL_LEN, StageEvaluation, Verdict, evaluate, prepared};
+pub use evaluate::{
+    Evaluation, OWN_MODEL_LEN, StageEvaluation, Verdict, evaluate, prepared, served,
+};
 pub use grid::{Cell, Grid, grid};
 pub use kinds::of_kinds;
 pub use map::MemoryMap;

@@ -5,7 +5,7 @@
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate,
+    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate, served,
 };
 use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
@@ -84,6 +84,55 @@ fn checkpoints_of_32_bits_are_served_in_16_by_vllm_and_sglang() {
     }
     let own = of(Engine::Ideal, None);
     assert_eq!(own, of(Engine::Ideal, Some(DType::F32)));
+    // The model itself, as they serve it: all of it is plain.
+    let olmo = model("olmo-2-7b");
+    let bytes = |e: Engine| {
+        let served = served(&olmo, &Settings::new(e)).unwrap();
+        (served.dtype, served.stored_bytes().unwrap().get())
+    };
+    let stored = olmo.stored_bytes().unwrap().get();
+    assert_eq!(bytes(vllm), (DType::F16, stored / 2));
+    assert_eq!(bytes(Engine::Plimsoll), (DType::F32, stored));
+    // What has a type of its own keeps it: a router's correction in 32 bits, 8-bit matrices and their scales.
+    let v3 = model("deepseek-v3");
+    let settings = Settings {
+        dtype: Some(DType::F16),
+        ..Settings::new(vllm)
+    };
+    let f16 = served(&v3, &settings).unwrap();
+    let of = |s: &ModelSpec, d: DType| s.tensors.iter().filter(|t| t.dtype == d).count();
+    assert_eq!(of(&f16, DType::F16), of(&v3, DType::Bf16));
+    assert!(of(&v3, DType::F32) > 0 && of(&f16, DType::F32) == of(&v3, DType::F32));
+    assert_eq!(of(&f16, DType::F8E4m3), of(&v3, DType::F8E4m3));
+}
+
+/// The budget is then all that is free; what lies outside it, such as the driver's context, is no part of the pool.
+#[test]
+fn a_pool_that_is_given_fits_where_all_together_does() {
+    for name in ["vllm", "vllm@0.19", "sglang", "plimsoll"] {
+        let of = |gib: u64| {
+            let settings = Settings {
+                kv_memory: Some(Bytes::new(gib << 30)),
+                ..Settings::new(engine(name))
+            };
+            plan("qwen3-8b", h100(), &settings, &Load::plain(1, 8192)).unwrap()
+        };
+        assert_eq!(of(8).verdict, Verdict::Yes, "{name}");
+        // 15.3 GiB of weights beside it.
+        assert_eq!(of(70).verdict, Verdict::No, "{name}");
+        // Up to the last GiB that is left of the card with all that is outside.
+        let fits = |gib: &u64| of(*gib).verdict != Verdict::No;
+        let most = (8..70).rev().find(fits).unwrap();
+        let e = of(most);
+        let s = &e.stages[0];
+        let outside = |of: fn(&plimsoll_plan::Term) -> Bytes| {
+            s.outside.iter().map(|t| of(t).get()).sum::<u64>()
+        };
+        let terms = s.terms.iter().map(|t| t.bytes.get()).sum::<u64>();
+        let all = terms + s.kv_term.bytes.get() + outside(plimsoll_plan::Term::low);
+        let usable = h100().usable.get();
+        assert!(all <= usable && usable - all < 1 << 30, "{name}: {most}");
+    }
 }
 
 #[test]
@@ -112,6 +161,28 @@ fn buffers_of_deepseek_v4s_class_count_as_weights() {
     assert_eq!(buffers("0.24.0", false), (choices, lanes));
     assert_eq!(buffers("0.28.0", false), (choices, None));
     assert_eq!(buffers("0.32.0", true), (choices, lanes));
+    // Of stages, each chooses and the last keeps the lanes.
+    let staged = Deployment {
+        device: Device::of_size(Bytes::new(1 << 39)),
+        kinds: None,
+        parallel: Parallel {
+            pp: 2,
+            ..Parallel::default()
+        },
+        in_use: Bytes::ZERO,
+    };
+    let settings = Settings {
+        max_num_batched_tokens: Some(8192),
+        ..Settings::new(engine("vllm@0.24.0"))
+    };
+    let spec = model("deepseek-v4-flash");
+    let e = evaluate(&spec, &staged, &settings, &Load::plain(1, 4096)).unwrap();
+    let has = |name: &str| -> Vec<bool> {
+        let of = |s: &plimsoll_plan::StageEvaluation| s.terms.iter().any(|t| t.name == name);
+        e.stages.iter().map(of).collect()
+    };
+    assert_eq!(has("indexer's choices"), [true, true]);
+    assert_eq!(has("lanes for prediction layers"), [false, true]);
 }
 
 #[test]

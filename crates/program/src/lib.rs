@@ -29,4 +29,6 @@ pub use program::{
     Op, Program, RotaryTable, Rows, ScanOp, Source, StatePlace, Weight, WeightId, WeightLayout,
 };
 pub use quantised::{Grid, Number, Order, Packed, Quantised, Zero};
-pub use weights::{LocalTensor, PackedLayout, RoleBytes, WeightRules, rank_tensors, rank_weights};
+pub use weights::{
+    LocalTensor, PackedLayout, RoleBytes, WeightRules, is_cast, rank_tensors, rank_weights,
+};

@@ -54,6 +54,12 @@ impl WeightRules {
     }
 }
 
+/// Whether a tensor of a model whose type is `stored` follows that type: scales and what has a type of its own do not.
+#[must_use]
+pub fn is_cast(tensor: &TensorSpec, stored: DType) -> bool {
+    tensor.dtype == stored && tensor.dtype.is_scalar() && !quant::is_auxiliary(&tensor.name)
+}
+
 /// Plimsoll's layout of a weight matrix: panels of `rows` output rows, so the last panel is padded.
 ///
 /// Source: DESIGN section 5 (panels of 32 rows, pairs of inputs adjacent, serve both the widening
@@ -209,10 +215,9 @@ fn one_copy(
         None => tensor.elements()?,
     };
     let local = shard.local_elements(elements, parallel.tp, pad)?;
-    let casts = tensor.dtype == spec.dtype && tensor.dtype.is_scalar();
     let dtype = match (widened, rules.dtype) {
         (Some((dtype, _)), _) => dtype,
-        (None, Some(d)) if casts && !quant::is_auxiliary(&tensor.name) => d,
+        (None, Some(d)) if is_cast(tensor, spec.dtype) => d,
         _ => tensor.dtype,
     };
     let elements = match (rules.packed, tensor.linear) {

@@ -4,6 +4,7 @@
 //! Source: transformers `models/qwen3_omni_moe/{configuration,modeling}_qwen3_omni_moe.py`.
 
 use super::bart::Half;
+use super::qwen2_5_omni::{audio, thinker};
 use super::{Family, qwen2_vl, qwen3_moe, qwen3_vl};
 use crate::{Config, ModelError, Role, Shard, SpecBuilder};
 
@@ -16,13 +17,7 @@ pub(super) const FAMILY: Family = Family {
 };
 
 fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let thinker = config.object("thinker_config")?.unwrap_or_else(|| config.clone());
-    if thinker.object("text_config")?.is_none() {
-        return Err(thinker.reject("text_config", "expected the text model's fields"));
-    }
-    if config.has("talker_config") || config.has("code2wav_config") {
-        b.spec().notes.push("what speaks (`talker_config`, `code2wav_config`) is left out".to_owned());
-    }
+    let thinker = thinker(config, b, &["talker_config", "code2wav_config"])?;
     b.scope("thinker.", |b| (qwen3_moe::FAMILY.lower)(&thinker, b))?;
     let (before, layers) = (b.spec().tensors.len(), b.spec().layers.len());
     let vision = qwen2_vl::vision(&thinker)?;
@@ -41,10 +36,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
             t.name = t.name.replace(".norm.", ".ln_q.").replace("linear_fc1", "mlp.0").replace("linear_fc2", "mlp.2");
         }
     }
-    let audio = thinker.object("audio_config")?.ok_or_else(|| ModelError::Missing {
-        field: thinker.path_of("audio_config"),
-        why: "it describes the audio tower",
-    })?;
+    let audio = audio(&thinker)?;
     let eyes = b.spec().encoder;
     b.scope("thinker.audio_tower.", |b| hears(&audio, b))?;
     // Of two towers, the spec keeps the one that images pass.

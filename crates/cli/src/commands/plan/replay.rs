@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use plimsoll_model::ModelSpec;
-use plimsoll_plan::{Engine, Evaluation, KvType, Settings, prepared};
+use plimsoll_plan::{Engine, Evaluation, KvType, Settings, served};
 use plimsoll_report::{Fleets, PlanReport, Replay, quoted, thousands};
 use plimsoll_simulate::recorder::Field;
 use plimsoll_simulate::{Recorder, RecorderConfig, Slo};
@@ -64,10 +64,12 @@ impl Replayer {
             .ok()
             .and_then(NonZeroU32::new)
             .unwrap_or(NonZeroU32::MIN);
-        let changed = settings.quantization.is_some() || settings.dtype.is_some();
+        // `simulate` serves a model in its own type: where the engine has another, that is no command of its.
+        let served = served(spec, settings)?;
+        let changed = settings.quantization.is_some() || served.dtype != spec.dtype;
         let command = (!changed).then(|| server_command(model, &case, &plain));
         Ok(Self {
-            prepared: case.prepare(&*prepared(spec, settings)?)?,
+            prepared: case.prepare(&served)?,
             command,
         })
     }
