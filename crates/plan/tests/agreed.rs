@@ -69,12 +69,12 @@ fn reasons(record: &Value, figure: Figure) -> (Option<String>, Option<String>) {
 
 #[test]
 fn what_a_report_leaves_out_is_not_guessed() {
-    // 62 GB of weights on two cards of 32: they were in some other format.
+    // 62 GB of weights on a card of 32: they were in some other format.
     let open = json!({"engine": "vllm", "engine_version": "0.21.0", "model": "google/gemma-4-31b-it",
-        "gpu": "Intel Arc Pro B70 32GB", "gpu_count": 2, "max_model_len": 4096});
-    let four = |record: &Value| {
+        "gpu": "Intel Arc Pro B70 32GB", "gpu_count": 1, "max_model_len": 4096});
+    let on = |record: &Value, cards: u64| {
         let mut record = record.clone();
-        record["gpu_count"] = json!(4);
+        record["gpu_count"] = json!(cards);
         record
     };
     for figure in [Figure::Weights, Figure::KvPool, Figure::KvTokens] {
@@ -84,8 +84,11 @@ fn what_a_report_leaves_out_is_not_guessed() {
             "{figure:?}"
         );
         assert!(start.is_some_and(|w| w.contains("no weight format")));
-        assert_eq!(reasons(&four(&open), figure), (None, None));
+        assert_eq!(reasons(&on(&open, 4), figure), (None, None));
     }
+    // On two they load, and nothing is left: as likely a refusal.
+    let (why, start) = reasons(&on(&open, 2), Figure::KvPool);
+    assert!(why.is_some_and(|w| w.contains("would not start")) && start.is_none());
     // Requests of a longest length that nobody states, where the trained one may not fit.
     let mut length = json!({"engine": "vllm", "engine_version": "0.21.0", "model": "Qwen/Qwen3-8B",
         "gpu": "sm_120 card", "gpu_count": 1});

@@ -193,12 +193,18 @@ fn check_length(setup: &Setup, p: &mut Prediction) {
 }
 
 /// Why the format of a setup's weights is open: it names none, nor does the configuration, and in the configuration's own
-/// type they alone exceed what the server allows itself.
-fn weights_open(setup: &Setup, spec: &ModelSpec, first: &StageEvaluation) -> Option<String> {
+/// type they alone exceed the card. Then nothing would have been printed: figures come after loading. Where they fit and
+/// nothing is left for the cache, a refusal is as likely as another format, and is predicted.
+fn weights_open(
+    setup: &Setup,
+    spec: &ModelSpec,
+    first: &StageEvaluation,
+    card: &Device,
+) -> Option<String> {
     let said = setup.quantization.is_some() || spec.quant.is_some();
     let weights = first.terms.iter().filter(|t| t.region == Region::Weights);
     let least = Bytes::sum(weights.map(Term::low)).ok()?;
-    (!said && least > first.budget.bytes).then(|| {
+    (!said && least > card.usable).then(|| {
         "no weight format is given, and in the configuration's own type the weights alone exceed the card".to_owned()
     })
 }
@@ -461,7 +467,9 @@ fn vllm(
                 .map(|why| format!("batch sizes default by card, and {why}"))
         })
         .flatten();
-    let no_weights = loaded.unknown.or_else(|| weights_open(setup, &spec, first));
+    let no_weights = loaded
+        .unknown
+        .or_else(|| weights_open(setup, &spec, first, &deployment.device));
     let needs = |gaps: &[&Option<String>]| -> Result<(), String> {
         gaps.iter().find_map(|g| (*g).clone()).map_or(Ok(()), Err)
     };
