@@ -101,3 +101,17 @@ fn what_a_report_leaves_out_is_not_guessed() {
     length["max_model_len"] = json!(40960);
     assert_eq!(reasons(&length, Figure::MaxConcurrency).0, None);
 }
+
+#[test]
+fn a_card_has_the_memory_that_was_free_on_it() {
+    let assumed = |notes: &str| {
+        let record = json!({"engine": "sglang", "engine_version": "0.5.8", "model": "Qwen/Qwen3-8B",
+            "gpu": "sm_120 card", "gpu_count": 1, "notes": notes});
+        let record = &parse_records(&record.to_string()).unwrap()[0];
+        predict(&record.setup, &Configs::default())
+            .assumed
+            .join("; ")
+    };
+    assert!(assumed("").contains("rtx-5090-32g"));
+    assert!(!assumed("avail mem 90.1 GB before load").contains("rtx-5090-32g"));
+}
