@@ -20,7 +20,6 @@ mod error;
 pub mod families;
 pub mod gguf;
 pub mod json;
-pub mod published;
 pub mod quant;
 pub mod read_at;
 pub mod safetensors;

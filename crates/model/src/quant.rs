@@ -405,7 +405,7 @@ impl QuantScheme {
                 ));
             }
         };
-        extras.kv_fp8 = formats::kv_fp8(q);
+        extras.kv_fp8 = formats::kv_fp8(q, &method);
         let mut ignore = Vec::new();
         for key in [
             "ignore",

@@ -6,7 +6,7 @@ use plimsoll_model::ModelSpec;
 use plimsoll_program::Parallel;
 use plimsoll_units::Bytes;
 
-use crate::engine::{Engine, Reserve, cast_to};
+use crate::engine::{Engine, Reserve, cast_to, served_kv};
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, Verdict, evaluate};
 use crate::kinds::of_kinds;
@@ -195,7 +195,7 @@ fn ways(spec: &ModelSpec, e: &Evaluation, settings: &Settings) -> Result<Ways, P
     // Contiguous: the longest length for every sequence, on this division.
     let contiguous = Settings {
         engine: Engine::Contiguous(Reserve::Max),
-        kv_type: settings.kv_type,
+        kv_type: served_kv(settings, spec),
         dtype: cast_to(settings, spec),
         max_model_len: Some(e.max_model_len),
         kv_memory: None,

@@ -279,6 +279,12 @@ pub(crate) fn evaluate_prepared(
     stop: Stop,
 ) -> Result<Evaluation, PlanError> {
     let stages = stages(spec, deployment)?;
+    let kv_type = engine::served_kv(settings, spec);
+    let asked = (kv_type != settings.kv_type).then(|| Settings {
+        kv_type,
+        ..settings.clone()
+    });
+    let settings = asked.as_ref().unwrap_or(settings);
     let users = Evaluation::replica_users(load.users, deployment.parallel.dp);
     let share = load.with_users(users);
     let own = settings.engine == Engine::Plimsoll;
@@ -305,7 +311,12 @@ pub(crate) fn evaluate_prepared(
             max_model_len,
             users: users.saturating_mul(load.sequences),
         };
-        let engine = engine::stage(&context)?;
+        let mut engine = engine::stage(&context)?;
+        if asked.is_some() {
+            engine.notes.push(format!(
+                "the checkpoint asks for keys and values in {kv_type}, and this release follows it"
+            ));
+        }
         let engine = EngineStage {
             takes: if deployment.device.is_unlimited() && settings.kv_memory.is_none() {
                 Takes::Need

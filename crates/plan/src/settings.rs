@@ -55,7 +55,7 @@ impl Deployment {
 /// Type of the cached keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum KvType {
-    /// As the model's activations.
+    /// As the model's activations, or as its checkpoint asks where the engine follows that.
     #[default]
     Auto,
     /// This type for both, without scales per token but for Plimsoll's int8.

@@ -14,7 +14,7 @@ use plimsoll_model::{Mixer, ModelSpec, Role};
 use plimsoll_program::{Parallel, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, DType, WeightType, Weights};
 
-use crate::engine::{Engine, cast_to, served_dtype};
+use crate::engine::{Engine, cast_to, served_dtype, served_kv};
 use crate::error::PlanError;
 use crate::evaluate::{
     Evaluation, Stop, Verdict, evaluate, evaluate_prepared, has_experts, prepared,
@@ -168,7 +168,7 @@ impl<'a> Search<'a> {
             in_use: Bytes::ZERO,
         };
         let ideal = Settings {
-            kv_type: settings.kv_type,
+            kv_type: served_kv(settings, &spec),
             dtype: cast_to(settings, &spec),
             ..Settings::new(Engine::Ideal)
         };
@@ -515,7 +515,7 @@ pub fn changes_that_fit(
         candidates.push((flag, cost, s, d, l));
     };
     let p = here.parallel;
-    if settings.kv_type == KvType::Auto
+    if served_kv(settings, spec) == KvType::Auto
         && matches!(served_dtype(settings, spec), DType::F16 | DType::Bf16)
     {
         let kv = KvType::Plain(DType::F8E4m3);

@@ -58,3 +58,60 @@ fn reports_stay_explained() {
         assert!(error.abs() <= most, "{}: {error} %", record["model"]);
     }
 }
+
+/// Why a figure, or the start, of a report is not predicted.
+fn reasons(record: &Value, figure: Figure) -> (Option<String>, Option<String>) {
+    let record = &parse_records(&record.to_string()).unwrap()[0];
+    let p = predict(&record.setup, &Configs::default());
+    let one = p.figures.iter().find(|(f, _)| *f == figure).unwrap();
+    (one.1.clone().err(), p.start.err())
+}
+
+#[test]
+fn what_a_report_leaves_out_is_not_guessed() {
+    // 62 GB of weights on a card of 32: they were in some other format.
+    let open = json!({"engine": "vllm", "engine_version": "0.21.0", "model": "google/gemma-4-31b-it",
+        "gpu": "Intel Arc Pro B70 32GB", "gpu_count": 1, "max_model_len": 4096});
+    let on = |record: &Value, cards: u64| {
+        let mut record = record.clone();
+        record["gpu_count"] = json!(cards);
+        record
+    };
+    for figure in [Figure::Weights, Figure::KvPool, Figure::KvTokens] {
+        let (why, start) = reasons(&open, figure);
+        assert!(
+            why.is_some_and(|w| w.contains("no weight format")),
+            "{figure:?}"
+        );
+        assert!(start.is_some_and(|w| w.contains("no weight format")));
+        assert_eq!(reasons(&on(&open, 4), figure), (None, None));
+    }
+    // On two they load, and nothing is left: as likely a refusal.
+    let (why, start) = reasons(&on(&open, 2), Figure::KvPool);
+    assert!(why.is_some_and(|w| w.contains("would not start")) && start.is_none());
+    // Requests of a longest length that nobody states, where the trained one may not fit.
+    let mut length = json!({"engine": "vllm", "engine_version": "0.21.0", "model": "Qwen/Qwen3-8B",
+        "gpu": "sm_120 card", "gpu_count": 1});
+    let (why, _) = reasons(&length, Figure::MaxConcurrency);
+    assert!(why.is_some_and(|w| w.contains("max_model_len")));
+    length["gpu"] = json!("H100");
+    assert_eq!(reasons(&length, Figure::MaxConcurrency).0, None);
+    length["gpu"] = json!("RTX 4090");
+    assert!(reasons(&length, Figure::MaxConcurrency).0.is_some());
+    length["max_model_len"] = json!(40960);
+    assert_eq!(reasons(&length, Figure::MaxConcurrency).0, None);
+}
+
+#[test]
+fn a_card_has_the_memory_that_was_free_on_it() {
+    let assumed = |notes: &str| {
+        let record = json!({"engine": "sglang", "engine_version": "0.5.8", "model": "Qwen/Qwen3-8B",
+            "gpu": "sm_120 card", "gpu_count": 1, "notes": notes});
+        let record = &parse_records(&record.to_string()).unwrap()[0];
+        predict(&record.setup, &Configs::default())
+            .assumed
+            .join("; ")
+    };
+    assert!(assumed("").contains("rtx-5090-32g"));
+    assert!(!assumed("avail mem 90.1 GB before load").contains("rtx-5090-32g"));
+}

@@ -111,18 +111,23 @@ pub(super) fn modelopt(q: &Config<'_>, default: &str) -> Result<QuantFormat, Mod
 /// Whether a checkpoint asks for keys and values in 8-bit floats: `kv_cache_quant_algo` or `kv_cache_scheme`, by name or
 /// by parts. Sources: ModelOpt's `hf_quant_config.json`; compressed-tensors; vLLM `utils/torch_utils.py`
 /// (`get_kv_cache_quant_algo_string`).
-pub(super) fn kv_fp8(q: &Config<'_>) -> bool {
-    ["kv_cache_scheme", "kv_cache_quant_algo"]
-        .iter()
-        .any(|key| match q.get(key) {
-            Some(serde_json::Value::String(name)) => name.eq_ignore_ascii_case("fp8"),
-            Some(parts) => {
-                parts.get("num_bits").and_then(serde_json::Value::as_u64) == Some(8)
-                    && parts.get("type").and_then(serde_json::Value::as_str) == Some("float")
-                    && parts.get("dynamic").and_then(serde_json::Value::as_bool) != Some(true)
-            }
-            None => false,
-        })
+///
+/// ModelOpt's parts must say that they are not dynamic; compressed-tensors' are not unless they say so. The scheme comes
+/// before the algorithm.
+pub(super) fn kv_fp8(q: &Config<'_>, method: &str) -> bool {
+    let said = ["kv_cache_scheme", "kv_cache_quant_algo"]
+        .into_iter()
+        .find_map(|key| q.get(key).filter(|v| !v.is_null()));
+    match said {
+        Some(serde_json::Value::String(name)) => name.eq_ignore_ascii_case("fp8"),
+        Some(parts) => {
+            let dynamic = parts.get("dynamic").and_then(serde_json::Value::as_bool);
+            parts.get("num_bits").and_then(serde_json::Value::as_u64) == Some(8)
+                && parts.get("type").and_then(serde_json::Value::as_str) == Some("float")
+                && !dynamic.unwrap_or(method.starts_with("modelopt"))
+        }
+        None => false,
+    }
 }
 
 /// Whether scales are computed at run time and so not stored; `"local"` still stores a global one.

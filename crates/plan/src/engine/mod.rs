@@ -5,11 +5,13 @@
 //! (searching, inverse questions, reports) is common.
 
 mod absorbed;
+mod asked_kv;
 mod contiguous;
 mod extras;
 mod ideal;
 pub mod llamacpp;
 pub(crate) mod plimsoll;
+pub(crate) use asked_kv::served_kv;
 pub(crate) use plimsoll::DRIVER_BOUND_MIB;
 pub use plimsoll::host::{STAGED_PAGES, STAGED_WEIGHTS};
 pub use plimsoll::http::HttpLimits;

@@ -7,7 +7,7 @@ use plimsoll_units::{Bytes, DType};
 
 use super::{StartFailure, StartLog};
 use crate::engine::llamacpp::Run;
-use crate::engine::served_dtype;
+use crate::engine::{served_dtype, served_kv};
 use crate::error::PlanError;
 use crate::evaluate::{Evaluation, Verdict, evaluate};
 use crate::measured::{Compute, EngineName, LlamaRun, Prediction};
@@ -265,7 +265,7 @@ impl Advisor<'_> {
                 self.say(flag, format!("{:.2} GiB more for the KV cache", then - now));
             }
         }
-        let narrow = matches!(self.settings.kv_type, KvType::Auto)
+        let narrow = matches!(served_kv(self.settings, self.spec), KvType::Auto)
             && matches!(
                 served_dtype(self.settings, self.spec),
                 DType::F16 | DType::Bf16

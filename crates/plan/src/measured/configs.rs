@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use plimsoll_model::{catalogue, published};
+use plimsoll_model::catalogue;
 use serde_json::{Map, Value};
 
 use super::gguf::config_of_gguf;
+use super::published;
 use super::record::{LineError, objects};
 
 /// Configurations by model, as one JSON object per line gives them.
@@ -53,7 +54,9 @@ impl Configs {
     /// The configuration of `model`, and what was assumed to get it.
     ///
     /// Fields that an entry lacks are taken from the model it says it shares its architecture
-    /// with; a model without an entry is looked up in the built-in catalogue.
+    /// with, then from the built-in catalogue where that has this hub id and contradicts nothing
+    /// that the entry says; a model without an entry is looked up in the catalogue. Only
+    /// configurations that go with reports are filled so: a model's own files are read as they are.
     ///
     /// # Errors
     /// The reason where there is none.
@@ -100,6 +103,7 @@ impl Configs {
         }
         merged.retain(|k, _| !ABOUT.contains(&k.as_str()));
         if let Some(Value::Object(own)) = catalogue::find(model).map(|e| &e.config)
+            && agrees(&merged, own)
             && fill(&mut merged, own)
         {
             assumed.push("fields that are left out from the built-in catalogue".to_owned());
@@ -133,6 +137,25 @@ fn with_own(metadata: &Map<String, Value>, entry: &Map<String, Value>) -> Map<St
         }
     }
     all
+}
+
+/// Whether nothing that `config` states is otherwise in `from`: then both are of one model, and what one leaves out the
+/// other may tell. A text model's fields may stand at the root of one and in a part of the other.
+fn agrees(config: &Map<String, Value>, from: &Map<String, Value>) -> bool {
+    let of = |key: &str| {
+        from.get(key)
+            .or_else(|| from.get("text_config").and_then(|t| t.get(key)))
+    };
+    config.iter().all(|(key, value)| match (value, of(key)) {
+        // Written out and left to its default are the same to a reader, and whole parts are never merged.
+        (Value::Null, _) | (_, None | Some(Value::Null)) => true,
+        (Value::Object(own), Some(Value::Object(theirs))) if key == "text_config" => {
+            agrees(own, theirs)
+        }
+        (Value::Object(_), Some(Value::Object(_))) => true,
+        (Value::Number(a), Some(Value::Number(b))) => a.as_f64() == b.as_f64(),
+        (own, Some(theirs)) => own == theirs,
+    })
 }
 
 /// Puts in what `from` has and `config` lacks, in the text model's part too; whether anything was.
@@ -178,6 +201,7 @@ fn as_published(model: &str, config: &mut Map<String, Value>) -> Option<String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn lists_of_all_layers_come_from_beside_the_metadata() {
@@ -225,6 +249,38 @@ mod tests {
         // What says it itself, or says another thing, stays.
         assert_eq!(said("nvidia/GLM-5-NVFP4").1, 0);
         assert_eq!(said("nvidia/GLM-5.1-NVFP4").1, 0);
+    }
+
+    #[test]
+    fn the_catalogue_contradicts_nobody() {
+        let config = |text: &str| {
+            let text = format!("{{\"model\":\"Qwen/Qwen3-0.6B\",\"model_type\":\"qwen3\",{text}}}");
+            let c = Configs::parse(&text).expect("an object");
+            c.config("Qwen/Qwen3-0.6B").expect("an entry")
+        };
+        let (filled, assumed) = config("\"hidden_size\":1024.0,\"num_hidden_layers\":28");
+        assert_eq!(
+            (&filled["num_key_value_heads"], assumed.len()),
+            (&json!(8), 1)
+        );
+        for other in [
+            "\"hidden_size\":2048,\"num_hidden_layers\":28",
+            "\"text_config\":{\"hidden_size\":2048},\"num_hidden_layers\":29",
+            "\"architectures\":[\"Other\"]",
+        ] {
+            let (own, assumed) = config(other);
+            assert!(assumed.is_empty(), "{other}: {assumed:?}");
+            assert!(own.get("num_key_value_heads").is_none(), "{other}");
+        }
+        // A wrapper's part is looked into as well.
+        let c = Configs::parse(
+            "{\"model\":\"google/gemma-3-4b-it\",\"model_type\":\"gemma3\",\"text_config\":{\"hidden_size\":7}}\n\
+             {\"model\":\"google/gemma-3-12b-it\",\"hidden_size\":7}",
+        )
+        .expect("two objects");
+        for model in ["google/gemma-3-4b-it", "google/gemma-3-12b-it"] {
+            assert!(c.config(model).expect("an entry").1.is_empty(), "{model}");
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod gguf;
 mod llama;
 mod metrics;
 mod predict;
+mod published;
 mod quantisation;
 mod record;
 mod sglang;

@@ -112,10 +112,13 @@ pub fn predict(setup: &Setup, configs: &Configs) -> Prediction {
         }
     }
     let mut first = all.swap_remove(0);
+    if !all.is_empty() {
+        span(&mut first, &all);
+    }
+    check_length(setup, &mut first);
     if all.is_empty() {
         return first;
     }
-    span(&mut first, &all);
     let names = |v: Vec<String>| v.join(", ");
     if !versions.is_empty() {
         first.said = said;
@@ -173,6 +176,37 @@ pub(super) fn release(setup: &Setup, p: &Prediction, newest: Version) -> (Versio
             }),
         ),
     }
+}
+
+/// Requests of the longest length are not predicted where the setup leaves that length out and a server would perhaps not
+/// start with the trained one: then it was started with another.
+fn check_length(setup: &Setup, p: &mut Prediction) {
+    if setup.max_model_len.is_some() {
+        return;
+    }
+    for (figure, estimate) in &mut p.figures {
+        if *figure == Figure::MaxConcurrency && estimate.as_ref().is_ok_and(|e| e.low < 1.0) {
+            let reason = "no `max_model_len` is given, and it is not certain that one request of the trained length fits";
+            *estimate = Err(reason.to_owned());
+        }
+    }
+}
+
+/// Why the format of a setup's weights is open: it names none, nor does the configuration, and in the configuration's own
+/// type they alone exceed the card. Then nothing would have been printed: figures come after loading. Where they fit and
+/// nothing is left for the cache, a refusal is as likely as another format, and is predicted.
+fn weights_open(
+    setup: &Setup,
+    spec: &ModelSpec,
+    first: &StageEvaluation,
+    card: &Device,
+) -> Option<String> {
+    let said = setup.quantization.is_some() || spec.quant.is_some();
+    let weights = first.terms.iter().filter(|t| t.region == Region::Weights);
+    let least = Bytes::sum(weights.map(Term::low)).ok()?;
+    (!said && least > card.usable).then(|| {
+        "no weight format is given, and in the configuration's own type the weights alone exceed the card".to_owned()
+    })
 }
 
 /// Makes figures that differ between `first` and `others` bounds that span all of them.
@@ -433,7 +467,9 @@ fn vllm(
                 .map(|why| format!("batch sizes default by card, and {why}"))
         })
         .flatten();
-    let no_weights = loaded.unknown;
+    let no_weights = loaded
+        .unknown
+        .or_else(|| weights_open(setup, &spec, first, &deployment.device));
     let needs = |gaps: &[&Option<String>]| -> Result<(), String> {
         gaps.iter().find_map(|g| (*g).clone()).map_or(Ok(()), Err)
     };

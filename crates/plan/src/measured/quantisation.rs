@@ -4,9 +4,10 @@
 //! resort the scheme that a checkpoint's name ends with (`w8a8`, `FP8-dynamic`, `NVFP4` ...), which
 //! is a statement about the weights by whoever made them, not about which model it is.
 
-use plimsoll_model::published;
 use plimsoll_model::quant::QuantFormat;
 use serde_json::{Value, json};
+
+use super::published;
 
 /// What to do to the weights.
 #[derive(Clone, Debug, PartialEq)]

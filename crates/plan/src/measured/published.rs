@@ -1,14 +1,18 @@
 //! How published checkpoints store their weights, where a configuration that is passed on leaves that out.
 //!
-//! A data file: for each checkpoint the `quantization_config` that it is published with, its list of modules that keep
-//! their type above all, which differs from one checkpoint of a maker to the next. Lists that name a module of every
-//! layer are written with a `*`.
+//! A data file: for each checkpoint the `quantization_config` that it is published with (`source` says where it was read),
+//! its list of modules that keep their type above all, which differs from one checkpoint of a maker to the next. Lists that
+//! name a module of every layer are written with a `*`.
+//!
+//! This table is keyed by hub ids, which nothing else of the project may be: it stands in for the file of a checkpoint that
+//! a report names and does not quote, so it is private to [`super`]. `plan`, `serve` and `compare` read a model's own files
+//! and cannot reach it, whatever a folder is called; a report's own words come before it; each use is listed as assumed.
 
 use std::sync::OnceLock;
 
 use serde_json::Value;
 
-const DATA: &str = include_str!("../data/published.jsonl");
+const DATA: &str = include_str!("../../data/published.jsonl");
 
 /// One way that checkpoints are stored in.
 struct Published {
@@ -35,8 +39,7 @@ fn parse(line: &str) -> Option<Published> {
 }
 
 /// The `quantization_config` of a published checkpoint, by its hub id; case is ignored.
-#[must_use]
-pub fn quantization(checkpoint: &str) -> Option<&'static Value> {
+pub(super) fn quantization(checkpoint: &str) -> Option<&'static Value> {
     all()
         .iter()
         .find(|p| {
@@ -49,15 +52,13 @@ pub fn quantization(checkpoint: &str) -> Option<&'static Value> {
 
 /// The same of NVIDIA's checkpoint of a model in a format: of `Qwen/Qwen3.6-27B` in `NVFP4` that is
 /// `nvidia/Qwen3.6-27B-NVFP4`.
-#[must_use]
-pub fn of_nvidia(model: &str, format: &str) -> Option<&'static Value> {
+pub(super) fn of_nvidia(model: &str, format: &str) -> Option<&'static Value> {
     let bare = model.rsplit('/').next().unwrap_or(model);
     quantization(&format!("nvidia/{bare}-{format}"))
 }
 
 /// Whether a `quantization_config` says which modules keep their type: exporters always do, but for an empty list.
-#[must_use]
-pub fn names_modules(quantization: &Value) -> bool {
+pub(super) fn names_modules(quantization: &Value) -> bool {
     [
         "ignore",
         "exclude_modules",
@@ -72,8 +73,8 @@ pub fn names_modules(quantization: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Config;
-    use crate::quant::QuantScheme;
+    use plimsoll_model::Config;
+    use plimsoll_model::quant::QuantScheme;
     use serde_json::json;
 
     #[test]
