@@ -9,6 +9,7 @@ mod contiguous;
 mod extras;
 mod ideal;
 pub mod llamacpp;
+mod mxfp4;
 pub(crate) mod plimsoll;
 pub(crate) use plimsoll::DRIVER_BOUND_MIB;
 pub use plimsoll::host::{STAGED_PAGES, STAGED_WEIGHTS};
