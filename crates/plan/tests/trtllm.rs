@@ -147,6 +147,43 @@ fn experts_in_mxfp4_are_padded_and_have_a_workspace() {
     );
 }
 
+/// A cap on tokens is filled up to whole blocks, and a first run is as long as the batch that was said.
+#[test]
+fn caps_and_batches_are_those_of_the_log() {
+    let of = |setup: &Setup, f: Figure| {
+        let p = predicted(
+            setup,
+            config("LlamaForCausalLM", 2, 512, 1024, (8, 8), 32_000, false),
+        );
+        let found = p.figures.into_iter().find(|(x, _)| *x == f);
+        found.and_then(|(_, e)| e.ok()).expect("an estimate").high
+    };
+    let plain = Setup {
+        engine: "TensorRT-LLM".to_owned(),
+        model: "m".to_owned(),
+        gpu_count: Some(1),
+        total_gpu_memory_gib: Some(79.1),
+        ..Setup::default()
+    };
+    let capped = Setup {
+        max_total_tokens: Some(1000),
+        ..plain.clone()
+    };
+    assert!((of(&capped, Figure::KvTokens) - 1024.0).abs() < 1e-9);
+    assert!(of(&plain, Figure::KvTokens) > 1e6);
+    let short = Setup {
+        max_num_batched_tokens: Some(1024),
+        max_num_seqs: Some(8),
+        ..plain.clone()
+    };
+    assert!(of(&short, Figure::Activation) < 0.8 * of(&plain, Figure::Activation));
+    let long = Setup {
+        max_num_batched_tokens: Some(65_536),
+        ..short.clone()
+    };
+    assert!(of(&long, Figure::Activation) > 8.0 * of(&short, Figure::Activation));
+}
+
 /// A prediction does not look at what was printed, and says what it cannot know.
 #[test]
 fn without_a_card_there_is_no_pool() {
