@@ -33,12 +33,21 @@ try:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 except ImportError:
     from vllm.utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+SWITCHES = {"--enforce-eager", "--enable-lora", "--enable-expert-parallel", "--enable-prefix-caching", "--async-scheduling"}
 for words in json.load(sys.stdin):
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(words[1:])
+    args = parser.parse_args(words[1:])
     validate_parsed_serve_args(args)
-    said = dict(zip(words[2::2], words[3::2])) if len(words) % 2 == 0 else {}
-    if "--max-model-len" in said:
-        assert str(args.max_model_len) == said["--max-model-len"], words
+    # Each flag is one that the parser knows by its whole name, and its value arrives as it was said.
+    rest = iter(words[2:])
+    for flag in rest:
+        name = flag.removeprefix("--no-") if flag.startswith("--no-") else flag.removeprefix("--")
+        if "--" + name in SWITCHES:
+            said = not flag.startswith("--no-")
+        else:
+            said = next(rest)
+        read = getattr(args, name.replace("-", "_"))
+        assert str(read) == str(said), (words, flag, read)
 print("read")
 """
 SGLANG = """
@@ -92,16 +101,28 @@ def question(draw: random.Random, engine: str) -> list[str]:
         ]:
             flags += some if draw.random() < chance else []
     if engine == "vllm":
+        for chance, some in [
+            (0.3, ["--kv-cache-dtype", draw.choice(["fp8", "fp8_e5m2", "bf16", "f16", "int8", "int8_per_token_head"])]),
+            (0.2, ["--enforce-eager"]),
+            (0.2, ["--max-loras", "4", "--max-lora-rank", "32"]),
+            (0.2, ["--in-use", "2GiB"]),
+            (0.2, ["--dtype", draw.choice(["float16", "bfloat16"])]),
+            (0.2, ["--block-size", "32"]),
+            (0.2, ["--async-scheduling", draw.choice(["true", "false"])]),
+            (0.2, ["--gpu-memory-utilization", "0.85"]),
+        ]:
+            flags += some if draw.random() < chance else []
+        if "--no-enable-prefix-caching" not in flags and draw.random() < 0.2:
+            flags += ["--enable-prefix-caching"]
         if draw.random() < 0.3:
-            flags += ["--kv-cache-dtype", draw.choice(["fp8", "bf16"])]
-        if draw.random() < 0.2:
-            flags += ["--enforce-eager"]
-        if draw.random() < 0.2:
-            flags += ["--max-loras", "4"]
-        if draw.random() < 0.2:
-            flags += ["--in-use", "2GiB"]
-        if draw.random() < 0.2:
-            flags += ["--dtype", "float16"]
+            flags += draw.choice(
+                [
+                    ["--gpus", "4", "--tp", "2", "--dp", "2", "--ep"],
+                    ["--gpus", "4", "--tp", "2", "--pp", "2"],
+                    # More ranks than heads of keys: they hold a sequence's tokens in turn.
+                    ["--gpus", "16", "--tp", "16", "--decode-context-parallel-size", "2"],
+                ]
+            )
     return flags
 
 

@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::sync::Arc;
+
 use plimsoll_device::{Device, find};
 use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{
-    Deployment, Engine, Evaluation, Load, PlanError, Region, Settings, Verdict, evaluate, served,
+    Deployment, Engine, Evaluation, Load, Lora, PlanError, Region, Settings, Verdict, evaluate,
+    served,
 };
 use plimsoll_program::Parallel;
 use plimsoll_units::{Bytes, DType};
@@ -237,6 +240,59 @@ fn tensorrt_llm_takes_nine_tenths_of_what_is_free() {
     assert!(plan("qwen3-8b", h100(), &odd, &Load::plain(1, 1)).is_err());
     let states = plan("qwen3-next-80b-a3b", h100(), &settings, &Load::plain(1, 1));
     assert!(states.is_err(), "states are not modelled");
+}
+
+/// gpt-oss-20b's experts are 2880 x 2880 with two rows for gate and up. Its kernels want 128 (CUTLASS), 128 with 256 for
+/// what down writes (Triton), or 128 with 512 for what gate and up read (TensorRT-LLM's own), the latter two with f32 biases.
+#[test]
+fn tensorrt_llm_pads_mxfp4_experts_for_the_kernels_of_a_card() {
+    let added = |name: &str| {
+        let settings = Settings::new(Engine::TrtLlm);
+        let device = find(name).unwrap().clone();
+        let e = plan("gpt-oss-20b", device, &settings, &Load::plain(1, 1024)).unwrap();
+        let mut terms = e.stages[0].terms.iter();
+        terms
+            .find(|t| t.name == "expert layout")
+            .unwrap()
+            .bytes
+            .get()
+    };
+    let experts = 24 * 32;
+    // 17 bits per 32 values, and biases beside the 16-bit ones that are stored.
+    let more = |values: u64, bias: u64| {
+        experts * ((values - 3 * 2880 * 2880) * 17 / 32 + bias - 2 * 3 * 2880)
+    };
+    assert_eq!(added("gb10"), more(3 * 2944 * 2944, 2 * 3 * 2944));
+    assert_eq!(added("h100"), more((5888 + 3072) * 2944, 4 * (5888 + 3072)));
+    assert_eq!(added("b200"), more(5888 * 3072 + 2944 * 2944, 4 * 3 * 2944));
+}
+
+#[test]
+fn tensorrt_llm_refuses_what_would_stand_beside_the_model() {
+    let plain = Settings::new(Engine::TrtLlm);
+    let drafts = [
+        Settings {
+            mtp: true,
+            ..plain.clone()
+        },
+        Settings {
+            draft: Some(Arc::new(model("qwen3-0.6b"))),
+            ..plain.clone()
+        },
+        Settings {
+            lora: Some(Lora { slots: 4, rank: 16 }),
+            ..plain
+        },
+    ];
+    for (settings, said) in drafts.iter().zip(["a draft", "a draft", "--max-loras 4"]) {
+        let e = plan("qwen3-8b", h100(), settings, &Load::plain(1, 1024))
+            .err()
+            .unwrap();
+        assert!(
+            matches!(&e, PlanError::Refused { engine, setting, .. } if engine == "trtllm" && setting == said),
+            "{e}"
+        );
+    }
 }
 
 #[test]

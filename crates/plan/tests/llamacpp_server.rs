@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use gguf::Meta;
 use plimsoll_device::{Device, find};
-use plimsoll_model::ModelSpec;
+use plimsoll_model::{Assume, ModelSpec, catalogue, from_config};
 use plimsoll_plan::{Deployment, Load, PlanError, Region, Settings, StageEvaluation, evaluate};
 use plimsoll_program::Parallel;
 use plimsoll_units::Bytes;
@@ -126,6 +126,22 @@ fn the_process_is_more_than_its_buffers() {
     assert!((65.0..100.0).contains(&of("qwen3-0.6b")));
     // 262,144 tokens: 86 MiB with 15 of files.
     assert!((101.0..130.0).contains(&of("gemma-3-1b")));
+}
+
+/// Finished prompts are kept by newer builds alone, and what holds on devices is said of processors too.
+#[test]
+fn notes_are_those_of_the_build_and_the_checkpoint() {
+    let notes = |spec: &ModelSpec, engine: &str| {
+        let settings = Settings::new(engine.parse().expect("an engine"));
+        let e = evaluate(spec, &processors(1), &settings, &Load::plain(1, 512)).expect("a plan");
+        e.stages[0].notes.join("\n")
+    };
+    let plain = &models()["qwen3-0.6b"];
+    assert!(notes(plain, "llama.cpp").contains("--cache-ram"));
+    assert!(!notes(plain, "llama.cpp@2025-06-01").contains("--cache-ram"));
+    let entry = catalogue::find("gpt-oss-20b").expect("in the catalogue");
+    let stored = from_config(&entry.config, Assume::Nothing).expect("a model");
+    assert!(notes(&stored, "llama.cpp").contains("give its header"));
 }
 
 #[test]

@@ -121,6 +121,69 @@ fn a_log_is_within_its_bounds() {
     assert!(weights.error_pct.unwrap().abs() < 3.0, "{weights:?}");
 }
 
+/// gpt-oss-120b on a DGX Spark (1.1.0rc3, a public log of 20 December 2025): its parameters are experts padded to 128 both
+/// ways, and its first run has the experts' workspace in it.
+#[test]
+fn experts_in_mxfp4_are_padded_and_have_a_workspace() {
+    let text = "[TensorRT-LLM] TensorRT-LLM version: 1.1.0rc3\n\
+        [12/20/2025-04:20:21] [TRT-LLM] [I] Use 63.32 GB for model weights.\n\
+        [12/20/2025-04:21:51] [TRT-LLM] [I] Memory dynamically allocated during inference (inside torch) in memory usage profiling: 0.85 GiB\n\
+        [12/20/2025-04:21:51] [TRT-LLM] [I] Peak memory during memory usage profiling (torch + non-torch): 113.65 GiB, available KV cache memory when calculating max tokens: 5.95 GiB, fraction is set 0.8999999761581421, kv size is 73728. device total memory 119.70 GiB, , tmp kv_mem 0.56 GiB\n\
+        [TensorRT-LLM][INFO] [MemUsageChange] Allocated 5.95 GiB for max tokens in paged KV cache (86720).\n\
+        [12/20/2025-04:21:52] [TRT-LLM] [I] max_seq_len=86720, max_num_requests=64, max_num_tokens=8192, max_batch_size=64";
+    let log = read(text).expect("TensorRT-LLM's lines");
+    let entry = plimsoll_model::catalogue::find("gpt-oss-120b").unwrap();
+    let p = predicted(&log.setup, entry.config.clone());
+    let figures = judge(&p, &log.reported);
+    let of = |f: Figure| figures.iter().find(|j| j.figure == f).expect("a figure");
+    let weights = of(Figure::Weights);
+    assert!(weights.error_pct.unwrap().abs() < 0.1, "{weights:?}");
+    let run = of(Figure::Activation);
+    assert_eq!(run.inside, Some(true), "{run:?}");
+    // Not wide: what is left out is under a quarter of it.
+    assert!(
+        run.predicted.as_ref().unwrap().high < 1.25 * 0.85,
+        "{run:?}"
+    );
+}
+
+/// A cap on tokens is filled up to whole blocks, and a first run is as long as the batch that was said.
+#[test]
+fn caps_and_batches_are_those_of_the_log() {
+    let of = |setup: &Setup, f: Figure| {
+        let p = predicted(
+            setup,
+            config("LlamaForCausalLM", 2, 512, 1024, (8, 8), 32_000, false),
+        );
+        let found = p.figures.into_iter().find(|(x, _)| *x == f);
+        found.and_then(|(_, e)| e.ok()).expect("an estimate").high
+    };
+    let plain = Setup {
+        engine: "TensorRT-LLM".to_owned(),
+        model: "m".to_owned(),
+        gpu_count: Some(1),
+        total_gpu_memory_gib: Some(79.1),
+        ..Setup::default()
+    };
+    let capped = Setup {
+        max_total_tokens: Some(1000),
+        ..plain.clone()
+    };
+    assert!((of(&capped, Figure::KvTokens) - 1024.0).abs() < 1e-9);
+    assert!(of(&plain, Figure::KvTokens) > 1e6);
+    let short = Setup {
+        max_num_batched_tokens: Some(1024),
+        max_num_seqs: Some(8),
+        ..plain.clone()
+    };
+    assert!(of(&short, Figure::Activation) < 0.8 * of(&plain, Figure::Activation));
+    let long = Setup {
+        max_num_batched_tokens: Some(65_536),
+        ..short.clone()
+    };
+    assert!(of(&long, Figure::Activation) > 8.0 * of(&short, Figure::Activation));
+}
+
 /// A prediction does not look at what was printed, and says what it cannot know.
 #[test]
 fn without_a_card_there_is_no_pool() {

@@ -10,6 +10,7 @@ mod contiguous;
 mod extras;
 mod ideal;
 pub mod llamacpp;
+mod mxfp4;
 pub(crate) mod plimsoll;
 pub(crate) use asked_kv::served_kv;
 pub(crate) use plimsoll::DRIVER_BOUND_MIB;

@@ -432,6 +432,22 @@ mod tests {
     }
 
     #[test]
+    fn stages_experts_and_caps_are_read_where_they_stand() {
+        // With stages, more requests are held than a batch has.
+        let l = of("trtllm-serve m --pp_size 2 --ep_size 4\n\
+            [W] `max_tokens=8200` is provided\n\
+            [I] max_seq_len=1024, max_num_requests=128, max_num_tokens=512, max_batch_size=64");
+        let s = &l.setup;
+        assert_eq!((s.pipeline_parallel, s.expert_parallel), (Some(2), true));
+        assert_eq!((s.max_num_seqs, s.max_total_tokens), (Some(64), Some(8200)));
+        // Nothing told: one card.
+        assert_eq!(s.tensor_parallel, Some(1));
+        let l = of("trtllm-serve m --ep_size 1\nMPI size: 2");
+        assert!(!l.setup.expert_parallel);
+        assert_eq!(l.setup.tensor_parallel, None);
+    }
+
+    #[test]
     fn odd_lines_are_no_error() {
         for line in [
             "[TensorRT-LLM][INFO] [MemUsageChange] Allocated x GiB for max tokens in paged KV cache (",

@@ -212,11 +212,16 @@ fn compile(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Option<Pea
 /// the second, which reuses it) and of the activation, for every token and chosen expert.
 ///
 /// Source: `model_executor/layers/fused_moe/experts/triton_moe.py: workspace_shapes`.
-fn experts(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Option<Term>, PlanError> {
+fn experts(
+    context: &Context<'_>,
+    d: &Defaults,
+    width: u64,
+    mxfp4_step: Option<u64>,
+) -> Result<Option<Term>, PlanError> {
     let spec = context.spec;
     let parallel = &context.deployment.parallel;
     // Formats with kernels of their own bring their own scratch (mxfp4 on Hopper computes in place).
-    let own_kernel = spec
+    let mxfp4 = spec
         .quant
         .as_ref()
         .is_some_and(|q| matches!(q.format, plimsoll_model::quant::QuantFormat::Mxfp4));
@@ -230,7 +235,7 @@ fn experts(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Option<Ter
             Ffn::Dense { .. } | Ffn::None => None,
         })
         .max_by_key(|m| m.top_k.saturating_mul(m.intermediate));
-    let (Some(m), false) = (widest, own_kernel) else {
+    let (Some(m), false) = (widest, mxfp4 && mxfp4_step.is_none()) else {
         return Ok(None);
     };
     let inner = if parallel.expert_parallel {
@@ -238,9 +243,12 @@ fn experts(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Option<Ter
     } else {
         m.intermediate / parallel.tp.max(1)
     };
+    let step = mxfp4_step.filter(|_| mxfp4).unwrap_or(1);
+    let up = |n: u64| product(&[n.div_ceil(step), step]);
+    let (inner, hidden) = (up(inner)?, up(spec.hidden)?);
     let two = product(&[2, inner])?;
     // workspace13 serves the first product's output and the second's; workspace2 the activation's.
-    let per_choice = sum(&[two.max(spec.hidden), inner.max(spec.hidden)])?;
+    let per_choice = sum(&[two.max(hidden), inner.max(hidden)])?;
     let bytes = product(&[d.batched_tokens, m.top_k, per_choice, width])?;
     Ok(Some(
         Term::exact(Region::Workspace, "expert workspace", Bytes::new(bytes))
@@ -248,7 +256,7 @@ fn experts(context: &Context<'_>, d: &Defaults, width: u64) -> Result<Option<Ter
             .input("T", d.batched_tokens)
             .input("experts per token", m.top_k)
             .input("inner", inner)
-            .input("hidden", spec.hidden)
+            .input("hidden", hidden)
             .source("vLLM fused_moe/experts/triton_moe.py: workspace_shapes; v1/worker/workspace.py keeps it"),
     ))
 }
@@ -276,7 +284,7 @@ pub(super) fn terms(
 ) -> Result<Vec<Term>, PlanError> {
     let width = activation_dtype(context).bytes(1)?.get();
     if super::is_cpu(context) {
-        return on_cpu(context, version, d, width).map(|t| vec![t]);
+        return on_cpu(context, version, d, width, None).map(|t| vec![t]);
     }
     let newer = context
         .deployment
@@ -311,7 +319,7 @@ pub(super) fn terms(
         return Err(PlanError::Load("the stage runs nothing".to_owned()));
     };
     let multimodal = encoder(context, d, width)?;
-    let workspace = experts(context, d, width)?;
+    let workspace = experts(context, d, width, None)?;
     // The runner's own copies of what an earlier stage hands over.
     let received = if context.stage.is_first() {
         0
@@ -374,11 +382,13 @@ pub(super) fn terms(
 }
 
 /// What a step of `tokens` with `sequences` rows of logits needs, bounded by the larger phase: for engines whose own
-/// buffers are not counted.
+/// buffers are not counted. The experts' workspace is in it whatever their format; that of mxfp4 ones has sizes rounded up
+/// to `mxfp4_step`.
 pub(in crate::engine) fn activation_bound(
     context: &Context<'_>,
     tokens: u64,
     sequences: u64,
+    mxfp4_step: u64,
 ) -> Result<Term, PlanError> {
     let width = activation_dtype(context).bytes(1)?.get();
     let sizes = Defaults {
@@ -387,7 +397,7 @@ pub(in crate::engine) fn activation_bound(
         gpu_memory_utilization: 0.0,
         async_scheduling: false,
     };
-    let mut term = on_cpu(context, super::NEWEST, &sizes, width)?;
+    let mut term = on_cpu(context, super::NEWEST, &sizes, width, Some(mxfp4_step))?;
     "plimsoll-plan: engine/vllm/profile.rs, as for vLLM".clone_into(&mut term.source);
     Ok(term.input("T", tokens).input("R", sequences))
 }
@@ -398,12 +408,13 @@ fn on_cpu(
     version: Version,
     d: &Defaults,
     width: u64,
+    mxfp4_step: Option<u64>,
 ) -> Result<Term, PlanError> {
     let mut bytes = forward(context, d, width)?.bytes;
     if context.stage.is_last() {
         bytes = bytes.max(sampler(context, version, d, width)?.bytes);
     }
-    let workspace = experts(context, d, width)?.map_or(0, |t| t.bytes.get());
+    let workspace = experts(context, d, width, mxfp4_step)?.map_or(0, |t| t.bytes.get());
     let all = Bytes::new(sum(&[bytes, workspace, encoder(context, d, width)?])?);
     Ok(Term::exact(Region::Activations, "activation peak", all)
         .kind(Kind::Bound)

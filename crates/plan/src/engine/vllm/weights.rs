@@ -11,10 +11,11 @@
 use std::collections::BTreeMap;
 
 use plimsoll_model::quant::QuantFormat;
-use plimsoll_model::{Axis, Mixer, Role};
+use plimsoll_model::{Mixer, Role};
 use plimsoll_program::{LocalTensor, WeightRules, rank_tensors};
 use plimsoll_units::{Bytes, DType, SizeOverflow};
 
+use super::super::mxfp4::{self, ExpertLayout};
 use super::super::{Context, Engine, Version, absorbed, activation_dtype};
 use crate::error::PlanError;
 use crate::term::{Kind, Region, Term};
@@ -234,7 +235,7 @@ pub(super) fn terms(context: &Context<'_>, version: Version) -> Result<Vec<Term>
         );
     }
     terms.extend(absorbed::vllm(context)?);
-    let padding = expert_padding(context)?;
+    let padding = mxfp4::padding(context, &expert_layout(context))?;
     if padding > 0 {
         terms.push(
             Term::exact(Region::Weights, "expert layout", Bytes::new(padding))
@@ -288,45 +289,38 @@ pub(super) fn terms(context: &Context<'_>, version: Version) -> Result<Vec<Term>
     Ok(terms)
 }
 
-/// How a card's mxfp4 kernel pads experts.
-struct ExpertLayout {
-    /// The inner size is a multiple of this.
-    inner: u64,
-    /// The hidden size is a multiple of this.
-    hidden: u64,
-    /// Bytes of a row of packed values are a multiple of this.
-    value_row: u64,
-    /// Rows of scales are a multiple of this.
-    scale_rows: u64,
-    /// Whether the scales as loaded stay allocated beside the kernel's.
-    keeps_scales: bool,
-}
-
+/// How vLLM's kernel for a card lays out mxfp4 experts; biases are in f32.
 fn expert_layout(context: &Context<'_>) -> ExpertLayout {
     match context.deployment.device.compute_capability {
         // Triton's swizzled layouts (triton_kernels `hopper_value.py`, `hopper_scale.py`).
         Some((9, _)) => ExpertLayout {
             inner: 64,
-            hidden: 1,
+            hidden_in: 1,
+            hidden_out: 1,
             value_row: 64,
             scale_rows: 256,
             keeps_scales: true,
+            bias: 4,
         },
         // TensorRT-LLM's kernels.
         Some((10.., _)) => ExpertLayout {
             inner: 256,
-            hidden: 256,
+            hidden_in: 256,
+            hidden_out: 256,
             value_row: 1,
             scale_rows: 1,
             keeps_scales: false,
+            bias: 4,
         },
         // Marlin.
         _ => ExpertLayout {
             inner: 128,
-            hidden: 256,
+            hidden_in: 256,
+            hidden_out: 256,
             value_row: 1,
             scale_rows: 1,
             keeps_scales: false,
+            bias: 4,
         },
     }
 }
@@ -368,72 +362,6 @@ fn widened_scales(context: &Context<'_>, version: Version) -> Result<u64, SizeOv
             let more = scales.times(3)?.get() / tp;
             sum.checked_add(more).ok_or(SizeOverflow)
         })
-}
-
-/// What the layout of mxfp4 experts adds to their plain size, over all layers of the stage.
-fn expert_padding(context: &Context<'_>) -> Result<u64, PlanError> {
-    let spec = context.spec;
-    if !spec
-        .quant
-        .as_ref()
-        .is_some_and(|q| q.format == QuantFormat::Mxfp4)
-    {
-        return Ok(0);
-    }
-    let parallel = &context.deployment.parallel;
-    let layout = expert_layout(context);
-    let up = |n: u64, step: u64| n.div_ceil(step).checked_mul(step).ok_or(SizeOverflow);
-    let mut sum = 0_u64;
-    for t in spec.tensors.iter().filter(|t| t.role == Role::Experts) {
-        let (Some(l), Some(layer), Some(experts)) = (t.linear, t.layer, t.experts) else {
-            continue;
-        };
-        if !context.stage.layers.contains(&u64::from(layer)) {
-            continue;
-        }
-        let split = if parallel.expert_parallel {
-            1
-        } else {
-            parallel.tp.max(1)
-        };
-        let copies = experts.div_ceil(parallel.ep().max(1));
-        // The split dimension is the inner one: outputs of gate and up (two rows each), inputs of down.
-        let (out, inp) = match l.axis {
-            Axis::Out => (l.out / split, l.inp),
-            Axis::In => (l.out, l.inp / split),
-        };
-        let (padded_out, padded_inp) = match l.axis {
-            Axis::Out => (2 * up(out / 2, layout.inner)?, up(inp, layout.hidden)?),
-            Axis::In => (up(out, layout.hidden)?, up(inp, layout.inner)?),
-        };
-        let values =
-            Bytes::product([up(padded_inp.div_ceil(2), layout.value_row)?, padded_out])?.get();
-        let loaded_scales = Bytes::product([padded_inp.div_ceil(32), padded_out])?.get();
-        let scales = Bytes::product([padded_inp.div_ceil(32), up(padded_out, layout.scale_rows)?])?
-            .get()
-            .checked_add(if layout.keeps_scales {
-                loaded_scales
-            } else {
-                0
-            })
-            .ok_or(SizeOverflow)?;
-        let plain = Bytes::product([inp.div_ceil(2), out])?
-            .add(Bytes::product([inp.div_ceil(32), out])?)?
-            .get();
-        // Biases are kept in f32 beside the 16-bit ones counted in the inventory.
-        let bias = padded_out
-            .checked_mul(4)
-            .ok_or(SizeOverflow)?
-            .saturating_sub(out.saturating_mul(2));
-        let more = values
-            .checked_add(scales)
-            .and_then(|n| n.checked_add(bias))
-            .ok_or(SizeOverflow)?
-            .saturating_sub(plain);
-        let all = more.checked_mul(copies).ok_or(SizeOverflow)?;
-        sum = sum.checked_add(all).ok_or(SizeOverflow)?;
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]
