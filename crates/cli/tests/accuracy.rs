@@ -166,13 +166,15 @@ fn what_a_report_leaves_out_is_the_reason_of_what_is_not_predicted() {
     let text = format!(
         "{{\"id\":\"cardless\",{head},\"kv_tokens\":1000}}\n\
          {{\"id\":\"packed\",{head},\"gpu\":\"H100\",\"quantization\":\"quip\",\"weights_gib_per_gpu\":4}}\n\
-         {{\"id\":\"small\",{head},\"gpu\":\"RTX 3060 12GB\",\"kv_tokens\":1000}}\n"
+         {{\"id\":\"small\",{head},\"gpu\":\"RTX 4060 Ti 16GB\",\"kv_tokens\":1000}}\n\
+         {{\"id\":\"smaller\",{head},\"gpu\":\"RTX 3060 12GB\",\"kv_tokens\":1000}}\n"
     );
     let r = json(&file("left-out.jsonl", &text), &[]);
     for (i, (term, reason)) in [
         ("kv_tokens", "no card is named"),
         ("weights", "quip"),
         ("kv_tokens", "it would not start"),
+        ("kv_tokens", "no weight format is given"),
     ]
     .into_iter()
     .enumerate()

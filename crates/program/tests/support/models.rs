@@ -39,7 +39,7 @@ pub(crate) fn programs() -> Vec<(String, ModelSpec, Program)> {
             outputs: 256,
             // ALiBi and states have no last position.
             context: spec.max_context.unwrap_or(2048),
-            weights: Weights::default(),
+            weights: LIMITS.weights,
         };
         match lower(&spec, &limits, &RULES) {
             Ok(program) => all.push((entry.name.clone(), spec, program)),
