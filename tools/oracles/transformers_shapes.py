@@ -604,6 +604,10 @@ CASES = {
         layer_types=["linear_attention", "linear_attention", "linear_attention", "full_attention"],
     ),
     "minimax-defaults": small("minimax", "MiniMaxForCausalLM", num_local_experts=6, num_experts_per_tok=2),
+    "gptj-small": dict(
+        architectures=["GPTJForCausalLM"], model_type="gptj", vocab_size=1003, n_embd=96, n_layer=4, n_head=6, n_positions=512,
+        rotary_dim=8, torch_dtype="bfloat16", tie_word_embeddings=False,
+    ),
     "mpt-small": dict(
         architectures=["MptForCausalLM"], model_type="mpt", vocab_size=1003, d_model=96, n_layers=4, n_heads=6,
         max_seq_len=512, torch_dtype="bfloat16",
