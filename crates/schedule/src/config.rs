@@ -52,7 +52,7 @@ pub struct SchedulerConfig {
     pub max_seqs: u32,
     /// What may be asked for.
     pub limits: Limits,
-    /// Requests that may wait.
+    /// Requests that may wait for a place; those that only wait for the next step come on top.
     pub max_queued: usize,
     /// Who is let in.
     pub admission: Admission,

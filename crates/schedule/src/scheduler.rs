@@ -191,7 +191,7 @@ impl Scheduler {
                 cap: u64::from(cap),
             }));
         }
-        if self.waiting_count >= self.config.max_queued {
+        if self.waiting_count >= self.config.max_queued.saturating_add(self.free_places()) {
             return Err(Refusal {
                 reason: Reason::QueueFull {
                     waiting: self.waiting_count,
@@ -471,6 +471,14 @@ impl Scheduler {
     #[must_use]
     pub const fn is_short_of_pages(&self) -> bool {
         self.short_of_pages
+    }
+
+    /// Of those that have not begun, how many the next step can let in at most: they do not wait for a place, only for a step.
+    const fn free_places(&self) -> usize {
+        if self.short_of_pages {
+            return 0;
+        }
+        self.config.max_seqs.saturating_sub(self.running_seqs) as usize
     }
 
     /// Requests that have not begun.

@@ -6,7 +6,7 @@ mod support;
 
 use plimsoll_kv::{KvCache, KvConfig, Layout, Scope};
 use plimsoll_schedule::{
-    Draw, Fan, Limits, Output, Request, RequestId, RowOutput, Scheduler, SchedulerConfig,
+    Draw, Fan, Limits, Output, Reason, Request, RequestId, RowOutput, Scheduler, SchedulerConfig,
     StepOutput,
 };
 use plimsoll_units::{Bytes, Nanos};
@@ -24,7 +24,13 @@ const LIMITS: Limits = Limits {
 
 /// One sequence at a time, where a class is worth ten seconds.
 fn scheduler() -> Scheduler {
+    scheduler_of(usize::MAX)
+}
+
+/// The same, where so many may wait.
+fn scheduler_of(max_queued: usize) -> Scheduler {
     let mut config = SchedulerConfig::new(LIMITS);
+    config.max_queued = max_queued;
     config.max_seqs = 1;
     config.class = Nanos(10 * SECOND);
     let cost = support::cost();
@@ -38,6 +44,32 @@ fn submit(s: &mut Scheduler, id: RequestId, priority: i32, now: Nanos) {
     let request = request.expect("a request within the limits");
     let request = request.with_priority(priority);
     s.submit(request, now).expect("there is room");
+}
+
+/// Whoever comes before the first step finds as many places as there are: one that runs, and the queue's.
+#[test]
+fn a_burst_before_the_first_step_finds_every_place() {
+    let mut s = scheduler_of(2);
+    for id in 0..3 {
+        submit(&mut s, RequestId(id), 0, Nanos(0));
+    }
+    let one_more = |s: &mut Scheduler| {
+        let request = Request::new(
+            RequestId(9),
+            vec![1].into(),
+            1,
+            Fan::ONE,
+            Scope::default(),
+            &LIMITS,
+        );
+        s.submit(request.expect("within the limits"), Nanos(0))
+            .map_err(|r| r.reason)
+    };
+    assert_eq!(one_more(&mut s), Err(Reason::QueueFull { waiting: 3 }));
+    // One runs, two wait: as many as may.
+    s.schedule(Nanos(0)).expect("somebody waits");
+    assert_eq!((s.running(), s.waiting()), (1, 2));
+    assert_eq!(one_more(&mut s), Err(Reason::QueueFull { waiting: 2 }));
 }
 
 /// Seconds until the low one runs, beside others of `priority`: each second one more comes, and one is served.

@@ -18,7 +18,7 @@ fn long() -> Value {
 
 #[test]
 fn whoever_finds_no_place_is_told_at_once() {
-    // F1: 64 clients for 8 to 10 places; more by bench/.
+    // F1: 64 clients for 2 + 8 places; more by bench/.
     let server = Server::start(&["--max-num-seqs", "2", "--max-num-queued-reqs", "8"]);
     let canary = Canary::new(&server);
     let body = json!({ "prompt": PROMPT, "max_tokens": 40, "ignore_eos": true, "temperature": 0 })
@@ -33,8 +33,7 @@ fn whoever_finds_no_place_is_told_at_once() {
         all.into_iter().map(|t| t.join().unwrap()).collect()
     });
     let served = answers.iter().filter(|a| a.status == 200);
-    // Two run and eight wait; where all come before the first step, nobody runs yet, and eight have places.
-    assert!(served.clone().count() >= 8, "those that have places");
+    assert!(served.clone().count() >= 10, "those that have places");
     for answer in served {
         assert_eq!(texts(&answer.json()), want);
     }
