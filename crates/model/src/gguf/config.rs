@@ -7,7 +7,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::value::Value;
-use super::{Header, ValueType, gemma4, routed};
+use super::{Header, ValueType, fields, gemma4, routed};
 use crate::config::MAX_LAYERS;
 use crate::json::printable;
 use crate::{Assume, ModelError};
@@ -29,6 +29,8 @@ struct Arch {
     architecture: &'static str,
     model_type: &'static str,
     style: Style,
+    /// Whether widths and KV heads may differ from layer to layer.
+    layers_differ: bool,
     /// What it has beyond the shared fields.
     extra: fn(&Keys<'_>, &mut Map<String, Json>) -> Result<(), ModelError>,
 }
@@ -44,63 +46,108 @@ const fn common(
         architecture,
         model_type,
         style: Style::Common,
+        layers_differ: false,
         extra,
     }
 }
 
+/// The same, whose layers may differ.
+const fn differing(arch: Arch) -> Arch {
+    Arch {
+        layers_differ: true,
+        ..arch
+    }
+}
+
 const ARCHITECTURES: &[Arch] = &[
-    common("llama", "LlamaForCausalLM", "llama", llama),
-    common("qwen2", "Qwen2ForCausalLM", "qwen2", nothing),
-    common("qwen2moe", "Qwen2MoeForCausalLM", "qwen2_moe", qwen_moe),
-    common("qwen3", "Qwen3ForCausalLM", "qwen3", nothing),
-    common("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe", qwen_moe),
+    common("llama", "LlamaForCausalLM", "llama", fields::llama),
+    common("qwen2", "Qwen2ForCausalLM", "qwen2", fields::nothing),
+    common(
+        "qwen2moe",
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        fields::qwen_moe,
+    ),
+    common("qwen3", "Qwen3ForCausalLM", "qwen3", fields::nothing),
+    common(
+        "qwen3moe",
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        fields::qwen_moe,
+    ),
     common(
         "qwen3next",
         "Qwen3NextForCausalLM",
         "qwen3_next",
-        qwen3_next,
+        fields::qwen3_next,
     ),
     // The text half of these; the tower is in a file of its own (`mmproj`).
-    common("qwen2vl", "Qwen2ForCausalLM", "qwen2", nothing),
-    common("qwen3vl", "Qwen3ForCausalLM", "qwen3", nothing),
-    common("qwen3vlmoe", "Qwen3MoeForCausalLM", "qwen3_moe", qwen_moe),
-    common("gemma", "GemmaForCausalLM", "gemma", nothing),
-    common("gemma2", "Gemma2ForCausalLM", "gemma2", gemma2),
-    common("gemma3", "Gemma3ForCausalLM", "gemma3_text", gemma3),
-    common("phi2", "PhiForCausalLM", "phi", nothing),
-    common("phi3", "Phi3ForCausalLM", "phi3", nothing),
+    common("qwen2vl", "Qwen2ForCausalLM", "qwen2", fields::nothing),
+    common("qwen3vl", "Qwen3ForCausalLM", "qwen3", fields::nothing),
+    common(
+        "qwen3vlmoe",
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        fields::qwen_moe,
+    ),
+    common("gemma", "GemmaForCausalLM", "gemma", fields::nothing),
+    common("gemma2", "Gemma2ForCausalLM", "gemma2", fields::gemma2),
+    common("gemma3", "Gemma3ForCausalLM", "gemma3_text", fields::gemma3),
+    common("phi2", "PhiForCausalLM", "phi", fields::nothing),
+    common("phi3", "Phi3ForCausalLM", "phi3", fields::nothing),
     Arch {
         gguf: "gpt2",
         architecture: "GPT2LMHeadModel",
         model_type: "gpt2",
         style: Style::Gpt2,
-        extra: nothing,
+        layers_differ: false,
+        extra: fields::nothing,
     },
-    common("gptneox", "GPTNeoXForCausalLM", "gpt_neox", gpt_neox),
-    common("granite", "GraniteForCausalLM", "granite", granite),
+    common(
+        "gptneox",
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        fields::gpt_neox,
+    ),
+    common("granite", "GraniteForCausalLM", "granite", fields::granite),
     common(
         "granitemoe",
         "GraniteMoeForCausalLM",
         "granitemoe",
-        granite_moe,
+        fields::granite_moe,
     ),
     common(
         "deepseek2",
         "DeepseekV2ForCausalLM",
         "deepseek_v2",
-        deepseek2,
+        fields::deepseek2,
     ),
-    common("gpt-oss", "GptOssForCausalLM", "gpt_oss", gpt_oss),
-    common("gemma4", "Gemma4ForCausalLM", "gemma4_text", gemma4::fields),
-    common("qwen35", "Qwen3_5ForCausalLM", "qwen3_5_text", qwen35),
+    common("gpt-oss", "GptOssForCausalLM", "gpt_oss", fields::gpt_oss),
+    differing(common(
+        "gemma4",
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        gemma4::fields,
+    )),
+    common(
+        "qwen35",
+        "Qwen3_5ForCausalLM",
+        "qwen3_5_text",
+        fields::qwen35,
+    ),
     common(
         "qwen35moe",
         "Qwen3_5MoeForCausalLM",
         "qwen3_5_moe_text",
-        qwen35,
+        fields::qwen35,
     ),
-    common("glm4", "Glm4ForCausalLM", "glm4", glm4),
-    common("deci", "DeciLMForCausalLM", "nemotron-nas", deci),
+    common("glm4", "Glm4ForCausalLM", "glm4", fields::glm4),
+    differing(common(
+        "deci",
+        "DeciLMForCausalLM",
+        "nemotron-nas",
+        fields::deci,
+    )),
     common(
         "glm4moe",
         "Glm4MoeForCausalLM",
@@ -108,7 +155,12 @@ const ARCHITECTURES: &[Arch] = &[
         routed::glm4_moe,
     ),
     common("dots1", "Dots1ForCausalLM", "dots1", routed::dots1),
-    common("ernie4_5", "Ernie4_5ForCausalLM", "ernie4_5", nothing),
+    common(
+        "ernie4_5",
+        "Ernie4_5ForCausalLM",
+        "ernie4_5",
+        fields::nothing,
+    ),
     common(
         "ernie4_5-moe",
         "Ernie4_5_MoeForCausalLM",
@@ -119,7 +171,7 @@ const ARCHITECTURES: &[Arch] = &[
         "hunyuan-dense",
         "HunYuanDenseV1ForCausalLM",
         "hunyuan_v1_dense",
-        nothing,
+        fields::nothing,
     ),
     common(
         "hunyuan-moe",
@@ -135,25 +187,41 @@ const ARCHITECTURES: &[Arch] = &[
         routed::minimax_m2,
     ),
     common("olmoe", "OlmoeForCausalLM", "olmoe", routed::olmoe),
-    common("olmo2", "Olmo2ForCausalLM", "olmo2", nothing),
-    common("seed_oss", "SeedOssForCausalLM", "seed_oss", nothing),
-    common("smollm3", "SmolLM3ForCausalLM", "smollm3", nothing),
-    common("command-r", "CohereForCausalLM", "cohere", nothing),
-    common("starcoder2", "Starcoder2ForCausalLM", "starcoder2", nothing),
-    common("nemotron", "NemotronForCausalLM", "nemotron", nothing),
+    common("olmo2", "Olmo2ForCausalLM", "olmo2", fields::nothing),
+    common(
+        "seed_oss",
+        "SeedOssForCausalLM",
+        "seed_oss",
+        fields::nothing,
+    ),
+    common("smollm3", "SmolLM3ForCausalLM", "smollm3", fields::nothing),
+    common("command-r", "CohereForCausalLM", "cohere", fields::nothing),
+    common(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        "starcoder2",
+        fields::nothing,
+    ),
+    common(
+        "nemotron",
+        "NemotronForCausalLM",
+        "nemotron",
+        fields::nothing,
+    ),
 ];
 
 /// What an unknown architecture is taken for where the user says so.
-const LLAMA_LIKE: Arch = common("", "LlamaForCausalLM", "llama", nothing);
+const LLAMA_LIKE: Arch = common("", "LlamaForCausalLM", "llama", fields::nothing);
 
 /// Access to the keys of one architecture.
 pub(super) struct Keys<'a> {
-    header: &'a Header,
-    arch: &'a str,
+    pub(super) header: &'a Header,
+    pub(super) arch: &'a str,
     /// Decoder layers, multi-token-prediction layers not among them.
-    layers: u64,
+    pub(super) layers: u64,
     /// Multi-token-prediction layers.
     pub(super) nextn: u64,
+    layers_differ: bool,
 }
 
 impl Keys<'_> {
@@ -233,7 +301,7 @@ impl Keys<'_> {
 
     /// A number that is the same in every layer where it is not 0; of an architecture whose layers differ, the largest.
     fn widest(&self, key: &str) -> Result<Option<u64>, ModelError> {
-        if !["deci", "gemma4"].contains(&self.arch) {
+        if !self.layers_differ {
             return self.opt(key);
         }
         Ok(self.per_layer(key)?.and_then(|l| l.into_iter().max()))
@@ -260,7 +328,7 @@ impl Keys<'_> {
         self.get(key)?.as_f64()
     }
 
-    fn has_tensor(&self, name: &str) -> bool {
+    pub(super) fn has_tensor(&self, name: &str) -> bool {
         self.header.tensor(name).is_some()
     }
 
@@ -273,7 +341,7 @@ impl Keys<'_> {
     }
 
     /// The kind of every layer: `n − 1` with a window, then one without, unless the file lists it.
-    fn layer_types(&self, n: u64) -> Result<Json, ModelError> {
+    pub(super) fn layer_types(&self, n: u64) -> Result<Json, ModelError> {
         const KEY: &str = "attention.sliding_window_pattern";
         let listed = self.get(KEY).is_some_and(|v| v.kind() == ValueType::Array);
         let windowed: Vec<bool> = if listed {
@@ -335,6 +403,7 @@ pub fn to_config(header: &Header, assume: Assume) -> Result<Json, ModelError> {
         arch: name,
         layers: 1,
         nextn: 0,
+        layers_differ: arch.layers_differ,
     };
     let nextn = all.opt("nextn_predict_layers")?.unwrap_or(0);
     let blocks = all.req("block_count", "it is the number of layers")?;
@@ -351,6 +420,7 @@ pub fn to_config(header: &Header, assume: Assume) -> Result<Json, ModelError> {
         arch: name,
         layers,
         nextn,
+        layers_differ: arch.layers_differ,
     };
 
     let mut map = Map::new();
@@ -466,7 +536,7 @@ fn common_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Mod
 }
 
 /// Numbers under the names that a config has for them.
-fn floats(keys: &Keys<'_>, map: &mut Map<String, Json>, names: &[(&str, &str)]) {
+pub(super) fn floats(keys: &Keys<'_>, map: &mut Map<String, Json>, names: &[(&str, &str)]) {
     for (key, name) in names {
         if let Some(n) = keys.float(key) {
             map.insert((*name).to_owned(), n.into());
@@ -529,371 +599,5 @@ fn gpt2_fields(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), Model
         map,
         &[("attention.layer_norm_epsilon", "layer_norm_epsilon")],
     );
-    Ok(())
-}
-
-fn nothing(_: &Keys<'_>, _: &mut Map<String, Json>) -> Result<(), ModelError> {
-    Ok(())
-}
-
-pub(super) const EXPERTS: &str = "it is the number of experts";
-pub(super) const TOP_K: &str = "it is the number of experts that a token passes";
-
-fn rename(map: &mut Map<String, Json>, architecture: &str, model_type: &str) {
-    map.insert("architectures".into(), json!([architecture]));
-    map.insert("model_type".into(), model_type.into());
-}
-
-/// LLaMA and Mistral; with experts, Mixtral.
-fn llama(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    let Some(experts) = keys.opt("expert_count")?.filter(|&n| n > 0) else {
-        return Ok(());
-    };
-    rename(map, "MixtralForCausalLM", "mixtral");
-    map.insert("num_local_experts".into(), experts.into());
-    map.insert(
-        "num_experts_per_tok".into(),
-        keys.req("expert_used_count", TOP_K)?.into(),
-    );
-    Ok(())
-}
-
-/// The inner size of an expert: its key, or the shape of its down projection.
-pub(super) fn expert_inner(keys: &Keys<'_>) -> Result<u64, ModelError> {
-    if let Some(n) = keys.opt("expert_feed_forward_length")?.filter(|&n| n > 0) {
-        return Ok(n);
-    }
-    let down = keys
-        .header
-        .tensors
-        .iter()
-        .find(|t| t.name.ends_with("ffn_down_exps.weight"));
-    down.and_then(|t| t.shape.last().copied())
-        .ok_or_else(|| ModelError::Missing {
-            field: keys.name("expert_feed_forward_length"),
-            why: "it sizes the experts",
-        })
-}
-
-fn qwen_moe(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    map.insert(
-        "num_experts".into(),
-        keys.req("expert_count", EXPERTS)?.into(),
-    );
-    map.insert(
-        "num_experts_per_tok".into(),
-        keys.req("expert_used_count", TOP_K)?.into(),
-    );
-    map.insert("moe_intermediate_size".into(), expert_inner(keys)?.into());
-    map.insert("decoder_sparse_step".into(), 1.into());
-    map.insert("mlp_only_layers".into(), json!([]));
-    let shared = match keys
-        .opt("expert_shared_feed_forward_length")?
-        .filter(|&n| n > 0)
-    {
-        Some(n) => Some(n),
-        None => keys
-            .header
-            .tensors
-            .iter()
-            .find(|t| t.name.ends_with("ffn_down_shexp.weight"))
-            .and_then(|t| t.shape.last().copied()),
-    };
-    if let Some(n) = shared {
-        map.insert("shared_expert_intermediate_size".into(), n.into());
-    }
-    Ok(())
-}
-
-fn qwen3_next(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    qwen_moe(keys, map)?;
-    // Said even where there are none: a checkpoint's config is silent, and one is then assumed.
-    map.insert("num_nextn_predict_layers".into(), keys.nextn.into());
-    delta_net(keys, map)
-}
-
-/// Qwen3.5, dense and with experts.
-fn qwen35(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    if keys.arch == "qwen35moe" {
-        qwen_moe(keys, map)?;
-    }
-    map.remove("num_nextn_predict_layers");
-    map.insert("mtp_num_hidden_layers".into(), keys.nextn.into());
-    delta_net(keys, map)
-}
-
-/// The recurrent layers of Qwen3-Next and Qwen3.5, and where they are.
-fn delta_net(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    let state = keys.req(
-        "ssm.state_size",
-        "it is the key size of the recurrent layers",
-    )?;
-    let inner = keys.req("ssm.inner_size", "it is the width of the recurrent layers")?;
-    let v_heads = keys.req(
-        "ssm.time_step_rank",
-        "it is the number of their value heads",
-    )?;
-    let k_heads = keys.req("ssm.group_count", "it is the number of their key heads")?;
-    let taps = keys.req("ssm.conv_kernel", "it is the length of their convolution")?;
-    if !inner.is_multiple_of(v_heads) {
-        return Err(ModelError::Contradiction(format!(
-            "`{}` is {inner}, no multiple of the {v_heads} value heads",
-            keys.name("ssm.inner_size")
-        )));
-    }
-    for (key, value) in [
-        ("linear_conv_kernel_dim", taps),
-        ("linear_num_key_heads", k_heads),
-        ("linear_num_value_heads", v_heads),
-        ("linear_key_head_dim", state),
-        ("linear_value_head_dim", inner / v_heads),
-    ] {
-        map.insert(key.to_owned(), value.into());
-    }
-    let recurrent: Vec<bool> = match keys.per_layer("attention.recurrent_layers")? {
-        Some(list) => list.into_iter().map(|n| n > 0).collect(),
-        None => {
-            let every = keys
-                .opt("full_attention_interval")?
-                .filter(|&n| n > 0)
-                .unwrap_or(4);
-            map.insert("full_attention_interval".into(), every.into());
-            (0..keys.layers).map(|i| (i + 1) % every != 0).collect()
-        }
-    };
-    let name = |r| {
-        if r {
-            "linear_attention"
-        } else {
-            "full_attention"
-        }
-    };
-    let types: Vec<&str> = recurrent.into_iter().map(name).collect();
-    map.insert("layer_types".into(), types.into());
-    Ok(())
-}
-
-fn soft_cap(
-    keys: &Keys<'_>,
-    map: &mut Map<String, Json>,
-    name: &str,
-    key: &str,
-    default: Option<f64>,
-) {
-    if let Some(cap) = keys.float(key).or(default).filter(|&c| c > 0.0) {
-        map.insert(name.to_owned(), cap.into());
-    }
-}
-
-/// Windows in every other layer; window and caps have defaults in llama.cpp.
-fn gemma2(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    gemma_scale(keys, map, 46);
-    map.entry("sliding_window").or_insert_with(|| 4096.into());
-    map.insert("layer_types".into(), keys.layer_types(2)?);
-    soft_cap(
-        keys,
-        map,
-        "attn_logit_softcapping",
-        "attn_logit_softcapping",
-        Some(50.0),
-    );
-    soft_cap(
-        keys,
-        map,
-        "final_logit_softcapping",
-        "final_logit_softcapping",
-        Some(30.0),
-    );
-    Ok(())
-}
-
-/// What the root of scores is taken of. No key says it: llama.cpp (`src/models/gemma{2,3}*.cpp`) takes the width of
-/// a head's share of the hidden size in the models with this many layers, else the head size.
-fn gemma_scale(keys: &Keys<'_>, map: &mut Map<String, Json>, shared_at: u64) {
-    let field = |key: &str| map.get(key).and_then(Json::as_u64);
-    let (heads, hidden) = (field("num_attention_heads"), field("hidden_size"));
-    let share = match (hidden, heads) {
-        (Some(hidden), Some(heads)) if heads > 0 => hidden / heads,
-        _ => 0,
-    };
-    let scalar = match field("head_dim") {
-        Some(size) if keys.layers != shared_at => size,
-        _ => share,
-    };
-    map.insert("query_pre_attn_scalar".into(), scalar.into());
-}
-
-fn gemma3(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    gemma_scale(keys, map, 62);
-    if map.contains_key("sliding_window") {
-        map.insert("layer_types".into(), keys.layer_types(6)?);
-    } else {
-        map.insert("sliding_window".into(), Json::Null);
-        let all = vec!["full_attention"; usize::try_from(keys.layers).unwrap_or(0)];
-        map.insert("layer_types".into(), all.into());
-    }
-    soft_cap(
-        keys,
-        map,
-        "final_logit_softcapping",
-        "final_logit_softcapping",
-        None,
-    );
-    Ok(())
-}
-
-fn gpt_neox(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    if let Some(parallel) = keys.get("use_parallel_residual").and_then(Value::as_bool) {
-        map.insert("use_parallel_residual".into(), parallel.into());
-    }
-    // The fused projection has its bias under another name.
-    map.insert(
-        "attention_bias".into(),
-        keys.any_layer("attn_qkv.bias").into(),
-    );
-    Ok(())
-}
-
-/// The multipliers.
-fn granite(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    floats(
-        keys,
-        map,
-        &[
-            ("attention.scale", "attention_multiplier"),
-            ("embedding_scale", "embedding_multiplier"),
-            ("residual_scale", "residual_multiplier"),
-            ("logit_scale", "logits_scaling"),
-        ],
-    );
-    Ok(())
-}
-
-fn granite_moe(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    map.insert(
-        "num_local_experts".into(),
-        keys.req("expert_count", EXPERTS)?.into(),
-    );
-    map.insert(
-        "num_experts_per_tok".into(),
-        keys.req("expert_used_count", TOP_K)?.into(),
-    );
-    if let Some(n) = keys
-        .opt("expert_shared_feed_forward_length")?
-        .filter(|&n| n > 0)
-    {
-        rename(map, "GraniteMoeSharedForCausalLM", "granitemoeshared");
-        map.insert("shared_intermediate_size".into(), n.into());
-    }
-    Ok(())
-}
-
-fn deepseek2(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    let rank = keys.req(
-        "attention.kv_lora_rank",
-        "it is the size of the cached vector",
-    )?;
-    let rope = keys.req("rope.dimension_count", "it is the size of the rotary key")?;
-    // Files with the latent form state the sizes of the decompressed heads apart; in older ones
-    // the plain keys are those sizes.
-    let first = |a: &str, b: &str, why: &'static str| match keys.opt(a)?.filter(|&n| n > 0) {
-        Some(n) => Ok(n),
-        None => keys.req(b, why),
-    };
-    let why = "it is the head size";
-    let k = first("attention.key_length_mla", "attention.key_length", why)?;
-    let v = first("attention.value_length_mla", "attention.value_length", why)?;
-    let Some(nope) = k.checked_sub(rope).filter(|&n| n > 0) else {
-        return Err(ModelError::Contradiction(format!(
-            "`{}` is {rope}, not below the key head size {k}",
-            keys.name("rope.dimension_count")
-        )));
-    };
-    // A cache of one latent head is written as one KV head; the config counts decompressed heads.
-    if let Some(heads) = map.get("num_attention_heads").cloned() {
-        map.insert("num_key_value_heads".into(), heads);
-    }
-    let q_rank = keys.opt("attention.q_lora_rank")?.filter(|&n| n > 0);
-    map.insert("q_lora_rank".into(), q_rank.map_or(Json::Null, Json::from));
-    for (key, value) in [
-        ("kv_lora_rank", rank),
-        ("qk_rope_head_dim", rope),
-        ("qk_nope_head_dim", nope),
-        ("v_head_dim", v),
-        ("n_routed_experts", keys.req("expert_count", EXPERTS)?),
-        ("num_experts_per_tok", keys.req("expert_used_count", TOP_K)?),
-        (
-            "n_shared_experts",
-            keys.opt("expert_shared_count")?.unwrap_or(0),
-        ),
-        ("moe_intermediate_size", expert_inner(keys)?),
-        (
-            "first_k_dense_replace",
-            keys.opt("leading_dense_block_count")?.unwrap_or(0),
-        ),
-        ("moe_layer_freq", 1),
-    ] {
-        map.insert(key.to_owned(), value.into());
-    }
-    // The third version chooses experts by a sigmoid with a bias.
-    if keys.any_layer("exp_probs_b.bias") {
-        rename(map, "DeepseekV3ForCausalLM", "deepseek_v3");
-    }
-    Ok(())
-}
-
-/// Biases where the file has them: of the models of 2025 the small one.
-fn glm4(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    map.insert(
-        "attention_bias".into(),
-        keys.any_layer("attn_q.bias").into(),
-    );
-    Ok(())
-}
-
-/// What each layer has, as a checkpoint's config says it: a layer without KV heads has a matrix in place of attention
-/// where it has query heads, else nothing.
-fn deci(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    let of = |key: &str, why: &'static str| {
-        keys.per_layer(key)?.ok_or_else(|| ModelError::Missing {
-            field: keys.name(key),
-            why,
-        })
-    };
-    let heads = of("attention.head_count", "it says which layers attend")?;
-    let kv_heads = of("attention.head_count_kv", "it says which layers attend")?;
-    let inner = of("feed_forward_length", "it sizes each layer's feed-forward")?;
-    let mut blocks = Vec::new();
-    for ((&q, &kv), &inner) in heads.iter().zip(&kv_heads).zip(&inner) {
-        if kv > 0 && !q.is_multiple_of(kv) {
-            return Err(ModelError::Contradiction(format!(
-                "a layer has {q} attention heads, no multiple of its {kv} KV heads"
-            )));
-        }
-        blocks.push(json!({
-            "attention": {
-                "n_heads_in_group": q.checked_div(kv),
-                "no_op": q == 0,
-                "replace_with_linear": q > 0 && kv == 0,
-            },
-            "ffn": { "intermediate_size": inner, "no_op": inner == 0, "replace_with_linear": false },
-        }));
-    }
-    map.insert("block_configs".into(), blocks.into());
-    Ok(())
-}
-
-fn gpt_oss(keys: &Keys<'_>, map: &mut Map<String, Json>) -> Result<(), ModelError> {
-    map.insert(
-        "num_local_experts".into(),
-        keys.req("expert_count", EXPERTS)?.into(),
-    );
-    map.insert(
-        "num_experts_per_tok".into(),
-        keys.req("expert_used_count", TOP_K)?.into(),
-    );
-    map.insert("intermediate_size".into(), expert_inner(keys)?.into());
-    keys.req("attention.sliding_window", "every other layer has a window")?;
-    map.insert("layer_types".into(), keys.layer_types(2)?);
     Ok(())
 }

@@ -12,6 +12,7 @@
 mod config;
 mod cursor;
 mod error;
+mod fields;
 mod gemma4;
 mod header;
 mod routed;

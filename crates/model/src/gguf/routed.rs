@@ -5,7 +5,8 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::config::{EXPERTS, Keys, TOP_K, expert_inner};
+use super::config::Keys;
+use super::fields::{EXPERTS, TOP_K, expert_inner};
 use crate::ModelError;
 
 type Fields = Map<String, Json>;

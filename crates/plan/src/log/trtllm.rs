@@ -330,7 +330,7 @@ mod tests {
     const SPARK: &str = "\
         Starting trtllm-serve for model openai/gpt-oss-120b on port 8355...\n\
         [TensorRT-LLM] TensorRT-LLM version: 1.1.0rc3\n\
-        /root/.cache/huggingface/hub/models--openai--gpt-oss-120b/snapshots/b5c939de8f754692c1647ca79fbf85e8c1e70f8a\n\
+        /hub/models--openai--gpt-oss-120b/snapshots/b5c939de8f754692c1647ca79fbf85e8c1e70f8a\n\
         [12/20/2025-04:20:21] [TRT-LLM] [I] Use 63.32 GB for model weights.\n\
         [12/20/2025-04:21:10] [TRT-LLM] [W] Both free_gpu_memory_fraction and max_tokens are set (to 0.8999999761581421 and 8224, respectively). The smaller value will be used.\n\
         [TensorRT-LLM][INFO] Number of tokens per block: 32.\n\
