@@ -74,6 +74,18 @@ pub(super) fn halves(text: &Config<'_>, key_bias: bool) -> Result<(Half, Half), 
 }
 
 impl Half {
+    /// The encoder of sounds that Qwen's models took from Whisper, and its defaults.
+    pub(super) fn of_sounds(audio: &Config<'_>, key_bias: bool) -> Result<Self, ModelError> {
+        let layers = ["encoder_layers", "num_hidden_layers"];
+        Ok(Self {
+            hidden: audio.dim_or(&["d_model", "hidden_size"], 1280)?,
+            layers: if layers.iter().any(|k| audio.has(k)) { audio.layers(&layers)? } else { 32 },
+            heads: audio.dim_or(&["encoder_attention_heads", "num_attention_heads"], 20)?,
+            inner: audio.dim_or(&["encoder_ffn_dim", "intermediate_size"], 5120)?,
+            key_bias,
+        })
+    }
+
     /// The layers of the encoder, which gives so many positions of so many elements each.
     pub(super) fn encode(self, b: &mut SpecBuilder, at: &str, positions: u64, elements: u64) -> Result<(), ModelError> {
         for i in 0..self.layers {

@@ -85,13 +85,7 @@ fn sees(vision: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
 
 /// Whisper's encoder without a table of positions, which are computed; what begins and ends a sound is learned.
 fn hears(audio: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let half = Half {
-        hidden: audio.dim_or(&["d_model"], 1280)?,
-        layers: if audio.has("encoder_layers") { audio.layers(&["encoder_layers"])? } else { 32 },
-        heads: audio.dim_or(&["encoder_attention_heads"], 20)?,
-        inner: audio.dim_or(&["encoder_ffn_dim"], 5120)?,
-        key_bias: false,
-    };
+    let half = Half::of_sounds(audio, false)?;
     let (e, one, w) = (Role::Encoder, Shard::Replicated, half.hidden);
     let (bands, out) = (audio.dim_or(&["num_mel_bins"], 128)?, audio.dim_or(&["output_dim"], 3584)?);
     for (name, inp) in [("conv1", bands), ("conv2", w)] {

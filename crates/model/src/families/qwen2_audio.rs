@@ -26,14 +26,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         field: config.path_of("audio_config"),
         why: "it describes the audio tower",
     })?;
-    let layers = ["encoder_layers", "num_hidden_layers"];
-    let half = Half {
-        hidden: audio.dim_or(&["d_model", "hidden_size"], 1280)?,
-        layers: if layers.iter().any(|k| audio.has(k)) { audio.layers(&layers)? } else { 32 },
-        heads: audio.dim_or(&["encoder_attention_heads", "num_attention_heads"], 20)?,
-        inner: audio.dim_or(&["encoder_ffn_dim", "intermediate_size"], 5120)?,
-        key_bias: false,
-    };
+    let half = Half::of_sounds(&audio, false)?;
     let positions = audio.dim_or(&["max_source_positions"], 1500)?;
     let bands = audio.dim_or(&["num_mel_bins"], 128)?;
     // Voxtral's table of positions stays in 32 bits.

@@ -46,13 +46,7 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
 
 /// Whisper's layers behind three convolutions, each of which halves bands and frames.
 fn hears(audio: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
-    let half = Half {
-        hidden: audio.dim_or(&["d_model"], 1280)?,
-        layers: if audio.has("encoder_layers") { audio.layers(&["encoder_layers"])? } else { 32 },
-        heads: audio.dim_or(&["encoder_attention_heads"], 20)?,
-        inner: audio.dim_or(&["encoder_ffn_dim"], 5120)?,
-        key_bias: true,
-    };
+    let half = Half::of_sounds(audio, true)?;
     let (e, one, w) = (Role::Encoder, Shard::Replicated, half.hidden);
     let seen = audio.dim_or(&["downsample_hidden_size"], 480)?;
     let bands = audio.dim_or(&["num_mel_bins"], 128)?;

@@ -1,9 +1,11 @@
-//! llama.cpp's buffers for a setup: its caches over all devices, and the first compute buffer.
+//! llama.cpp's figures, and its forks': a file's weights, caches over all devices, the first compute buffer.
 
 use plimsoll_device::Device;
 use plimsoll_model::ModelSpec;
 use plimsoll_units::DType;
 
+use super::figure::Figure;
+use super::predict::{Estimate, Loaded, Prediction};
 use super::record::Setup;
 use super::version::{EngineName, Said};
 use crate::engine::llamacpp::{
@@ -252,6 +254,107 @@ fn cache_types(text: Option<&str>) -> Result<(DType, DType, bool), String> {
     }
     let k = k.unwrap_or(DType::F16);
     Ok((k, v.unwrap_or(k), latent))
+}
+
+/// Sizes of files are printed with two or three decimals.
+const FILE_ROUNDING_GIB: f64 = 0.005;
+
+/// What a file of `gib` takes in buffers. The host's buffers of a mapped file span what lies elsewhere too, on devices or,
+/// where quantised matrices are laid out anew for the processor (`CPU_REPACK`), on the host itself: their sum is the file at
+/// least, and twice it at most.
+fn file_buffers(setup: &Setup, gib: f64, repacked: bool) -> Estimate {
+    let beside_devices = setup.layers_offloaded.is_some_and(|(n, _)| n > 0);
+    let elsewhere = beside_devices || repacked;
+    let most = if elsewhere { 2.0 * gib } else { gib };
+    Estimate {
+        value: gib,
+        low: gib - FILE_ROUNDING_GIB,
+        high: most + FILE_ROUNDING_GIB,
+        kind: if elsewhere { "bound" } else { "derived" },
+    }
+}
+
+/// Whether the processor's kernels may want matrices of this file otherwise than they are stored (`ggml-cpu/repack.cpp`: which
+/// ones depends on its instructions); the ik fork does so in place, when it is told.
+fn may_repack(setup: &Setup, spec: &ModelSpec, engine: EngineName) -> bool {
+    const OTHERWISE: [DType; 8] = [
+        DType::Q4_0,
+        DType::Q8_0,
+        DType::Q2K,
+        DType::Q4K,
+        DType::Q5K,
+        DType::Q6K,
+        DType::Iq4Nl,
+        DType::Mxfp4,
+    ];
+    if engine != EngineName::LlamaCpp || setup.gpu_count != Some(0) {
+        return false;
+    }
+    if spec.from_headers {
+        let mut matrices = spec.tensors.iter().filter(|t| t.shape.len() > 1);
+        return matrices.any(|t| OTHERWISE.contains(&t.dtype));
+    }
+    let plain = ["F16", "BF16", "F32"];
+    setup
+        .quantization
+        .as_deref()
+        .is_some_and(|q| !q.split_whitespace().any(|w| plain.contains(&w)))
+}
+
+/// Weights, caches and compute buffers.
+pub(super) fn figures(
+    setup: &Setup,
+    loaded: Loaded,
+    device: Result<Device, String>,
+    p: &mut Prediction,
+) -> Result<(), String> {
+    let spec = loaded.spec;
+    let run = LlamaRun::new(
+        setup,
+        &spec,
+        p.engine,
+        p.said,
+        device.as_ref().ok(),
+        &mut p.assumed,
+    )?;
+    let stored = if spec.from_headers {
+        Some(spec.stored_bytes().map_err(|e| e.to_string())?.gib())
+    } else {
+        setup.file_gib
+    };
+    p.figures.push((
+        Figure::Weights,
+        stored.map_or_else(
+            || Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
+            |gib| Ok(file_buffers(setup, gib, may_repack(setup, &spec, p.engine))),
+        ),
+    ));
+    let kv = run.kv_mib().map_err(|e| e.to_string())?;
+    let exact = |value: f64, low: f64, high: f64| Estimate {
+        value,
+        low,
+        high,
+        kind: if low < high { "derived" } else { "exact" },
+    };
+    p.figures.push((Figure::KvBuffer, Ok(exact(kv, kv, kv))));
+    let compute = match run.compute().map_err(|e| e.to_string())? {
+        Compute::Exact { mib, low, high } => Ok(exact(mib, low, high)),
+        Compute::Bound(mib, why) => {
+            p.assumed
+                .push(format!("compute buffer: only a bound is known: {why}"));
+            Ok(Estimate {
+                value: mib,
+                low: 0.0,
+                high: mib,
+                kind: "bound",
+            })
+        }
+    };
+    p.figures.push((Figure::ComputeBuffer, compute));
+    p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());
+    p.llama = Some(run);
+    p.spec = Some(spec);
+    Ok(())
 }
 
 #[cfg(test)]

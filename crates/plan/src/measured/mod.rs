@@ -22,6 +22,7 @@ mod record;
 mod sglang;
 mod trtllm;
 mod version;
+mod vllm;
 
 pub use card::{card, device};
 pub use configs::Configs;

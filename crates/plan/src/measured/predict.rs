@@ -10,16 +10,15 @@ use serde_json::{Value, json};
 use super::card::{candidates, device};
 use super::configs::Configs;
 use super::figure::Figure;
-use super::llama::{Compute, LlamaRun};
+use super::llama::LlamaRun;
 use super::quantisation::{self, Weights};
 use super::record::Setup;
-use super::sglang::figures as sglang_figures;
-use super::trtllm::figures as trtllm_figures;
 use super::version::{EngineName, Said, read_engine};
+use super::{llama, sglang, trtllm, vllm};
 use crate::engine::{Engine, Version};
 use crate::error::PlanError;
-use crate::evaluate::{Evaluation, StageEvaluation, Verdict, evaluate};
-use crate::settings::{Deployment, KvType, Load, Settings};
+use crate::evaluate::{Evaluation, StageEvaluation, Verdict};
+use crate::settings::{Deployment, KvType, Settings};
 use crate::term::{Region, Term};
 
 /// A predicted figure with its interval, in the figure's unit.
@@ -192,23 +191,6 @@ fn check_length(setup: &Setup, p: &mut Prediction) {
     }
 }
 
-/// Why the format of a setup's weights is open: it names none, nor does the configuration, and in the configuration's own
-/// type they alone exceed the card. Then nothing would have been printed: figures come after loading. Where they fit and
-/// nothing is left for the cache, a refusal is as likely as another format, and is predicted.
-fn weights_open(
-    setup: &Setup,
-    spec: &ModelSpec,
-    first: &StageEvaluation,
-    card: &Device,
-) -> Option<String> {
-    let said = setup.quantization.is_some() || spec.quant.is_some();
-    let weights = first.terms.iter().filter(|t| t.region == Region::Weights);
-    let least = Bytes::sum(weights.map(Term::low)).ok()?;
-    (!said && least > card.usable).then(|| {
-        "no weight format is given, and in the configuration's own type the weights alone exceed the card".to_owned()
-    })
-}
-
 /// Makes figures that differ between `first` and `others` bounds that span all of them.
 fn span(first: &mut Prediction, others: &[Prediction]) {
     for (figure, estimate) in &mut first.figures {
@@ -273,12 +255,12 @@ pub fn predict_on(
         p.attention = attention_kind(&m.spec);
     }
     let result = match engine {
-        EngineName::Vllm => loaded.and_then(|m| vllm(setup, m, device, &mut p)),
+        EngineName::Vllm => loaded.and_then(|m| vllm::figures(setup, m, device, &mut p)),
         EngineName::LlamaCpp | EngineName::IkLlamaCpp => {
-            loaded.and_then(|m| llama_cpp(setup, m, device, &mut p))
+            loaded.and_then(|m| llama::figures(setup, m, device, &mut p))
         }
-        EngineName::SgLang => loaded.and_then(|m| sglang_figures(setup, m, device, &mut p)),
-        EngineName::TensorRtLlm => loaded.and_then(|m| trtllm_figures(setup, m, device, &mut p)),
+        EngineName::SgLang => loaded.and_then(|m| sglang::figures(setup, m, device, &mut p)),
+        EngineName::TensorRtLlm => loaded.and_then(|m| trtllm::figures(setup, m, device, &mut p)),
         EngineName::Other => Err(format!("engine `{}` is not modelled", setup.engine)),
     };
     if let Err(reason) = result {
@@ -418,142 +400,33 @@ pub(super) fn kv_type(text: Option<&String>) -> Result<KvType, String> {
     }
 }
 
-/// vLLM's figures.
-fn vllm(
+/// What a report says of its settings that every engine of GPUs has.
+pub(super) fn asked(
     setup: &Setup,
-    loaded: Loaded,
-    device: Result<Device, String>,
-    p: &mut Prediction,
-) -> Result<(), String> {
-    let spec = loaded.spec;
-    let parallel = parallel(setup, &mut p.assumed)?;
-    let (release, unknown_release) = release(setup, p, crate::engine::vllm::NEWEST);
-    let settings = Settings {
+    quantization: Option<QuantFormat>,
+    engine: Engine,
+) -> Result<Settings, String> {
+    Ok(Settings {
         dtype: text_dtype(setup.dtype.as_ref())?,
-        quantization: loaded.online,
+        quantization,
         kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
         block_size: setup.block_size,
-        decode_context_parallel: setup.decode_context_parallel,
         max_model_len: setup.max_model_len,
         max_num_seqs: setup.max_num_seqs,
         max_num_batched_tokens: setup.max_num_batched_tokens,
         gpu_memory_utilization: setup.gpu_memory_utilization,
-        enforce_eager: setup.enforce_eager,
-        ..Settings::new(Engine::Vllm(release))
-    };
-    let deployment = Deployment {
-        device: match &device {
-            Ok(d) => d.clone(),
-            Err(_) => Device::unlimited(),
-        },
+        ..Settings::new(engine)
+    })
+}
+
+/// Cards of a report that nobody else uses; without limit where they are not known.
+pub(super) fn deployed(device: &Result<Device, String>, parallel: Parallel) -> Deployment {
+    Deployment {
         kinds: None,
+        device: device.clone().unwrap_or_else(|_| Device::unlimited()),
         parallel,
         in_use: Bytes::ZERO,
-    };
-    let context = setup.max_model_len.or(spec.max_context);
-    let load = Load::plain(1, context.unwrap_or(1));
-    let e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;
-    let first = e.stages.first().ok_or("no stage")?;
-
-    // Which of the setup's gaps stand in the way of which figure.
-    let no_card = device.err();
-    // V0's batch sizes, and what it measures beside torch, are the same on every card.
-    let by_card = release >= crate::engine::vllm::FIRST_V1;
-    let open = setup.max_num_seqs.is_none() || setup.max_num_batched_tokens.is_none();
-    let defaults_open = (by_card && open)
-        .then(|| {
-            no_card
-                .as_ref()
-                .map(|why| format!("batch sizes default by card, and {why}"))
-        })
-        .flatten();
-    let no_weights = loaded
-        .unknown
-        .or_else(|| weights_open(setup, &spec, first, &deployment.device));
-    let needs = |gaps: &[&Option<String>]| -> Result<(), String> {
-        gaps.iter().find_map(|g| (*g).clone()).map_or(Ok(()), Err)
-    };
-    let profile_gaps: &[&Option<String>] = &[&unknown_release, &defaults_open];
-    let pool_gaps: &[&Option<String>] = &[&unknown_release, &no_card, &no_weights];
-    let length_gap = context
-        .is_none()
-        .then(|| "no longest length is given".to_owned());
-
-    let mut put = |f: Figure, r: Result<Estimate, String>| p.figures.push((f, r));
-    put(
-        Figure::Weights,
-        needs(&[&no_weights]).and_then(|()| {
-            let regions = [Region::Weights, Region::Adapters, Region::Draft];
-            of_regions(first.terms.iter(), &regions)
-        }),
-    );
-    put(
-        Figure::Activation,
-        needs(profile_gaps).and_then(|()| {
-            let regions = [Region::Activations, Region::Workspace, Region::EncoderCache];
-            of_regions(first.terms.iter(), &regions)
-        }),
-    );
-    put(
-        Figure::NonTorch,
-        needs(&[&unknown_release, if by_card { &no_card } else { &None }]).and_then(|()| {
-            let regions = [Region::Driver, Region::Collectives];
-            if !first.terms.iter().any(|t| regions.contains(&t.region)) {
-                return Err("the engine's model has no such term yet".to_owned());
-            }
-            of_regions(first.terms.iter(), &regions)
-        }),
-    );
-    // Where nothing is left, none of these is printed: the report has a cause that the setup does not show.
-    let starts = || {
-        let left = pool(first).value;
-        if left > 0.0 {
-            return Ok(());
-        }
-        Err(format!(
-            "it would not start: everything but the KV cache needs {:.2} GiB more than its budget",
-            -left
-        ))
-    };
-    put(
-        Figure::KvPool,
-        needs(pool_gaps)
-            .and_then(|()| starts())
-            .map(|()| pool(first)),
-    );
-    let capacity = |pick: fn(&Capacities) -> [f64; 3]| -> Result<Estimate, String> {
-        let c = capacities(&e).map_err(|e| e.to_string())?;
-        let [value, low, high] = pick(&c);
-        if setup.max_model_len.is_none() && tokens_follow_length(&e) {
-            return Err("no `max_model_len`, which the tokens of such caches depend on".to_owned());
-        }
-        Ok(Estimate {
-            value,
-            low,
-            high,
-            kind: pool(first).kind,
-        })
-    };
-    put(
-        Figure::KvTokens,
-        needs(pool_gaps)
-            .and_then(|()| starts())
-            .and_then(|()| capacity(|c| c.tokens)),
-    );
-    put(
-        Figure::MaxConcurrency,
-        needs(pool_gaps)
-            .and_then(|()| starts())
-            .and_then(|()| needs(&[&length_gap]))
-            .and_then(|()| capacity(|c| c.concurrency)),
-    );
-    p.start = needs(pool_gaps)
-        .and_then(|()| needs(&[&length_gap]))
-        .map(|()| e.verdict);
-    p.evaluation = Some(e);
-    p.settings = Some(settings);
-    p.spec = Some(spec);
-    Ok(())
+    }
 }
 
 /// Terms of some regions in GiB, added up; the interval is as wide as all of them together.
@@ -635,105 +508,4 @@ pub(super) fn tokens_follow_length(e: &Evaluation) -> bool {
         };
         a.abs_diff(b) > a.max(b) / 8
     })
-}
-
-/// Sizes of files are printed with two or three decimals.
-const FILE_ROUNDING_GIB: f64 = 0.005;
-
-/// What a file of `gib` takes in buffers. The host's buffers of a mapped file span what lies elsewhere too, on devices or,
-/// where quantised matrices are laid out anew for the processor (`CPU_REPACK`), on the host itself: their sum is the file at
-/// least, and twice it at most.
-fn file_buffers(setup: &Setup, gib: f64, repacked: bool) -> Estimate {
-    let beside_devices = setup.layers_offloaded.is_some_and(|(n, _)| n > 0);
-    let elsewhere = beside_devices || repacked;
-    let most = if elsewhere { 2.0 * gib } else { gib };
-    Estimate {
-        value: gib,
-        low: gib - FILE_ROUNDING_GIB,
-        high: most + FILE_ROUNDING_GIB,
-        kind: if elsewhere { "bound" } else { "derived" },
-    }
-}
-
-/// Whether the processor's kernels may want matrices of this file otherwise than they are stored (`ggml-cpu/repack.cpp`: which
-/// ones depends on its instructions); the ik fork does so in place, when it is told.
-fn may_repack(setup: &Setup, spec: &ModelSpec, engine: EngineName) -> bool {
-    const OTHERWISE: [DType; 8] = [
-        DType::Q4_0,
-        DType::Q8_0,
-        DType::Q2K,
-        DType::Q4K,
-        DType::Q5K,
-        DType::Q6K,
-        DType::Iq4Nl,
-        DType::Mxfp4,
-    ];
-    if engine != EngineName::LlamaCpp || setup.gpu_count != Some(0) {
-        return false;
-    }
-    if spec.from_headers {
-        let mut matrices = spec.tensors.iter().filter(|t| t.shape.len() > 1);
-        return matrices.any(|t| OTHERWISE.contains(&t.dtype));
-    }
-    let plain = ["F16", "BF16", "F32"];
-    setup
-        .quantization
-        .as_deref()
-        .is_some_and(|q| !q.split_whitespace().any(|w| plain.contains(&w)))
-}
-
-/// llama.cpp's figures.
-fn llama_cpp(
-    setup: &Setup,
-    loaded: Loaded,
-    device: Result<Device, String>,
-    p: &mut Prediction,
-) -> Result<(), String> {
-    let spec = loaded.spec;
-    let run = LlamaRun::new(
-        setup,
-        &spec,
-        p.engine,
-        p.said,
-        device.as_ref().ok(),
-        &mut p.assumed,
-    )?;
-    let stored = if spec.from_headers {
-        Some(spec.stored_bytes().map_err(|e| e.to_string())?.gib())
-    } else {
-        setup.file_gib
-    };
-    p.figures.push((
-        Figure::Weights,
-        stored.map_or_else(
-            || Err("the tensor types of a GGUF file are in the file, not in the report".to_owned()),
-            |gib| Ok(file_buffers(setup, gib, may_repack(setup, &spec, p.engine))),
-        ),
-    ));
-    let kv = run.kv_mib().map_err(|e| e.to_string())?;
-    let exact = |value: f64, low: f64, high: f64| Estimate {
-        value,
-        low,
-        high,
-        kind: if low < high { "derived" } else { "exact" },
-    };
-    p.figures.push((Figure::KvBuffer, Ok(exact(kv, kv, kv))));
-    let compute = match run.compute().map_err(|e| e.to_string())? {
-        Compute::Exact { mib, low, high } => Ok(exact(mib, low, high)),
-        Compute::Bound(mib, why) => {
-            p.assumed
-                .push(format!("compute buffer: only a bound is known: {why}"));
-            Ok(Estimate {
-                value: mib,
-                low: 0.0,
-                high: mib,
-                kind: "bound",
-            })
-        }
-    };
-    p.figures.push((Figure::ComputeBuffer, compute));
-    p.start = Err("llama.cpp starts whatever is asked, or fails in its allocator".to_owned());
-    p.llama = Some(run);
-    p.spec = Some(spec);
-    Ok(())
 }

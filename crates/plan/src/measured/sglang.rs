@@ -5,13 +5,12 @@ use plimsoll_units::Bytes;
 
 use super::figure::Figure;
 use super::predict::{
-    Estimate, Loaded, Prediction, capacities, kv_type, of_regions, parallel, pool, release,
-    text_dtype,
+    Estimate, Loaded, Prediction, asked, capacities, deployed, of_regions, parallel, pool, release,
 };
 use super::record::Setup;
 use crate::engine::{Engine, sglang};
 use crate::evaluate::{Evaluation, evaluate};
-use crate::settings::{Deployment, Load, Settings};
+use crate::settings::{Load, Settings};
 use crate::term::Region;
 
 /// Weights, what the pool takes, and its tokens.
@@ -30,25 +29,12 @@ pub(super) fn figures(
     };
     let (release, unknown_release) = release(setup, p, sglang::NEWEST);
     let mut settings = Settings {
-        dtype: text_dtype(setup.dtype.as_ref())?,
-        quantization: loaded.online,
-        kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
-        block_size: setup.block_size,
-        max_model_len: setup.max_model_len,
-        max_num_seqs: setup.max_num_seqs,
-        max_num_batched_tokens: setup.max_num_batched_tokens,
-        gpu_memory_utilization: setup.gpu_memory_utilization,
         max_total_tokens: setup.max_total_tokens,
         free_before_loading: setup.free_before_gib.and_then(|g| Bytes::from_gib(g).ok()),
         enforce_eager: setup.enforce_eager,
-        ..Settings::new(Engine::Sglang(release))
+        ..asked(setup, loaded.online, Engine::Sglang(release))?
     };
-    let deployment = Deployment {
-        kinds: None,
-        device: device.clone().unwrap_or_else(|_| Device::unlimited()),
-        parallel,
-        in_use: Bytes::ZERO,
-    };
+    let deployment = deployed(&device, parallel);
     let context = setup.max_model_len.or(spec.max_context).unwrap_or(1);
     let load = Load::plain(1, context);
     let mut e = evaluate(&spec, &deployment, &settings, &load).map_err(|e| e.to_string())?;

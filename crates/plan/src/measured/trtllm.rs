@@ -8,11 +8,11 @@ use plimsoll_device::Device;
 use plimsoll_units::Bytes;
 
 use super::figure::Figure;
-use super::predict::{Estimate, Loaded, Prediction, kv_type, of_regions, parallel, text_dtype};
+use super::predict::{Estimate, Loaded, Prediction, asked, deployed, of_regions, parallel};
 use super::record::Setup;
 use crate::engine::Engine;
 use crate::evaluate::{StageEvaluation, evaluate};
-use crate::settings::{Deployment, Load, Settings};
+use crate::settings::Load;
 use crate::term::{Region, Term};
 
 /// Share of free memory that the pool takes unless told (`llmapi/llm_args.py: KvCacheConfig`).
@@ -27,23 +27,8 @@ pub(super) fn figures(
 ) -> Result<(), String> {
     let spec = loaded.spec;
     let parallel = parallel(setup, &mut p.assumed)?;
-    let settings = Settings {
-        dtype: text_dtype(setup.dtype.as_ref())?,
-        quantization: loaded.online,
-        kv_type: kv_type(setup.kv_cache_dtype.as_ref())?,
-        block_size: setup.block_size,
-        max_model_len: setup.max_model_len,
-        max_num_seqs: setup.max_num_seqs,
-        max_num_batched_tokens: setup.max_num_batched_tokens,
-        gpu_memory_utilization: setup.gpu_memory_utilization,
-        ..Settings::new(Engine::TrtLlm)
-    };
-    let deployment = Deployment {
-        kinds: None,
-        device: device.clone().unwrap_or_else(|_| Device::unlimited()),
-        parallel,
-        in_use: Bytes::ZERO,
-    };
+    let settings = asked(setup, loaded.online, Engine::TrtLlm)?;
+    let deployment = deployed(&device, parallel);
     let context = setup.max_model_len.or(spec.max_context).unwrap_or(1);
     let e = evaluate(&spec, &deployment, &settings, &Load::plain(1, context))
         .map_err(|e| e.to_string())?;
