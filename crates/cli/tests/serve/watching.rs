@@ -62,7 +62,19 @@ fn metrics_count_what_was_asked() {
     );
     assert_eq!(server.get("/nowhere").status, 404);
     http += 2.0;
-    let now = scrape(&server);
+    // A request is counted when its answer was let go of and a step when it is done: a moment after the client has read.
+    let mut now = scrape(&server);
+    for _ in 0..200 {
+        let steps = now.sum("plimsoll:engine_steps_total", &[]);
+        let counted = now.sum("vllm:iteration_tokens_total_count", &[]);
+        if now.sum("plimsoll:http_requests_total", &[]) >= http && steps == counted {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        // The scrape before is one more.
+        http += 1.0;
+        now = scrape(&server);
+    }
     now.follows(&empty);
     let model = [("model_name", "a \"b\\c")];
     let vllm = |name: &str| now.sum(&format!("vllm:{name}"), &model);
