@@ -228,6 +228,10 @@ fn p_flags_that_contradict_each_other_or_the_model() {
         ("--engine vllm --reserve max", "--reserve"),
         ("--engine vllm --weights int8", "--quantization"),
         (
+            "--engine sglang --gpu h100 --tp 8 --decode-context-parallel-size 2",
+            "`--engine vllm`",
+        ),
+        (
             "--engine plimsoll --gpu h100 --pp 2 --weights int8",
             "only where the model runs",
         ),

@@ -210,6 +210,14 @@ pub fn prepared<'a>(
             reason: "it is for `--engine plimsoll`; others have `--quantization`".to_owned(),
         });
     }
+    let dealt = settings.decode_context_parallel.filter(|n| *n > 1);
+    if let (Some(n), false) = (dealt, matches!(settings.engine, Engine::Vllm(_))) {
+        return Err(PlanError::Refused {
+            engine: settings.engine.to_string(),
+            setting: format!("--decode-context-parallel-size {n}"),
+            reason: "it is for `--engine vllm`".to_owned(),
+        });
+    }
     match settings.quantization {
         Some(format) if spec.quant.is_none() => {
             let mut changed = spec.clone();
