@@ -399,6 +399,11 @@ fn what_is_emitted_says_all_that_was_planned() {
             "",
         ),
         (
+            "--emit sglang --kv-memory 8GiB",
+            "--max-total-tokens 65536",
+            "",
+        ),
+        (
             "--emit sglang --engine sglang@0.4.6 --max-loras 2",
             "--max-loras-per-batch 2",
             "-lora-rank",
@@ -410,6 +415,16 @@ fn what_is_emitted_says_all_that_was_planned() {
         assert!(text.contains(words), "{flags}: {text}");
         assert!(not.is_empty() || !text.contains(not), "{flags}: {text}");
     }
+}
+
+/// On processors llama-server keeps no finished prompts, which the plan does not count; one slot has one buffer anyway.
+#[test]
+fn what_is_emitted_for_processors_takes_nothing_beside_the_plan() {
+    let plan =
+        "plan llama-3.1-8b --gpu cpu --memory 32GiB --users 1 --context 4k --engine llama.cpp";
+    let out = run(&format!("{plan} --kv-unified --threads 2 --emit llama.cpp"));
+    let words = "llama-server -m MODEL.gguf -c 4096 -np 1 --device none -t 2 --cache-ram 0";
+    assert_eq!(String::from_utf8(out.stdout).unwrap().trim(), words);
 }
 
 /// What is stored quantised is loaded as it is, and a server told otherwise would not start.
