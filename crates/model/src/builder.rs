@@ -7,7 +7,7 @@ use plimsoll_units::{Bytes, DType, SizeOverflow};
 
 use crate::arithmetic::{Arithmetic, NotRunnable};
 use crate::config::Config;
-use crate::quant::QuantScheme;
+use crate::quant::{Pattern, QuantFormat, QuantScheme};
 use crate::spec::{Attention, Encoder, Ffn, LayerSpec, Mixer, ModelSpec, Reach, Rotary};
 use crate::tensor::{Axis, Linear, Role, Shard, TensorSpec};
 use crate::{ModelError, quant};
@@ -23,6 +23,8 @@ pub struct SpecBuilder {
     mtp: bool,
     rotary_share: f64,
     rotary_local: bool,
+    /// Names of modules that have another format where linear layers are 8-bit floats in blocks.
+    beside_blocks: Vec<(&'static str, QuantFormat)>,
 }
 
 const HEADS: &str = "attention heads";
@@ -76,6 +78,7 @@ impl SpecBuilder {
             mtp: false,
             rotary_share: 1.0,
             rotary_local: false,
+            beside_blocks: Vec::new(),
         })
     }
 
@@ -376,6 +379,11 @@ impl SpecBuilder {
         self.spec.arithmetic = read.map_err(NotRunnable::Config);
     }
 
+    /// Modules whose name has this in it have this format where the checkpoint's linear layers are 8-bit floats in blocks.
+    pub(crate) fn beside_blocks(&mut self, name: &'static str, format: QuantFormat) {
+        self.beside_blocks.push((name, format));
+    }
+
     /// Sets the vision or audio tower.
     pub fn encoder(&mut self, encoder: Encoder) {
         self.spec.encoder = Some(encoder);
@@ -390,7 +398,12 @@ impl SpecBuilder {
         if self.spec.rotary.is_empty() {
             self.spec.rotary = rotary(&config.text()?, &self)?;
         }
-        if let Some(scheme) = QuantScheme::from_config(config)? {
+        if let Some(mut scheme) = QuantScheme::from_config(config)? {
+            if matches!(scheme.format, QuantFormat::Fp8Block { .. }) {
+                for (name, format) in self.beside_blocks {
+                    scheme.others.push((Pattern::Name(name.to_owned()), format));
+                }
+            }
             quant::apply(&mut self.spec, scheme)?;
         }
         let spec = self.spec;

@@ -306,9 +306,7 @@ impl QuantScheme {
         for place in [config, &text] {
             for key in ["quantization_config", "compression_config"] {
                 if let Some(q) = place.object(key)? {
-                    let mut scheme = Self::read(&q)?;
-                    scheme.others.extend(mixed::experts(&text, &scheme));
-                    return Ok(Some(scheme));
+                    return Self::read(&q).map(Some);
                 }
             }
         }

@@ -9,6 +9,7 @@ use plimsoll_units::DType;
 
 use super::{Decoder, Defaults, Family, MAX_EXPERTS, decoder_or, glm4_moe, tie};
 use crate::builder::{columns, heads};
+use crate::quant::QuantFormat;
 use crate::{Compressed, Config, Ffn, Indexer, LatentAttention, LayerSpec, Mixer, ModelError, Moe, Role, Rotary, Shard, SpecBuilder};
 
 pub(super) const FAMILY: Family =
@@ -44,6 +45,8 @@ fn lower(config: &Config<'_>, b: &mut SpecBuilder) -> Result<(), ModelError> {
         q_heads: d.q_heads, rank: plain, rope_dim: rope, nope_dim: plain, v_dim: d.head_dim, q_rank: Some(q_rank),
         indexer: (ratio == 4).then_some(indexer), compressed: Some(Compressed { window, ratio, overlaps: ratio == 4 }),
     };
+    // The class's default beside 8-bit blocks (vLLM 0.32 `models/deepseek_v4/quant_config.py`).
+    if text.str("expert_dtype").unwrap_or("fp4") == "fp4" { b.beside_blocks("ffn.experts", QuantFormat::Mxfp4Packed) }
     tie(config, &text, b, false)?;
     // Layers with entries rotate at a base of their own.
     b.spec().rotary = b.spec().max_context.map(|positions| vec![Rotary { dim: rope, positions }; 2]).unwrap_or_default();
@@ -122,10 +125,7 @@ fn experts(b: &mut SpecBuilder, s: &Sizes, by_hash: bool) -> Result<(), ModelErr
         ["w1", "w3"].into_iter().for_each(|name| b.out_split(role, &format!("{at}{name}"), [inner, h], false, columns(inner)));
         b.in_split(role, &format!("{at}w2"), [h, inner], false, columns(inner));
     };
-    b.experts(moe.experts, |b| {
-        three(b, Role::Experts, "ffn.experts.{e}.", moe.intermediate);
-        Ok(())
-    })?;
+    b.experts(moe.experts, |b| { three(b, Role::Experts, "ffn.experts.{e}.", moe.intermediate); Ok(()) })?;
     if moe.shared > 0 {
         three(b, Role::SharedExperts, "ffn.shared_experts.", moe.shared);
     }

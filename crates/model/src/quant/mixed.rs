@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    Extras, Pattern, QuantFormat, QuantScheme, compressed_group, is_dynamic, modelopt as algorithm,
-};
+use super::{Extras, Pattern, QuantFormat, compressed_group, is_dynamic, modelopt as algorithm};
 use crate::ModelError;
 use crate::config::{Config, shorten};
 
@@ -59,19 +57,6 @@ pub(super) fn modelopt(
         }
     }
     Ok(most)
-}
-
-/// DeepSeek V4's routed experts, which have a type of their own beside 8-bit linear layers: 4-bit floats with a power of
-/// two for 32 of them, unless `expert_dtype` says otherwise.
-///
-/// Source: vLLM 0.32 `models/deepseek_v4/quant_config.py` (`DeepseekV4FP8Config`), whose default this is.
-pub(super) fn experts(text: &Config<'_>, scheme: &QuantScheme) -> Option<(Pattern, QuantFormat)> {
-    let is_v4 = text.str("model_type") == Some("deepseek_v4")
-        || text.architecture() == Some("DeepseekV4ForCausalLM");
-    let blocks = matches!(scheme.format, QuantFormat::Fp8Block { .. });
-    let fp4 = text.str("expert_dtype").unwrap_or("fp4") == "fp4";
-    let pattern = Pattern::Name("ffn.experts".to_owned());
-    (is_v4 && blocks && fp4).then_some((pattern, QuantFormat::Mxfp4Packed))
 }
 
 /// A module's name with the first expert in place of any.
