@@ -6,6 +6,7 @@ mod inventory;
 
 use inventory::{golden_files, read};
 use plimsoll_model::{Assume, Ffn, Mixer, ModelSpec, Reach, Role, from_config};
+use plimsoll_units::DType;
 use serde_json::{Value, json};
 
 /// The config of a golden file.
@@ -381,4 +382,31 @@ fn arctic_has_a_dense_part_beside_its_experts() {
     let every = spec(&config);
     assert_eq!(layers_with(&every, "experts.{e}.w2"), [true; 4]);
     assert_eq!(layers_with(&every, "residual"), [false; 4]);
+}
+
+/// DeepSeek V4's experts are in 4-bit floats beside 8-bit blocks, unless its config says otherwise.
+#[test]
+fn deepseek_v4s_experts_have_a_type_of_their_own() {
+    let experts = |more: &[(&str, Value)]| {
+        let mut config = golden("deepseek_v4-small");
+        for (key, value) in more {
+            config[*key] = value.clone();
+        }
+        let spec = spec(&config);
+        let types = spec.tensors.iter().filter(|t| t.role == Role::Experts);
+        let mut types: Vec<DType> = types
+            .filter(|t| t.linear.is_some())
+            .map(|t| t.dtype)
+            .collect();
+        types.dedup();
+        types
+    };
+    let blocks = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]});
+    let quantised = ("quantization_config", blocks);
+    assert_eq!(experts(&[]), [DType::F32]);
+    assert_ne!(experts(&[quantised.clone()]), [DType::F8E4m3]);
+    assert_eq!(
+        experts(&[quantised, ("expert_dtype", json!("fp8"))]),
+        [DType::F8E4m3]
+    );
 }

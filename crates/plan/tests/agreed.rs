@@ -115,3 +115,23 @@ fn a_card_has_the_memory_that_was_free_on_it() {
     assert!(assumed("").contains("rtx-5090-32g"));
     assert!(!assumed("avail mem 90.1 GB before load").contains("rtx-5090-32g"));
 }
+
+/// Eight ranks that share out the entries of latents hold eight times as many tokens: so this model's page prints both.
+#[test]
+fn a_reports_decode_context_parallel_counts() {
+    let tokens = |notes: &str| {
+        let record = json!({"engine": "vllm", "engine_version": "v0.11.2", "model": "moonshotai/Kimi-K2-Thinking", "gpu": "H200",
+            "gpu_count": 8, "tensor_parallel": 8, "kv_tokens": 1, "notes": notes});
+        let mut config = catalogue::find("kimi-k2-thinking").unwrap().config.clone();
+        config["model"] = record["model"].clone();
+        let configs = Configs::parse(&config.to_string()).unwrap();
+        let p = predict(
+            &parse_records(&record.to_string()).unwrap()[0].setup,
+            &configs,
+        );
+        let found = p.figures.iter().find(|(f, _)| *f == Figure::KvTokens);
+        found.unwrap().1.as_ref().unwrap().value
+    };
+    let ratio = tokens("decode context parallel 8") / tokens("");
+    assert!((ratio - 8.0).abs() < 0.01, "{ratio}");
+}
