@@ -404,7 +404,7 @@ fn deepseek_v4s_experts_have_a_type_of_their_own() {
     let blocks = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]});
     let quantised = ("quantization_config", blocks);
     assert_eq!(experts(&[]), [DType::F32]);
-    assert_ne!(experts(&[quantised.clone()]), [DType::F8E4m3]);
+    assert_ne!(experts(std::slice::from_ref(&quantised)), [DType::F8E4m3]);
     assert_eq!(
         experts(&[quantised, ("expert_dtype", json!("fp8"))]),
         [DType::F8E4m3]
